@@ -1,0 +1,67 @@
+"""Dimensions of the decoder and its rotary embedding. Numbers of the released sizes: conf/model/*.yaml."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class RopeConfig:
+    """YaRN rotary embedding plus position-dependent query scaling (Ministral 3).
+
+    theta: base of the rotary frequencies (no unit).
+    factor: YaRN context extension, taken literally (released checkpoints have 16 and 0.25).
+    original_max_position_embeddings: tokens; context the frequencies were first trained for.
+    beta_fast, beta_slow: rotations bounding the YaRN correction range.
+    mscale, mscale_all_dim: attention temperature of YaRN; equal values give an attention factor of 1.
+    truncate: round the correction range to whole dimensions.
+    llama_4_scaling_beta: query is multiplied by 1 + beta * log(1 + floor(position / original_max)).
+    """
+
+    theta: float = 1e6
+    factor: float = 16.0
+    original_max_position_embeddings: int = 16384
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 1.0
+    mscale_all_dim: float = 1.0
+    truncate: bool = True
+    llama_4_scaling_beta: float = 0.1
+
+
+@dataclass
+class ModelConfig:
+    """A dense Ministral 3 decoder with an untied head.
+
+    name: label written into checkpoints and exports.
+    num_layers, hidden_size, ffn_hidden_size: counts and widths of the decoder.
+    num_attention_heads, num_key_value_heads: query heads and grouped key/value heads.
+    head_dim: width of one head; never hidden_size / num_attention_heads in this family.
+    vocab_size: rows of the embedding and of the head.
+    rms_norm_eps: added to the mean square before the root.
+    max_position_embeddings: tokens; longest position the export claims.
+    init_std: standard deviation of fresh weights (runs without `init_from`).
+    """
+
+    name: str = MISSING
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    ffn_hidden_size: int = MISSING
+    num_attention_heads: int = MISSING
+    num_key_value_heads: int = MISSING
+    head_dim: int = MISSING
+    vocab_size: int = MISSING
+    rms_norm_eps: float = 1e-5
+    max_position_embeddings: int = 262144
+    init_std: float = 0.02
+    rope: RopeConfig = field(default_factory=RopeConfig)
+
+    @property
+    def query_width(self) -> int:
+        """Width of all query heads together."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_width(self) -> int:
+        """Width of all key heads together (values have the same)."""
+        return self.num_key_value_heads * self.head_dim

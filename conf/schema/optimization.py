@@ -1,0 +1,68 @@
+"""Optimizer, learning-rate schedule and number formats."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class ScheduleKind(Enum):
+    """wsd: warm-up, constant, decay at the end. cosine: warm-up, then half a cosine over the whole run."""
+
+    wsd = "wsd"
+    cosine = "cosine"
+
+
+class DecayShape(Enum):
+    """Curve of the WSD decay: linear, minus_sqrt (1 - sqrt(x)), cosine or exponential."""
+
+    linear = "linear"
+    minus_sqrt = "minus_sqrt"
+    cosine = "cosine"
+    exponential = "exponential"
+
+
+class Dtype(Enum):
+    """Format of weights and activations; gradients are reduced and optimizer state is kept in fp32."""
+
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW.
+
+    beta1, beta2, epsilon: of Adam. weight_decay: decoupled, not applied to norms.
+    clip_norm: largest global gradient norm; 0 switches clipping off.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the token budget.
+
+    peak_lr, final_lr: learning rates after warm-up and at the end.
+    warmup_fraction, decay_fraction: shares of the run (0 to 1); decay_fraction is used by wsd.
+    decay_shape: curve of the wsd decay.
+    """
+
+    kind: ScheduleKind = ScheduleKind.wsd
+    peak_lr: float = MISSING
+    final_lr: float = MISSING
+    warmup_fraction: float = 0.01
+    decay_fraction: float = 0.2
+    decay_shape: DecayShape = DecayShape.linear
+
+
+@dataclass
+class PrecisionConfig:
+    """dtype: format of weights and activations in training."""
+
+    dtype: Dtype = Dtype.bf16

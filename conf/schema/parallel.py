@@ -1,0 +1,39 @@
+"""How a model is laid out over ranks. The data-parallel degree is what the world size leaves."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Recompute(Enum):
+    """Activations recomputed in the backward pass: none, selective (attention) or full (every layer)."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+@dataclass
+class ParallelConfig:
+    """Degrees and switches of the parallel layout.
+
+    tensor_parallel, pipeline_parallel: ranks over which layers are split and stacked.
+    virtual_pipeline_parallel: model chunks per pipeline rank (interleaved schedule when > 1).
+    sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.
+    distributed_optimizer: shard optimizer state over the data-parallel ranks.
+    overlap_grad_reduce, overlap_param_gather: overlap data-parallel communication with compute.
+    recompute: see Recompute.
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    virtual_pipeline_parallel: int = 1
+    sequence_parallel: bool = False
+    distributed_optimizer: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    recompute: Recompute = Recompute.none
+
+    @property
+    def model_parallel(self) -> int:
+        """Ranks that hold one copy of the model."""
+        return self.tensor_parallel * self.pipeline_parallel

@@ -1,0 +1,148 @@
+"""The whole configuration of one run: what Hydra composes and everything below the entry files receives."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from omegaconf import MISSING
+
+from conf.schema.data import DataConfig
+from conf.schema.model import ModelConfig
+from conf.schema.optimization import OptimizerConfig, PrecisionConfig, ScheduleConfig
+from conf.schema.parallel import ParallelConfig
+from conf.schema.stage import StageConfig
+
+
+class Device(Enum):
+    """auto: CUDA when a device is there, else the CPU."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class AttentionBackend(Enum):
+    """auto: flex on CUDA, split on the CPU. split: dense products over structural pieces. flex: FlexAttention."""
+
+    auto = "auto"
+    split = "split"
+    flex = "flex"
+
+
+class ResumeMode(Enum):
+    """auto: continue the run folder's newest complete checkpoint if there is one. never: refuse a used folder."""
+
+    auto = "auto"
+    never = "never"
+
+
+@dataclass
+class TrainConfig:
+    """Length and batch of the run.
+
+    tokens: clean tokens to train on; steps are derived (floor of tokens / tokens per step, at least 1).
+    global_batch_size, micro_batch_size: sequences per optimizer step and per forward pass of one rank.
+    seed: of weights, data order and noise.
+    """
+
+    tokens: float = MISSING
+    global_batch_size: int = 512
+    micro_batch_size: int = 1
+    seed: int = 1234
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out losses, with the same data and the same noise at every evaluation.
+
+    every_steps: steps between evaluations; 0 evaluates at the end only.
+    sequences: held-out sequences used (a multiple of nothing; at most what the dataset has).
+    """
+
+    every_steps: int = 500
+    sequences: int = 256
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of a run.
+
+    every_steps: steps between checkpoints; 0 saves at the end only.
+    keep: newest complete checkpoints kept; older ones are deleted after a newer one is complete.
+    asynchronous: write in the background where the machine supports it.
+    """
+
+    every_steps: int = 1000
+    keep: int = 2
+    asynchronous: bool = False
+
+
+@dataclass
+class RuntimeConfig:
+    """How a process runs; nothing here changes the result beyond rounding.
+
+    device: see Device. attention_backend: see AttentionBackend.
+    loss_chunk_rows: hidden rows per piece of head and cross entropy; bounds logits memory.
+    log_every_steps: steps between lines on the console (every step is in metrics.jsonl).
+    progress_bar: show one on rank 0's terminal. tensorboard: write event files.
+    timeout_minutes: of collectives.
+    """
+
+    device: Device = Device.auto
+    attention_backend: AttentionBackend = AttentionBackend.auto
+    loss_chunk_rows: int = 1024
+    log_every_steps: int = 10
+    progress_bar: bool = True
+    tensorboard: bool = True
+    timeout_minutes: float = 30.0
+
+
+@dataclass
+class RunFolderConfig:
+    """Where a run lives: `dir` holds config.yaml, metrics.jsonl, tensorboard/ and checkpoints/.
+
+    root, name: parent folder and name of the run; dir defaults to root/name.
+    """
+
+    root: str = "runs"
+    name: str = MISSING
+    dir: str = "${run.root}/${run.name}"
+
+
+@dataclass
+class ResumeConfig:
+    """mode: see ResumeMode. allow_data_change: continue although the data is not what the checkpoint saw."""
+
+    mode: ResumeMode = ResumeMode.auto
+    allow_data_change: bool = False
+
+
+@dataclass
+class RunConfig:
+    """One training run. `init_from`: Hugging Face directory or another run (or step) folder; weights only."""
+
+    stage: StageConfig = field(default_factory=StageConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run: RunFolderConfig = field(default_factory=RunFolderConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    init_from: Optional[str] = None
+    experiment: Any = None  # name of the composed experiment, for the record
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Clean tokens of one optimizer step."""
+        return self.train.global_batch_size * self.data.sequence_length
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return max(1, int(self.train.tokens) // self.tokens_per_step)

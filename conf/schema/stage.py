@@ -1,0 +1,40 @@
+"""What a stage optimises."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+
+class Objective(Enum):
+    """ar: next-token loss alone. joint: next-token loss plus block diffusion on the doubled sequence."""
+
+    ar = "ar"
+    joint = "joint"
+
+
+class LossNormalization(Enum):
+    """global_average: one denominator, scored rows of both losses. per_objective: each sum by its own count."""
+
+    global_average = "global_average"
+    per_objective = "per_objective"
+
+
+@dataclass
+class StageConfig:
+    """One training stage.
+
+    name: ar, joint or sft; part of the noise seed and of the run name.
+    objective: see Objective.
+    block_size: tokens per diffusion block, in training and as the export's default for decoding.
+    diffusion_weight: alpha in L_AR + alpha * L_diff.
+    noise_epsilon: lowest masking probability; p = (1 - eps) * t + eps with t uniform in (0, 1).
+    loss_normalization: see LossNormalization.
+    """
+
+    name: str = MISSING
+    objective: Objective = Objective.ar
+    block_size: int = 32
+    diffusion_weight: float = 0.3
+    noise_epsilon: float = 1e-3
+    loss_normalization: LossNormalization = LossNormalization.global_average
