@@ -1,0 +1,96 @@
+"""Facts about a tokenizer directory, read without importing a tokenizer library or torch.
+
+The fingerprint ties datasets, runs and checkpoints to the tokenizer they were made with: it covers everything in
+tokenizer.json that decides which ids a text becomes, and nothing that only says how the file was written.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Settings of a call (how far to pad, where to cut), which libraries write into the file as a side effect.
+_CALL_SETTINGS = ("padding", "truncation")
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """fingerprint: sha256 (hex) of the canonical tokenizer.json.
+
+    vocab_size: highest token id + 1, added tokens included. mask_token_id: id of the mask token.
+    bos_token_id, eos_token_id: as tokenizer_config.json declares them, or None.
+    """
+
+    fingerprint: str
+    vocab_size: int
+    mask_token_id: int
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+
+def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo:
+    """Read tokenizer.json and tokenizer_config.json of a Hugging Face tokenizer directory.
+
+    mask_token: text of the mask token; its id is looked up.
+    Raises: ValueError if the directory has no readable tokenizer.json or the mask token is not one of its tokens.
+    """
+    directory = Path(directory)
+    content = _read_json(directory / "tokenizer.json", "the fast tokenizer's file; save the tokenizer with it")
+    ids = _token_ids(content, directory / "tokenizer.json")
+    if mask_token not in ids:
+        raise ValueError(
+            f"the tokenizer in {directory} has no mask token {mask_token!r}: give the text of one of its reserved "
+            "tokens as data.mask_token (converter: --mask-token), or add the token"
+        )
+    config = _optional_json(directory / "tokenizer_config.json")
+    return TokenizerInfo(
+        fingerprint=_fingerprint(content),
+        vocab_size=max(ids.values()) + 1,
+        mask_token_id=ids[mask_token],
+        bos_token_id=_special_id(config, "bos_token", ids),
+        eos_token_id=_special_id(config, "eos_token", ids),
+    )
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    kept = {key: value for key, value in content.items() if key not in _CALL_SETTINGS}
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _token_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
+    """Token text -> id, of the model's own vocabulary and the added tokens."""
+    try:
+        vocab = content["model"]["vocab"]
+        # Unigram models list [text, score] pairs in id order; the others map text to id.
+        ids = {pair[0]: i for i, pair in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
+        ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
+    except (KeyError, TypeError, IndexError):
+        raise ValueError(f"{path} is not a tokenizer.json: it has no model.vocab") from None
+    if not ids:
+        raise ValueError(f"{path} has an empty vocabulary")
+    return ids
+
+
+def _special_id(config: dict[str, Any], name: str, ids: dict[str, int]) -> int | None:
+    """Id of a special token that tokenizer_config.json gives as text or as {"content": text}."""
+    token = config.get(name)
+    text = token.get("content") if isinstance(token, dict) else token
+    return ids.get(text) if isinstance(text, str) else None
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _read_json(path, "") if path.is_file() else {}
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name} ({what})") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: not a JSON object")
+    return content
