@@ -1,0 +1,78 @@
+"""Attention as one block-sparse kernel: FlexAttention with a BlockMask and grouped key heads (the way on CUDA).
+
+FlexAttention has no backward on the CPU (torch 2.13): there this backend serves checks of the forward only.
+Source: torch.nn.attention.flex_attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.attention.layout import SequenceLayout
+
+
+@dataclass(frozen=True)
+class FlexAttention:
+    """Callable form of a layout; block_mask is torch's BlockMask."""
+
+    block_mask: Any
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
+        kernel = _compiled_kernel() if query.is_cuda else _eager_kernel()
+        return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
+
+
+@cache
+def _compiled_kernel() -> Callable[..., Tensor]:
+    return torch.compile(_eager_kernel(), dynamic=False)
+
+
+def _eager_kernel() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+def build_flex_attention(layout: SequenceLayout) -> FlexAttention:
+    """The layout's BlockMask; one for the whole batch where all sequences are laid out alike."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    layout = layout.without_repeats()
+    batch, length = layout.positions.shape
+    rows = 2 * length if layout.doubled else length
+    mask_mod = _doubled_mask_mod(layout) if layout.doubled else _causal_mask_mod(layout)
+    shared = None if batch == 1 else batch
+    return FlexAttention(create_block_mask(mask_mod, shared, None, rows, rows, device=str(layout.positions.device)))
+
+
+def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
+    documents = layout.document_ids
+    one = len(documents) == 1
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        sequence = 0 if one else b
+        return (q >= k) & (documents[sequence, q] == documents[sequence, k])
+
+    return sees
+
+
+def _doubled_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
+    documents, blocks, length = layout.document_ids, layout.block_ids, layout.sequence_length
+    one = len(documents) == 1
+
+    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        sequence = 0 if one else b
+        q_noisy, k_noisy = q < length, k < length
+        q_index, k_index = q % length, k % length
+        q_block, k_block = blocks[sequence, q_index], blocks[sequence, k_index]
+        own_block = q_noisy & k_noisy & (q_block == k_block)
+        earlier_blocks = q_noisy & ~k_noisy & (k_block < q_block)
+        causal = ~q_noisy & ~k_noisy & (q_index >= k_index)
+        return (own_block | earlier_blocks | causal) & (documents[sequence, q_index] == documents[sequence, k_index])
+
+    return sees

@@ -1,0 +1,73 @@
+"""What every layer's attention needs from a batch, computed once per forward and passed down as an argument."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from conf.schema import AttentionBackend, ModelConfig
+from model.attention.flex import build_flex_attention
+from model.attention.layout import SequenceLayout
+from model.attention.split import build_split_attention
+from model.rope import Rotation, compute_rotation
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """rotation: of queries and keys by in-half position. attend: (query, key, value) [B, heads, R, D] -> [B, H, R, D]."""
+
+    rotation: Rotation
+    attend: Attend
+
+
+@dataclass
+class PlanBuilder:
+    """Turns layouts (given on the CPU) into plans on `device`. Regular layouts are planned once and kept."""
+
+    model: ModelConfig
+    backend: AttentionBackend
+    dtype: torch.dtype
+    device: torch.device
+    _regular: dict[tuple[int, int, bool], AttentionPlan] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.backend is AttentionBackend.auto:
+            self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.split
+            logger.info("attention backend %s, chosen for device %s", self.backend.value, self.device.type)
+
+    def build(self, layout: SequenceLayout) -> AttentionPlan:
+        """The plan of a layout; one of regular blocks in a single document comes from the cache."""
+        layout = layout.without_repeats()
+        block_size = _regular_block_size(layout)
+        if block_size is None:
+            return self._build(layout)
+        key = (layout.sequence_length, block_size, layout.doubled)
+        if key not in self._regular:
+            self._regular[key] = self._build(layout)
+        return self._regular[key]
+
+    def _build(self, layout: SequenceLayout) -> AttentionPlan:
+        layout = layout.to(self.device)
+        rotation = compute_rotation(layout.row_positions(), self.model.rope, self.model.head_dim, self.dtype)
+        build = build_flex_attention if self.backend is AttentionBackend.flex else build_split_attention
+        return AttentionPlan(rotation, build(layout))
+
+
+def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -> SequenceLayout:
+    """One document per sequence and blocks of equal size; fields [1, S]."""
+    positions = torch.arange(sequence_length)[None]
+    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, doubled)
+
+
+def _regular_block_size(layout: SequenceLayout) -> int | None:
+    block_size = int((layout.block_ids[0] == 0).sum())
+    if len(layout.positions) > 1 or block_size == 0:
+        return None
+    regular = build_regular_layout(layout.sequence_length, block_size, layout.doubled)
+    pairs = zip(layout.fields(), regular.fields(), strict=True)
+    return block_size if all(torch.equal(mine, its) for mine, its in pairs) else None

@@ -1,0 +1,40 @@
+"""RunConfig -> the model chunks of this rank."""
+
+from megatron.core import parallel_state
+from torch import nn
+
+from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from model.spec import build_block_spec
+from model.transformer_config import TORCH_DTYPES, build_transformer_config
+from model.tri_mode import TriModeModel
+
+
+def build_model_chunks(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, loss_chunk_rows: int
+) -> list[TriModeModel]:
+    """One TriModeModel per virtual pipeline stage of this rank (one without interleaving), weights freshly drawn.
+
+    megatron-core's process groups must exist (pretrain/distributed.py).
+    """
+    config = build_transformer_config(model, parallel, precision)
+    stages: list[int | None] = [None]
+    if parallel.virtual_pipeline_parallel > 1:
+        stages = list(range(parallel.virtual_pipeline_parallel))
+    chunks = []
+    for vp_stage in stages:
+        chunk = TriModeModel(
+            config,
+            model,
+            build_block_spec(config, vp_stage),
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
+            loss_chunk_rows=loss_chunk_rows,
+            vp_stage=vp_stage,
+        )
+        chunks.append(chunk.to(TORCH_DTYPES[precision.dtype]))
+    return chunks
+
+
+def count_parameters(chunks: list[nn.Module]) -> int:
+    """Parameters held by this rank."""
+    return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())

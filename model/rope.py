@@ -1,0 +1,79 @@
+"""Rotary embedding with YaRN frequencies, and query scaling by position.
+
+Shapes: B batch, R rows (S, or 2S in the joint stage), H heads, D head_dim.
+Source: YaRN (arXiv 2309.00071); constants and rounding as in transformers' `_compute_yarn_parameters`;
+query scaling as in Ministral 3 (`llama_4_scaling_beta`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from conf.schema import RopeConfig
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """cos, sin [R, B or 1, 1, D]; query_scale [R, B or 1, 1, 1]. Rows first, as megatron-core lays tensors out."""
+
+    cos: Tensor
+    sin: Tensor
+    query_scale: Tensor
+
+
+def compute_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
+    """Rotations per token of each dimension pair [D/2], fp32: interpolated below, kept above the correction range."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
+    frequencies = rope.theta**exponents
+    low, high = _correction_range(rope, head_dim)
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float) - low) / (high - low)).clamp(0, 1)
+    return ramp / (rope.factor * frequencies) + (1 - ramp) / frequencies
+
+
+def _correction_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:
+    """First and last dimension pair between full interpolation and none."""
+
+    def dimension(rotations: float) -> float:
+        turns = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    return low, high + 0.001 if low == high else high
+
+
+def compute_attention_factor(rope: RopeConfig) -> float:
+    """Scale of cos and sin; 1 when mscale equals mscale_all_dim."""
+
+    def mscale(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    if rope.mscale and rope.mscale_all_dim:
+        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
+    return mscale(1.0)
+
+
+def compute_query_scale(positions: Tensor, rope: RopeConfig) -> Tensor:
+    """1 + beta * log(1 + floor(position / original_max)), fp32, shape of `positions`."""
+    periods = torch.floor(positions.float() / rope.original_max_position_embeddings)
+    return 1 + rope.llama_4_scaling_beta * torch.log1p(periods)
+
+
+def compute_rotation(positions: Tensor, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> Rotation:
+    """Everything attention needs from in-half positions [B, R] (computed in fp32, returned in `dtype`)."""
+    inverse_frequencies = compute_inverse_frequencies(rope, head_dim).to(positions.device)
+    angles = positions.T.float()[:, :, None] * inverse_frequencies
+    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+    factor = compute_attention_factor(rope)
+    scale = compute_query_scale(positions.T, rope)[:, :, None, None]
+    return Rotation((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype), scale.to(dtype))
+
+
+def apply_rotation(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotates x [R, B, H, D] by its positions (dimension d is paired with d + D/2)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin
