@@ -1,0 +1,92 @@
+"""From YAML groups and command-line overrides to the typed RunConfig. Knows Hydra; imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.errors import ConfigError
+from conf.explain import explain, explain_unknown_keys, valid_keys
+from conf.schema import RunConfig
+
+CONFIG_MODULE = "conf"
+CONFIG_NAME = "config"
+
+
+def register_schema() -> None:
+    """Make RunConfig known to Hydra under the name conf/config.yaml uses. Calling it again changes nothing."""
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+
+
+def compose_run_config(overrides: list[str]) -> RunConfig:
+    """Compose as the command line would: `compose_run_config(["stage=joint", "train.tokens=1e6", ...])`.
+
+    Raises ConfigError naming the key or group option that is wrong and the nearest valid one.
+    """
+    register_schema()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            composed = compose(CONFIG_NAME, overrides)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise explain(error) from error
+    return to_run_config(composed)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """Check a composed configuration against the schema and give it as dataclasses, interpolations resolved.
+
+    Raises ConfigError for keys the schema does not have (Hydra itself accepts `+x=1`), for values of the wrong type,
+    and, in one message, for every value still missing.
+    """
+    plain = OmegaConf.to_container(composed, resolve=False)
+    known = set(valid_keys())
+    unknown = [key for key, _ in _leaves(plain) if key not in known]
+    if unknown:
+        raise explain_unknown_keys(unknown)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        _refuse_missing(OmegaConf.to_container(merged, resolve=False))
+        return cast(RunConfig, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML text, for the run folder's config.yaml; load_run_config reads it back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read a config.yaml written with to_yaml.
+
+    Raises ConfigError if the file is not there, is no YAML mapping, or does not fit today's schema.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # the YAML library's own exceptions have no common public base
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path} does not hold the configuration of a run")
+    return to_run_config(loaded)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in a nested dict that is not itself a non-empty dict."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for name, child in node.items():
+        yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _refuse_missing(plain: Any) -> None:
+    missing = [key for key, value in _leaves(plain) if value == MISSING]
+    if missing:
+        raise ConfigError(f"missing required values; give: {' '.join(f'{key}=...' for key in missing)}")
