@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from conf.errors import UserError
+
 PARTIAL_SUFFIX = ".partial"
 
 
@@ -54,7 +56,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     `<path>.partial`, and one left by a killed process is deleted first.
 
     replace: an existing, non-empty `path` is exchanged for the new directory at the end instead of refused.
-    Raises: FileExistsError (before anything is written) if `path` exists, is not empty and `replace` is False.
+    Raises: UserError (before anything is written) if `path` exists, is not empty and `replace` is False.
     """
     path = Path(path)
     if not replace:
@@ -83,11 +85,11 @@ def publish_directory(partial: Path, path: Path) -> None:
 
 
 def refuse_used_path(path: Path) -> None:
-    """Raises FileExistsError if `path` is a file or a directory with something in it."""
+    """Raises UserError if `path` is a file or a directory with something in it."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():
-        raise FileExistsError(f"{path} exists and is not an empty directory: choose another name or remove it")
+        raise UserError(f"{path} exists and is not an empty directory: choose another name or remove it")
 
 
 def fsync_tree(directory: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from conf.errors import UserError
+
 # Settings of a call (how far to pad, where to cut), which libraries write into the file as a side effect.
 _CALL_SETTINGS = ("padding", "truncation")
 
@@ -33,13 +35,13 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
     """Read tokenizer.json and tokenizer_config.json of a Hugging Face tokenizer directory.
 
     mask_token: text of the mask token; its id is looked up.
-    Raises: ValueError if the directory has no readable tokenizer.json or the mask token is not one of its tokens.
+    Raises: UserError if the directory has no readable tokenizer.json or the mask token is not one of its tokens.
     """
     directory = Path(directory)
     content = _read_json(directory / "tokenizer.json", "the fast tokenizer's file; save the tokenizer with it")
     ids = _token_ids(content, directory / "tokenizer.json")
     if mask_token not in ids:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer in {directory} has no mask token {mask_token!r}: give the text of one of its reserved "
             "tokens as data.mask_token (converter: --mask-token), or add the token"
         )
@@ -51,6 +53,16 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
         bos_token_id=_special_id(config, "bos_token", ids),
         eos_token_id=_special_id(config, "eos_token", ids),
     )
+
+
+def token_text(directory: Path | str, token_id: int) -> str:
+    """Text of the token with this id. Raises: UserError if the tokenizer has no such id or cannot be read."""
+    path = Path(directory) / "tokenizer.json"
+    ids = _token_ids(_read_json(path, "the fast tokenizer's file"), path)
+    for text, number in ids.items():
+        if number == token_id:
+            return text
+    raise UserError(f"{path} has no token with id {token_id}: the tokenizer is not the one of the checkpoint")
 
 
 def _fingerprint(content: dict[str, Any]) -> str:
@@ -67,9 +79,9 @@ def _token_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
         ids = {pair[0]: i for i, pair in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)
         ids |= {token["content"]: token["id"] for token in content.get("added_tokens", [])}
     except (KeyError, TypeError, IndexError):
-        raise ValueError(f"{path} is not a tokenizer.json: it has no model.vocab") from None
+        raise UserError(f"{path} is not a tokenizer.json: it has no model.vocab") from None
     if not ids:
-        raise ValueError(f"{path} has an empty vocabulary")
+        raise UserError(f"{path} has an empty vocabulary")
     return ids
 
 
@@ -88,9 +100,9 @@ def _read_json(path: Path, what: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path.parent} has no {path.name} ({what})") from None
+        raise UserError(f"{path.parent} has no {path.name} ({what})") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: not a JSON object")
+        raise UserError(f"{path} is damaged: not a JSON object")
     return content

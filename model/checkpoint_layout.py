@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, partial_path
+from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
 
 FORMAT_VERSION = 1
@@ -77,10 +78,10 @@ def run_directory_of(step_dir: Path | str) -> Path:
 
 
 def step_of(step_dir: Path | str) -> int:
-    """Optimizer steps done, read from the directory's name. Raises: ValueError if the name is not a step's."""
+    """Optimizer steps done, read from the directory's name. Raises: UserError if the name is not a step's."""
     match = _STEP_NAME.fullmatch(Path(step_dir).name)
     if match is None:
-        raise ValueError(f"{step_dir} is not named like a step directory (step_00000100)")
+        raise UserError(f"{step_dir} is not named like a step directory (step_00000100)")
     return int(match[1])
 
 
@@ -102,16 +103,16 @@ def find_newest_complete(run_dir: Path | str) -> Path | None:
 def resolve_checkpoint(path: Path | str) -> Path:
     """Step directory meant by `path`: itself, or the newest complete one of a run folder.
 
-    Raises: ValueError if there is no complete checkpoint at or below `path`.
+    Raises: UserError if there is no complete checkpoint at or below `path`.
     """
     path = Path(path)
     if path.name.endswith(PARTIAL_SUFFIX):
-        raise ValueError(f"{path} was never completed (the writer was stopped): use another step of the run")
+        raise UserError(f"{path} was never completed (the writer was stopped): use another step of the run")
     if (path / MANIFEST_NAME).is_file():
         return path
     newest = find_newest_complete(path)
     if newest is None:
-        raise ValueError(f"{path} holds no complete checkpoint: expected {_what_is_missing(path)}")
+        raise UserError(f"{path} holds no complete checkpoint: expected {_what_is_missing(path)}")
     return newest
 
 
@@ -129,23 +130,23 @@ def save_manifest(directory: Path | str, manifest: CheckpointManifest) -> None:
 def load_manifest(step_dir: Path | str) -> CheckpointManifest:
     """Read checkpoint.json of a step directory.
 
-    Raises: ValueError if it is missing, unreadable, of another format version, or lacks or adds a field.
+    Raises: UserError if it is missing, unreadable, of another format version, or lacks or adds a field.
     """
     path = Path(step_dir) / MANIFEST_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{step_dir} is not a complete checkpoint: it has no {MANIFEST_NAME}") from None
+        raise UserError(f"{step_dir} is not a complete checkpoint: it has no {MANIFEST_NAME}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): use another step of the run") from None
+        raise UserError(f"{path} is damaged ({error}): use another step of the run") from None
     if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
         found = values.get("format_version") if isinstance(values, dict) else None
-        raise ValueError(f"{path} has format_version {found}; this program reads {FORMAT_VERSION}")
+        raise UserError(f"{path} has format_version {found}; this program reads {FORMAT_VERSION}")
     return CheckpointManifest(**_exact_fields(CheckpointManifest, values, str(path)))
 
 
 def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
-    """ModelConfig from the `model` dictionary of a manifest. Raises: ValueError if a field is missing or unknown.
+    """ModelConfig from the `model` dictionary of a manifest. Raises: UserError if a field is missing or unknown.
 
     where: what the values were read from, for the message.
     """
@@ -157,13 +158,13 @@ def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
 def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str) -> None:
     """Refuse weights of another model. Names, init_std and max_position_embeddings may differ: they compute nothing.
 
-    where: what `checkpoint` was read from. Raises: ValueError listing every field that differs with both values.
+    where: what `checkpoint` was read from. Raises: UserError listing every field that differs with both values.
     """
     ours, theirs = _flat(requested), _flat(checkpoint)
     differing = [f"  {key}: {theirs[key]} there, {ours[key]} requested" for key in ours if ours[key] != theirs[key]]
     if differing:
         listing = "\n".join(differing)
-        raise ValueError(
+        raise UserError(
             f"{where} holds another model than the one requested:\n{listing}\n"
             "Choose the model group or the model.* overrides that match it, or another checkpoint."
         )
@@ -177,11 +178,11 @@ def _flat(model: ModelConfig) -> dict[str, Any]:
 
 
 def _exact_fields(cls: type, values: Any, where: str) -> dict[str, Any]:
-    """`values` if it has exactly the fields of dataclass `cls`. Raises: ValueError naming missing and unknown ones."""
+    """`values` if it has exactly the fields of dataclass `cls`. Raises: UserError naming missing and unknown ones."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is not a JSON object")
+        raise UserError(f"{where} is not a JSON object")
     expected = {item.name for item in fields(cls)}
     missing, unknown = sorted(expected - values.keys()), sorted(values.keys() - expected)
     if missing or unknown:
-        raise ValueError(f"{where} does not fit this program: missing {missing}, unknown {unknown}")
+        raise UserError(f"{where} does not fit this program: missing {missing}, unknown {unknown}")
     return values

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conf import atomic
+from conf.errors import UserError
 
 
 def test_a_written_file_holds_the_text_and_leaves_nothing_else(tmp_path):
@@ -52,7 +53,7 @@ def test_an_exception_in_the_block_leaves_no_trace(tmp_path):
 def test_a_used_target_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("precious")
-    with pytest.raises(FileExistsError, match="out exists"), atomic.atomic_directory(tmp_path / "out"):
+    with pytest.raises(UserError, match="out exists"), atomic.atomic_directory(tmp_path / "out"):
         raise AssertionError("the block must not run")
     assert os.listdir(tmp_path) == ["out"]
 

@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from conf.tokenizer_info import read_tokenizer_info
+from conf.errors import UserError
+from conf.tokenizer_info import read_tokenizer_info, token_text
 
 MASK = "<SPECIAL_100>"
 
@@ -34,6 +35,14 @@ def test_ids_and_sizes_are_those_of_the_tokenizers_library(tmp_path):
     assert info.vocab_size == tokenizer.get_vocab_size() == max(tokenizer.get_vocab().values()) + 1
     assert info.mask_token_id == tokenizer.token_to_id(MASK) == 100
     assert (info.bos_token_id, info.eos_token_id) == (1, 2)
+
+
+def test_a_token_is_found_by_its_id(tmp_path):
+    tokenizer = save_tokenizer(tmp_path)
+    assert token_text(tmp_path, 100) == MASK
+    assert token_text(tmp_path, 150) == tokenizer.id_to_token(150)
+    with pytest.raises(UserError, match="no token with id 9999"):
+        token_text(tmp_path, 9999)
 
 
 def test_tokens_added_later_count(tmp_path):
@@ -62,20 +71,20 @@ def test_the_fingerprint_ignores_spelling_and_call_settings_only(tmp_path):
 
 
 def test_a_directory_without_tokenizer_json_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         read_tokenizer_info(tmp_path, MASK)
 
 
 def test_a_missing_mask_token_is_named_with_the_remedy(tmp_path):
     save_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match=r"no mask token '<MASK>'.*data\.mask_token"):
+    with pytest.raises(UserError, match=r"no mask token '<MASK>'.*data\.mask_token"):
         read_tokenizer_info(tmp_path, "<MASK>")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model": {"vocab": {}}}', '{"model": {"vocab": [1]}}'])
 def test_a_damaged_file_is_one_clear_error(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
         read_tokenizer_info(tmp_path, MASK)
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
 from model import checkpoint_layout as layout
 
@@ -73,12 +74,12 @@ def test_resolve_accepts_a_run_and_a_step(tmp_path):
 
 def test_resolve_refuses_partial_missing_and_empty_paths(tmp_path):
     partial = layout.partial_directory(write_step(tmp_path, 1))
-    with pytest.raises(ValueError, match="never completed"):
+    with pytest.raises(UserError, match="never completed"):
         layout.resolve_checkpoint(partial)
-    with pytest.raises(ValueError, match="nothing has this name"):
+    with pytest.raises(UserError, match="nothing has this name"):
         layout.resolve_checkpoint(tmp_path / "typo")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no complete checkpoint"):
+    with pytest.raises(UserError, match="holds no complete checkpoint"):
         layout.resolve_checkpoint(tmp_path / "empty")
 
 
@@ -101,26 +102,26 @@ def test_a_manifest_survives_the_disk(tmp_path):
 )
 def test_a_bad_manifest_is_one_clear_error(tmp_path, text, message):
     (tmp_path / layout.MANIFEST_NAME).write_text(text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         layout.load_manifest(tmp_path)
 
 
 def test_a_missing_manifest_says_the_checkpoint_is_not_complete(tmp_path):
-    with pytest.raises(ValueError, match="not a complete checkpoint"):
+    with pytest.raises(UserError, match="not a complete checkpoint"):
         layout.load_manifest(tmp_path)
 
 
 def test_model_values_with_missing_or_unknown_fields_are_refused():
     values = asdict(MODEL)
-    with pytest.raises(ValueError, match=r"model.rope of here.*unknown \['base'\]"):
+    with pytest.raises(UserError, match=r"model.rope of here.*unknown \['base'\]"):
         layout.model_config_from(values | {"rope": values["rope"] | {"base": 1}}, "here")
-    with pytest.raises(ValueError, match=r"missing \['vocab_size'\]"):
+    with pytest.raises(UserError, match=r"missing \['vocab_size'\]"):
         layout.model_config_from({k: v for k, v in values.items() if k != "vocab_size"}, "here")
 
 
 def test_another_model_is_refused_with_every_differing_field():
     other = replace(MODEL, hidden_size=128, rope=replace(MODEL.rope, factor=16.0))
-    with pytest.raises(ValueError, match="somewhere holds another model") as caught:
+    with pytest.raises(UserError, match="somewhere holds another model") as caught:
         layout.check_same_model(other, MODEL, "somewhere")
     assert "model.hidden_size: 128 there, 64 requested" in str(caught.value)
     assert "model.rope.factor: 16.0 there, 0.25 requested" in str(caught.value)
