@@ -28,13 +28,17 @@ def compose_run_config(overrides: list[str]) -> RunConfig:
 
     Raises ConfigError naming the key or group option that is wrong and the nearest valid one.
     """
+    return to_run_config(compose_groups(overrides))
+
+
+def compose_groups(overrides: list[str]) -> DictConfig:
+    """What Hydra makes of the overrides: values may be missing (???) and unresolved. Raises ConfigError."""
     register_schema()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            composed = compose(CONFIG_NAME, overrides)
+            return compose(CONFIG_NAME, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error) from error
-    return to_run_config(composed)
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

@@ -29,7 +29,9 @@ def explain(error: Exception) -> ConfigError:
         return explain_unknown_keys([unknown.group(1)])
     detail = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(detail, "full_key", None)
-    return ConfigError(f"{key}: {_first_line(detail)}" if key else " ".join(str(error).split()))
+    if key:
+        return ConfigError(f"{key}: {_first_line(detail)}")
+    return ConfigError(f"cannot compose the overrides (group=option or key=value): {' '.join(str(error).split())}")
 
 
 def explain_unknown_keys(keys: Iterable[str]) -> ConfigError:

@@ -1,0 +1,226 @@
+"""Rules between settings, checked before a process group or a model exists.
+
+Each rule is a generator of messages naming keys, values and a remedy; check_rules collects them all, so that one
+attempt shows everything there is to mend. What depends on files or hardware is checked where those are opened.
+"""
+
+from collections.abc import Callable, Iterator
+
+from conf.errors import ConfigError
+from conf.ranges import broken_ranges, read_key
+from conf.schema import AttentionBackend, Device, Objective, RunConfig, ScheduleKind
+
+Violations = Iterator[str]
+
+
+def check_rules(config: RunConfig, world_size: int) -> None:
+    """Check `config` for a run on `world_size` ranks.
+
+    Raises ConfigError listing every violated rule.
+    """
+    violations = list(broken_ranges(config))
+    for rule in _RULES:
+        violations += _collect(rule(config))
+    for rule in _WORLD_RULES:
+        violations += _collect(rule(config, world_size))
+    if len(violations) == 1:
+        raise ConfigError(violations[0])
+    if violations:
+        numbered = "\n".join(f"  {number}. {message}" for number, message in enumerate(violations, 1))
+        raise ConfigError(f"{len(violations)} settings cannot work:\n{numbered}")
+
+
+def data_parallel_size(config: RunConfig, world_size: int) -> int:
+    """Ranks left for data parallelism; `world_size` is a multiple of tensor * pipeline degrees."""
+    return world_size // config.parallel.model_parallel
+
+
+def _collect(messages: Violations) -> list[str]:
+    try:
+        return list(messages)
+    except ZeroDivisionError:  # a zero that broken_ranges has already reported
+        return []
+
+
+def _names_are_given(config: RunConfig) -> Violations:
+    for key in ("run.name", "run.dir", "model.name", "stage.name"):
+        if not read_key(config, key):
+            yield f"{key} is empty; give it a name"
+
+
+def _heads_share_key_value_heads(config: RunConfig) -> Violations:
+    model = config.model
+    if model.num_attention_heads % model.num_key_value_heads:
+        yield (
+            f"model.num_attention_heads={model.num_attention_heads} is not a multiple of "
+            f"model.num_key_value_heads={model.num_key_value_heads}; each key/value head serves equally many queries"
+        )
+    if model.head_dim % 2:
+        yield f"model.head_dim={model.head_dim} is odd; rotary embeddings turn pairs, so make it even"
+
+
+def _tensor_parallel_divides_model(config: RunConfig) -> Violations:
+    degree = config.parallel.tensor_parallel
+    for name in ("num_attention_heads", "num_key_value_heads", "ffn_hidden_size", "vocab_size"):
+        value = getattr(config.model, name)
+        if value % degree:
+            yield (
+                f"model.{name}={value} is not divisible by parallel.tensor_parallel={degree}; {_choices(value, degree)}"
+            )
+
+
+def _chunks_divide_layers(config: RunConfig) -> Violations:
+    parallel, layers = config.parallel, config.model.num_layers
+    chunks = parallel.pipeline_parallel * parallel.virtual_pipeline_parallel
+    if layers % chunks:
+        yield (
+            f"model.num_layers={layers} is not divisible by parallel.pipeline_parallel={parallel.pipeline_parallel} * "
+            f"parallel.virtual_pipeline_parallel={parallel.virtual_pipeline_parallel}; "
+            f"for their product {_choices(layers, chunks)}"
+        )
+
+
+def _interleaving_needs_pipeline(config: RunConfig) -> Violations:
+    parallel = config.parallel
+    if parallel.virtual_pipeline_parallel > 1 and parallel.pipeline_parallel == 1:
+        yield (
+            f"parallel.virtual_pipeline_parallel={parallel.virtual_pipeline_parallel} needs "
+            "parallel.pipeline_parallel of 2 or more; set it to 1 or add pipeline stages"
+        )
+
+
+def _blocks_divide_sequence(config: RunConfig) -> Violations:
+    length, block = config.data.sequence_length, config.stage.block_size
+    if length % block:
+        nearest = max(block, length // block * block)
+        yield (
+            f"data.sequence_length={length} is not a multiple of stage.block_size={block}; "
+            f"use for example data.sequence_length={nearest}"
+        )
+
+
+def _sequence_fits_positions(config: RunConfig) -> Violations:
+    length, longest = config.data.sequence_length, config.model.max_position_embeddings
+    if length > longest:
+        yield (
+            f"data.sequence_length={length} exceeds model.max_position_embeddings={longest}; "
+            "shorten the sequence or raise what the model claims"
+        )
+
+
+def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
+    degree = config.parallel.tensor_parallel
+    if not config.parallel.sequence_parallel:
+        return
+    if degree == 1:
+        yield "parallel.sequence_parallel=true needs parallel.tensor_parallel of 2 or more; set it or switch this off"
+    halves = 2 if config.stage.objective is Objective.joint else 1
+    rows = halves * config.data.sequence_length
+    if rows % degree:
+        yield (
+            f"sequence_parallel splits {rows} rows ({halves} * data.sequence_length) over "
+            f"parallel.tensor_parallel={degree}, which does not divide them; change either or switch it off"
+        )
+
+
+def _parameter_overlap_needs_sharding(config: RunConfig) -> Violations:
+    parallel = config.parallel
+    if not parallel.overlap_param_gather:
+        return
+    for name in ("distributed_optimizer", "overlap_grad_reduce"):
+        if not getattr(parallel, name):
+            yield f"parallel.overlap_param_gather=true needs parallel.{name}=true; set it or switch the overlap off"
+
+
+def _learning_rate_falls(config: RunConfig) -> Violations:
+    schedule = config.schedule
+    if schedule.final_lr > schedule.peak_lr:
+        yield (
+            f"schedule.final_lr={schedule.final_lr:g} is above schedule.peak_lr={schedule.peak_lr:g}; "
+            "the rate falls after warm-up, so set both"
+        )
+    phases = schedule.warmup_fraction + schedule.decay_fraction
+    if schedule.kind is ScheduleKind.wsd and phases > 1:
+        yield (
+            f"schedule.warmup_fraction={schedule.warmup_fraction:g} + schedule.decay_fraction="
+            f"{schedule.decay_fraction:g} exceed 1, the whole run; shorten one"
+        )
+
+
+def _yarn_bounds_are_ordered(config: RunConfig) -> Violations:
+    rope = config.model.rope
+    if rope.beta_fast <= rope.beta_slow:
+        yield (
+            f"model.rope.beta_fast={rope.beta_fast:g} must be larger than model.rope.beta_slow={rope.beta_slow:g}; "
+            "released checkpoints have 32 and 1"
+        )
+
+
+def _flex_attention_needs_cuda(config: RunConfig) -> Violations:
+    if config.runtime.attention_backend is AttentionBackend.flex and config.runtime.device is Device.cpu:
+        yield (
+            "runtime.attention_backend=flex has no backward pass on the CPU (runtime.device=cpu); "
+            "use runtime.attention_backend=split"
+        )
+
+
+def _model_parallel_divides_world(config: RunConfig, world_size: int) -> Violations:
+    parallel = config.parallel
+    if world_size % parallel.model_parallel:
+        yield (
+            f"{world_size} ranks are not a multiple of parallel.tensor_parallel={parallel.tensor_parallel} * "
+            f"parallel.pipeline_parallel={parallel.pipeline_parallel} = {parallel.model_parallel}; start "
+            f"torchrun --nproc_per_node={parallel.model_parallel} (or a multiple), or choose another parallel=..."
+        )
+
+
+def _batch_divides_over_data_parallel(config: RunConfig, world_size: int) -> Violations:
+    if world_size % config.parallel.model_parallel:
+        return  # reported above; there is no data-parallel degree to speak of
+    train, ranks = config.train, data_parallel_size(config, world_size)
+    together = train.micro_batch_size * ranks
+    if train.global_batch_size % together:
+        nearest = max(together, train.global_batch_size // together * together)
+        yield (
+            f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
+            f"{train.micro_batch_size} * {ranks} data-parallel ranks; use for example train.global_batch_size={nearest}"
+        )
+        return
+    yield from _microbatches_fill_interleaved_schedule(config, train.global_batch_size // together)
+
+
+def _microbatches_fill_interleaved_schedule(config: RunConfig, num_microbatches: int) -> Violations:
+    parallel = config.parallel
+    if parallel.virtual_pipeline_parallel > 1 and num_microbatches % parallel.pipeline_parallel:
+        yield (
+            f"the interleaved schedule needs the {num_microbatches} microbatches of a step to be a multiple of "
+            f"parallel.pipeline_parallel={parallel.pipeline_parallel}; change train.global_batch_size or "
+            "train.micro_batch_size, or set parallel.virtual_pipeline_parallel=1"
+        )
+
+
+def _choices(value: int, wrong: int) -> str:
+    """The divisors of `value` nearest to the degree that was asked for."""
+    divisors = [number for number in range(1, min(value, 64) + 1) if value % number == 0]
+    nearest = sorted(sorted(divisors, key=lambda number: abs(number - wrong))[:4])
+    return f"choose among {', '.join(str(number) for number in nearest)}"
+
+
+_RULES: list[Callable[[RunConfig], Violations]] = [
+    _names_are_given,
+    _heads_share_key_value_heads,
+    _tensor_parallel_divides_model,
+    _chunks_divide_layers,
+    _interleaving_needs_pipeline,
+    _blocks_divide_sequence,
+    _sequence_fits_positions,
+    _sequence_parallel_divides_rows,
+    _parameter_overlap_needs_sharding,
+    _learning_rate_falls,
+    _yarn_bounds_are_ordered,
+    _flex_attention_needs_cuda,
+]
+_WORLD_RULES: list[Callable[[RunConfig, int], Violations]] = [
+    _model_parallel_divides_world,
+    _batch_divides_over_data_parallel,
+]

@@ -1,0 +1,1 @@
+"""The trainer of the AR and joint stages on megatron-core."""
