@@ -1,0 +1,45 @@
+"""Which sequences a data-parallel rank sees at a step."""
+
+from dataclasses import dataclass
+
+from data_pipeline.batch import Batch
+from data_pipeline.dataset import TokenDataset
+
+
+@dataclass
+class BatchLoader:
+    """Microbatches of one data-parallel rank.
+
+    Position k of a global batch that starts at global sample f is sample f + k, and lies in microbatch m, row b of
+    data-parallel rank r with k = (m * data_parallel_size + r) * micro_batch_size + b. So the set of sequences of a
+    step is the same in every layout, and any step is built without the ones before it, whatever their batch size.
+
+    global_batch_size: sequences per optimizer step, over all ranks and microbatches.
+    micro_batch_size: sequences of one forward pass of one rank.
+    data_parallel_rank, data_parallel_size: this rank's place.
+    """
+
+    dataset: TokenDataset
+    global_batch_size: int
+    micro_batch_size: int
+    data_parallel_rank: int
+    data_parallel_size: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.data_parallel_rank < self.data_parallel_size
+        assert self.global_batch_size % (self.micro_batch_size * self.data_parallel_size) == 0
+
+    @property
+    def num_microbatches(self) -> int:
+        """Microbatches of one rank per step."""
+        return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
+
+    def sample_indices(self, first_sample: int, microbatch: int) -> range:
+        """Global sample indices of this rank's microbatch `microbatch` of the global batch from `first_sample`."""
+        place = (microbatch * self.data_parallel_size + self.data_parallel_rank) * self.micro_batch_size
+        first = first_sample + place
+        return range(first, first + self.micro_batch_size)
+
+    def microbatches(self, first_sample: int) -> list[Batch]:
+        """This rank's microbatches of the global batch that starts at global sample `first_sample`, in order."""
+        return [self.dataset.build_batch(self.sample_indices(first_sample, m)) for m in range(self.num_microbatches)]

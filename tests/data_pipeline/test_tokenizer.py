@@ -1,0 +1,41 @@
+"""The tokenizer has the family's reserved ids and reads back any text."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from conf.errors import UserError
+from conf.tokenizer_info import read_tokenizer_info
+from data_pipeline.tokenizer import MASK_TOKEN, reserved_tokens, train_tokenizer
+
+
+def test_reserved_ids_are_those_of_the_family(tokenizer_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    wanted = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
+    assert {i: tokenizer.convert_ids_to_tokens(i) for i in wanted} == wanted
+    assert tokenizer.convert_tokens_to_ids(MASK_TOKEN) == 100
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, 370)
+
+
+def test_configuration_code_finds_mask_and_end_of_sequence(tokenizer_dir: Path) -> None:
+    info = read_tokenizer_info(tokenizer_dir, MASK_TOKEN)
+    assert (info.mask_token_id, info.bos_token_id, info.eos_token_id, info.vocab_size) == (100, 1, 2, 370)
+
+
+def test_any_text_survives_encoding_and_decoding(tokenizer_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    text = "Grüße, 世界 \N{SNOWMAN}\t\x00\n  def f(): pass ."
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids) == text
+    assert min(ids) > 100, "text never becomes a reserved token"
+
+
+def test_reserved_tokens_are_101_different_names() -> None:
+    assert len(set(reserved_tokens())) == 101
+
+
+@pytest.mark.parametrize(("vocab_size", "texts", "message"), [(300, ["abc"], "357"), (5000, ["abc abc"], "only")])
+def test_a_vocabulary_that_cannot_be_trained_is_refused(vocab_size: int, texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_tokenizer(texts, vocab_size)
