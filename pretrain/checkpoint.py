@@ -1,0 +1,185 @@
+"""Saving and loading step directories with megatron-core's dist_checkpointing.
+
+A checkpoint is written into `step_NNNNNNNN.partial` and renamed when every rank's part and the manifest are on disk.
+Weights, optimizer state and all can be read back under any other layout.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.torch import (
+    TorchDistLoadShardedStrategy,
+    TorchDistSaveShardedStrategy,
+)
+from megatron.core.optimizer import MegatronOptimizer
+
+from conf.atomic import fsync_tree, publish_directory
+from conf.errors import UserError
+from model.checkpoint_layout import (
+    CheckpointManifest,
+    list_complete_steps,
+    partial_directory,
+    save_manifest,
+    step_directory,
+)
+from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
+
+logger = logging.getLogger(__name__)
+# Measured on finished checkpoints: file overhead over the tensors themselves.
+SPACE_MARGIN = 1.05
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run and deletes old ones. All ranks call every method together."""
+
+    def __init__(
+        self, run_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer, keep: int, asynchronous: bool
+    ) -> None:
+        self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
+        self._queue = AsyncCallsQueue(persistent=False) if asynchronous else None
+
+    def save(self, manifest: CheckpointManifest) -> None:
+        """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
+
+        Raises: UserError if the disk cannot hold or cannot take it; nothing with a final name is left then.
+        """
+        self.finish()
+        final = step_directory(self._run_dir, manifest.step)
+        partial = partial_directory(final)
+        state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
+        _on_first_rank(lambda: _make_empty(partial))
+        check_free_space(partial, state)
+        with _explained(final, partial):
+            request = dist_checkpointing.save(
+                state,
+                str(partial),
+                TorchDistSaveShardedStrategy(),
+                async_sharded_save=self._queue is not None,
+                async_strategy="mcore",
+            )
+            if self._queue is None:
+                self._publish(partial, final, manifest)
+            else:
+                request.add_finalize_fn(lambda: self._publish(partial, final, manifest))
+                self._queue.schedule_async_request(request)
+
+    def poll(self) -> None:
+        """Completes an asynchronous save that has been written meanwhile."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=False)
+
+    def finish(self) -> None:
+        """Waits for an asynchronous save."""
+        if self._queue is not None:
+            self._queue.maybe_finalize_async_calls(blocking=True)
+
+    def _publish(self, partial: Path, final: Path, manifest: CheckpointManifest) -> None:
+        def publish() -> None:
+            save_manifest(partial, manifest)
+            fsync_tree(partial)
+            publish_directory(partial, final)
+            for old in list_complete_steps(self._run_dir)[: -self._keep]:
+                shutil.rmtree(old)
+
+        _on_first_rank(publish)
+
+
+def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer) -> None:
+    """Reads weights and optimizer state of a step directory into a live model of any layout."""
+    accept_step_tensors()
+    prepare_for_loading(optimizer)
+    state = build_sharded_state(chunks, optimizer, is_loading=True)
+    loaded = dist_checkpointing.load(state, str(step_dir), TorchDistLoadShardedStrategy())
+    for index, chunk in enumerate(chunks):
+        missing, unexpected = chunk.module.load_state_dict(loaded[f"model{index}"], strict=False)
+        missing = [key for key in missing if not key.endswith("_extra_state")]
+        assert not missing and not unexpected, f"{step_dir}: missing {missing}, unexpected {unexpected}"
+    optimizer.load_state_dict(loaded["optimizer"])
+    repair_after_loading(optimizer)
+
+
+def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
+    """megatron-core's description of which part of which global tensor this rank holds."""
+    metadata = {
+        # Optimizer state addressed by parameter, so that it survives any change of layout.
+        "distrib_optim_sharding_type": "fully_reshardable",
+        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+    }
+    state = {f"model{index}": chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)}
+    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
+    return state
+
+
+def check_free_space(directory: Path, state: dict[str, Any]) -> None:
+    """Raises UserError before anything is written if the parts of all ranks do not fit on the disk."""
+    needed = sum_over_ranks(_count_bytes(state))
+    free = shutil.disk_usage(directory).free
+    if needed * SPACE_MARGIN > free:
+        _on_first_rank(lambda: shutil.rmtree(directory, ignore_errors=True))
+        raise UserError(
+            f"{directory.parent} has {free / 1e9:.2f} GB free, this checkpoint needs {needed / 1e9:.2f} GB: free some "
+            "space or lower checkpoint.keep, then resume; earlier checkpoints are untouched."
+        )
+
+
+def sum_over_ranks(value: int) -> int:
+    """Sum of a number over all ranks."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return sum(values)
+
+
+def _count_bytes(state: Any) -> int:
+    """Bytes this rank will write: tensors it is the first holder of."""
+    if isinstance(state, dict):
+        return sum(_count_bytes(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return sum(_count_bytes(value) for value in state)
+    data = getattr(state, "data", None)
+    replica = getattr(state, "replica_id", 0)
+    is_first = not any(replica) if isinstance(replica, tuple) else replica == 0
+    return data.numel() * data.element_size() if is_first and hasattr(data, "element_size") else 0
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+
+
+def _on_first_rank(action: Callable[[], None]) -> None:
+    """Runs a file operation on rank 0; an error there is raised everywhere."""
+    outcome: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except OSError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise UserError(f"cannot write the checkpoint: {outcome[0]}. Earlier checkpoints are untouched.")
+
+
+class _explained:
+    """Turns a failed write into one clear message and removes what was half written."""
+
+    def __init__(self, final: Path, partial: Path) -> None:
+        self._final, self._partial = final, partial
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        if dist.get_rank() == 0:
+            shutil.rmtree(self._partial, ignore_errors=True)
+        raise UserError(
+            f"cannot write checkpoint {self._final}: {error}. Nothing half-written is left and earlier checkpoints "
+            "are untouched; fix the cause (free space, permissions) and run the same command again to resume."
+        ) from error

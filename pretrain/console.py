@@ -1,0 +1,89 @@
+"""What rank 0 tells the person at the terminal: a progress bar and one line now and then."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from conf.schema import RunConfig
+from pretrain.distributed import Ranks
+from pretrain.objective.losses import LossStats
+from pretrain.start import StartPoint
+from pretrain.state import TrainState
+
+
+class Console:
+    """Silent on every rank but the first."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._rich = RichConsole(file=sys.stderr, quiet=not ranks.is_first, highlight=False)
+        self._progress: Progress | None = None
+        self._task: Any = None
+
+    @contextmanager
+    def progress(self, state: TrainState) -> Iterator[None]:
+        """Shows a progress bar over the token budget while the block runs."""
+        columns = (
+            TextColumn(f"{self._config.stage.name} stage"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        shown = self._config.runtime.progress_bar and self._ranks.is_first
+        with Progress(*columns, console=self._rich, disable=not shown, refresh_per_second=2) as self._progress:
+            total = self._config.num_steps
+            self._task = self._progress.add_task("", total=total, completed=state.step, note="")
+            yield
+
+    def say_start(self, start: StartPoint, parameters: int) -> None:
+        """Layout, size and where the run begins."""
+        origin = "fresh weights"
+        if start.step_dir is not None:
+            origin = f"resuming {start.step_dir} at step {start.state.step}"
+        elif self._config.init_from:
+            origin = f"weights from {self._config.init_from}"
+        self._say(
+            f"{self._config.run.dir}: {self._config.num_steps} steps of {self._config.tokens_per_step} tokens, "
+            f"{describe_layout(self._config, self._ranks.world_size)}, {parameters / 1e6:.1f}M parameters on rank 0, "
+            f"{self._ranks.device.type}; {origin}"
+        )
+
+    def say_step(self, state: TrainState, values: dict[str, float | int | None]) -> None:
+        """Moves the bar; prints a line every runtime.log_every_steps steps."""
+        note = f"loss {values['loss']:.4f} · {values['tokens_per_second']:.0f} tokens/s"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=state.step, note=note)
+        if state.step % self._config.runtime.log_every_steps == 0:
+            shown = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_second")
+            parts = [f"{name} {values[name]:.5g}" for name in shown if values[name] is not None]
+            self._say(f"step {state.step}: " + ", ".join(parts))
+
+    def say_heldout(self, state: TrainState, stats: LossStats) -> None:
+        """Held-out losses."""
+        diffusion = "" if stats.diffusion_loss is None else f", diffusion_loss {stats.diffusion_loss:.4f}"
+        self._say(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
+
+    def say_saved(self, state: TrainState, seconds: float) -> None:
+        """A checkpoint is on disk (or on its way)."""
+        self._say(f"step {state.step}: checkpoint saved in {seconds:.1f} s")
+
+    def _say(self, text: str) -> None:
+        self._rich.print(text, soft_wrap=True)
+
+
+def describe_layout(config: RunConfig, world_size: int) -> str:
+    """The layout in the usual short form, such as TP2 PP2 DP1."""
+    parallel = config.parallel
+    parts = [f"TP{parallel.tensor_parallel}", f"PP{parallel.pipeline_parallel}"]
+    if parallel.virtual_pipeline_parallel > 1:
+        parts.append(f"VPP{parallel.virtual_pipeline_parallel}")
+    parts.append(f"DP{world_size // parallel.model_parallel}")
+    if parallel.sequence_parallel:
+        parts.append("SP")
+    return " ".join(parts)

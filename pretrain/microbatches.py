@@ -1,0 +1,74 @@
+"""Batches of tokens -> inputs of the model's forwards, with the loss weights of the whole global batch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from conf.schema import Objective, StageConfig
+from data_pipeline.batch import Batch
+from model.attention.plan import AttentionPlan, PlanBuilder
+from model.head import ScoredRows
+from pretrain.objective.noise import NoiseSource, add_noise
+from pretrain.objective.rows import (
+    ForwardInput,
+    LossCounts,
+    RowSelection,
+    build_ar_input,
+    build_joint_input,
+    compute_row_weights,
+)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """Input of one forward. tokens [B, R]; plan, scored: as TriModeModel.forward takes them."""
+
+    tokens: Tensor
+    plan: AttentionPlan
+    scored: ScoredRows
+    selection: RowSelection
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """This rank's microbatches of a global batch, and the counts of the whole global batch."""
+
+    microbatches: list[Microbatch]
+    counts: LossCounts
+
+
+@dataclass(frozen=True)
+class MicrobatchBuilder:
+    """Applies the stage's objective. noise: of the training or of the held-out split."""
+
+    stage: StageConfig
+    noise: NoiseSource
+    mask_token_id: int
+    plans: PlanBuilder
+
+    def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
+        """Noise, rows and weights of a step. All data-parallel ranks take part: their counts are summed."""
+        inputs = [self._build_input(batch) for batch in batches]
+        local = sum((item.selection.counts for item in inputs), start=LossCounts(0, 0, 0))
+        counts = _sum_over_data_parallel(local, self.plans.device)
+        return PreparedStep([self._finish(item, counts) for item in inputs], counts)
+
+    def _build_input(self, batch: Batch) -> ForwardInput:
+        if self.stage.objective is Objective.ar:
+            return build_ar_input(batch)
+        return build_joint_input(add_noise(batch, self.noise, self.mask_token_id))
+
+    def _finish(self, item: ForwardInput, counts: LossCounts) -> Microbatch:
+        scored = compute_row_weights(item.selection, counts, self.stage)
+        device = self.plans.device
+        return Microbatch(item.tokens.to(device), self.plans.build(item.layout), scored.to(device), item.selection)
+
+
+def _sum_over_data_parallel(counts: LossCounts, device: torch.device) -> LossCounts:
+    values = torch.tensor([counts.clean, counts.masked, counts.maskable], dtype=torch.int64, device=device)
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    return LossCounts(*values.tolist())
