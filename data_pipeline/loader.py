@@ -34,12 +34,12 @@ class BatchLoader:
         """Microbatches of one rank per step."""
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
-    def sample_indices(self, first_sample: int, microbatch: int) -> range:
-        """Global sample indices of this rank's microbatch `microbatch` of the global batch from `first_sample`."""
+    def sample_indices(self, samples_seen: int, microbatch: int) -> range:
+        """Global sample indices of this rank's microbatch `microbatch` (from 0) of the step after `samples_seen`."""
         place = (microbatch * self.data_parallel_size + self.data_parallel_rank) * self.micro_batch_size
-        first = first_sample + place
+        first = samples_seen + place
         return range(first, first + self.micro_batch_size)
 
-    def microbatches(self, first_sample: int) -> list[Batch]:
-        """This rank's microbatches of the global batch that starts at global sample `first_sample`, in order."""
-        return [self.dataset.build_batch(self.sample_indices(first_sample, m)) for m in range(self.num_microbatches)]
+    def microbatches(self, samples_seen: int) -> list[Batch]:
+        """This rank's microbatches of the step that comes after `samples_seen` sequences, in order."""
+        return [self.dataset.build_batch(self.sample_indices(samples_seen, m)) for m in range(self.num_microbatches)]
