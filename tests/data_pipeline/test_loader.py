@@ -13,7 +13,7 @@ GLOBAL = 16
 def step_samples(dataset: TokenDataset, samples_seen: int, micro: int, dp_size: int) -> list[int]:
     """Global sample indices of the step after `samples_seen` samples, in the order microbatch, rank, row."""
     loaders = [BatchLoader(dataset, GLOBAL, micro, rank, dp_size) for rank in range(dp_size)]
-    batches = [loader.microbatches(step * GLOBAL) for loader in loaders]
+    batches = [loader.microbatches(samples_seen) for loader in loaders]
     return [i for m in range(loaders[0].num_microbatches) for rank in batches for i in rank[m].sample_indices.tolist()]
 
 
