@@ -11,6 +11,12 @@ TEXTS = [f"def function_{i}(x):\n    return x + {i}  # the {i}th of them\n" * 4 
 
 
 @pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """The documents of `prefix` and `own_prefix`."""
+    return TEXTS
+
+
+@pytest.fixture(scope="session")
 def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=370), directory)

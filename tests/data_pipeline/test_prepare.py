@@ -12,7 +12,6 @@ from conf.tokenizer_info import read_tokenizer_info
 from data_pipeline.manifest import bin_path, compute_sha256, index_path, load_manifest, manifest_path
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.tokenizer import MASK_TOKEN
-from tests.data_pipeline.conftest import TEXTS
 
 
 def read_documents(prefix: Path) -> list[list[int]]:
@@ -21,19 +20,21 @@ def read_documents(prefix: Path) -> list[list[int]]:
     return [np.asarray(dataset[i]).tolist() for i in range(len(dataset))]
 
 
-def test_megatron_core_reads_the_ids_that_transformers_encodes(prefix: Path, tokenizer_dir: Path) -> None:
+def test_megatron_core_reads_the_ids_that_transformers_encodes(
+    prefix: Path, tokenizer_dir: Path, texts: list[str]
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
     documents = read_documents(prefix)
-    assert len(documents) == len(TEXTS)
-    for stored, text in zip(documents, TEXTS, strict=True):
+    assert len(documents) == len(texts)
+    for stored, text in zip(documents, texts, strict=True):
         assert stored == [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
 
 
-def test_manifest_describes_the_files(prefix: Path, tokenizer_dir: Path) -> None:
+def test_manifest_describes_the_files(prefix: Path, tokenizer_dir: Path, texts: list[str]) -> None:
     manifest = load_manifest(prefix)
     tokens = np.fromfile(bin_path(prefix), dtype=np.uint16)
     assert manifest is not None
-    assert (manifest.documents, manifest.tokens, manifest.dtype) == (len(TEXTS), len(tokens), "uint16")
+    assert (manifest.documents, manifest.tokens, manifest.dtype) == (len(texts), len(tokens), "uint16")
     assert manifest.max_token_id == tokens.max()
     assert manifest.sha256 == compute_sha256(bin_path(prefix))
     assert manifest.tokenizer_fingerprint == read_tokenizer_info(tokenizer_dir, MASK_TOKEN).fingerprint
