@@ -1,0 +1,119 @@
+"""Every YAML file of conf/ composes, fits the schema and obeys the rules; the recipes carry the published numbers."""
+
+from functools import cache
+
+import pytest
+
+from conf.compose import compose_groups, compose_run_config
+from conf.explain import group_options, groups
+from conf.help import describe_option
+from conf.rules import check_rules
+from conf.schema import Objective, RunConfig
+
+DATA = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer"]
+GIVEN = [*DATA, "train.tokens=1e9"]
+OPTIONS = [(group, option) for group in groups() for option in group_options(group)]
+RECIPES = [option for option in group_options("experiment") if option.startswith("nld_")]
+
+# name: hidden, ffn, layers, heads, kv heads, head_dim, rope theta (FACTS.md section 1)
+RELEASED_SIZES = {
+    "ministral3_3b": (3072, 9216, 26, 32, 8, 128, 1e6),
+    "ministral3_8b": (4096, 14336, 34, 32, 8, 128, 1e6),
+    "ministral3_14b": (5120, 16384, 40, 32, 8, 128, 1e9),
+}
+
+
+@cache
+def compose_option(group: str, option: str) -> RunConfig:
+    """A run that uses one option; a model large enough for every layout, and whatever the option leaves open."""
+    overrides = {"model": "ministral3_8b", group: option}
+    given = list(DATA if group != "data" or option == "local" else [])
+    if group != "experiment":
+        given.append("train.tokens=1e9")
+    elif option.endswith("_ar"):
+        given.append("init_from=weights")
+    if group in ("experiment", "model"):
+        overrides = {group: option}
+    if group == "parallel":
+        given.append("model.num_layers=32")  # 34 layers do not make four chunks
+    return compose_run_config([f"{name}={value}" for name, value in overrides.items()] + given)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_yaml_file_composes_and_obeys_the_rules(group: str, option: str) -> None:
+    config = compose_option(group, option)
+    check_rules(config, world_size=config.parallel.model_parallel)
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_yaml_file_says_in_a_comment_what_it_is(group: str, option: str) -> None:
+    assert describe_option(group, option).endswith(".")
+
+
+def test_every_group_is_in_the_defaults_list() -> None:
+    composed = compose_groups([])
+    chosen = {"stage", "model", "data", "parallel", "optimizer", "schedule", "precision", "runtime", "resume"}
+    assert set(groups()) == chosen | {"experiment"}
+    assert chosen | {"experiment"} <= set(composed)
+
+
+@pytest.mark.parametrize("name", RELEASED_SIZES)
+def test_released_sizes_have_the_numbers_of_the_released_checkpoints(name: str) -> None:
+    model = compose_option("model", name).model
+    found = (
+        model.hidden_size,
+        model.ffn_hidden_size,
+        model.num_layers,
+        model.num_attention_heads,
+        model.num_key_value_heads,
+        model.head_dim,
+        model.rope.theta,
+    )
+    assert found == RELEASED_SIZES[name]
+    assert (model.name, model.vocab_size, model.rms_norm_eps) == (name, 131072, 1e-5)
+    assert model.max_position_embeddings == 262144
+    rope = model.rope
+    assert (rope.factor, rope.original_max_position_embeddings) == (16.0, 16384)
+    assert (rope.beta_fast, rope.beta_slow, rope.mscale, rope.mscale_all_dim) == (32.0, 1.0, 1.0, 1.0)
+    assert (rope.truncate, rope.llama_4_scaling_beta) == (True, 0.1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_carry_the_published_training_numbers(name: str) -> None:
+    config = compose_option("experiment", name)
+    _, size, stage = name.split("_")
+    assert config.model.name == f"ministral3_{size}"
+    assert (config.stage.name, config.stage.objective) == (stage, Objective(stage))
+    assert config.train.tokens == {"ar": 1e12, "joint": 300e9}[stage]
+    assert (config.data.sequence_length, config.train.global_batch_size) == (4096, 512)
+    assert (config.schedule.peak_lr, config.schedule.final_lr) == (1e-5, 1e-6)
+    assert (config.schedule.kind.value, config.schedule.warmup_fraction) == ("wsd", 0.01)
+    assert config.parallel.tensor_parallel == {"3b": 1, "8b": 4, "14b": 8}[size]
+    assert config.parallel.distributed_optimizer
+    assert config.precision.dtype.value == "bf16"
+    assert config.stage.diffusion_weight == 0.3
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.weight_decay, optimizer.clip_norm) == (0.9, 0.95, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_fit_256_gpus(name: str) -> None:
+    check_rules(compose_option("experiment", name), world_size=256)
+
+
+@pytest.mark.parametrize("size", ["3b", "8b", "14b"])
+def test_the_joint_recipe_starts_where_the_ar_recipe_ends(size: str) -> None:
+    ar, joint = (compose_option("experiment", f"nld_{size}_{stage}") for stage in ("ar", "joint"))
+    assert joint.init_from == ar.run.dir
+
+
+def test_the_quickstart_stages_share_data_and_model_and_chain() -> None:
+    ar, joint = (compose_run_config([f"experiment=quickstart_{stage}"]) for stage in ("ar", "joint"))
+    assert (ar.data, ar.model) == (joint.data, joint.model)
+    assert joint.init_from == ar.run.dir
+    assert (ar.parallel.tensor_parallel, joint.parallel.pipeline_parallel) == (2, 2)
+
+
+@pytest.mark.parametrize("name", group_options("experiment"))
+def test_an_experiment_records_its_own_name(name: str) -> None:
+    assert compose_groups([f"experiment={name}"]).experiment == name
