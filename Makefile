@@ -1,0 +1,50 @@
+# `make` prints what there is. Every target sets up .venv when it is absent or incomplete.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON_OF_VENV := .venv/bin/python
+
+.PHONY: help
+help:  ## Show the targets and what they do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  \033[36mmake %-20s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup:  ## Make .venv with the pinned packages (GPU=1 adds transformer-engine); again: nothing to do
+	@launch/setup.sh
+
+.PHONY: quickstart
+quickstart: setup  ## From text and a toy Ministral 3 to a tri-mode checkpoint, on two CPU cores (10 minutes)
+	$(PYTHON_OF_VENV) -m launch.quickstart
+
+# One thread per process: the tests start several on few cores, and threads that wait for a core spin.
+.PHONY: test test-slow test-gpu
+test: export OMP_NUM_THREADS := 1
+test: setup  ## The test suite (TESTS=path or -k expression narrows it)
+	$(PYTHON_OF_VENV) -m pytest $(TESTS)
+
+test-slow: export OMP_NUM_THREADS := 1
+test-slow: setup  ## The tests that take longer than the suite allows
+	$(PYTHON_OF_VENV) -m pytest -m slow $(TESTS)
+
+test-gpu: setup  ## The tests that need a CUDA device
+	$(PYTHON_OF_VENV) -m pytest -m gpu $(TESTS)
+
+.PHONY: check format
+check: setup  ## Lint, formatting and types
+	$(PYTHON_OF_VENV) -m ruff check .
+	$(PYTHON_OF_VENV) -m ruff format --check .
+	$(PYTHON_OF_VENV) -m pyright
+
+format: setup  ## Rewrite the sources the way `make check` wants them
+	$(PYTHON_OF_VENV) -m ruff check --fix .
+	$(PYTHON_OF_VENV) -m ruff format .
+
+.PHONY: convert-checkpoint
+convert-checkpoint: setup  ## FROM=... TO=... [PARALLEL=tp2]: Hugging Face <-> Megatron, whichever FROM is
+	@[ -n "$(FROM)" ] && [ -n "$(TO)" ] || { echo "give FROM=<checkpoint> TO=<new directory> [PARALLEL=tp2]" >&2; exit 2; }
+	$(PYTHON_OF_VENV) -m model.convert "$(FROM)" "$(TO)" $(if $(PARALLEL),--parallel "$(PARALLEL)")
+
+.PHONY: clean
+clean:  ## Delete caches and build leftovers; .venv and runs/ stay
+	rm -rf .pytest_cache .ruff_cache .mypy_cache build ./*.egg-info
+	find . -path ./.venv -prune -o -path ./runs -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
