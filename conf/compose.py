@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import ConfigError
 from conf.explain import explain, explain_unknown_keys, valid_keys
-from conf.schema import RunConfig
+from conf.schema import ParallelConfig, RunConfig
 
 CONFIG_MODULE = "conf"
 CONFIG_NAME = "config"
@@ -39,6 +39,12 @@ def compose_groups(overrides: list[str]) -> DictConfig:
             return compose(CONFIG_NAME, overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise explain(error) from error
+
+
+def compose_layout(option: str) -> ParallelConfig:
+    """The parallel layout of conf/parallel/<option>.yaml, without a run. Raises ConfigError naming the nearest."""
+    merged = OmegaConf.merge(OmegaConf.structured(ParallelConfig), compose_groups([f"parallel={option}"]).parallel)
+    return cast(ParallelConfig, OmegaConf.to_object(merged))
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

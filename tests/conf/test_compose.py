@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config, load_run_config, to_yaml
+from conf.compose import compose_layout, compose_run_config, load_run_config, to_yaml
 from conf.errors import ConfigError, UserError
 from conf.schema import Objective, ResumeMode, RunConfig
 
@@ -108,3 +108,10 @@ def test_a_damaged_or_foreign_config_file_is_refused(tmp_path: Path, text: str) 
 def test_an_absent_config_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_run_config(tmp_path / "absent.yaml")
+
+
+def test_a_layout_composes_outside_a_run() -> None:
+    layout = compose_layout("tp2_pp2")
+    assert (layout.tensor_parallel, layout.pipeline_parallel) == (2, 2)
+    with pytest.raises(ConfigError, match="did you mean parallel=tp2_pp2"):
+        compose_layout("tp2-pp2")

@@ -1,0 +1,123 @@
+"""Imports point one way: conf <- data_pipeline, model <- pretrain <- lora, launch; libraries stay in their folders."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"conf", "data_pipeline", "model", "pretrain", "lora", "launch", "tests"}
+
+# Folder: what of ours it may import. The longest matching folder counts.
+MAY_IMPORT = {
+    "conf": ("conf",),
+    "data_pipeline": ("conf", "data_pipeline"),
+    "model": ("conf", "model"),
+    "model/hf": (),  # shipped with exports: its siblings only, relatively
+    "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
+    "lora": ("conf", "data_pipeline", "model.hf", "pretrain", "lora"),
+    "launch": ("conf", "data_pipeline", "model.hf", "launch"),
+}
+
+# Library: the folders that may import it ("entry": also files that are run, hydra's home).
+HOMES = {
+    "megatron": ("model", "pretrain"),
+    "megatron.core.datasets": ("data_pipeline", "model", "pretrain"),
+    "transformer_engine": ("model", "pretrain"),
+    "deepspeed": ("lora",),
+    "peft": ("lora",),
+    "hydra": ("conf", "entry"),
+    "omegaconf": ("conf", "entry"),
+}
+
+# Composing is for entry files; what lies below them receives dataclasses.
+COMPOSING = ("conf.compose", "conf.explain", "conf.help")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One absolute import: `file` relative to the repository root, and the dotted module name."""
+
+    file: str
+    line: int
+    module: str
+
+    def is_within(self, *packages: str) -> bool:
+        return any(self.module == package or self.module.startswith(package + ".") for package in packages)
+
+    def lies_in(self, *folders: str) -> bool:
+        return any(self.file.startswith(folder + "/") for folder in folders)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def source_files() -> list[str]:
+    folders = sorted(OURS - {"tests"})
+    return [path.relative_to(ROOT).as_posix() for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def absolute_imports(file: str) -> Iterator[Import]:
+    """Every import of the file wherever it stands; `from a import b` counts as a.b, because b may be a module."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (Import(file, node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (Import(file, node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def is_entry(file: str) -> bool:
+    """Whether the file is run: it has a main guard, is a __main__.py, or is what the __main__.py beside it calls."""
+    path = ROOT / file
+    if path.name == "__main__.py" or 'if __name__ == "__main__":' in path.read_text(encoding="utf-8"):
+        return True
+    beside, module = path.with_name("__main__.py"), file.removesuffix(".py").replace("/", ".")
+    return beside.exists() and any(
+        found.is_within(module) for found in absolute_imports(beside.relative_to(ROOT).as_posix())
+    )
+
+
+ALL_IMPORTS = [found for file in source_files() for found in absolute_imports(file)]
+
+
+def assert_none(wrong: list[Import]) -> None:
+    assert not wrong, "\n".join(str(found) for found in wrong)
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
+    deeper = tuple(other for other in MAY_IMPORT if other.startswith(folder + "/"))
+    here = [found for found in ALL_IMPORTS if found.lies_in(folder) and not found.lies_in(*deeper)]
+    assert_none([found for found in here if found.is_within(*OURS) and not found.is_within(*MAY_IMPORT[folder])])
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
+    homes = HOMES[library]
+    narrower = tuple(other for other in HOMES if other.startswith(library + "."))
+    users = [found for found in ALL_IMPORTS if found.is_within(library) and not found.is_within(*narrower)]
+    strangers = [found for found in users if not found.lies_in(*homes) or found.lies_in("model/hf")]
+    assert_none([found for found in strangers if not ("entry" in homes and is_entry(found.file))])
+
+
+def test_configuration_needs_no_torch() -> None:
+    assert_none([found for found in ALL_IMPORTS if found.lies_in("conf") and found.is_within("torch", "transformers")])
+
+
+def test_data_and_model_receive_dataclasses_and_compose_nothing() -> None:
+    below = [found for found in ALL_IMPORTS if found.lies_in("data_pipeline", "model") and not is_entry(found.file)]
+    assert_none([found for found in below if found.is_within(*COMPOSING)])
+
+
+def test_files_shipped_with_an_export_need_only_torch_and_transformers() -> None:
+    shipped = [found for found in ALL_IMPORTS if found.lies_in("model/hf")]
+    allowed = (*sys.stdlib_module_names, "torch", "transformers")
+    assert_none([found for found in shipped if not found.is_within(*allowed)])
+
+
+def test_the_sources_are_seen() -> None:
+    assert {file.split("/")[0] for file in source_files()} >= {"conf", "data_pipeline", "model", "pretrain", "launch"}
+    assert len(ALL_IMPORTS) > 100
