@@ -42,7 +42,7 @@ format: setup  ## Rewrite the sources the way `make check` wants them
 .PHONY: convert-checkpoint
 convert-checkpoint: setup  ## FROM=... TO=... [PARALLEL=tp2]: Hugging Face <-> Megatron, whichever FROM is
 	@[ -n "$(FROM)" ] && [ -n "$(TO)" ] || { echo "give FROM=<checkpoint> TO=<new directory> [PARALLEL=tp2]" >&2; exit 2; }
-	$(PYTHON_OF_VENV) -m model.convert "$(FROM)" "$(TO)" $(if $(PARALLEL),--parallel "$(PARALLEL)")
+	$(PYTHON_OF_VENV) -m model.convert --from "$(FROM)" --to "$(TO)" $(if $(PARALLEL),--parallel "$(PARALLEL)")
 
 .PHONY: clean
 clean:  ## Delete caches and build leftovers; .venv and runs/ stay
