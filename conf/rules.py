@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from conf.errors import ConfigError
 from conf.ranges import broken_ranges, read_key
-from conf.schema import AttentionBackend, Device, Objective, RunConfig, ScheduleKind
+from conf.schema import AttentionBackend, Device, ModelConfig, Objective, ParallelConfig, RunConfig, ScheduleKind
 
 Violations = Iterator[str]
 
@@ -28,6 +28,15 @@ def check_rules(config: RunConfig, world_size: int) -> None:
     if violations:
         numbered = "\n".join(f"  {number}. {message}" for number, message in enumerate(violations, 1))
         raise ConfigError(f"{len(violations)} settings cannot work:\n{numbered}")
+
+
+def check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Check that `model` can be laid out so, outside a run (a conversion). Raises ConfigError."""
+    config = RunConfig(model=model, parallel=parallel)
+    rules = (_tensor_parallel_divides_model, _chunks_divide_layers, _interleaving_needs_pipeline)
+    violations = [message for rule in rules for message in _collect(rule(config))]
+    if violations:
+        raise ConfigError("\n".join(violations))
 
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:

@@ -1,0 +1,1 @@
+"""Hugging Face <-> Megatron checkpoints, tensor by tensor. See README.md."""

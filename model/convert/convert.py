@@ -1,0 +1,150 @@
+"""Convert a checkpoint between Hugging Face and Megatron: `python -m model.convert --from X --to Y`.
+
+The direction follows from what FROM is: a Hugging Face directory (Ministral 3 or tri-mode) becomes a run folder with
+one checkpoint and its tokenizer; a run folder or step directory becomes a tri-mode Hugging Face directory.
+"""
+
+import argparse
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
+
+from conf.errors import UserError
+from conf.rules import check_layout
+from conf.schema import DataConfig, ParallelConfig
+from model.convert.conversion import Converted, Progress, export_checkpoint, import_checkpoint
+from model.convert.facts import is_hf_directory
+from model.convert.hf_config import read_hf_config
+from model.convert.target import check_target
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+DEFAULT_SHARD_SIZE = "5GB"
+DRAFTER_FOLDER = "linear_spec_lora"
+
+
+def run_convert(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, or 2 after one clear message."""
+    options = _parse(arguments)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        source, target = Path(options.source), Path(options.target)
+        check_target(source, target, options.overwrite)
+        begin = time.monotonic()
+        converted = _import(options, console) if is_hf_directory(source) else _export(options, console)
+        console.print(_summary(source, target, converted, time.monotonic() - begin))
+        return 0
+    except UserError as error:
+        console.print(f"error: {error}", markup=False)
+    except OSError as error:
+        console.print(f"error: cannot write {options.target}: {error}; nothing half-written was kept", markup=False)
+    return 2
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m model.convert", description=__doc__)
+    parser.add_argument("--from", dest="source", required=True, help="Hugging Face directory, run folder or step")
+    parser.add_argument("--to", dest="target", required=True, help="directory to make")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at --to")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: import as is, export bf16")
+    parser.add_argument(
+        "--parallel", metavar="GROUP", help="import: cut for this layout of conf/parallel; any loads it"
+    )
+    parser.add_argument("--mask-token", help=f"import: text of the mask token (default {DataConfig.mask_token})")
+    parser.add_argument("--max-shard-size", help=f"export: for example 500MB (default {DEFAULT_SHARD_SIZE})")
+    return parser.parse_args(arguments)
+
+
+def _import(options: argparse.Namespace, console: Console) -> Converted:
+    _refuse_options(options, "max_shard_size", "a Hugging Face directory is imported: its weights are not sharded so")
+    mask_token = options.mask_token or DataConfig.mask_token
+    parallel = read_layout(options.parallel) if options.parallel else ParallelConfig()
+    check_layout(read_hf_config(options.source).model, parallel)
+    if (Path(options.source) / DRAFTER_FOLDER).is_dir():
+        console.print(f"note: the draft adapter in {DRAFTER_FOLDER}/ stays behind; it fits the export's weights only")
+    with _progress_bar(console) as progress:
+        return import_checkpoint(
+            Path(options.source),
+            Path(options.target),
+            mask_token,
+            progress,
+            dtype=DTYPES.get(options.dtype),
+            tensor_parallel=parallel.tensor_parallel,
+            replace=options.overwrite,
+        )
+
+
+def _export(options: argparse.Namespace, console: Console) -> Converted:
+    _refuse_options(options, "parallel", "an export has no layout")
+    _refuse_options(options, "mask_token", "the checkpoint knows its mask token")
+    with _progress_bar(console) as progress:
+        return export_checkpoint(
+            Path(options.source),
+            Path(options.target),
+            progress,
+            dtype=DTYPES[options.dtype or "bf16"],
+            max_shard_bytes=parse_size(options.max_shard_size or DEFAULT_SHARD_SIZE),
+            replace=options.overwrite,
+        )
+
+
+def _refuse_options(options: argparse.Namespace, name: str, reason: str) -> None:
+    if getattr(options, name) is not None:
+        raise UserError(f"--{name.replace('_', '-')} has no effect here ({reason}): leave it out")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `5GB`, `500MB`, `20KB` or a plain number. Raises: UserError."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]B|)", text.upper())
+    if match is None or int(match[1]) == 0:
+        raise UserError(f"--max-shard-size {text!r} is not a size: write for example 5GB or 500MB")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def read_layout(group: str) -> ParallelConfig:
+    """The ParallelConfig of conf/parallel/<group>.yaml. Raises: UserError naming the nearest group."""
+    from conf.compose import compose_layout  # Hydra takes half a second, for one option
+
+    return compose_layout(group)
+
+
+class _Bar(Progress):
+    """A progress bar in bytes."""
+
+    def __init__(self, bar: RichProgress) -> None:
+        self._bar, self._task = bar, bar.add_task("checking the source", total=None)
+
+    def start(self, total_bytes: int) -> None:
+        self._bar.update(self._task, total=total_bytes)
+
+    def advance(self, what: str, num_bytes: int) -> None:
+        self._bar.update(self._task, description=what, advance=num_bytes)
+
+
+@contextmanager
+def _progress_bar(console: Console) -> Iterator[Progress]:
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with RichProgress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2) as bar:
+        yield _Bar(bar)
+
+
+def _summary(source: Path, target: Path, converted: Converted, seconds: float) -> str:
+    skipped = f", {converted.skipped} entries that are not its weights skipped" if converted.skipped else ""
+    return (
+        f"{source} -> {target}: {converted.tensors} tensors, {converted.parameters:,} parameters, "
+        f"{converted.num_bytes / 1e9:.3f} GB, {seconds:.1f} s, peak memory {peak_resident_bytes() / 1e9:.3f} GB; "
+        f"read back and compared{skipped}"
+    )
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process so far, imports included (Linux)."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(match[1]) * 1024 if match else 0

@@ -1,0 +1,216 @@
+"""config.json of a Hugging Face checkpoint, read into ModelConfig.
+
+Accepted: the vision-language wrapper of Ministral 3 (`mistral3`, decoder in text_config), its text model
+(`ministral3`) and the tri-mode export (`nemotron_labs_diffusion`). Read without transformers; a test compares every
+spelling of the rotary parameters with what transformers makes of it.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema import ModelConfig, RopeConfig
+
+CONFIG_NAME = "config.json"
+NLD_TYPE = "nemotron_labs_diffusion"
+_VISION_TYPE, _TEXT_TYPE = "mistral3", "ministral3"
+
+# Hugging Face name -> field of ModelConfig; every one must be there: a default would be another model.
+_DIMENSIONS = {
+    "num_hidden_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "num_key_value_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "vocab_size": "vocab_size",
+}
+_OPTIONAL = {
+    "rms_norm_eps": "rms_norm_eps",
+    "max_position_embeddings": "max_position_embeddings",
+    "initializer_range": "init_std",
+}
+# Settings whose other values are another architecture: key -> values that mean "not used".
+_MUST_BE = {
+    "hidden_act": (None, "silu"),
+    "sliding_window": (None,),
+    "attention_bias": (None, False),
+    "mlp_bias": (None, False),
+}
+_ROPE_KEYS = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "llama_4_scaling_beta",
+    "attention_factor",
+    "partial_rotary_factor",
+}
+_TRANSFORMERS_THETA = 10_000.0  # transformers' base where a config gives rotary parameters without one
+
+
+@dataclass(frozen=True)
+class HfConfig:
+    """What config.json says.
+
+    is_nld: a tri-mode export, not Ministral 3. tied: the head is the embedding.
+    values: the decoder's part of the file, as it is there (text_config of the wrapper).
+    """
+
+    model: ModelConfig
+    is_nld: bool
+    tied: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
+    values: dict[str, Any]
+
+
+def read_hf_config(directory: Path | str) -> HfConfig:
+    """Read config.json of a checkpoint directory.
+
+    Raises: UserError if it is missing, damaged, of another model type, quantised, or describes a decoder that this
+    project does not compute (the message names the key).
+    """
+    path = Path(directory) / CONFIG_NAME
+    top = _load(path)
+    refuse_quantized(top, path)
+    kind = top.get("model_type")
+    values = _text_config(top, path) if kind == _VISION_TYPE else top
+    if kind not in (_VISION_TYPE, _TEXT_TYPE, NLD_TYPE):
+        raise UserError(
+            f"{path} has model_type {kind!r}: only {_VISION_TYPE} or {_TEXT_TYPE} (Ministral 3) and {NLD_TYPE} (its "
+            "tri-mode export) can be converted"
+        )
+    return HfConfig(
+        model=_model_config(values, path),
+        is_nld=kind == NLD_TYPE,
+        tied=bool(values.get("tie_word_embeddings", False)),
+        bos_token_id=_first_id(values.get("bos_token_id", top.get("bos_token_id"))),
+        eos_token_id=_first_id(values.get("eos_token_id", top.get("eos_token_id"))),
+        values=values,
+    )
+
+
+def refuse_quantized(values: dict[str, Any], path: Path) -> None:
+    """Raises: UserError if the config (or its text_config) says the weights are quantised."""
+    nested = values.get("text_config")
+    for part in (values, nested if isinstance(nested, dict) else {}):
+        quantization = part.get("quantization_config")
+        if quantization:
+            method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
+            raise UserError(f"{path} describes quantised weights ({method or 'quantization_config'}): {BF16_REMEDY}")
+
+
+BF16_REMEDY = "use the checkpoint's bf16 variant (for Ministral 3 the repository name with -BF16 at the end)"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} is not a Hugging Face checkpoint: it has no {CONFIG_NAME}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: not a JSON object")
+    return values
+
+
+def _text_config(top: dict[str, Any], path: Path) -> dict[str, Any]:
+    values = top.get("text_config")
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind != _TEXT_TYPE:
+        raise UserError(f"{path} has text_config.model_type {kind!r}: only {_TEXT_TYPE} (Ministral 3) can be converted")
+    return values  # type: ignore[return-value]
+
+
+def _model_config(values: dict[str, Any], path: Path) -> ModelConfig:
+    missing = [key for key in _DIMENSIONS if not isinstance(values.get(key), int)]
+    if missing:
+        raise UserError(f"{path} does not give {', '.join(missing)} as whole numbers: complete it from the release")
+    for key, accepted in _MUST_BE.items():
+        if values.get(key) not in accepted:
+            raise UserError(f"{path} has {key}={values[key]!r}: this project computes {key}={accepted[-1]!r} only")
+    fields = {ours: values[theirs] for theirs, ours in _DIMENSIONS.items()}
+    fields |= {ours: values[theirs] for theirs, ours in _OPTIONAL.items() if values.get(theirs) is not None}
+    model = ModelConfig(**fields, name=path.parent.resolve().name)
+    model.rope = _rope_config(values, model.max_position_embeddings, path)
+    return model
+
+
+def _rope_config(values: dict[str, Any], max_positions: int, path: Path) -> RopeConfig:
+    """RopeConfig from `rope_parameters`, or `rope_scaling` and `rope_theta` as older files have them."""
+    rope = values.get("rope_scaling") or values.get("rope_parameters")
+    if rope is None:
+        return RopeConfig()  # transformers' Ministral 3 defaults; a test compares them
+    _check_rope(rope, path)
+    original = _original_max_positions(values, rope, max_positions, path)
+    factor = rope["factor"] if rope["factor"] is not None else max_positions / original
+    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not (mscale and mscale_all_dim):
+        mscale, mscale_all_dim = 1.0, 0.0  # transformers ignores one without the other: 0.1 * ln(factor) + 1
+    config = RopeConfig(
+        theta=float(rope.get("rope_theta", values.get("rope_theta", _TRANSFORMERS_THETA))),
+        factor=float(factor),
+        original_max_position_embeddings=int(original),
+        beta_fast=float(rope.get("beta_fast") or RopeConfig.beta_fast),
+        beta_slow=float(rope.get("beta_slow") or RopeConfig.beta_slow),
+        mscale=float(mscale),
+        mscale_all_dim=float(mscale_all_dim),
+        truncate=bool(rope.get("truncate", True)),
+        llama_4_scaling_beta=float(rope["llama_4_scaling_beta"]),
+    )
+    _check_attention_factor(rope.get("attention_factor"), config, path)
+    return config
+
+
+def _check_rope(rope: Any, path: Path) -> None:
+    if not isinstance(rope, dict):
+        raise UserError(f"{path} has rope_parameters that are not an object")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "yarn":
+        raise UserError(f"{path} has rope_type {kind!r}: this project computes yarn only")
+    unknown = sorted(rope.keys() - _ROPE_KEYS)
+    if unknown:
+        raise UserError(f"{path} has rotary parameters this project does not know: {', '.join(unknown)}")
+    missing = [key for key in ("factor", "llama_4_scaling_beta") if key not in rope]
+    if missing:
+        raise UserError(f"{path} has rope_parameters without {', '.join(missing)}: complete it from the release")
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UserError(f"{path} has partial_rotary_factor {rope['partial_rotary_factor']}: only 1 is computed")
+
+
+def _original_max_positions(values: dict[str, Any], rope: dict[str, Any], max_positions: int, path: Path) -> int:
+    """Context of the first training; some files give it beside the rotary parameters instead of in them."""
+    key = "original_max_position_embeddings"
+    inside, beside = rope.get(key), values.get(key)
+    if inside is not None and beside is not None and inside != beside:
+        raise UserError(f"{path} has two values of {key}, {inside} and {beside}: remove the wrong one")
+    return next((value for value in (inside, beside) if value is not None), max_positions)
+
+
+def _check_attention_factor(given: float | None, rope: RopeConfig, path: Path) -> None:
+    """An explicit attention_factor must be the one that mscale, mscale_all_dim and factor imply."""
+
+    def scale(weight: float) -> float:
+        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
+
+    implied = scale(rope.mscale) / scale(rope.mscale_all_dim)
+    if given is not None and not math.isclose(given, implied, rel_tol=1e-6):
+        raise UserError(f"{path} has attention_factor {given}, but its mscale values imply {implied}: only that works")
+
+
+def _first_id(value: Any) -> int | None:
+    """A token id; of a list of them (several ends of text) the first."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) else None

@@ -1,0 +1,125 @@
+"""A Hugging Face checkpoint as a source of Megatron tensors, assembled one at a time.
+
+Opening checks everything that names, shapes and formats can tell, before anybody writes a byte.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from conf.errors import UserError
+from model.convert.hf_config import BF16_REMEDY, HfConfig, read_hf_config
+from model.convert.mapping import (
+    EMBEDDING,
+    HEAD,
+    MINISTRAL_SPELLINGS,
+    NLD,
+    VISION_PREFIXES,
+    Entry,
+    Spelling,
+    build_table,
+    split_views,
+)
+from model.convert.safetensors_reader import DTYPES, SafetensorsReader, some
+
+_SCALE_SUFFIXES = ("weight_scale_inv", "weight_scale", "activation_scale", "input_scale")
+
+
+class HfSource:
+    """Checked on opening; `read(entry)` gives one Megatron tensor. Use as a context manager.
+
+    config: what config.json says. table: entries of its model. num_skipped: tensors of the image encoder.
+    dtype: of bf16 and fp32 the narrowest that holds every tensor without loss (bf16 for the releases).
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = Path(directory)
+        self.config: HfConfig = read_hf_config(self.directory)
+        self.table = build_table(self.config.model)
+        self._reader = SafetensorsReader(self.directory)
+        _refuse_fp8(self._reader, self.directory)
+        self.spelling = _find_spelling(self._reader, self.config, self.directory)
+        skipped = {name for name in self._reader.records if name.startswith(VISION_PREFIXES)}
+        self.num_skipped = len(skipped)
+        self._check_names(self._reader.records.keys() - skipped)
+        self._check_shapes()
+        all_bf16 = all(self._reader.records[name].dtype == "BF16" for name in self._used_names())
+        self.dtype = torch.bfloat16 if all_bf16 else torch.float32
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._reader.__exit__(kind, error, trace)
+
+    @property
+    def head_is_copied(self) -> bool:
+        """The checkpoint has no head of its own: it is the embedding."""
+        return self.config.tied and self.spelling.head not in self._reader.records
+
+    def read(self, entry: Entry, dtype: torch.dtype | None = None) -> Tensor:
+        """The Megatron tensor of `entry`, in `dtype` (default: the source's). Memory: the tensor, and at most its
+        largest part once more."""
+        fused = torch.empty(entry.megatron_shape, dtype=dtype or self.dtype)
+        for suffix, view in zip(entry.hf, split_views(fused, entry, self.config.model), strict=True):
+            self._reader.read_into(self._stored_name(suffix), view)
+        return fused
+
+    def _stored_name(self, suffix: str) -> str:
+        return self.spelling.name(EMBEDDING if suffix == HEAD and self.head_is_copied else suffix)
+
+    def _used_names(self) -> list[str]:
+        return [self._stored_name(suffix) for entry in self.table for suffix in entry.hf]
+
+    def _check_names(self, found: set[str]) -> None:
+        expected = set(self._used_names())
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        if self.spelling.head in missing:
+            raise UserError(
+                f"{self.directory} has no head ({self.spelling.head}) although tie_word_embeddings is not set in its "
+                "text config: set it if the head is the embedding, else download the checkpoint again"
+            )
+        if missing:
+            raise UserError(
+                f"{self.directory} lacks tensors of its config.json's model: {some(missing)}; download it again"
+            )
+        if extra:
+            raise UserError(
+                f"{self.directory} has tensors that the model of its config.json has not: {some(extra)}; is it "
+                "another architecture, or num_hidden_layers too small?"
+            )
+
+    def _check_shapes(self) -> None:
+        for entry in self.table:
+            for suffix, shape in entry.hf.items():
+                record = self._reader.records[self._stored_name(suffix)]
+                if record.dtype not in DTYPES:
+                    raise UserError(f"{self.directory}: tensor {record.name} has format {record.dtype}: {BF16_REMEDY}")
+                if record.shape != shape:
+                    raise UserError(
+                        f"{self.directory}: tensor {record.name} has shape {list(record.shape)}, but config.json "
+                        f"makes it {list(shape)}: one of the two files belongs to another model"
+                    )
+
+
+def _refuse_fp8(reader: SafetensorsReader, directory: Path) -> None:
+    scales = [name for name in reader.records if name.endswith(_SCALE_SUFFIXES)]
+    narrow = [record.name for record in reader.records.values() if record.dtype.startswith("F8")]
+    if scales or narrow:
+        raise UserError(f"{directory} holds fp8 weights ({some(narrow or scales, 1)}): {BF16_REMEDY}")
+
+
+def _find_spelling(reader: SafetensorsReader, config: HfConfig, directory: Path) -> Spelling:
+    """The spelling whose embedding is there, among those that go with the config's model type."""
+    candidates = (NLD,) if config.is_nld else MINISTRAL_SPELLINGS
+    found = [spelling for spelling in candidates if spelling.name(EMBEDDING) in reader.records]
+    if len(found) != 1:
+        expected = " or ".join(spelling.name(EMBEDDING) for spelling in candidates)
+        raise UserError(
+            f"{directory} should hold one tensor {expected}, but has {len(found)} of them (first names: "
+            f"{some(reader.records, 3)})"
+        )
+    return found[0]

@@ -1,0 +1,100 @@
+"""Writing a tri-mode (NLD) directory: weights tensor by tensor, config.json, tokenizer and the model's own code.
+
+Serving software skips names it does not know without a word, so the directory is read back and compared before it
+is called done: check_export().
+"""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.atomic import atomic_write_text
+from conf.errors import UserError
+from conf.schema import ModelConfig
+from model.checkpoint_layout import CheckpointManifest
+from model.convert.mapping import NLD, Entry, split_views
+from model.convert.nld_config import CONFIGURATION_MODULE, MODELING_MODULE, build_nld_config
+from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
+
+CODE_FOLDER = Path(__file__).parents[1] / "hf"
+DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+# What makes up a tokenizer folder; everything else in it stays where it is.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def build_specs(table: list[Entry], dtype: torch.dtype) -> list[TensorSpec]:
+    """The export's tensors in file order: 9 per layer and 3 more."""
+    return [TensorSpec(NLD.name(suffix), shape, dtype) for entry in table for suffix, shape in entry.hf.items()]
+
+
+def add_entry(writer: SafetensorsWriter, entry: Entry, fused: Tensor, model: ModelConfig, dtype: torch.dtype) -> None:
+    """Write the Hugging Face tensors of one Megatron tensor, rounded to nearest (ties to even) if `dtype` is narrower.
+
+    Memory: `fused`, and its largest part in `dtype`.
+    """
+    for (suffix, shape), view in zip(entry.hf.items(), split_views(fused, entry, model), strict=True):
+        writer.add(NLD.name(suffix), view.to(dtype).reshape(shape))
+
+
+def write_config_files(directory: Path, manifest: CheckpointManifest, model: ModelConfig, dtype: torch.dtype) -> None:
+    """config.json and generation_config.json."""
+    config = build_nld_config(manifest, model, DTYPE_WORDS[dtype])
+    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "generation_config.json", generation)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the tokenizer files that are there. Raises: UserError if there is no tokenizer.json."""
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(f"{source} has no tokenizer.json: put the tokenizer's files there")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
+
+
+def copy_code(directory: Path) -> None:
+    """Copy the files config.json's auto_map names and every sibling they import."""
+    for name in sorted(find_code_files()):
+        shutil.copyfile(CODE_FOLDER / name, directory / name)
+
+
+def find_code_files() -> set[str]:
+    """File names of model/hf that an export needs, found by following relative imports."""
+    found: set[str] = set()
+    waiting = [f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py"]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += [f"{module}.py" for module in _relative_imports(CODE_FOLDER / name)]
+    return found
+
+
+def _relative_imports(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    named = [node.module for node in nodes if node.module]
+    return named + [alias.name for node in nodes if not node.module for alias in node.names]
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    atomic_write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,179 @@
+"""The one table between Hugging Face and Megatron names, used in both directions.
+
+A row says which Hugging Face tensors make up one Megatron tensor and how their rows interleave. Everything else
+follows from it: names, shapes, the order of tensors in files, what is missing and what is left over.
+
+Hugging Face names differ in their prefix only (see Spelling); rows hold the suffix. Megatron keys are those of the
+distributed checkpoint (Transformer Engine names, onto which megatron-core maps its local layers too).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+from conf.schema import ModelConfig
+
+
+class Rule(Enum):
+    """How rows of the Hugging Face tensors lie in the Megatron tensor.
+
+    same: one tensor, unchanged. gate_up: all gate rows, then all up rows.
+    query_key_value: for each key/value group its query heads, then its key head, then its value head.
+    """
+
+    same = "same"
+    gate_up = "gate_up"
+    query_key_value = "query_key_value"
+
+
+HEAD = "head"  # suffix of the vocabulary head, whose name has no common part across spellings
+EMBEDDING = "embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table. Dimensions are names of ModelConfig properties.
+
+    tensor_parallel_axis: the axis megatron-core splits over tensor-parallel ranks; None = replicated.
+    """
+
+    megatron: str
+    hf: dict[str, tuple[str, ...]]
+    tensor_parallel_axis: int | None
+    rule: Rule = Rule.same
+
+
+_LAYER = "decoder.layers.{layer}."
+
+FIRST_ROWS = (Row("embedding.word_embeddings.weight", {EMBEDDING: ("vocab_size", "hidden_size")}, 0),)
+LAYER_ROWS = (
+    Row(
+        _LAYER + "self_attention.linear_qkv.layer_norm_weight",
+        {"layers.{layer}.input_layernorm.weight": ("hidden_size",)},
+        None,
+    ),
+    Row(
+        _LAYER + "self_attention.linear_qkv.weight",
+        {
+            "layers.{layer}.self_attn.q_proj.weight": ("query_width", "hidden_size"),
+            "layers.{layer}.self_attn.k_proj.weight": ("key_value_width", "hidden_size"),
+            "layers.{layer}.self_attn.v_proj.weight": ("key_value_width", "hidden_size"),
+        },
+        0,
+        Rule.query_key_value,
+    ),
+    Row(
+        _LAYER + "self_attention.linear_proj.weight",
+        {"layers.{layer}.self_attn.o_proj.weight": ("hidden_size", "query_width")},
+        1,
+    ),
+    Row(
+        _LAYER + "mlp.linear_fc1.layer_norm_weight",
+        {"layers.{layer}.post_attention_layernorm.weight": ("hidden_size",)},
+        None,
+    ),
+    Row(
+        _LAYER + "mlp.linear_fc1.weight",
+        {
+            "layers.{layer}.mlp.gate_proj.weight": ("ffn_hidden_size", "hidden_size"),
+            "layers.{layer}.mlp.up_proj.weight": ("ffn_hidden_size", "hidden_size"),
+        },
+        0,
+        Rule.gate_up,
+    ),
+    Row(
+        _LAYER + "mlp.linear_fc2.weight",
+        {"layers.{layer}.mlp.down_proj.weight": ("hidden_size", "ffn_hidden_size")},
+        1,
+    ),
+)
+LAST_ROWS = (
+    Row("decoder.final_layernorm.weight", {"norm.weight": ("hidden_size",)}, None),
+    Row("output_layer.weight", {HEAD: ("vocab_size", "hidden_size")}, 0),
+)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How one kind of Hugging Face checkpoint names the text decoder: `body` + suffix, and `head`."""
+
+    kind: str
+    body: str
+    head: str
+
+    def name(self, suffix: str) -> str:
+        """Full tensor name of a suffix of the table."""
+        return self.head if suffix == HEAD else self.body + suffix
+
+
+NLD = Spelling("tri-mode (NLD)", "encoder.", "diffusion_head.weight")
+MINISTRAL_SPELLINGS = (
+    Spelling("Ministral 3 with vision", "language_model.model.", "language_model.lm_head.weight"),
+    Spelling("Ministral 3 with vision (transformers 5)", "model.language_model.", "lm_head.weight"),
+    Spelling("Ministral 3 text", "model.", "lm_head.weight"),
+)
+# The image encoder of the vision-language wrapper: not part of the text model, skipped and counted.
+VISION_PREFIXES = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table for one layer of one model: names and shapes are final.
+
+    hf: suffix -> shape, in the order of the fused rows.
+    """
+
+    megatron: str
+    megatron_shape: tuple[int, ...]
+    hf: dict[str, tuple[int, ...]]
+    tensor_parallel_axis: int | None
+    rule: Rule
+
+
+def build_table(model: ModelConfig) -> list[Entry]:
+    """Every tensor of `model`, in the order in which files are written."""
+    return list(_entries(model))
+
+
+def _entries(model: ModelConfig) -> Iterator[Entry]:
+    yield from (_entry(row, model, "") for row in FIRST_ROWS)
+    for layer in range(model.num_layers):
+        yield from (_entry(row, model, str(layer)) for row in LAYER_ROWS)
+    yield from (_entry(row, model, "") for row in LAST_ROWS)
+
+
+def _entry(row: Row, model: ModelConfig, layer: str) -> Entry:
+    shapes = {
+        suffix.replace("{layer}", layer): tuple(getattr(model, dim) for dim in dims) for suffix, dims in row.hf.items()
+    }
+    first = next(iter(shapes.values()))
+    fused = (sum(shape[0] for shape in shapes.values()), *first[1:])
+    return Entry(row.megatron.replace("{layer}", layer), fused, shapes, row.tensor_parallel_axis, row.rule)
+
+
+def count_parameters(table: list[Entry]) -> int:
+    """Weights of the whole model, head included."""
+    return sum(math.prod(entry.megatron_shape) for entry in table)
+
+
+def split_views(fused: Tensor, entry: Entry, model: ModelConfig) -> list[Tensor]:
+    """Views into the Megatron tensor, one per Hugging Face tensor of `entry` and holding its elements in its order.
+
+    fused: [rows, hidden]. The views of query, key and value are [groups, heads, head_dim, hidden]: reshape to the
+    Hugging Face shape to read one out, copy a reshaped tensor in to fill one.
+    """
+    if entry.rule is Rule.same:
+        return [fused]
+    if entry.rule is Rule.gate_up:
+        return list(fused.split([shape[0] for shape in entry.hf.values()]))
+    queries = model.num_attention_heads // model.num_key_value_heads
+    grouped = fused.view(model.num_key_value_heads, queries + 2, model.head_dim, fused.shape[1])
+    return list(grouped.split([queries, 1, 1], dim=1))

@@ -1,0 +1,75 @@
+"""config.json of a tri-mode (NLD) export: what the manifest says, in the released format's words."""
+
+from dataclasses import asdict
+from typing import Any
+
+from conf.schema import ModelConfig, RopeConfig, StageConfig
+from model.checkpoint_layout import CheckpointManifest
+from model.convert.hf_config import NLD_TYPE
+
+CONFIGURATION_MODULE = "configuration_nemotron_labs_diffusion"
+MODELING_MODULE = "modeling_nemotron_labs_diffusion"
+
+# Keys of the released format that no field of the manifest decides. An imported export gives back its own values.
+_RELEASED_VALUES: dict[str, Any] = {
+    "dlm_paradigm": "bidirectional",  # how a block is served; training is block-causal
+    "dlm_loss_weight": StageConfig.diffusion_weight,
+    "ar_loss_weight": 1.0,
+    "dp_varying_mask_ratio": True,  # every document draws its own noise level
+    "bos_token_id": 1,
+}
+# Never taken over: written by transformers on every save, or wrong for this model (row 11 must not be a padding row).
+_DROPPED = {"transformers_version", "_name_or_path", "dtype", "pad_token_id"}
+
+
+def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The whole config.json. dtype: `bfloat16` or `float32`, of the exported tensors."""
+    mask_token_id = manifest.tokenizer["mask_token_id"]
+    decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, manifest.eos_token_id)
+    return _RELEASED_VALUES | manifest.export | decided
+
+
+def kept_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Keys of an imported export that no field of a manifest decides: what a later export must give back."""
+    decided = _decided_values(model, "", 0, 0, 0).keys() | _DROPPED
+    return {key: value for key, value in values.items() if key not in decided}
+
+
+def _decided_values(
+    model: ModelConfig, dtype: str, mask_token_id: int, block_size: int, eos_token_id: int
+) -> dict[str, Any]:
+    return {
+        "architectures": ["NemotronLabsDiffusionModel"],
+        "model_type": NLD_TYPE,
+        "auto_map": {
+            "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
+            "AutoModel": f"{MODELING_MODULE}.NemotronLabsDiffusionModel",
+        },
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.hidden_size,
+        "intermediate_size": model.ffn_hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_attention_heads,
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_dim": model.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": model.rms_norm_eps,
+        "initializer_range": model.init_std,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rope_parameters": _rope_parameters(model.rope),
+        "tie_word_embeddings": False,
+        "torch_dtype": dtype,
+        "mask_token_id": mask_token_id,
+        "block_size": block_size,
+        "eos_token_id": eos_token_id,
+    }
+
+
+def _rope_parameters(rope: RopeConfig) -> dict[str, Any]:
+    values = {"rope_type": "yarn", **asdict(rope)}
+    values["rope_theta"] = values.pop("theta")
+    if values["truncate"]:  # the released files leave out what is transformers' default
+        del values["truncate"]
+    return values
