@@ -66,13 +66,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         raise explain(error) from error
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML text, for the run folder's config.yaml; load_run_config reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
 def load_run_config(path: Path) -> RunConfig:
-    """Read a config.yaml written with to_yaml.
+    """Read the config.yaml of a run folder.
 
     Raises ConfigError if the file is not there, is no YAML mapping, or does not fit today's schema.
     """

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from conf.compose import compose_layout, compose_run_config, load_run_config, to_yaml
+from conf.compose import compose_layout, compose_run_config, load_run_config
 from conf.errors import ConfigError, UserError
 from conf.schema import Objective, ResumeMode, RunConfig
 
@@ -93,7 +94,7 @@ def test_a_wrong_value_is_told_with_its_key_and_reason(override: str, named: str
 def test_a_configuration_survives_being_written_and_read(tmp_path: Path) -> None:
     config = compose_run_config([*GIVEN, "experiment=nld_14b_joint", "train.seed=7"])
     path = tmp_path / "config.yaml"
-    path.write_text(to_yaml(config), encoding="utf-8")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
     assert load_run_config(path) == config
 
 
