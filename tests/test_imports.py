@@ -1,7 +1,9 @@
 """Imports point one way: conf <- data_pipeline, model <- pretrain <- lora, launch; libraries stay in their folders."""
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,9 @@ HOMES = {
     "hydra": ("conf", "entry"),
     "omegaconf": ("conf", "entry"),
 }
+
+# Distribution: the module it brings, where the names differ.
+MODULE_OF = {"megatron-core": "megatron", "hydra-core": "hydra", "pyyaml": "yaml"}
 
 # Composing is for entry files; what lies below them receives dataclasses.
 COMPOSING = ("conf.compose", "conf.explain", "conf.help")
@@ -87,6 +92,14 @@ def assert_none(wrong: list[Import]) -> None:
     assert not wrong, "\n".join(str(found) for found in wrong)
 
 
+def declared_modules() -> set[str]:
+    """Top-level module names of the distributions in pyproject.toml, extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    names = {re.split(r"[^\w-]", line)[0] for line in lines}
+    return {MODULE_OF.get(name, name).replace("-", "_") for name in names}
+
+
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
     deeper = tuple(other for other in MAY_IMPORT if other.startswith(folder + "/"))
@@ -116,6 +129,11 @@ def test_files_shipped_with_an_export_need_only_torch_and_transformers() -> None
     shipped = [found for found in ALL_IMPORTS if found.lies_in("model/hf")]
     allowed = (*sys.stdlib_module_names, "torch", "transformers")
     assert_none([found for found in shipped if not found.is_within(*allowed)])
+
+
+def test_every_library_in_use_is_declared() -> None:
+    known = (*sys.stdlib_module_names, *OURS, *declared_modules())
+    assert_none([found for found in ALL_IMPORTS if not found.is_within(*known)])
 
 
 def test_the_sources_are_seen() -> None:
