@@ -1,0 +1,209 @@
+"""The tri-mode language model: one forward, three ways to decode.
+
+`forward` is causal unless asked otherwise, so the usual Hugging Face habits work. Mode and cache are arguments.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from .cache_nemotron_labs_diffusion import PrefixCache
+from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from .decoding_nemotron_labs_diffusion import decode_ar, decode_block_diffusion
+from .layers_nemotron_labs_diffusion import NemotronLabsDiffusionEncoder, build_visibility
+from .speculation_nemotron_labs_diffusion import decode_linear_speculation
+
+Rows = int | slice | Tensor
+
+
+class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
+    """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation."""
+
+    config_class = NemotronLabsDiffusionConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["NemotronLabsDiffusionLayer"]  # noqa: RUF012 (declared so by the base class)
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
+    _supports_sdpa = True
+
+    def __init__(self, config: NemotronLabsDiffusionConfig):
+        super().__init__(config)
+        self.encoder = NemotronLabsDiffusionEncoder(config)
+        self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.encoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the token embedding."""
+        self.encoder.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The vocabulary head."""
+        return self.diffusion_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the vocabulary head."""
+        self.diffusion_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: Rows = 0,
+        bidirectional: bool = False,
+        commit: bool = True,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CausalLMOutputWithPast | tuple:
+        """Logits of N new tokens that follow the T - N cached ones.
+
+        input_ids [B, N], or inputs_embeds [B, N, hidden].
+        attention_mask: [B, T] with zeros on padding, or [B or 1, 1, N, T] bool which then decides alone who sees whom.
+        position_ids: [B or 1, N]; counted from the cached length if not given.
+        past_key_values: a PrefixCache (or, with commit=True, one of transformers' caches) that is read and extended.
+        labels [B, N]: next-token targets as in every causal LM (shifted here, -100 ignored); gives `loss`.
+        use_cache: true starts a PrefixCache when none is given.
+        logits_to_keep: rows that reach the vocabulary head: an int keeps the last ones (0: all), a slice or a 1D
+            tensor of indices selects positions, a bool mask [B, N] gives flat logits [number of trues, vocab].
+        bidirectional: the new tokens see each other both ways; the cached prefix is seen by all in either mode.
+        commit: false leaves the cache as it is (drafts); true adds the new tokens to it.
+
+        Raises:
+            ValueError: contradictory arguments; the message names them.
+        """
+        _check_forward(self, input_ids, inputs_embeds, labels, logits_to_keep, output_attentions)
+        hidden = self.encoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = PrefixCache(self.config.num_hidden_layers)
+        if cache is not None and commit and self.training and self.is_gradient_checkpointing:
+            raise ValueError("gradient checkpointing would write the cache twice: pass use_cache=False or commit=False")
+        num_cached = 0 if cache is None else cache.get_seq_length()
+        num_new = hidden.shape[1]
+        if position_ids is None:
+            position_ids = torch.arange(num_cached, num_cached + num_new, device=hidden.device)[None]
+        visibility = build_visibility(
+            attention_mask,
+            num_new=num_new,
+            num_total=num_cached + num_new,
+            bidirectional=bidirectional,
+            group_size=self.config.num_attention_heads // self.config.num_key_value_heads,
+            device=hidden.device,
+        )
+        collected: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self.encoder(hidden, position_ids, visibility, cache, commit, collected)
+        logits = self.diffusion_head(select_rows(hidden, logits_to_keep))
+        output = CausalLMOutputWithPast(
+            loss=None if labels is None else compute_next_token_loss(logits, labels),
+            logits=logits,
+            past_key_values=cache,  # pyright: ignore[reportArgumentType] (ours has the same methods)
+            hidden_states=None if collected is None else tuple(collected),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def ar_generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = 128,
+        temperature: float = 0.0,
+        eos_token_id: int | list[int] | None = None,
+    ) -> tuple[Tensor, int]:
+        """Decode one token per forward. See `decode_ar`; returns (output_ids with the prompt, number of forwards)."""
+        result = decode_ar(
+            self, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, eos_token_id=eos_token_id
+        )
+        return result.output_ids, result.num_forwards
+
+    def generate(  # pyright: ignore[reportIncompatibleMethodOverride] (the released models' own signature)
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        threshold: float = 0.9,
+        causal_context: bool = True,
+        temperature: float = 0.0,
+        eos_token_id: int | list[int] | None = None,
+    ) -> tuple[Tensor, int]:
+        """Decode by block diffusion. See `decode_block_diffusion`; returns (output_ids with the prompt, forwards)."""
+        result = decode_block_diffusion(
+            self,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            block_length=self.config.block_size if block_length is None else block_length,
+            threshold=threshold,
+            causal_context=causal_context,
+            temperature=temperature,
+            eos_token_id=eos_token_id,
+        )
+        return result.output_ids, result.num_forwards
+
+    def linear_spec_generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = 128,
+        block_length: int | None = None,
+        temperature: float = 0.0,
+        mask_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        threshold: float = 0.0,
+    ) -> tuple[Tensor, int]:
+        """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards)."""
+        result = decode_linear_speculation(
+            self,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            block_length=self.config.block_size if block_length is None else block_length,
+            threshold=threshold,
+            temperature=temperature,
+            mask_token_id=mask_token_id,
+            eos_token_id=eos_token_id,
+        )
+        return result.output_ids, result.num_forwards
+
+
+def select_rows(hidden: Tensor, rows: Rows) -> Tensor:
+    """Rows of hidden [B, N, hidden] that reach the head; `rows` as logits_to_keep in the model's forward."""
+    if isinstance(rows, int):
+        rows = slice(-rows, None) if rows else slice(None)
+    if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+        return hidden[rows]
+    return hidden[:, rows]
+
+
+def compute_next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits [B, N, vocab] row i against labels [B, N] at i + 1; -100 is ignored."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
+
+
+def _check_forward(
+    model: NemotronLabsDiffusionModel,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    labels: Tensor | None,
+    logits_to_keep: Rows,
+    output_attentions: bool | None,
+) -> None:
+    """ValueError for arguments that contradict each other or cannot be served."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("give exactly one of input_ids and inputs_embeds")
+    if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+        raise ValueError("labels need the logits of all rows: leave logits_to_keep at 0")
+    if output_attentions:
+        raise ValueError("output_attentions is not available: attention runs in fused kernels that keep no weights")
+
+
+# save_pretrained then writes auto_map and copies this file and those it imports.
+NemotronLabsDiffusionModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,76 @@
+"""Tiny models in the exported format, and transformers' own Ministral 3 with the same weights."""
+
+import pytest
+import torch
+from transformers import Ministral3Config, Ministral3ForCausalLM
+
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+
+ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 24,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+def make_config(rope=None, **overrides):
+    """2 layers; head_dim is not hidden / heads; initial weights wide enough for lively greedy decoding."""
+    values = {
+        "vocab_size": 64,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 384,
+        "initializer_range": 0.3,
+        "mask_token_id": 60,
+        "block_size": 8,
+        "eos_token_id": 2,
+    }
+    return NemotronLabsDiffusionConfig(rope_parameters={**ROPE, **(rope or {})}, **{**values, **overrides})
+
+
+def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
+    """A random model in eval mode."""
+    torch.manual_seed(seed)
+    model = NemotronLabsDiffusionModel(make_config(rope, **overrides)).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    return model
+
+
+def make_reference(model):
+    """transformers' Ministral3ForCausalLM with the weights of `model`."""
+    names = vars(make_config()).keys() & vars(Ministral3Config()).keys() - {"architectures", "dtype", "pad_token_id"}
+    values = {name: getattr(model.config, name) for name in names if not name.startswith("_")}
+    reference = Ministral3ForCausalLM(Ministral3Config(**values, pad_token_id=None)).to(model.dtype).eval()
+    weights = model.state_dict().items()
+    rename = {"encoder.": "model.", "diffusion_head.": "lm_head."}
+    renamed = {
+        next(new + key[len(old) :] for old, new in rename.items() if key.startswith(old)): w for key, w in weights
+    }
+    reference.load_state_dict(renamed)
+    return reference
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Factories: tiny.config, tiny.model, tiny.reference."""
+
+    class Tiny:
+        config = staticmethod(make_config)
+        model = staticmethod(make_model)
+        reference = staticmethod(make_reference)
+
+    return Tiny
