@@ -1,11 +1,13 @@
 """Every YAML file of conf/ composes, fits the schema and obeys the rules; the recipes carry the published numbers."""
 
+import itertools
+import re
 from functools import cache
 
 import pytest
 
 from conf.compose import compose_groups, compose_run_config
-from conf.explain import group_options, groups
+from conf.explain import CONF_DIR, group_options, groups
 from conf.help import describe_option
 from conf.rules import check_rules
 from conf.schema import Objective, RunConfig
@@ -117,3 +119,18 @@ def test_the_quickstart_stages_share_data_and_model_and_chain() -> None:
 @pytest.mark.parametrize("name", group_options("experiment"))
 def test_an_experiment_records_its_own_name(name: str) -> None:
     assert compose_groups([f"experiment={name}"]).experiment == name
+
+
+def test_the_documented_groups_and_options_are_those_that_exist() -> None:
+    text = (CONF_DIR / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE))
+    assert set(rows) == set(groups())
+    for group, options in rows.items():
+        listed = {option for pattern in re.findall(r"`([^`]+)`", options) for option in expand_braces(pattern)}
+        assert listed == set(group_options(group)), group
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """The names a shell would make of a{b,c}d{e,f}."""
+    parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
+    return ["".join(choice) for choice in itertools.product(*parts)]
