@@ -108,11 +108,11 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def read_layout(group: str) -> ParallelConfig:
-    """The ParallelConfig of conf/parallel/<group>.yaml. Raises: UserError naming the nearest group."""
-    from conf.compose import compose_layout  # Hydra takes half a second, for one option
+def read_layout(option: str) -> ParallelConfig:
+    """The layout of conf/parallel/<option>.yaml. Raises: UserError naming the nearest option."""
+    from conf.compose import compose_layout  # Hydra: half a second, for one option
 
-    return compose_layout(group)
+    return compose_layout(option)
 
 
 class _Bar(Progress):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     Ministral3Config,
@@ -162,3 +163,24 @@ def save_tiny_tokenizer(directory: Path | str, vocab_size: int = VOCAB_SIZE) -> 
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     (directory / "chat_template.jinja").write_text("{{ messages }}")
     return tokenizer
+
+
+def write_text_checkpoint(directory: Path | str, model: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> None:
+    """An untied text checkpoint of any size, one shard per layer, without holding the model in memory."""
+    directory = Path(directory)
+    config = make_text_config(model, tied=False)
+    config.architectures = ["Ministral3ForCausalLM"]
+    config.save_pretrained(directory)
+    save_tiny_tokenizer(directory)
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Ministral3ForCausalLM(config).state_dict().items()}
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(name.split(".layers.")[-1].split(".")[0] if ".layers." in name else name, []).append(name)
+    file_of = {}
+    for i, names in enumerate(groups.values(), 1):
+        file = f"model-{i:05d}-of-{len(groups):05d}.safetensors"
+        weights = {name: torch.empty(shapes[name], dtype=dtype).normal_(std=0.02) for name in names}
+        save_file(weights, directory / file, metadata={"format": "pt"})
+        file_of |= dict.fromkeys(names, file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))

@@ -1,0 +1,65 @@
+"""Loads a checkpoint into a live sharded model and saves it again with megatron-core's own writer.
+
+`torchrun ... -m tests.helpers.reshard_jobs JOBS.json`: a list of {source, run, layout, dtype}. source: Hugging Face
+directory or step directory. run: run folder to write step 0 into. layout: option of conf/parallel.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    # Inside a function: megatron-core's writer starts a helper process per rank, which imports this file again.
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from model import cpu
+
+    cpu.install()
+    dist.init_process_group("gloo")
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        reshard(**job)
+        parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def reshard(source: str, run: str, layout: str, dtype: str) -> None:
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+
+    from conf.compose import compose_layout
+    from conf.schema import Dtype, PrecisionConfig
+    from model.build import build_model_chunks
+    from model.checkpoint_layout import step_directory
+    from model.convert.facts import is_hf_directory, read_facts
+    from model.convert.load_weights import load_hf_weights, load_megatron_weights
+    from model.shards import iterate_local_shards
+
+    parallel, precision = compose_layout(layout), PrecisionConfig(dtype=Dtype(dtype))
+    virtual = parallel.virtual_pipeline_parallel
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor_parallel,
+        pipeline_model_parallel_size=parallel.pipeline_parallel,
+        virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    model = read_facts(source).model
+    chunks: list[Any] = build_model_chunks(model, parallel, precision, loss_chunk_rows=64)
+    load: Any = load_hf_weights if is_hf_directory(source) else load_megatron_weights
+    load(chunks, source, model)
+    assert {str(parameter.dtype) for chunk in chunks for parameter in chunk.parameters()} == {
+        "torch.bfloat16" if dtype == "bf16" else "torch.float32"
+    }
+    step = step_directory(run, 0)
+    if dist.get_rank() == 0:
+        step.mkdir(parents=True)
+    dist.barrier()
+    state = {str(i): shard for i, shard in enumerate(iterate_local_shards(chunks))}
+    dist_checkpointing.save(state, str(step), TorchDistSaveShardedStrategy())
+
+
+if __name__ == "__main__":
+    main()
