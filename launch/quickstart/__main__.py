@@ -1,0 +1,119 @@
+"""The whole product in a few minutes on two CPU cores: `python -m launch.quickstart` (or `make quickstart`)."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from conf.compose import compose_run_config
+from conf.errors import UserError
+from conf.schema import RunConfig
+from launch.quickstart.curves import draw_curves, load_curves
+from launch.quickstart.folder import QuickstartFolder, load_json, remove
+from launch.quickstart.phases import Phase, run_phases
+from launch.quickstart.processes import decode_command, export_command, run_process, train_command
+from launch.quickstart.report import print_report
+from launch.quickstart.summary import build_summary, save_summary
+
+STAGES = ("ar", "joint")
+EXIT_CHECK_FAILED, EXIT_USER_ERROR = 1, 2
+
+
+def main() -> None:
+    """Parse the command line; exit status 1 if a check fails, 2 with one message if something cannot run."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.quickstart",
+        description="Text, toy checkpoint, AR stage, joint stage, export, decoding in three modes, one report. "
+        "A second call continues where the first one stopped.",
+    )
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
+    parser.add_argument("--fresh", action="store_true", help="delete an earlier quickstart and start over")
+    parser.add_argument(
+        "overrides", nargs="*", help="configuration overrides for both stages, such as train.tokens=1e5"
+    )
+    arguments = parser.parse_args()
+    try:
+        passed = run_quickstart(arguments.root, arguments.fresh, arguments.overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(0 if passed else EXIT_CHECK_FAILED)
+
+
+def run_quickstart(root: Path, fresh: bool, overrides: list[str]) -> bool:
+    """Runs what is not done yet and reports; returns whether every check passed. Raises UserError."""
+    folder = QuickstartFolder(root)
+    console = Console(highlight=False)
+    configs = {
+        stage: compose_run_config([f"experiment=quickstart_{stage}", f"run.root={root}", *overrides])
+        for stage in STAGES
+    }
+    if fresh:
+        remove(folder.path)
+    seconds = run_phases(build_phases(folder, configs["ar"], overrides), folder.phases, console.print)
+    curves = [load_curves(stage, folder.run(stage)) for stage in STAGES]
+    draw_curves(curves, load_json(folder.unigram)["unigram_entropy"], folder.curves)
+    summary = build_summary(folder, curves, configs, seconds)
+    save_summary(folder, summary)
+    print_report(console, summary, folder)
+    return all(check["passed"] for check in summary["checks"])
+
+
+def build_phases(folder: QuickstartFolder, config: RunConfig, overrides: list[str]) -> list[Phase]:
+    """From text to measurements, in order."""
+    return [
+        Phase(
+            "data",
+            "text of Python's standard library: tokenizer, training and held-out tokens",
+            [folder.tokenizer, folder.train_data.parent],
+            lambda: _prepare_data(config, folder),
+        ),
+        Phase(
+            "start_checkpoint",
+            "toy Ministral 3 checkpoint in the released format",
+            [folder.start],
+            lambda: _write_start_checkpoint(config, folder),
+        ),
+        *(_training_phase(stage, folder, overrides) for stage in STAGES),
+        Phase(
+            "export",
+            "export to a Hugging Face directory",
+            [folder.export],
+            lambda: run_process("the export", export_command(folder.run("joint"), folder.export)),
+        ),
+        Phase(
+            "decode",
+            "reload the export in a process of its own and decode in three modes",
+            [folder.decoding],
+            lambda: run_process("decoding", decode_command(folder.export, folder.heldout_data, folder.decoding)),
+        ),
+    ]
+
+
+def _training_phase(stage: str, folder: QuickstartFolder, overrides: list[str]) -> Phase:
+    layout = {"ar": "tensor parallelism 2", "joint": "pipeline parallelism 2, from the AR weights"}[stage]
+    command = train_command(f"quickstart_{stage}", folder.root, overrides)
+    return Phase(
+        stage,
+        f"{stage} stage, {layout}",
+        [folder.run(stage)],
+        lambda: run_process(f"the {stage} stage", command),
+        keeps_partial_outputs=True,
+    )
+
+
+def _prepare_data(config: RunConfig, folder: QuickstartFolder) -> None:
+    from launch.quickstart.data import prepare_data  # imports megatron-core and tokenizers
+
+    prepare_data(config, folder)
+
+
+def _write_start_checkpoint(config: RunConfig, folder: QuickstartFolder) -> None:
+    from launch.quickstart.start_checkpoint import write_start_checkpoint  # imports torch and transformers
+
+    write_start_checkpoint(config.model, folder.tokenizer, folder.start, config.train.seed)
+
+
+if __name__ == "__main__":
+    main()

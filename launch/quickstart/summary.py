@@ -1,0 +1,112 @@
+"""summary.json: everything the quickstart found, and whether it is what a working system reaches."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import pairwise
+from typing import Any
+
+from conf.atomic import atomic_write_text
+from conf.schema import RunConfig
+from launch.quickstart.curves import StageCurves
+from launch.quickstart.folder import QuickstartFolder, load_json
+from launch.quickstart.processes import NUM_PROCESSES
+
+PACKAGES = ("torch", "megatron-core", "transformers", "tokenizers", "hydra-core", "numpy")
+AR_MARGIN_NATS = 0.5
+MIN_EVALUATIONS = 4
+MIN_ACCEPTANCE = 1.8
+
+
+@dataclass
+class Check:
+    """One thing that must hold. value and wanted are for reading."""
+
+    name: str
+    value: str
+    wanted: str
+    passed: bool
+
+
+def build_summary(
+    folder: QuickstartFolder, stages: list[StageCurves], configs: dict[str, RunConfig], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Collects what the phases left; configs by stage, seconds by phase. Raises UserError if something is missing."""
+    decoding = load_json(folder.decoding)
+    unigram_entropy = load_json(folder.unigram)["unigram_entropy"]
+    summary = {
+        "modes": decoding["modes"],
+        "stages": {stage.stage: summarize_stage(stage, configs[stage.stage]) for stage in stages},
+        "unigram_entropy": unigram_entropy,
+        "export_dir": str(folder.export),
+        "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
+        "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+        "decoding": {name: value for name, value in decoding.items() if name != "modes"},
+    }
+    summary["checks"] = [asdict(check) for check in check_summary(summary)]
+    return summary
+
+
+def save_summary(folder: QuickstartFolder, summary: dict[str, Any]) -> None:
+    """Write summary.json."""
+    atomic_write_text(folder.summary, json.dumps(summary, indent=2) + "\n")
+
+
+def summarize_stage(curves: StageCurves, config: RunConfig) -> dict[str, Any]:
+    """Layout, length, first and last losses of one stage, and its held-out losses at every evaluation."""
+    first, last, heldout = curves.train[0], curves.train[-1], curves.heldout[-1]
+    parallel = config.parallel
+    return {
+        "layout": {
+            "tensor_parallel": parallel.tensor_parallel,
+            "pipeline_parallel": parallel.pipeline_parallel,
+            "data_parallel": NUM_PROCESSES // parallel.model_parallel,
+        },
+        "steps": last["step"],
+        "tokens": last["tokens_seen"],
+        "first_train_loss": first["loss"],
+        "last_train_loss": last["loss"],
+        "heldout_ar_loss": heldout["ar_loss"],
+        "heldout_diffusion_loss": heldout.get("diffusion_loss"),
+        "heldout_evaluations": [
+            {name: entry.get(name) for name in ("step", "tokens_seen", "ar_loss", "diffusion_loss")}
+            for entry in curves.heldout
+        ],
+    }
+
+
+def check_summary(summary: dict[str, Any]) -> list[Check]:
+    """What the issue of this program promises."""
+    joint = summary["stages"]["joint"]
+    linear = summary["modes"]["linear_speculation"]
+    margin = summary["unigram_entropy"] - joint["heldout_ar_loss"]
+    losses = [entry["diffusion_loss"] for entry in joint["heldout_evaluations"]]
+    falls = all(after < before for before, after in pairwise(losses))
+    acceptance = linear["real_context_acceptance"]
+    return [
+        Check(
+            "held-out AR loss below the unigram entropy",
+            f"{margin:.2f} nats",
+            f">= {AR_MARGIN_NATS} nats",
+            margin >= AR_MARGIN_NATS,
+        ),
+        Check(
+            "held-out diffusion loss falls at every evaluation",
+            " > ".join(f"{loss:.2f}" for loss in losses),
+            f"falling, >= {MIN_EVALUATIONS} evaluations",
+            falls and len(losses) >= MIN_EVALUATIONS,
+        ),
+        Check(
+            "tokens per draft-verify cycle on real contexts",
+            f"{acceptance:.2f}",
+            f"> {MIN_ACCEPTANCE}",
+            acceptance > MIN_ACCEPTANCE,
+        ),
+        Check(
+            "linear speculation equals greedy AR in fp32",
+            "yes" if linear["equals_greedy_ar"] else "no",
+            "yes",
+            linear["equals_greedy_ar"],
+        ),
+    ]

@@ -1,0 +1,67 @@
+"""A finished quickstart folder at toy size, made without training."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conf.compose import compose_run_config
+from conf.schema import RunConfig
+from launch.quickstart.folder import QuickstartFolder
+
+EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> QuickstartFolder:
+    return QuickstartFolder(tmp_path / "runs")
+
+
+@pytest.fixture
+def configs() -> dict[str, RunConfig]:
+    return {stage: compose_run_config([f"experiment=quickstart_{stage}"]) for stage in EVALUATIONS}
+
+
+@pytest.fixture
+def finished_folder(folder: QuickstartFolder) -> QuickstartFolder:
+    """A folder as the phases leave it; losses and measurements are made up but consistent."""
+    for stage, losses in EVALUATIONS.items():
+        write_run(folder, stage, losses)
+    write_json(folder.unigram, {"unigram_entropy": 4.1, "train_tokens": 1000, "heldout_tokens": 100})
+    modes = {mode: measurement(mode) for mode in ("ar", "block_diffusion", "linear_speculation")}
+    settings = {"dtype": "float32", "num_prompts": 2, "prompt_tokens": 8, "num_contexts": 4, "block_length": 16}
+    write_json(folder.decoding, {**settings, "modes": modes, "sample": {"prompt": "def", "continuation": " f():"}})
+    return folder
+
+
+def write_run(folder: QuickstartFolder, stage: str, heldout: list[float]) -> None:
+    """Metrics of a run with an evaluation every 10 steps, the first before training."""
+    run = folder.run(stage)
+    run.mkdir(parents=True)
+    lines = []
+    for number, loss in enumerate(heldout):
+        diffusion = loss + 1 if stage == "joint" else None
+        entry = {"step": 10 * number, "tokens_seen": 1000 * number, "ar_loss": loss, "diffusion_loss": diffusion}
+        if number:
+            lines.append({"kind": "train", "loss": loss, **entry})
+        lines.append({"kind": "heldout", **entry})
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def measurement(mode: str) -> dict:
+    drafts = mode == "linear_speculation"
+    return {
+        "new_tokens": 100,
+        "num_forwards": 50 if drafts else 100,
+        "tokens_per_forward": 2.0 if drafts else 1.0,
+        "acceptance_length": 4.0 if drafts else None,
+        "real_context_acceptance": 1.93 if drafts else None,
+        "tokens_per_second": 321.0,
+        "equals_greedy_ar": mode != "block_diffusion",
+        "distinct_4grams": 0.5,
+    }
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))

@@ -1,0 +1,60 @@
+"""The program as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conf.errors import UserError
+from launch.quickstart.processes import decode_command, run_process, train_command
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch.quickstart", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_wrong_override_is_one_message_before_anything_runs(tmp_path: Path) -> None:
+    result = run_program("--root", str(tmp_path), "train.tokenz=1e5")
+    assert result.returncode == 2
+    assert "train.tokenz" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "quickstart").exists()
+
+
+def test_decoding_without_an_export_is_one_message(tmp_path: Path) -> None:
+    command = decode_command(tmp_path / "export", tmp_path / "heldout", tmp_path / "decoding.json")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "export the joint run first" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "decoding.json").exists()
+
+
+def test_a_failing_command_is_named_with_its_remedy() -> None:
+    with pytest.raises(UserError, match=r"the export failed with exit status 3[\s\S]*--fresh"):
+        run_process("the export", [sys.executable, "-c", "raise SystemExit(3)"])
+
+
+def test_training_commands_are_those_of_the_readme() -> None:
+    command = train_command("quickstart_ar", Path("runs"), ["train.tokens=1e5"])
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[5:] == ["-m", "pretrain.train", "experiment=quickstart_ar", "run.root=runs", "train.tokens=1e5"]
+
+
+@pytest.mark.slow
+def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
+    """Hardly any training: everything is written, linear speculation is exact, the learning checks fail."""
+    arguments = ("--root", str(tmp_path), "train.tokens=13e3", "evaluation.every_steps=1", "evaluation.sequences=8")
+    first = run_program(*arguments)
+    assert first.returncode == 1, first.stderr
+    summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
+    assert summary["modes"]["linear_speculation"]["equals_greedy_ar"]
+    assert summary["stages"]["ar"]["layout"]["tensor_parallel"] == 2
+    assert summary["stages"]["joint"]["layout"]["pipeline_parallel"] == 2
+    assert (tmp_path / "quickstart" / "loss_curves.png").stat().st_size > 10_000
+    again = run_program(*arguments)
+    assert again.returncode == 1
+    assert again.stdout.count("done before") == 6

@@ -1,0 +1,26 @@
+"""The report shows every mode, every stage, every check, and where things are."""
+
+import io
+
+from rich.console import Console
+
+from conf.schema import RunConfig
+from launch.quickstart.curves import load_curves
+from launch.quickstart.folder import QuickstartFolder
+from launch.quickstart.report import print_report
+from launch.quickstart.summary import build_summary
+
+
+def test_the_report_says_what_the_summary_holds(
+    finished_folder: QuickstartFolder, configs: dict[str, RunConfig]
+) -> None:
+    stages = [load_curves(stage, finished_folder.run(stage)) for stage in configs]
+    summary = build_summary(finished_folder, stages, configs, {"data": 2.0})
+    summary["checks"][2]["passed"] = False
+    console = Console(width=140, record=True, file=io.StringIO())
+    print_report(console, summary, finished_folder)
+    text = console.export_text()
+    for expected in ("AR", "block diffusion", "linear speculation", "1.93", "TP2 PP1 DP1", "TP1 PP2 DP1", "4.100"):
+        assert expected in text
+    assert (text.count("ok  "), text.count("FAIL")) == (3, 1)
+    assert str(finished_folder.export) in text
