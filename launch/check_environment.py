@@ -1,7 +1,8 @@
 """Compare what is installed with pyproject.toml. Run by launch/setup.sh with the interpreter to look at.
 
-    python launch/check_environment.py [--extra NAME] [--without NAME]           say what is absent; exit 1 if any is
-    python launch/check_environment.py [--extra NAME] [--without NAME] --list    requirement lines, for pip
+    check_environment.py [--extra NAME] [--without NAME]              say what is absent; exit 1 if anything is
+    check_environment.py [--extra NAME] [--without NAME] --list       requirement lines, for pip
+    check_environment.py [--extra NAME] [--without NAME] --damaged    those whose files are gone: pip must be forced
 
 It reads installed metadata and imports none of the packages: a tenth of a second, against ten for torch and its users.
 """
@@ -27,10 +28,17 @@ def read_requirements(extras: list[str], without: list[str]) -> list[str]:
 
 
 def find_problems(lines: list[str]) -> list[str]:
-    """What is absent, incomplete or has a version the line does not allow."""
+    """What is absent, has lost its files, or has a version the line does not allow."""
     from packaging.requirements import Requirement
 
     return [problem for line in lines if (problem := _find_problem(Requirement(line)))]
+
+
+def find_damaged(lines: list[str]) -> list[str]:
+    """The lines whose packages are registered as installed although their folders are gone."""
+    from packaging.requirements import Requirement
+
+    return [line for line in lines if _lost_folders(Requirement(line).name)]
 
 
 def _find_problem(requirement: Any) -> str | None:
@@ -40,9 +48,19 @@ def _find_problem(requirement: Any) -> str | None:
         return f"{requirement.name} is not installed"
     if not requirement.specifier.contains(found.version, prereleases=True):
         return f"{requirement.name} {found.version} is installed, {requirement.specifier} is needed"
-    modules = {path.parts[0] for path in found.files or [] if path.name == "__init__.py" and len(path.parts) == 2}
-    absent = sorted(name for name in modules if not Path(str(found.locate_file(name))).is_dir())
-    return f"{requirement.name} has lost its files ({', '.join(absent)})" if absent else None
+    lost = _lost_folders(requirement.name)
+    return f"{requirement.name} has lost its files: {', '.join(lost)}" if lost else None
+
+
+def _lost_folders(name: str) -> list[str]:
+    """Top-level packages that the distribution's RECORD names and that are no longer there."""
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        return []
+    record = found.read_text("RECORD") or ""
+    folders = set(re.findall(r"^(\w+)/__init__\.py,", record, re.MULTILINE))
+    return sorted(folder for folder in folders if not Path(str(found.locate_file(folder))).is_dir())
 
 
 def main() -> int:
@@ -51,12 +69,16 @@ def main() -> int:
     parser.add_argument("--extra", action="append", default=[])
     parser.add_argument("--without", action="append", default=[])
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--damaged", action="store_true")
     arguments = parser.parse_args()
     lines = read_requirements(arguments.extra, arguments.without)
     if arguments.list:
         print("\n".join(lines))
         return 0
     try:
+        if arguments.damaged:
+            print(*find_damaged(lines), sep="\n", end="")
+            return 0
         version("tri-mode")
         problems = find_problems(lines)
     except ImportError as error:  # this project, or `packaging`, which several requirements bring along

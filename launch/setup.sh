@@ -52,14 +52,18 @@ make_venv() {
 
 install_base() {
   if is_container_venv; then
-    local constraints=.venv/constraints.txt
-    "$VENV_PYTHON" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >"$constraints"
+    "$VENV_PYTHON" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/constraints.txt
     "$VENV_PYTHON" launch/check_environment.py --extra dev --without torch --list >.venv/requirements.txt
-    "$VENV_PYTHON" -m pip install -c "$constraints" -r .venv/requirements.txt
+    "$VENV_PYTHON" -m pip install -c .venv/constraints.txt -r .venv/requirements.txt
     "$VENV_PYTHON" -m pip install --no-deps -e .
   else
     "$VENV_PYTHON" -m pip install -e '.[dev]'
   fi
+}
+
+repair() { # pip believes its records; a package whose folder was deleted has to be forced
+  "$VENV_PYTHON" launch/check_environment.py "$@" --damaged >.venv/damaged.txt
+  [ ! -s .venv/damaged.txt ] || "$VENV_PYTHON" -m pip install --force-reinstall --no-deps -r .venv/damaged.txt
 }
 
 # transformer-engine's torch part comes as source. It needs the CUDA toolkit's headers, and those of NCCL and cuDNN, which
@@ -93,6 +97,7 @@ is_container_venv && without=(--without torch)
 if ! is_complete base --extra dev ${without[@]+"${without[@]}"}; then
   say "installing the packages of pyproject.toml: about 100 seconds and 5 GB the first time"
   install_base
+  repair --extra dev ${without[@]+"${without[@]}"}
   mark_complete base
   say "done; interpreter: $PWD/$VENV_PYTHON"
 fi

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.check_environment import find_problems, read_requirements
+from launch.check_environment import find_damaged, find_problems, read_requirements
 
 ROOT = Path(__file__).parents[2]
 FIND_PYTHON = ROOT / "launch" / "find_python.sh"
@@ -68,6 +68,18 @@ def test_a_named_interpreter_that_does_not_work_is_an_error(tmp_path: Path) -> N
 def test_the_environment_check_compares_versions(line: str, problem: str | None) -> None:
     found = find_problems([line])
     assert found == [] if problem is None else problem in found[0]
+
+
+def test_a_package_whose_folder_was_deleted_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = tmp_path / "halfgone-1.0.dist-info"
+    records.mkdir()
+    (records / "METADATA").write_text("Metadata-Version: 2.1\nName: halfgone\nVersion: 1.0\n")
+    (records / "RECORD").write_text("halfgone/__init__.py,,\nhalfgone/deep/__init__.py,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_problems(["halfgone==1.0"]) == ["halfgone has lost its files: halfgone"]
+    assert find_damaged(["halfgone==1.0", "pytest", "no-such-distribution"]) == ["halfgone==1.0"]
+    (tmp_path / "halfgone").mkdir()
+    assert find_problems(["halfgone==1.0"]) == find_damaged(["halfgone==1.0"]) == []
 
 
 def test_the_gpu_packages_are_in_their_extra_alone() -> None:
