@@ -64,7 +64,7 @@ class TriModeModel(LanguageModule):
     ) -> dict[str, Any]:
         """One entry per layer (not per stack), so that any layout and the converter address a layer by its name.
 
-        Modules' `_extra_state` (FP8 scales, empty without FP8) is left out: it would tie a checkpoint to the layer kind.
+        Modules' `_extra_state` (FP8 scales, else empty) is left out: it would tie a checkpoint to the layer kind.
         """
         metadata = {**(metadata or {}), "non_homogeneous_layers": True}
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)

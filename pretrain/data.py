@@ -23,10 +23,7 @@ class RunData:
 
 def open_data(config: RunConfig) -> RunData:
     """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
-    try:
-        tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
-    except ValueError as error:
-        raise UserError(f"data.tokenizer: {error}") from error
+    tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"the tokenizer in {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model has "

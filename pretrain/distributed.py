@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -49,15 +51,17 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def start_distributed(parallel: ParallelConfig, runtime: RuntimeConfig, seed: int) -> Ranks:
-    """Starts the process group (torchrun's environment, or a single process) and megatron-core's groups."""
+@contextmanager
+def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: int) -> Iterator[Ranks]:
+    """Process group (from torchrun's environment, or of a single process) and megatron-core's groups, while it lasts.
+
+    A process group that exists already is used and left alone.
+    """
     device = choose_device(runtime.device)
     cpu.install()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    _default_single_process_environment()
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=runtime.timeout_minutes))
+    owns_process_group = not dist.is_initialized()
+    if owns_process_group:
+        _start_process_group(device, runtime.timeout_minutes)
     virtual = parallel.virtual_pipeline_parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_parallel,
@@ -65,14 +69,20 @@ def start_distributed(parallel: ParallelConfig, runtime: RuntimeConfig, seed: in
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
-
-
-def stop_distributed() -> None:
-    """Ends megatron-core's groups and the process group, if started."""
-    if dist.is_initialized():
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    finally:
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        if owns_process_group:
+            dist.destroy_process_group()
+
+
+def _start_process_group(device: torch.device, timeout_minutes: float) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _default_single_process_environment()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
 
 
 def _default_single_process_environment() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import ModelConfig, ResumeMode, RunConfig
+from conf.schema import ResumeMode, RunConfig
 from model.checkpoint_layout import (
     CheckpointManifest,
     check_same_model,
@@ -15,8 +15,8 @@ from model.checkpoint_layout import (
     model_config_from,
     resolve_checkpoint,
 )
+from model.convert.facts import is_hf_directory, read_export_values
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
-from model.convert.source import read_export_values
 from model.initialise import initialise_weights
 from pretrain.data import RunData
 from pretrain.state import TrainState
@@ -37,13 +37,13 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
     """Decides before anything is built. Raises UserError where the checkpoint and the run do not fit."""
     newest = find_newest_complete(config.run.dir)
     if newest is None:
-        return StartPoint(export=_inherited_export(config.init_from))
+        return StartPoint(export=read_export_values(config.init_from) if config.init_from else {})
     if config.resume.mode is ResumeMode.never:
         raise UserError(
             f"{config.run.dir} already holds a run ({newest.name}) and resume=never: choose another run.name, or "
             "resume=auto to continue it."
         )
-    manifest = _read(newest)
+    manifest = load_manifest(newest)
     check_resumable(config, data, manifest, newest)
     state = TrainState(manifest.step, manifest.tokens_seen, manifest.samples_seen)
     return StartPoint(state, newest, manifest.export)
@@ -51,7 +51,7 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
 
 def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManifest, step_dir: Path) -> None:
     """A run may change its layout and its settings, not its model, tokenizer or (unasked) its data."""
-    _check_model(model_config_from(manifest.model, str(step_dir)), config.model, str(step_dir))
+    check_same_model(model_config_from(manifest.model, str(step_dir)), config.model, str(step_dir))
     if manifest.stage != config.stage.name:
         raise UserError(
             f"{step_dir} was written by stage {manifest.stage}, this run is stage {config.stage.name}: choose another "
@@ -86,18 +86,10 @@ def load_initial_weights(config: RunConfig, chunks: list[Any]) -> None:
     if config.init_from is None:
         initialise_weights(chunks, config.model, config.train.seed)
         return
-    try:
-        if is_hf_directory(config.init_from):
-            load_hf_weights(chunks, config.init_from, config.model)
-        else:
-            load_megatron_weights(chunks, resolve_checkpoint(config.init_from), config.model)
-    except ValueError as error:
-        raise UserError(f"init_from={config.init_from}: {error}") from error
-
-
-def is_hf_directory(path: str) -> bool:
-    """A Hugging Face directory has a config.json; our runs and steps do not."""
-    return (Path(path) / "config.json").is_file()
+    if is_hf_directory(config.init_from):
+        load_hf_weights(chunks, config.init_from, config.model)
+    else:
+        load_megatron_weights(chunks, resolve_checkpoint(config.init_from), config.model)
 
 
 def build_manifest(config: RunConfig, data: RunData, state: TrainState, export: dict[str, Any]) -> CheckpointManifest:
@@ -121,31 +113,6 @@ def build_manifest(config: RunConfig, data: RunData, state: TrainState, export: 
         export=export,
         versions=_versions(),
     )
-
-
-def _inherited_export(init_from: str | None) -> dict[str, Any]:
-    if init_from is None:
-        return {}
-    try:
-        if is_hf_directory(init_from):
-            return read_export_values(init_from)
-        return load_manifest(resolve_checkpoint(init_from)).export
-    except ValueError as error:
-        raise UserError(f"init_from={init_from}: {error}") from error
-
-
-def _read(step_dir: Path) -> CheckpointManifest:
-    try:
-        return load_manifest(step_dir)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _check_model(theirs: ModelConfig, ours: ModelConfig, where: str) -> None:
-    try:
-        check_same_model(theirs, ours, where)
-    except ValueError as error:
-        raise UserError(str(error)) from error
 
 
 def _versions() -> dict[str, str]:

@@ -17,7 +17,7 @@ from model.transformer_config import TORCH_DTYPES
 from pretrain.checkpoint import Checkpointer, load_checkpoint
 from pretrain.console import Console
 from pretrain.data import RunData, copy_tokenizer, open_data
-from pretrain.distributed import Ranks, start_distributed, stop_distributed
+from pretrain.distributed import Ranks, distributed_session
 from pretrain.evaluation import HeldoutEvaluation
 from pretrain.flops import compute_step_flops, find_peak_flops
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
@@ -38,11 +38,8 @@ def run_training(config: RunConfig) -> None:
     """Trains (or continues) the run that `config` describes. Raises UserError for what the user must change."""
     data = open_data(config)
     start = find_start(config, data)
-    ranks = start_distributed(config.parallel, config.runtime, config.train.seed)
-    try:
+    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
         build_trainer(config, data, start, ranks).run()
-    finally:
-        stop_distributed()
 
 
 def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ranks) -> "Trainer":

@@ -1,2 +1,2 @@
 """Attention of the tri-mode model: who sees whom (layout), how it is computed (split, flex), and the megatron-core
-module that calls it (core). The structure of a batch is built once per forward (plan) and passed down as an argument."""
+module that calls it (core). A batch's structure is built once per forward (plan) and passed down as an argument."""

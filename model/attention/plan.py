@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """rotation: of queries and keys by in-half position. attend: (query, key, value) [B, heads, R, D] -> [B, H, R, D]."""
+    """rotation: of queries and keys by in-half position. attend: query, key, value [B, heads, R, D] -> [B, H, R, D]."""
 
     rotation: Rotation
     attend: Attend

@@ -1,0 +1,91 @@
+"""Every layout trains the same model: losses of AR and joint stage against one process, and the noise bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import load_lines, train_many
+from tests.helpers.toy_data import ToyData, tokens_of
+
+STAGES = ("ar", "joint")
+STEPS = 10
+LAYOUTS = {
+    "tp2": (2, ["parallel=tp2"]),
+    "tp2_sp": (2, ["parallel=tp2_sp"]),
+    "pp2_loss_on_the_last_stage_only": (2, ["parallel=pp2"]),
+    "pp2_interleaved": (2, ["parallel=pp2_interleaved"]),
+    "dp2_distributed_optimizer": (2, ["parallel=single"]),
+    "dp2_overlapped": (
+        2,
+        ["parallel=single", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
+    ),
+    "tp2_pp2": (4, ["parallel=tp2_pp2"]),
+}
+SINGLE = {
+    "single": ["parallel=single"],
+    "replicated_optimizer": ["parallel=replicated"],
+    "micro_batch_1": ["parallel=single", "train.micro_batch_size=1"],
+    "selective_recompute": ["parallel=single", "parallel.recompute=selective"],
+    "full_recompute": ["parallel=single", "parallel.recompute=full"],
+    "small_loss_chunks": ["parallel=single", "runtime.loss_chunk_rows=7"],
+}
+
+
+def job(data: ToyData, root: Path, name: str, stage: str, overrides: list[str]) -> list[str]:
+    """Overrides of one run under root/name_stage."""
+    where = [f"run.root={root}", f"run.name={name}_{stage}", f"stage={stage}"]
+    return [*data.overrides(), *where, tokens_of(STEPS), *overrides]
+
+
+@pytest.fixture(scope="module")
+def runs(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders of one process, in every variant that needs no second one."""
+    root = tmp_path_factory.mktemp("runs")
+    jobs = [job(toy_data, root, name, stage, extra) for name, extra in SINGLE.items() for stage in STAGES]
+    train_many(1, jobs, root)
+    return root
+
+
+def assert_same_curve(expected: Path, actual: Path) -> None:
+    """Losses and held-out losses within 1e-5 relative, gradient norms within 1e-4."""
+    for kind, keys in (("train", ("loss", "ar_loss", "diffusion_loss", "masked_ce")), ("heldout", ("loss", "ar_loss"))):
+        ours, theirs = load_lines(actual, kind), load_lines(expected, kind)
+        assert len(ours) == len(theirs) > 2
+        for mine, its in zip(ours, theirs, strict=True):
+            shared = [key for key in keys if its[key] is not None]
+            assert [mine[key] for key in shared] == pytest.approx([its[key] for key in shared], rel=1e-5)
+            if kind == "train":
+                assert mine["grad_norm"] == pytest.approx(its["grad_norm"], rel=1e-4)
+
+
+def load_noise(run_dir: Path) -> dict[str, str]:
+    """Noise digests of all ranks; ranks that drew the same sample must agree."""
+    merged: dict[str, str] = {}
+    for path in run_dir.glob("noise_rank*.json"):
+        for key, digest in json.loads(path.read_text(encoding="utf-8")).items():
+            assert merged.setdefault(key, digest) == digest
+    return merged
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if name != "single"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_variant_in_one_process_trains_alike(runs: Path, name: str, stage: str) -> None:
+    assert_same_curve(runs / f"single_{stage}", runs / f"{name}_{stage}")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_trains_like_one_process(runs: Path, toy_data: ToyData, name: str, tmp_path: Path) -> None:
+    num_ranks, overrides = LAYOUTS[name]
+    train_many(num_ranks, [job(toy_data, tmp_path, name, stage, overrides) for stage in STAGES], tmp_path)
+    for stage in STAGES:
+        assert_same_curve(runs / f"single_{stage}", tmp_path / f"{name}_{stage}")
+    noise = load_noise(tmp_path / f"{name}_joint")
+    assert noise == load_noise(runs / "single_joint")
+    assert len(noise) == STEPS * 8 + 6
+
+
+def test_training_lowers_both_losses(runs: Path) -> None:
+    first, *_, last = load_lines(runs / "single_joint", "heldout")
+    assert last["ar_loss"] < first["ar_loss"] - 0.5
+    assert last["diffusion_loss"] < first["diffusion_loss"] - 0.5

@@ -1,0 +1,66 @@
+"""Real processes for distributed tests: torchrun with gloo on this machine."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rank_environment() -> dict[str, str]:
+    """One thread per rank: two ranks with two threads each on two cores are 20 to 50 times slower."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+
+
+def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
+    """Command line that starts `module` on `num_ranks` local ranks with a free port."""
+    launcher = [sys.executable, "-u", "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
+    return [*launcher, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", module, *arguments]
+
+
+def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240) -> None:
+    """Runs to the end; a failure or a hang raises AssertionError with the output and leaves no process behind."""
+    command = torchrun(num_ranks, module, *arguments)
+    pipe, merged = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, env=rank_environment(), cwd=ROOT, stdout=pipe, stderr=merged, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            output = process.communicate()[0] + f"\nstopped after {timeout} s"
+    assert process.returncode == 0, f"{' '.join(command)} failed:\n{output[-8000:]}"
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL to a process and all its descendants, wherever they moved."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        os.kill(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+
+
+def train_many(num_ranks: int, jobs: list[list[str]], directory: Path) -> None:
+    """Several training runs (a list of overrides each), one after another in one set of processes."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "jobs.json"
+    path.write_text(json.dumps(jobs), encoding="utf-8")
+    run_ranks(num_ranks, "tests.helpers.train_jobs", str(path))
+
+
+def load_lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Metrics lines of one kind."""
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
