@@ -150,6 +150,27 @@ def test_block_diffusion_stops_at_eos_without_filling_what_follows(tiny):
     assert result.num_forwards < free.num_forwards
 
 
+def test_positions_behind_a_committed_eos_are_not_denoised(tiny):
+    model, prompt = tiny.model(), prompts(1, 6)
+    free = run_blocks(model, prompt, 8, threshold=1.0)
+    assert free.num_forwards == 8
+    forwards = [run_blocks(model, prompt, 8, threshold=1.0, eos=[stop]).num_forwards for stop in free.output_ids[0, 6:]]
+    assert forwards[0] == 1  # the seed itself
+    assert max(forwards) <= 8
+    assert len(set(forwards)) > 3
+
+
+def test_finished_rows_cost_no_head_rows(tiny):
+    model, candidates, rows = tiny.model(), prompts(9, 6), []
+    stop = run_ar(model, candidates[:1], 1).output_ids[0, -1].item()  # the first row ends with its seed
+    free = run_blocks(model, candidates, 16, threshold=1.0).output_ids[:, 6:]
+    other = (free != stop).all(1).nonzero()[0].item()
+    prompt = candidates[[0, other]]
+    model.diffusion_head.register_forward_hook(lambda _, inputs, output: rows.append(len(output.flatten(0, -2))))
+    run_blocks(model, prompt, 16, threshold=1.0, eos=[stop])
+    assert rows == [2, 7, 6, 5, 4, 3, 2, 1, 2, 7, 6, 5, 4, 3, 2, 1]
+
+
 def banned_best_model(tiny, **overrides):
     """The mask token would win almost every argmax."""
     model = tiny.model(**overrides)

@@ -120,7 +120,9 @@ def test_gradients_through_a_draft_equal_those_of_a_dense_mask(tiny):
     weight = model.encoder.layers[0].self_attn.o_proj.weight
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is weight)
-    draft = model(block, past_key_values=cache, bidirectional=True, commit=False).logits
+    arguments = {"past_key_values": cache, "bidirectional": True, "commit": False}
+    draft = model(block, **arguments).logits
+    model(tokens(1, 3), **arguments)  # another draft in between spoils nothing
     (gradient,) = torch.autograd.grad(draft.logsumexp(-1).sum(), weight)
 
     def dense(value):

@@ -167,6 +167,21 @@ def assert_frequencies(tokens, probabilities):
     assert ((frequencies - probabilities).abs() <= 5 * error).all()
 
 
+def test_where_a_threshold_cuts_does_not_depend_on_the_tokens_drawn(tiny):
+    """Else tokens would be kept for being likely, and rejection sampling would no longer emit AR's distribution."""
+    model, prompt = tiny.model(initializer_range=0.15), prompts(1, 7)
+    with torch.no_grad():
+        session = open_session(model, prompt, 8)
+        session.forward(prompt, rows=slice(0, 0))
+        whole = speculation.draft_block(session, prompt[:, :1], 8, threshold=0.0, temperature=1.0)
+        confidence = whole.probabilities.amax(-1)[0]
+        cut, threshold = confidence[1:].argmin().item() + 1, confidence[1:].min().item() + 1e-9
+        assert confidence[0] > threshold
+        for seed in range(20):
+            torch.manual_seed(seed)
+            assert speculation.draft_block(session, prompt[:, :1], 8, threshold, 1.5).tokens.shape[1] == cut
+
+
 def test_sampled_decodes_end_where_asked(tiny):
     model = tiny.model()
     for seed in range(4):
