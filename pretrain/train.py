@@ -4,10 +4,12 @@ Composes the configuration, checks its rules and hands dataclasses to run_traini
 configuration is known to be good, so that --help, --cfg job and every configuration error answer at once.
 """
 
+import logging
 import os
 import sys
 import time
 import traceback
+import warnings
 from typing import NoReturn
 
 import hydra
@@ -40,10 +42,19 @@ def compose_and_run(composed: DictConfig) -> None:
 def run(config: RunConfig) -> None:
     """Check the rules, then train. Raises UserError for whatever the user can mend."""
     check_rules(config, world_size=int(os.environ.get("WORLD_SIZE", "1")))
+    if not sys.warnoptions:
+        _quiet_libraries()
 
     from pretrain.trainer import run_training  # imports torch and megatron-core
 
     run_training(config)
+
+
+def _quiet_libraries() -> None:
+    """Hide what libraries tell their own developers, on every rank, of choices made here; -W default shows it."""
+    warnings.filterwarnings("ignore", module=r"(megatron|torch\.distributed)\b")
+    for name in ("megatron", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main() -> None:
