@@ -24,12 +24,16 @@ class Rotation:
 
 
 def compute_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Rotations per token of each dimension pair [D/2], fp32: interpolated below, kept above the correction range."""
+    """Rotations per token of each dimension pair [D/2], fp32: interpolated below, kept above the correction range.
+
+    The order of operations is transformers': a last-bit difference grows with the position it is multiplied by.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim
     frequencies = rope.theta**exponents
     low, high = _correction_range(rope, head_dim)
     ramp = ((torch.arange(head_dim // 2, dtype=torch.float) - low) / (high - low)).clamp(0, 1)
-    return ramp / (rope.factor * frequencies) + (1 - ramp) / frequencies
+    kept = 1 - ramp
+    return (1.0 / (rope.factor * frequencies)) * (1 - kept) + (1.0 / frequencies) * kept
 
 
 def _correction_range(rope: RopeConfig, head_dim: int) -> tuple[float, float]:

@@ -1,0 +1,60 @@
+"""Which rows are scored, and that their weighted sum is the loss as the definition writes it."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from conf.schema import LossNormalization, Objective, StageConfig
+from pretrain.objective.noise import NoiseSource, add_noise
+from pretrain.objective.rows import LossCounts, build_ar_input, build_joint_input, compute_row_weights
+from tests.pretrain.objective.test_noise import MASK, make_batch
+
+VOCAB = 128
+SOURCE = NoiseSource(seed=1, stage="joint", split="train", epsilon=1e-3)
+
+
+def weighted_loss(stage: StageConfig, logits: torch.Tensor, document_length: int = 64) -> tuple[float, float]:
+    """(loss through selected rows, loss by the definition) for logits [B, R, V] of two sequences of 64 tokens."""
+    batch = make_batch([0, 1], length=64, document_length=document_length)
+    batch.loss_mask[0, :20] = False
+    noisy = add_noise(batch, SOURCE, MASK)
+    item = build_joint_input(noisy)
+    scored = compute_row_weights(item.selection, item.selection.counts, stage)
+    selected = logits.transpose(0, 1).flatten(0, 1)[scored.rows]
+    ours = (cross_entropy(selected, scored.targets, reduction="none") * scored.weights).sum()
+
+    noisy_ce = cross_entropy(logits[:, :64].transpose(1, 2), batch.tokens, reduction="none")
+    clean_ce = cross_entropy(logits[:, 64:-1].transpose(1, 2), batch.tokens[:, 1:], reduction="none")
+    inside = batch.document_ids[:, 1:] == batch.document_ids[:, :-1]
+    clean_scored = batch.loss_mask[:, 1:] & inside
+    diffusion = (noisy_ce / noisy.p_mask)[noisy.masked].sum() * stage.diffusion_weight
+    ar, num_masked, num_clean = clean_ce[clean_scored].sum(), noisy.masked.sum(), clean_scored.sum()
+    if stage.loss_normalization is LossNormalization.global_average:
+        return ours.item(), ((diffusion + ar) / (num_masked + num_clean)).item()
+    return ours.item(), (diffusion / num_masked + ar / num_clean).item()
+
+
+@pytest.mark.parametrize("normalization", LossNormalization)
+@pytest.mark.parametrize("document_length", [64, 16])
+def test_the_weighted_rows_sum_to_the_loss(normalization: LossNormalization, document_length: int) -> None:
+    stage = StageConfig(name="joint", objective=Objective.joint, loss_normalization=normalization)
+    ours, expected = weighted_loss(stage, torch.randn(2, 128, VOCAB), document_length)
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+
+def test_no_ar_target_crosses_a_document() -> None:
+    selection = build_ar_input(make_batch([0], length=64, document_length=16)).selection
+    assert selection.counts == LossCounts(clean=4 * 15, masked=0, maskable=64)
+    assert not set(selection.rows.tolist()) & {15, 31, 47, 63}
+
+
+def test_clean_row_s_minus_1_predicts_token_s() -> None:
+    batch = make_batch([0], length=64)
+    selection = build_ar_input(batch).selection
+    assert torch.equal(selection.targets, batch.tokens[0][selection.rows + 1])
+
+
+def test_counts_of_microbatches_add_up() -> None:
+    noisy = [add_noise(make_batch(indices, length=64), SOURCE, MASK) for indices in ([0], [1], [0, 1])]
+    parts = [build_joint_input(item).selection.counts for item in noisy]
+    assert parts[0] + parts[1] == parts[2]
