@@ -38,7 +38,9 @@ def run_convert(arguments: list[str] | None = None) -> int:
         source, target = Path(options.source), Path(options.target)
         check_target(source, target, options.overwrite)
         begin = time.monotonic()
-        converted = _import(options, console) if is_hf_directory(source) else _export(options, console)
+        # Weights without a config.json are a damaged Hugging Face directory: the import says so.
+        is_import = is_hf_directory(source) or any(source.glob("*.safetensors"))
+        converted = _import(options, console) if is_import else _export(options, console)
         console.print(_summary(source, target, converted, time.monotonic() - begin))
         return 0
     except UserError as error:

@@ -67,6 +67,22 @@ class DistReader:
             if dtype is not None and stored.properties.dtype is not dtype:
                 raise UserError(f"{self.directory}: {entry.megatron} is {stored.properties.dtype}, expected {dtype}")
 
+        self._check_files()
+
+    def _check_files(self) -> None:
+        """Every chunk must lie within an existing file."""
+        ends: dict[str, int] = {}
+        for key, stored in self._tensors.items():
+            for chunk in stored.chunks:
+                info = self._storage[MetadataIndex(key, chunk.offsets)]
+                ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+        for name, end in ends.items():
+            path = self.directory / name
+            if not path.is_file():
+                raise UserError(f"{self.directory} lacks the file {name}: copy the checkpoint again")
+            if path.stat().st_size < end:
+                raise UserError(f"{path} is cut off: {path.stat().st_size} of {end} bytes; copy the checkpoint again")
+
     def read(self, key: str) -> Tensor:
         """The whole tensor on the CPU. Memory: the tensor, and at most its largest chunk once more."""
         stored = self._tensors[key]
@@ -84,8 +100,6 @@ class DistReader:
         try:
             with _FileSlice(path, info.offset, info.length) as part:
                 tensor = torch.load(cast(IO[bytes], part), map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{self.directory} lacks the file {path.name}: copy the checkpoint again") from None
         except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise UserError(f"{path} is damaged at tensor {key} ({error}): copy the checkpoint again") from None
         return tensor.detach().view(chunk.sizes)

@@ -1,0 +1,283 @@
+"""Whole conversions: exact values, the released format, byte-identical round trips, nothing half-written."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from conf.errors import UserError
+from model import checkpoint_layout as layout
+from model.convert import conversion
+from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
+from model.convert.dist_reader import DistReader
+from model.convert.dist_writer import DistWriter
+from model.convert.facts import read_export_values, read_facts
+from model.convert.hf_target import find_code_files
+from model.convert.mapping import build_table
+from model.convert.safetensors_writer import SafetensorsWriter
+from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny_model_config
+
+SHARD_BYTES = 50_000
+
+
+def do_import(source, target, **options):
+    return import_checkpoint(source, target, MASK_TOKEN, Progress(), **options)
+
+
+def do_export(source, target, **options):
+    return export_checkpoint(source, target, Progress(), **({"max_shard_bytes": 10**9} | options))
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def contents(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """`hf` (fp32, tied, vision wrapper), `run` imported from it, `nld` exported from that. Do not change them."""
+    folder = tmp_path_factory.mktemp("conversion")
+    make_ministral3_vlm(folder / "hf", dtype=torch.float32, factor=0.25)
+    do_import(folder / "hf", folder / "run")
+    do_export(folder / "run", folder / "nld")
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A private copy of `saved`."""
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def test_an_export_holds_exactly_the_weights_rounded_to_bf16(saved):
+    theirs, ours = load_file(saved / "hf" / "model.safetensors"), load_file(saved / "nld" / "model.safetensors")
+    assert len(ours) == 9 * 4 + 3
+    head = ours.pop("diffusion_head.weight")
+    assert torch.equal(head, ours["encoder.embed_tokens.weight"])
+    for name, weight in ours.items():
+        expected = theirs["language_model.model." + name.removeprefix("encoder.")]
+        assert weight.dtype == torch.bfloat16 and torch.equal(weight, expected.bfloat16()), name
+
+
+def test_an_export_declares_the_released_format(saved):
+    values = json.loads((saved / "nld" / "config.json").read_text())
+    assert values["architectures"] == ["NemotronLabsDiffusionModel"]
+    assert values["model_type"] == "nemotron_labs_diffusion"
+    assert values["auto_map"] == {
+        "AutoConfig": "configuration_nemotron_labs_diffusion.NemotronLabsDiffusionConfig",
+        "AutoModel": "modeling_nemotron_labs_diffusion.NemotronLabsDiffusionModel",
+    }
+    assert values["rope_parameters"] == {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 0.25,
+        "original_max_position_embeddings": 32,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.1,
+    }
+    expected = {
+        "tie_word_embeddings": False,
+        "mask_token_id": 100,
+        "block_size": 32,
+        "dlm_paradigm": "bidirectional",
+        "dlm_loss_weight": 0.3,
+        "ar_loss_weight": 1.0,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 1024,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    assert {key: values.get(key) for key in expected} == expected
+    assert "pad_token_id" not in values
+
+
+def test_an_export_brings_its_code_tokenizer_and_generation_config(saved):
+    names = {path.name for path in (saved / "nld").iterdir()}
+    assert find_code_files() <= names
+    assert {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
+    assert json.loads((saved / "nld" / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
+    config = AutoConfig.from_pretrained(saved / "nld", trust_remote_code=True)
+    assert config.rope_parameters["factor"] == 0.25 and config.dtype == torch.bfloat16
+    assert AutoTokenizer.from_pretrained(saved / "nld").convert_tokens_to_ids(MASK_TOKEN) == 100
+
+
+@pytest.mark.parametrize("shard_bytes", [10**9, SHARD_BYTES])
+def test_export_import_export_is_byte_identical(saved, tmp_path, shard_bytes):
+    do_export(saved / "run", tmp_path / "first", max_shard_bytes=shard_bytes)
+    do_import(tmp_path / "first", tmp_path / "run")
+    do_export(tmp_path / "run", tmp_path / "second", max_shard_bytes=shard_bytes)
+    first = contents(tmp_path / "first")
+    assert first == contents(tmp_path / "second")
+    assert (Path("model.safetensors.index.json") in first) == (shard_bytes == SHARD_BYTES)
+
+
+def test_values_only_the_hugging_face_config_has_survive(folder):
+    edit_json(folder / "nld" / "config.json", dlm_loss_weight=0.7, seq_length=77, eos_token_id=11, block_size=16)
+    do_import(folder / "nld", folder / "again")
+    do_export(folder / "again", folder / "nld2")
+    before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("nld", "nld2"))
+    assert before == after
+    facts = read_facts(folder / "again")
+    assert (facts.eos_token_id, facts.block_size, facts.export["seq_length"]) == (11, 16, 77)
+    assert read_export_values(folder / "again") == read_export_values(folder / "nld") == facts.export
+
+
+def test_the_manifest_says_where_the_weights_come_from(saved):
+    manifest = layout.load_manifest(layout.resolve_checkpoint(saved / "run"))
+    model = layout.model_config_from(manifest.model, "run")
+    assert model == replace(tiny_model_config(factor=0.25), name="hf")
+    assert (manifest.step, manifest.stage, manifest.dtype, manifest.eos_token_id) == (0, "import", "float32", 2)
+    assert manifest.tokenizer["mask_token_id"] == 100 and manifest.export == {"bos_token_id": 1}
+
+
+def test_the_dtype_is_the_sources_unless_asked_for(saved, tmp_path):
+    do_import(saved / "hf", tmp_path / "run", dtype=torch.bfloat16)
+    step = layout.resolve_checkpoint(tmp_path / "run")
+    DistReader(step).check(build_table(tiny_model_config()), torch.bfloat16)
+    DistReader(layout.resolve_checkpoint(saved / "run")).check(build_table(tiny_model_config()), torch.float32)
+    do_export(saved / "run", tmp_path / "fp32", dtype=torch.float32)
+    assert json.loads((tmp_path / "fp32" / "config.json").read_text())["torch_dtype"] == "float32"
+    theirs, ours = load_file(saved / "hf" / "model.safetensors"), load_file(tmp_path / "fp32" / "model.safetensors")
+    name = "layers.3.self_attn.k_proj.weight"
+    assert torch.equal(ours["encoder." + name], theirs["language_model.model." + name])
+
+
+def test_a_step_directory_exports_like_its_run(saved, tmp_path):
+    do_export(layout.resolve_checkpoint(saved / "run"), tmp_path / "nld")
+    assert contents(tmp_path / "nld") == contents(saved / "nld")
+
+
+class Stop(Exception):
+    """Stands for a kill, a full disk, a lost network mount."""
+
+
+@pytest.mark.parametrize(
+    ("direction", "owner"), [(do_import, DistWriter), (do_export, SafetensorsWriter)], ids=["import", "export"]
+)
+def test_a_conversion_stopped_midway_leaves_nothing(saved, tmp_path, monkeypatch, direction, owner):
+    original, calls = owner.add, []
+
+    def add(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 6:
+            assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+            raise Stop
+        return original(self, *arguments)
+
+    monkeypatch.setattr(owner, "add", add)
+    with pytest.raises(Stop):
+        direction(saved / ("hf" if direction is do_import else "run"), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("direction", [do_import, do_export], ids=["import", "export"])
+def test_what_reads_back_differently_is_not_kept(saved, tmp_path, monkeypatch, direction):
+    original, calls = conversion.compute_checksum, []
+
+    def one_wrong_bit(tensor):
+        calls.append(tensor)
+        return original(tensor) ^ (len(calls) == 5)
+
+    monkeypatch.setattr(conversion, "compute_checksum", one_wrong_bit)
+    with pytest.raises(UserError, match=r"reads back differently.*nothing was kept"):
+        direction(saved / ("hf" if direction is do_import else "run"), tmp_path / "out")
+    assert os.listdir(tmp_path) == []
+
+
+def refuse_import(folder, message, mask_token=MASK_TOKEN):
+    with pytest.raises(UserError, match=message):
+        import_checkpoint(folder / "hf", folder / "new", mask_token, Progress())
+    assert not list(folder.glob("new*"))
+
+
+def test_a_tokenizer_without_the_mask_token_is_refused(saved, folder):
+    refuse_import(folder, "no mask token '<MASK>'.*--mask-token", mask_token="<MASK>")
+
+
+def test_a_checkpoint_without_tokenizer_is_refused(folder):
+    (folder / "hf" / "tokenizer.json").unlink()
+    refuse_import(folder, r"has no tokenizer\.json")
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder):
+    content = json.loads((folder / "hf" / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 384, "content": "<late>"})
+    (folder / "hf" / "tokenizer.json").write_text(json.dumps(content))
+    refuse_import(folder, "ids up to 384, but the embedding only 384 rows")
+
+
+def test_a_truncated_source_is_refused_before_anything_is_written(folder):
+    path = folder / "hf" / "model.safetensors"
+    os.truncate(path, path.stat().st_size - 10)
+    refuse_import(folder, "cut off")
+
+
+def test_a_declared_mask_id_must_be_the_tokenizers(folder):
+    edit_json(folder / "nld" / "config.json", mask_token_id=99)
+    with pytest.raises(UserError, match="mask_token_id 99, but '<SPECIAL_100>' is token 100"):
+        do_import(folder / "nld", folder / "new")
+
+
+def refuse_export(folder, message):
+    with pytest.raises(UserError, match=message):
+        do_export(folder / "run", folder / "new")
+    assert not list(folder.glob("new*"))
+
+
+def test_an_export_without_its_tokenizer_is_refused(folder):
+    shutil.rmtree(folder / "run" / "tokenizer")
+    refuse_export(folder, r"tokenizer has no tokenizer\.json")
+
+
+def test_an_export_with_another_tokenizer_is_refused(folder):
+    path = folder / "run" / "tokenizer" / "tokenizer.json"
+    edit_json(path, normalizer={"type": "Lowercase"})
+    refuse_export(folder, "other fingerprint")
+
+
+def test_a_damaged_megatron_checkpoint_is_refused(folder):
+    step = layout.resolve_checkpoint(folder / "run")
+    for name, message in (("__0_0.distcp", "lacks the file __0_0"), (".metadata", r"has no \.metadata")):
+        (step / name).unlink()
+        refuse_export(folder, message)
+
+
+def test_a_cut_off_megatron_file_is_refused(folder):
+    path = layout.resolve_checkpoint(folder / "run") / "__0_0.distcp"
+    os.truncate(path, path.stat().st_size // 2)
+    refuse_export(folder, r"is cut off: \d+ of \d+ bytes")
+
+
+def test_a_megatron_file_with_damaged_bytes_is_refused(folder):
+    path = layout.resolve_checkpoint(folder / "run") / "__0_0.distcp"
+    size = path.stat().st_size
+    path.write_bytes(b"\0" * size)
+    refuse_export(folder, "is damaged at tensor")
+
+
+def test_weights_that_do_not_fit_the_manifest_are_refused(folder):
+    step = layout.resolve_checkpoint(folder / "run")
+    manifest = layout.load_manifest(step)
+    for change, message in (
+        ({"num_layers": 5}, r"missing decoder\.layers\.4"),
+        ({"num_layers": 3}, r"not of the model decoder\.layers\.3"),
+        ({"vocab_size": 400}, r"embedding\.word_embeddings\.weight has shape \[384, 48\].*makes it \[400, 48\]"),
+    ):
+        layout.save_manifest(step, replace(manifest, model=manifest.model | change))
+        refuse_export(folder, message)
