@@ -1,0 +1,104 @@
+"""Killed at any moment, a run continues and reproduces the undisturbed one: bit for bit, or 1e-5 in another layout."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, torchrun, train_many
+from tests.helpers.toy_data import ToyData, tokens_of
+
+STEPS = 12
+
+
+def overrides(data: ToyData, root: Path, name: str, *extra: str) -> list[str]:
+    """A joint run of 12 steps that saves every fourth."""
+    where = [f"run.root={root}", f"run.name={name}", "stage=joint"]
+    return [*data.overrides(), *where, tokens_of(STEPS), "checkpoint.every_steps=4", *extra]
+
+
+def curve(run_dir: Path) -> list[tuple[object, ...]]:
+    """Everything of a step that must be reproduced."""
+    keys = ("step", "tokens_seen", "loss", "ar_loss", "diffusion_loss", "masking_ratio", "grad_norm", "lr")
+    train = [tuple(line[key] for key in keys) for line in load_lines(run_dir, "train")]
+    heldout = [(line["step"], line["loss"], line["ar_loss"]) for line in load_lines(run_dir, "heldout")]
+    assert [line[0] for line in train] == list(range(1, STEPS + 1))
+    return train + heldout
+
+
+def kill_when(condition: str, run_dir: Path, num_ranks: int, arguments: list[str]) -> None:
+    """Starts a run and kills all its processes (SIGKILL) once `run_dir` shows `condition`."""
+    command = torchrun(num_ranks, "pretrain.train", *arguments)
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, env=rank_environment(), cwd=ROOT, stdout=quiet, stderr=quiet)
+    deadline = time.monotonic() + 200
+    try:
+        while not list(run_dir.glob(condition)):
+            assert process.poll() is None, f"the run ended before {condition} appeared"
+            assert time.monotonic() < deadline, f"{condition} never appeared"
+            time.sleep(0.002)
+    finally:
+        kill_tree(process.pid)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run nobody kills, under pipeline parallelism 2."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    train_many(2, [overrides(toy_data, root, "run", "parallel=pp2")], root)
+    return root / "run"
+
+
+def test_killed_during_a_checkpoint_write_it_resumes_bit_for_bit(
+    undisturbed: Path, toy_data: ToyData, tmp_path: Path
+) -> None:
+    arguments = overrides(toy_data, tmp_path, "run", "parallel=pp2")
+    kill_when("checkpoints/step_00000008.partial", tmp_path / "run", 2, arguments)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*4")] == ["step_00000004"]
+    assert not (tmp_path / "run" / "checkpoints" / "step_00000008").exists()
+    train_many(2, [arguments], tmp_path)
+    assert curve(tmp_path / "run") == curve(undisturbed)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_00000008",
+        "step_00000012",
+    ]
+
+
+def test_killed_during_training_it_resumes_under_other_layouts(
+    undisturbed: Path, toy_data: ToyData, tmp_path: Path
+) -> None:
+    """PP2 killed after step 4, then TP2 for four steps, then one process: optimizer state crosses two reshards."""
+    arguments = overrides(toy_data, tmp_path, "run")
+    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, [*arguments, "parallel=pp2"])
+    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, [*arguments, "parallel=tp2_sp"])
+    train_many(1, [[*arguments, "parallel=single"]], tmp_path)
+    for mine, its in zip(curve(tmp_path / "run"), curve(undisturbed), strict=True):
+        assert mine[:3] == pytest.approx(its[:3], rel=1e-5)
+
+
+def test_an_asynchronous_save_resumes_bit_for_bit_in_bf16(toy_data: ToyData, tmp_path: Path) -> None:
+    asynchronous = ["parallel=single", "precision=bf16", "checkpoint.asynchronous=true"]
+    whole = overrides(toy_data, tmp_path, "whole", "parallel=single", "precision=bf16")
+    arguments = overrides(toy_data, tmp_path, "run", *asynchronous)
+    train_many(2, [whole], tmp_path)
+    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, arguments)
+    train_many(2, [arguments], tmp_path)
+    assert curve(tmp_path / "run") == curve(tmp_path / "whole")
+
+
+def test_a_finished_run_started_again_changes_nothing(undisturbed: Path, toy_data: ToyData) -> None:
+    before = (undisturbed / "metrics.jsonl").read_text()
+    train_many(2, [overrides(toy_data, undisturbed.parent, "run", "parallel=pp2")], undisturbed.parent)
+    assert (undisturbed / "metrics.jsonl").read_text() == before
+
+
+def test_sigkill_reaches_real_processes() -> None:
+    """The helper itself: a killed tree is gone."""
+    process = subprocess.Popen(["sleep", "60"])
+    kill_tree(process.pid)
+    assert process.wait() == -signal.SIGKILL
+    assert not os.path.exists(f"/proc/{process.pid}/exe")

@@ -1,0 +1,15 @@
+"""One process with megatron-core's groups, for tests that compare a live model with transformers."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from conf.schema import Device, ParallelConfig, RuntimeConfig
+from pretrain.distributed import Ranks, distributed_session
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """A gloo process group of one rank."""
+    with distributed_session(ParallelConfig(), RuntimeConfig(device=Device.auto), seed=0) as ranks:
+        yield ranks
