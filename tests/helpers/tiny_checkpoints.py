@@ -103,7 +103,7 @@ def make_ministral3_vlm(
     torch.manual_seed(seed)
     text_config = make_text_config(model or tiny_model_config(factor=factor), tied)
     if spelling == "text":
-        network: PreTrainedModel = Ministral3ForCausalLM(text_config)
+        network: Any = Ministral3ForCausalLM(text_config)
     else:
         network = Mistral3ForConditionalGeneration(_wrap(text_config, tied))
     _randomise_norms(network)
@@ -119,7 +119,8 @@ def make_ministral3_vlm(
 
 
 def _wrap(text_config: Ministral3Config, tied: bool) -> Mistral3Config:
-    vision = PixtralVisionConfig(
+    vision_config: Any = PixtralVisionConfig
+    vision = vision_config(
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=1,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from conf.errors import UserError
 from model import checkpoint_layout as layout
@@ -21,7 +21,7 @@ from model.convert.facts import read_export_values, read_facts
 from model.convert.hf_target import find_code_files
 from model.convert.mapping import build_table
 from model.convert.safetensors_writer import SafetensorsWriter
-from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny_model_config
+from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 SHARD_BYTES = 50_000
 
@@ -30,8 +30,8 @@ def do_import(source, target, **options):
     return import_checkpoint(source, target, MASK_TOKEN, Progress(), **options)
 
 
-def do_export(source, target, **options):
-    return export_checkpoint(source, target, Progress(), **({"max_shard_bytes": 10**9} | options))
+def do_export(source, target, max_shard_bytes=10**9, **options):
+    return export_checkpoint(source, target, Progress(), max_shard_bytes=max_shard_bytes, **options)
 
 
 def edit_json(path, **changes):
@@ -115,6 +115,21 @@ def test_an_export_brings_its_code_tokenizer_and_generation_config(saved):
     config = AutoConfig.from_pretrained(saved / "nld", trust_remote_code=True)
     assert config.rope_parameters["factor"] == 0.25 and config.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(saved / "nld").convert_tokens_to_ids(MASK_TOKEN) == 100
+
+
+@pytest.mark.parametrize(("tied", "factor"), [(True, 16.0), (False, 0.25)])
+def test_an_export_computes_what_transformers_computes_for_the_source(tmp_path, tied, factor):
+    source = make_ministral3_vlm(tmp_path / "hf", tied=tied, factor=factor)  # bf16: nothing is rounded on the way
+    do_import(tmp_path / "hf", tmp_path / "run")
+    do_export(tmp_path / "run", tmp_path / "nld")
+    exported, report = AutoModel.from_pretrained(
+        tmp_path / "nld", trust_remote_code=True, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tokens = torch.randint(101, 384, (2, 3 * ORIGINAL_MAX_POSITIONS))
+    with torch.no_grad():
+        expected = source.float()(input_ids=tokens).logits
+        torch.testing.assert_close(exported(input_ids=tokens).logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, SHARD_BYTES])

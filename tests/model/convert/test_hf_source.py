@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_the_config_is_the_one_saved(tmp_path, factor):
 
 
 def test_fp32_weights_stay_fp32_and_can_be_rounded(tmp_path):
-    network = make_ministral3_vlm(tmp_path, dtype=torch.float32)
+    network: Any = make_ministral3_vlm(tmp_path, dtype=torch.float32)
     with HfSource(tmp_path) as source:
         assert source.dtype == torch.float32
         rounded = source.read(source.table[0], torch.bfloat16)
