@@ -1,12 +1,17 @@
 """RunConfig -> the model chunks of this rank."""
 
+import logging
+from collections.abc import Sequence
+
 from megatron.core import parallel_state
 from torch import nn
 
 from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig
-from model.spec import build_block_spec
+from model.spec import build_block_spec, choose_gradient_accumulation_fusion, choose_transformer_engine
 from model.transformer_config import TORCH_DTYPES, build_transformer_config
 from model.tri_mode import TriModeModel
+
+logger = logging.getLogger(__name__)
 
 
 def build_model_chunks(
@@ -16,6 +21,7 @@ def build_model_chunks(
 
     megatron-core's process groups must exist (pretrain/distributed.py).
     """
+    _log_choices()
     config = build_transformer_config(model, parallel, precision)
     stages: list[int | None] = [None]
     if parallel.virtual_pipeline_parallel > 1:
@@ -35,6 +41,13 @@ def build_model_chunks(
     return chunks
 
 
-def count_parameters(chunks: list[nn.Module]) -> int:
+def _log_choices() -> None:
+    use_transformer_engine, reason = choose_transformer_engine()
+    logger.info("layers: %s (%s)", "Transformer Engine" if use_transformer_engine else "megatron-core", reason)
+    fused, reason = choose_gradient_accumulation_fusion()
+    logger.info("gradient_accumulation_fusion: %s (%s)", "on" if fused else "off", reason)
+
+
+def count_parameters(chunks: Sequence[nn.Module]) -> int:
     """Parameters held by this rank."""
     return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())

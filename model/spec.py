@@ -4,7 +4,6 @@ Both name their weights alike on disk (Transformer Engine's names), so checkpoin
 """
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.attention.core import CoreAttention
-
-logger = logging.getLogger(__name__)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -55,8 +52,7 @@ def choose_gradient_accumulation_fusion() -> tuple[bool, str]:
 
 def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """The layers of this pipeline rank (and virtual stage) with our core attention in each."""
-    use_transformer_engine, reason = choose_transformer_engine()
-    logger.info("%s layers: %s", "Transformer Engine" if use_transformer_engine else "megatron-core", reason)
+    use_transformer_engine, _ = choose_transformer_engine()
     layer = _transformer_engine_layer() if use_transformer_engine else _local_layer()
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)

@@ -49,7 +49,7 @@ class TriModeModel(LanguageModule):
                 config.hidden_size,
                 model.vocab_size,
                 config=config,
-                init_method=config.init_method,
+                init_method=config.init_method,  # type: ignore[arg-type]
                 bias=False,
                 gather_output=False,
             )
@@ -57,7 +57,7 @@ class TriModeModel(LanguageModule):
 
     def set_input_tensor(self, input_tensor: list[Tensor] | Tensor | None) -> None:
         """Hidden states from the stage before, set by megatron-core's pipeline schedules."""
-        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)
+        self.decoder.set_input_tensor(input_tensor[0] if isinstance(input_tensor, list) else input_tensor)  # type: ignore[arg-type]
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -6,7 +6,8 @@ Weights, optimizer state and all can be read back under any other layout.
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     TorchDistSaveShardedStrategy,
 )
 from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 
 from conf.atomic import fsync_tree, publish_directory
 from conf.errors import UserError
@@ -31,7 +34,7 @@ from model.checkpoint_layout import (
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
 
 logger = logging.getLogger(__name__)
-# Measured on finished checkpoints: file overhead over the tensors themselves.
+# Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
 SPACE_MARGIN = 1.05
 
 
@@ -43,6 +46,7 @@ class Checkpointer:
     ) -> None:
         self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
         self._queue = AsyncCallsQueue(persistent=False) if asynchronous else None
+        self._in_flight: tuple[Path, Path] | None = None
 
     def save(self, manifest: CheckpointManifest) -> None:
         """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
@@ -63,21 +67,27 @@ class Checkpointer:
                 async_sharded_save=self._queue is not None,
                 async_strategy="mcore",
             )
-            if self._queue is None:
+            if self._queue is None or request is None:
                 self._publish(partial, final, manifest)
             else:
                 request.add_finalize_fn(lambda: self._publish(partial, final, manifest))
                 self._queue.schedule_async_request(request)
+                self._in_flight = (final, partial)
 
     def poll(self) -> None:
-        """Completes an asynchronous save that has been written meanwhile."""
-        if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=False)
+        """Completes an asynchronous save that has been written meanwhile. Raises: as save."""
+        self._complete(blocking=False)
 
     def finish(self) -> None:
-        """Waits for an asynchronous save."""
-        if self._queue is not None:
-            self._queue.maybe_finalize_async_calls(blocking=True)
+        """Waits for an asynchronous save. Raises: as save."""
+        self._complete(blocking=True)
+
+    def _complete(self, blocking: bool) -> None:
+        if self._queue is None or self._in_flight is None:
+            return
+        with _explained(*self._in_flight):
+            if self._queue.maybe_finalize_async_calls(blocking=blocking):
+                self._in_flight = None
 
     def _publish(self, partial: Path, final: Path, manifest: CheckpointManifest) -> None:
         def publish() -> None:
@@ -95,7 +105,7 @@ def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimi
     accept_step_tensors()
     prepare_for_loading(optimizer)
     state = build_sharded_state(chunks, optimizer, is_loading=True)
-    loaded = dist_checkpointing.load(state, str(step_dir), TorchDistLoadShardedStrategy())
+    loaded: Any = dist_checkpointing.load(state, str(step_dir), TorchDistLoadShardedStrategy())
     for index, chunk in enumerate(chunks):
         missing, unexpected = chunk.module.load_state_dict(loaded[f"model{index}"], strict=False)
         missing = [key for key in missing if not key.endswith("_extra_state")]
@@ -111,24 +121,30 @@ def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_load
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
     }
-    state = {f"model{index}": chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)}
+    state: Any = {
+        f"model{index}": chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)
+    }
     state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
 
 
 def check_free_space(directory: Path, state: dict[str, Any]) -> None:
     """Raises UserError before anything is written if the parts of all ranks do not fit on the disk."""
-    needed = sum_over_ranks(_count_bytes(state))
-    free = shutil.disk_usage(directory).free
-    if needed * SPACE_MARGIN > free:
-        _on_first_rank(lambda: shutil.rmtree(directory, ignore_errors=True))
-        raise UserError(
-            f"{directory.parent} has {free / 1e9:.2f} GB free, this checkpoint needs {needed / 1e9:.2f} GB: free some "
-            "space or lower checkpoint.keep, then resume; earlier checkpoints are untouched."
-        )
+    needed = int(_sum_over_ranks(_count_bytes(state)) * SPACE_MARGIN)
+
+    def check() -> None:
+        free = shutil.disk_usage(directory).free
+        if needed > free:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise OSError(
+                f"{directory.parent} has {free / 1e9:.2f} GB free, it needs {needed / 1e9:.2f} GB: free some space or "
+                "lower checkpoint.keep, then give the same command again"
+            )
+
+    _on_first_rank(check)
 
 
-def sum_over_ranks(value: int) -> int:
+def _sum_over_ranks(value: int) -> int:
     """Sum of a number over all ranks."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -144,7 +160,7 @@ def _count_bytes(state: Any) -> int:
     data = getattr(state, "data", None)
     replica = getattr(state, "replica_id", 0)
     is_first = not any(replica) if isinstance(replica, tuple) else replica == 0
-    return data.numel() * data.element_size() if is_first and hasattr(data, "element_size") else 0
+    return data.numel() * data.element_size() if is_first and isinstance(data, Tensor) else 0
 
 
 def _make_empty(directory: Path) -> None:
@@ -165,21 +181,26 @@ def _on_first_rank(action: Callable[[], None]) -> None:
         raise UserError(f"cannot write the checkpoint: {outcome[0]}. Earlier checkpoints are untouched.")
 
 
-class _explained:
+@contextmanager
+def _explained(final: Path, partial: Path) -> Iterator[None]:
     """Turns a failed write into one clear message and removes what was half written."""
-
-    def __init__(self, final: Path, partial: Path) -> None:
-        self._final, self._partial = final, partial
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, UserError) or not isinstance(error, Exception):
-            return
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, CheckpointException) as error:  # torch's CheckpointException is no Exception
+        free = shutil.disk_usage(partial.parent).free
         if dist.get_rank() == 0:
-            shutil.rmtree(self._partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
-            f"cannot write checkpoint {self._final}: {error}. Nothing half-written is left and earlier checkpoints "
-            "are untouched; fix the cause (free space, permissions) and run the same command again to resume."
+            f"cannot write checkpoint {final}: {_first_cause(error)} ({free / 1e6:.0f} MB were free). Nothing "
+            "half-written is left and earlier checkpoints are untouched; free space or mend the cause, then give the "
+            "same command again to resume."
         ) from error
+
+
+def _first_cause(error: BaseException) -> str:
+    """One line of the first rank's failure."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

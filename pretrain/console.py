@@ -1,5 +1,6 @@
-"""What rank 0 tells the person at the terminal: a progress bar and one line now and then."""
+"""What rank 0 tells the person at the terminal: a progress bar and one line now and then (also in train.log)."""
 
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,15 @@ from pretrain.objective.losses import LossStats
 from pretrain.start import StartPoint
 from pretrain.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 
 class Console:
     """Silent on every rank but the first."""
 
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
-        self._rich = RichConsole(file=sys.stderr, quiet=not ranks.is_first, highlight=False)
+        self.rich = RichConsole(file=sys.stderr, highlight=False)
         self._progress: Progress | None = None
         self._task: Any = None
 
@@ -36,7 +39,7 @@ class Console:
             TimeRemainingColumn(),
         )
         shown = self._config.runtime.progress_bar and self._ranks.is_first
-        with Progress(*columns, console=self._rich, disable=not shown, refresh_per_second=2) as self._progress:
+        with Progress(*columns, console=self.rich, disable=not shown, refresh_per_second=2) as self._progress:
             total = self._config.num_steps
             self._task = self._progress.add_task("", total=total, completed=state.step, note="")
             yield
@@ -48,7 +51,7 @@ class Console:
             origin = f"resuming {start.step_dir} at step {start.state.step}"
         elif self._config.init_from:
             origin = f"weights from {self._config.init_from}"
-        self._say(
+        logger.info(
             f"{self._config.run.dir}: {self._config.num_steps} steps of {self._config.tokens_per_step} tokens, "
             f"{describe_layout(self._config, self._ranks.world_size)}, {parameters / 1e6:.1f}M parameters on rank 0, "
             f"{self._ranks.device.type}; {origin}"
@@ -62,19 +65,16 @@ class Console:
         if state.step % self._config.runtime.log_every_steps == 0:
             shown = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_second")
             parts = [f"{name} {values[name]:.5g}" for name in shown if values[name] is not None]
-            self._say(f"step {state.step}: " + ", ".join(parts))
+            logger.info(f"step {state.step}: " + ", ".join(parts))
 
     def say_heldout(self, state: TrainState, stats: LossStats) -> None:
         """Held-out losses."""
         diffusion = "" if stats.diffusion_loss is None else f", diffusion_loss {stats.diffusion_loss:.4f}"
-        self._say(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
+        logger.info(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
 
     def say_saved(self, state: TrainState, seconds: float) -> None:
         """A checkpoint is on disk (or on its way)."""
-        self._say(f"step {state.step}: checkpoint saved in {seconds:.1f} s")
-
-    def _say(self, text: str) -> None:
-        self._rich.print(text, soft_wrap=True)
+        logger.info(f"step {state.step}: checkpoint saved in {seconds:.1f} s")
 
 
 def describe_layout(config: RunConfig, world_size: int) -> str:

@@ -24,6 +24,10 @@ class RunData:
 def open_data(config: RunConfig) -> RunData:
     """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
     tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer in {config.data.tokenizer} names no eos_token: set it in tokenizer_config.json."
+        )
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"the tokenizer in {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model has "

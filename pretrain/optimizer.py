@@ -49,7 +49,7 @@ def _one_or_all(functions: list[Any]) -> Any:
 
 
 def build_optimizer(
-    wrapped: list[DistributedDataParallel],
+    wrapped: list[Any],
     optimizer: OptimizerConfig,
     parallel: ParallelConfig,
     precision: PrecisionConfig,
@@ -127,4 +127,4 @@ def accept_step_tensors() -> None:
         return original(self, parameter, {"step": None, **tensors})
 
     set_states.accepts_step = True  # type: ignore[attr-defined]
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states  # type: ignore[assignment, method-assign]

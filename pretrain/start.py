@@ -2,11 +2,12 @@
 
 import logging
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import ResumeMode, RunConfig
+from conf.schema import Objective, ResumeMode, RunConfig
 from model.checkpoint_layout import (
     CheckpointManifest,
     check_same_model,
@@ -18,6 +19,7 @@ from model.checkpoint_layout import (
 from model.convert.facts import is_hf_directory, read_export_values
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
 from model.initialise import initialise_weights
+from model.transformer_config import TORCH_DTYPES
 from pretrain.data import RunData
 from pretrain.state import TrainState
 
@@ -94,7 +96,9 @@ def load_initial_weights(config: RunConfig, chunks: list[Any]) -> None:
 
 def build_manifest(config: RunConfig, data: RunData, state: TrainState, export: dict[str, Any]) -> CheckpointManifest:
     """What the checkpoint of this moment says about itself."""
-    eos = data.tokenizer.eos_token_id
+    assert data.tokenizer.eos_token_id is not None, "open_data checks it"
+    if config.stage.objective is Objective.joint:
+        export = {**export, "dlm_loss_weight": config.stage.diffusion_weight}
     return CheckpointManifest(
         step=state.step,
         tokens_seen=state.tokens_seen,
@@ -107,8 +111,8 @@ def build_manifest(config: RunConfig, data: RunData, state: TrainState, export: 
             "mask_token_id": data.tokenizer.mask_token_id,
             "vocab_size": data.tokenizer.vocab_size,
         },
-        eos_token_id=2 if eos is None else eos,
-        dtype={"bf16": "bfloat16", "fp32": "float32"}[config.precision.dtype.value],
+        eos_token_id=data.tokenizer.eos_token_id,
+        dtype=str(TORCH_DTYPES[config.precision.dtype]).removeprefix("torch."),
         data=data_fingerprint(config, data),
         export=export,
         versions=_versions(),
@@ -116,6 +120,4 @@ def build_manifest(config: RunConfig, data: RunData, state: TrainState, export: 
 
 
 def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
     return {name: version(name) for name in ("torch", "megatron-core", "transformers")}

@@ -20,6 +20,7 @@ from pretrain.data import RunData, copy_tokenizer, open_data
 from pretrain.distributed import Ranks, distributed_session
 from pretrain.evaluation import HeldoutEvaluation
 from pretrain.flops import compute_step_flops, find_peak_flops
+from pretrain.logs import start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
@@ -49,6 +50,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     if ranks.is_first:
         record_run(config, run_dir, start)
         copy_tokenizer(config.data.tokenizer, run_dir)
+    start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
@@ -128,7 +130,7 @@ class Trainer:
         sums = run_schedule(self.model, step, forward_only=False)
         learning_rate = self._learning_rate()
         set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
-        _, grad_norm, _ = self.optimizer.step()
+        _, grad_norm, _ = self.optimizer.step()  # type: ignore[misc]
         self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
         stats = LossStats.from_sums(sums, step.counts, self._is_joint)
         scored_rows = step.counts.clean + step.counts.masked

@@ -1,5 +1,7 @@
 """Learning rate over the token budget, WSD against megatron-core's own scheduler."""
 
+from typing import Any
+
 import pytest
 
 from conf.schema import DecayShape, ScheduleConfig, ScheduleKind
@@ -32,7 +34,7 @@ def test_wsd_equals_megatron_core(shape: str) -> None:
     import torch
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    optimizer: Any = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
     theirs = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,

@@ -1,0 +1,101 @@
+"""What a run may start from and continue as: every mismatch is one message before anything is built."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose_run_config
+from conf.errors import UserError
+from conf.schema import RunConfig
+from model.checkpoint_layout import save_manifest, step_directory
+from pretrain.data import open_data
+from pretrain.start import build_manifest, find_start
+from pretrain.state import TrainState
+from tests.helpers.tiny_checkpoints import save_tiny_tokenizer
+from tests.helpers.toy_data import ToyData, make_toy_data, tokens_of
+
+
+def compose(data: ToyData, root: Path, *extra: str) -> RunConfig:
+    """The run under test."""
+    return compose_run_config(
+        [*data.overrides(), "stage=joint", tokens_of(10), f"run.root={root}", "run.name=run", *extra]
+    )
+
+
+@pytest.fixture
+def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
+    """A run folder whose newest checkpoint claims step 5 (manifest only: nothing is loaded here)."""
+    config = compose(toy_data, tmp_path)
+    step = step_directory(config.run.dir, 5)
+    step.mkdir(parents=True)
+    manifest = build_manifest(config, open_data(config), TrainState(5, 5 * 512, 40), {"bos_token_id": 1})
+    save_manifest(step, manifest)
+    return tmp_path
+
+
+def start(config: RunConfig) -> Any:
+    """Opens the data and decides."""
+    return find_start(config, open_data(config))
+
+
+def test_it_resumes_where_the_manifest_says(toy_data: ToyData, used_folder: Path) -> None:
+    found = start(compose(toy_data, used_folder, "parallel=tp2", "schedule.peak_lr=5e-4"))
+    assert found.state == TrainState(5, 5 * 512, 40)
+    assert found.export == {"bos_token_id": 1, "dlm_loss_weight": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("resume=never", "resume=never"),
+        ("model.num_layers=6", "num_layers"),
+        ("model.rope.factor=0.25", "factor"),
+        ("stage=ar", "init_from"),
+        ("data.sequence_length=128", "resume.allow_data_change=true"),
+        ("train.seed=7", "resume.allow_data_change=true"),
+    ],
+)
+def test_what_may_not_change_is_named(toy_data: ToyData, used_folder: Path, change: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        start(compose(toy_data, used_folder, change))
+
+
+def test_changed_data_continues_only_when_allowed(toy_data: ToyData, used_folder: Path) -> None:
+    other = dataclasses.replace(toy_data, train=toy_data.heldout)
+    with pytest.raises(UserError, match="sha256"):
+        start(compose(other, used_folder))
+    assert start(compose(other, used_folder, "resume.allow_data_change=true")).state.step == 5
+
+
+def test_another_tokenizer_is_refused(used_folder: Path, tmp_path: Path) -> None:
+    other = make_toy_data(tmp_path / "other")
+    save_tiny_tokenizer(other.tokenizer)
+    for prefix in (other.train, other.heldout):
+        prefix.with_suffix(".json").unlink()  # without the manifest, only the checkpoint knows its tokenizer
+    with pytest.raises(UserError, match="tokenizer"):
+        start(compose(other, used_folder))
+
+
+def test_data_of_another_tokenizer_are_refused(toy_data: ToyData, tmp_path: Path) -> None:
+    save_tiny_tokenizer(tmp_path / "tokenizer")
+    other = dataclasses.replace(toy_data, tokenizer=tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="tokenise the data again"):
+        open_data(compose(other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("data.train=nowhere/train", "nowhere/train"),
+        ("data.tokenizer=nowhere", "nowhere"),
+        ("data.mask_token=MASK", "mask token"),
+        ("model.vocab_size=200", "vocab_size"),
+        ("data.sequence_length=64000000", "fewer than one sequence"),
+        ("init_from=nowhere", "nowhere"),
+    ],
+)
+def test_bad_input_is_named(toy_data: ToyData, tmp_path: Path, change: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        start(compose(toy_data, tmp_path, change))
