@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
@@ -54,6 +55,7 @@ class Checkpointer:
         Raises: UserError if the disk cannot hold or cannot take it; nothing with a final name is left then.
         """
         self.finish()
+        _gather_parameters(self._chunks)
         final = step_directory(self._run_dir, manifest.step)
         partial = partial_directory(final)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
@@ -98,6 +100,14 @@ class Checkpointer:
                 shutil.rmtree(old)
 
         _on_first_rank(publish)
+
+
+def _gather_parameters(chunks: list[Any]) -> None:
+    """Brings updated weights to every rank: overlapped gathering would do so only in the next forward."""
+    with torch.no_grad():
+        for chunk in chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
 
 
 def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer) -> None:

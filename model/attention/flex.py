@@ -47,7 +47,10 @@ def build_flex_attention(layout: SequenceLayout) -> FlexAttention:
     rows = 2 * length if layout.doubled else length
     mask_mod = _doubled_mask_mod(layout) if layout.doubled else _causal_mask_mod(layout)
     shared = None if batch == 1 else batch
-    return FlexAttention(create_block_mask(mask_mod, shared, None, rows, rows, device=str(layout.positions.device)))
+    device = layout.positions.device
+    # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [rows, rows].
+    create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return FlexAttention(create(mask_mod, shared, None, rows, rows, device=str(device)))
 
 
 def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
