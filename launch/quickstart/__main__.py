@@ -13,6 +13,7 @@ from launch.quickstart.curves import draw_curves, load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json, remove
 from launch.quickstart.phases import Phase, run_phases
 from launch.quickstart.processes import decode_command, export_command, run_process, train_command
+from launch.quickstart.quiet import quiet_libraries
 from launch.quickstart.report import print_report
 from launch.quickstart.summary import build_summary, save_summary
 
@@ -33,6 +34,7 @@ def main() -> None:
         "overrides", nargs="*", help="configuration overrides for both stages, such as train.tokens=1e5"
     )
     arguments = parser.parse_args()
+    quiet_libraries()
     try:
         passed = run_quickstart(arguments.root, arguments.fresh, arguments.overrides)
     except UserError as error:

@@ -8,7 +8,7 @@ import torch
 from conf.errors import UserError
 from data_pipeline.prepare import prepare_dataset
 from data_pipeline.tokenizer import MASK_TOKEN, save_tokenizer, train_tokenizer
-from launch.quickstart import decode
+from launch.quickstart import measure
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
@@ -48,11 +48,11 @@ def export(tmp_path_factory: pytest.TempPathFactory, heldout: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"NUM_PROMPTS": 2, "PROMPT_TOKENS": 24, "NEW_TOKENS": 12, "NUM_CONTEXTS": 20}.items():
-        monkeypatch.setattr(decode, name, value)
+        monkeypatch.setattr(measure, name, value)
 
 
 def test_three_modes_are_measured(export: Path, heldout: Path) -> None:
-    values = decode.run_decoding(export, heldout)
+    values = measure.run_decoding(export, heldout)
     modes = values["modes"]
     assert set(modes) == {"ar", "block_diffusion", "linear_speculation"}
     assert modes["ar"]["tokens_per_forward"] == 1
@@ -65,15 +65,15 @@ def test_three_modes_are_measured(export: Path, heldout: Path) -> None:
 
 
 def test_prefixes_are_spread_over_the_heldout_text(heldout: Path) -> None:
-    prefixes = decode.choose_prefixes(heldout, 10)
+    prefixes = measure.choose_prefixes(heldout, 10)
     assert prefixes.shape == (10, 24)
     assert len({tuple(row) for row in prefixes.tolist()}) > 1
 
 
 def test_acceptance_length_counts_cycles_not_forwards() -> None:
     """Prefill, three full cycles of two forwards, one lone last token of one forward: 4 cycles for 11 - 1 tokens."""
-    run = decode.Continuations(tokens=[list(range(11))], num_forwards=[1 + 3 * 2 + 1], seconds=2.0)
-    measured = decode.measure(run, run, real_context_acceptance=1.5)
+    run = measure.Continuations(tokens=[list(range(11))], num_forwards=[1 + 3 * 2 + 1], seconds=2.0)
+    measured = measure.measure(run, run, real_context_acceptance=1.5)
     assert measured.acceptance_length == 10 / 4
     assert measured.tokens_per_second == 5.5
     assert measured.equals_greedy_ar
@@ -83,16 +83,16 @@ def test_acceptance_length_counts_cycles_not_forwards() -> None:
     ("tokens", "share"), [([1, 2, 3, 4, 5], 1.0), ([1] * 10, 1 / 7), ([1, 2] * 5, 2 / 7), ([1, 2], 1.0)]
 )
 def test_share_of_distinct_4grams(tokens: list[int], share: float) -> None:
-    assert decode.compute_distinct_share(tokens) == pytest.approx(share)
+    assert measure.compute_distinct_share(tokens) == pytest.approx(share)
 
 
 def test_a_missing_export_is_named(tmp_path: Path, heldout: Path) -> None:
     with pytest.raises(UserError, match="export the joint run first"):
-        decode.run_decoding(tmp_path / "nothing", heldout)
+        measure.run_decoding(tmp_path / "nothing", heldout)
 
 
 def test_missing_or_short_heldout_text_is_named(export: Path, heldout: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        decode.run_decoding(export, tmp_path / "nothing")
+        measure.run_decoding(export, tmp_path / "nothing")
     with pytest.raises(UserError, match="are needed"):
-        decode.choose_prefixes(heldout, 100_000)
+        measure.choose_prefixes(heldout, 100_000)

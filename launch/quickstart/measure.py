@@ -1,0 +1,153 @@
+"""What the decoding process does: load the export as any user would, decode held-out text in three modes, count."""
+
+import importlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from transformers import AutoModel, PreTrainedTokenizerFast
+
+from conf.errors import UserError
+from data_pipeline.dataset import TokenDataset
+
+NUM_PROMPTS = 8
+PROMPT_TOKENS = 96
+NEW_TOKENS = 128
+NUM_CONTEXTS = 800
+CONTEXTS_PER_CALL = 50
+SPECULATION_MODULE = "speculation_nemotron_labs_diffusion"
+
+Generate = Callable[..., tuple[Tensor, int]]
+
+
+@dataclass
+class ModeMeasurement:
+    """What one mode did on all prompts, greedy, in fp32.
+
+    new_tokens, num_forwards: totals. tokens_per_forward, tokens_per_second: their ratios.
+    acceptance_length: mean tokens per draft-verify cycle on the continuations. real_context_acceptance: the same
+    for one cycle from each of many true prefixes. Both only where there is a draft.
+    equals_greedy_ar: every continuation is greedy AR's. distinct_4grams: mean share of different 4-grams.
+    """
+
+    new_tokens: int
+    num_forwards: int
+    tokens_per_forward: float
+    acceptance_length: float | None
+    real_context_acceptance: float | None
+    tokens_per_second: float
+    equals_greedy_ar: bool
+    distinct_4grams: float
+
+
+@dataclass
+class Continuations:
+    """Greedy continuations [num_prompts][new tokens], forwards per prompt, and the seconds all took."""
+
+    tokens: list[list[int]]
+    num_forwards: list[int]
+    seconds: float
+
+
+def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
+    """Decode and measure; returns {"modes": {mode: ModeMeasurement}, "sample": text, settings...}."""
+    model = load_export(export)
+    prefixes = choose_prefixes(heldout, NUM_CONTEXTS)
+    prompts = prefixes[:: NUM_CONTEXTS // NUM_PROMPTS][:NUM_PROMPTS]
+    generators = {
+        "ar": model.ar_generate,
+        "block_diffusion": model.generate,
+        "linear_speculation": model.linear_spec_generate,
+    }
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns) as progress:
+        runs = {
+            mode: decode_prompts(generate, progress.track(prompts, description=mode))
+            for mode, generate in generators.items()
+        }
+        contexts = progress.track(prefixes.split(CONTEXTS_PER_CALL), description="real contexts")
+        acceptance = measure_real_context_acceptance(model, contexts)
+    return {
+        "dtype": "float32",
+        "num_prompts": NUM_PROMPTS,
+        "prompt_tokens": PROMPT_TOKENS,
+        "num_contexts": NUM_CONTEXTS,
+        "block_length": model.config.block_size,
+        "modes": {
+            mode: asdict(measure(run, runs["ar"], acceptance if mode == "linear_speculation" else None))
+            for mode, run in runs.items()
+        },
+        "sample": describe_sample(export, prompts[0], runs["linear_speculation"].tokens[0]),
+    }
+
+
+def load_export(export: Path) -> Any:
+    """The exported model in fp32, by nothing but its directory. Raises UserError if it is not an export."""
+    if not (export / "config.json").is_file():
+        raise UserError(f"{export} has no config.json: export the joint run first (python -m model.convert).")
+    model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype=torch.float32)
+    return model.eval()
+
+
+def choose_prefixes(heldout: Path, count: int) -> Tensor:
+    """[count, PROMPT_TOKENS] true prefixes spread evenly over the held-out text. Raises UserError if it is short."""
+    dataset = TokenDataset(heldout, PROMPT_TOKENS, block_size=1, seed=0, shuffle=False)
+    if dataset.num_samples < count:
+        raise UserError(
+            f"{heldout} holds {dataset.num_samples} prefixes of {PROMPT_TOKENS} tokens, {count} are needed."
+        )
+    return dataset.build_batch([i * dataset.num_samples // count for i in range(count)]).tokens
+
+
+def decode_prompts(generate: Generate, prompts: Any) -> Continuations:
+    """Continue every prompt [PROMPT_TOKENS] greedily by up to NEW_TOKENS tokens."""
+    tokens, forwards, seconds = [], [], 0.0
+    for prompt in prompts:
+        started = time.perf_counter()
+        output, num_forwards = generate(prompt[None], max_new_tokens=NEW_TOKENS, temperature=0.0)
+        seconds += time.perf_counter() - started
+        tokens.append(output[0, len(prompt) :].tolist())
+        forwards.append(num_forwards)
+    return Continuations(tokens, forwards, seconds)
+
+
+def measure_real_context_acceptance(model: Any, contexts: Any) -> float:
+    """Mean tokens of one greedy draft-verify cycle from every true prefix, by the function shipped with the export."""
+    package = type(model).__module__.rpartition(".")[0]
+    speculation = importlib.import_module(f"{package}.{SPECULATION_MODULE}")
+    counts = [speculation.real_context_acceptance(model, group, model.config.block_size) for group in contexts]
+    return float(torch.cat(counts).double().mean())
+
+
+def measure(run: Continuations, ar: Continuations, real_context_acceptance: float | None) -> ModeMeasurement:
+    """Numbers of one mode. A draft-verify cycle is two forwards (one for a last lone token); prefill is one more."""
+    new_tokens, num_forwards = sum(map(len, run.tokens)), sum(run.num_forwards)
+    drafts = real_context_acceptance is not None
+    cycles = sum(forwards // 2 for forwards in run.num_forwards)
+    return ModeMeasurement(
+        new_tokens=new_tokens,
+        num_forwards=num_forwards,
+        tokens_per_forward=new_tokens / num_forwards,
+        acceptance_length=(new_tokens - len(run.tokens)) / max(1, cycles) if drafts else None,
+        real_context_acceptance=real_context_acceptance,
+        tokens_per_second=new_tokens / run.seconds,
+        equals_greedy_ar=run.tokens == ar.tokens,
+        distinct_4grams=sum(map(compute_distinct_share, run.tokens)) / len(run.tokens),
+    )
+
+
+def compute_distinct_share(tokens: list[int], length: int = 4) -> float:
+    """Share of different n-grams among all n-grams of `length`; 1 where there is none."""
+    grams = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def describe_sample(export: Path, prompt: Tensor, continuation: list[int]) -> dict[str, str]:
+    """Text of one prompt and its continuation."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
+    return {"prompt": tokenizer.decode(prompt.tolist()), "continuation": tokenizer.decode(continuation)}
