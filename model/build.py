@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 def build_model_chunks(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, loss_chunk_rows: int
 ) -> list[TriModeModel]:
-    """One TriModeModel per virtual pipeline stage of this rank (one without interleaving), weights freshly drawn.
+    """One TriModeModel per virtual pipeline stage of this rank (one without interleaving).
 
-    megatron-core's process groups must exist (pretrain/distributed.py).
+    Weights are not set yet: model/initialise.py or model/convert/load_weights.py fill them. megatron-core's process groups must exist (pretrain/distributed.py).
     """
     _log_choices()
     config = build_transformer_config(model, parallel, precision)

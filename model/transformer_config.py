@@ -32,7 +32,6 @@ def build_transformer_config(
         add_qkv_bias=False,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        init_method_std=model.init_std,
         tensor_model_parallel_size=parallel.tensor_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
@@ -40,8 +39,9 @@ def build_transformer_config(
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        # Fresh weights must not depend on the layout; the CPU draws the whole tensor and keeps a slice.
+        # Weights always come from elsewhere: a checkpoint, or model/initialise.py, which no layout changes.
         use_cpu_initialization=True,
+        perform_initialization=False,
         gradient_accumulation_fusion=fusion,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
