@@ -19,7 +19,8 @@ def build_model_chunks(
 ) -> list[TriModeModel]:
     """One TriModeModel per virtual pipeline stage of this rank (one without interleaving).
 
-    Weights are not set yet: model/initialise.py or model/convert/load_weights.py fill them. megatron-core's process groups must exist (pretrain/distributed.py).
+    Weights are not set yet: model/initialise.py or model/convert/load_weights.py fill them. megatron-core's process
+    groups must exist (pretrain/distributed.py).
     """
     _log_choices()
     config = build_transformer_config(model, parallel, precision)
