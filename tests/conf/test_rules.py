@@ -89,7 +89,9 @@ def test_the_other_schedules_and_layouts_are_not_held_to_rules_that_do_not_conce
 
 
 def test_all_violations_are_listed_at_once() -> None:
-    message = violations("parallel=tp8", "data.sequence_length=100", "train.seed=-1", world_size=6)
+    message = violations(
+        "parallel=tp8", "model.num_attention_heads=4", "data.sequence_length=100", "train.seed=-1", world_size=6
+    )
     for part in ("5 settings", "train.seed=-1", "num_attention_heads", "num_key_value_heads", "=100", "6 ranks"):
         assert part in message
 
