@@ -1,17 +1,20 @@
 """The whole product in a few minutes on two CPU cores: `python -m launch.quickstart` (or `make quickstart`)."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from conf.atomic import atomic_write_text
 from conf.compose import compose_run_config
 from conf.errors import UserError
 from conf.schema import RunConfig
-from launch.quickstart.curves import draw_curves, load_curves
+from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json, remove
 from launch.quickstart.phases import Phase, run_phases
+from launch.quickstart.plot import draw_curves
 from launch.quickstart.processes import decode_command, export_command, run_process, train_command
 from launch.quickstart.quiet import quiet_libraries
 from launch.quickstart.report import print_report
@@ -53,13 +56,31 @@ def run_quickstart(root: Path, fresh: bool, overrides: list[str]) -> bool:
     }
     if fresh:
         remove(folder.path)
-    seconds = run_phases(build_phases(folder, configs["ar"], overrides), folder.phases, console.print)
+    keep_request(folder, overrides)
+    seconds = run_phases(
+        build_phases(folder, configs["ar"], overrides),
+        folder.phases,
+        say=lambda text: console.print(text, markup=False, soft_wrap=True),
+    )
     curves = [load_curves(stage, folder.run(stage)) for stage in STAGES]
     draw_curves(curves, load_json(folder.unigram)["unigram_entropy"], folder.curves)
     summary = build_summary(folder, curves, configs, seconds)
     save_summary(folder, summary)
     print_report(console, summary, folder)
     return all(check["passed"] for check in summary["checks"])
+
+
+def keep_request(folder: QuickstartFolder, overrides: list[str]) -> None:
+    """Finished phases belong to the overrides they ran with. Raises UserError if this call gives others."""
+    if not folder.request.exists():
+        atomic_write_text(folder.request, json.dumps({"overrides": overrides}) + "\n")
+        return
+    before = load_json(folder.request).get("overrides")
+    if before != overrides:
+        raise UserError(
+            f"{folder.path} was begun with the overrides {before}, not {overrides}: give the same ones to continue, "
+            "or --fresh to start over."
+        )
 
 
 def build_phases(folder: QuickstartFolder, config: RunConfig, overrides: list[str]) -> list[Phase]:

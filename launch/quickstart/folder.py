@@ -24,6 +24,11 @@ class QuickstartFolder:
         return self.root / "quickstart"
 
     @property
+    def request(self) -> Path:
+        """What the user asked for when the folder was begun, as JSON."""
+        return self.path / "request.json"
+
+    @property
     def tokenizer(self) -> Path:
         """Hugging Face tokenizer directory."""
         return self.path / "tokenizer"

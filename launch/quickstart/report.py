@@ -9,6 +9,17 @@ from rich.text import Text
 from launch.quickstart.folder import QuickstartFolder
 
 MODE_TITLES = {"ar": "AR", "block_diffusion": "block diffusion", "linear_speculation": "linear speculation"}
+# Field of a mode's measurement, what the table calls it, digits after the point.
+ROWS = (
+    ("new_tokens", "new tokens", 0),
+    ("num_forwards", "forwards", 0),
+    ("tokens_per_forward", "tokens per forward", 2),
+    ("acceptance_length", "acceptance length", 2),
+    ("real_context_acceptance", "acceptance, real contexts", 2),
+    ("tokens_per_second", "tokens/s", 0),
+    ("equals_greedy_ar", "equals greedy AR", 0),
+    ("distinct_4grams", "distinct 4-grams", 2),
+)
 
 
 def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFolder) -> None:
@@ -16,49 +27,41 @@ def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFo
     console.print()
     console.print(build_mode_table(summary))
     for name, stage in summary["stages"].items():
-        console.print(describe_stage(name, stage))
+        console.print(describe_stage(name, stage), soft_wrap=True)
     console.print(f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats per token")
     for check in summary["checks"]:
         mark = Text("ok  " if check["passed"] else "FAIL", style="green" if check["passed"] else "bold red")
-        console.print(mark, f"{check['name']}: {check['value']} (wanted: {check['wanted']})")
+        console.print(mark, f"{check['name']}: {check['value']} (wanted: {check['wanted']})", soft_wrap=True)
     phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in summary["seconds"].items())
-    console.print(f"seconds: {phases}")
+    console.print(f"seconds: {phases}", soft_wrap=True)
     for what, path in (("export", folder.export), ("curves", folder.curves), ("summary", folder.summary)):
         console.print(f"{what}: {path}", soft_wrap=True)
 
 
 def build_mode_table(summary: dict[str, Any]) -> Table:
-    """Modes as rows; a dash where a number has no meaning."""
+    """Modes as columns, so that it fits 80 characters; a dash where a number has no meaning."""
     decoding = summary["decoding"]
     table = Table(
-        title=f"Greedy decoding of {decoding['num_prompts']} held-out prompts, {decoding['dtype']}, block "
-        f"{decoding['block_length']}; real contexts: {decoding['num_contexts']} true prefixes",
+        title=f"Greedy decoding of {decoding['num_prompts']} held-out prompts",
+        caption=f"{decoding['dtype']}, blocks of {decoding['block_length']}; real contexts: one cycle from each of "
+        f"{decoding['num_contexts']} true prefixes",
         title_justify="left",
+        caption_justify="left",
     )
-    table.add_column("mode")
-    for title in ("new\ntokens", "forwards", "tokens per\nforward", "acceptance\nlength", "real-context\nacceptance"):
-        table.add_column(title, justify="right")
-    for title in ("tokens/s", "equals\ngreedy AR", "distinct\n4-grams"):
-        table.add_column(title, justify="right")
-    for mode, values in summary["modes"].items():
-        table.add_row(MODE_TITLES.get(mode, mode), *_cells(values))
+    table.add_column("")
+    for mode in summary["modes"]:
+        table.add_column(MODE_TITLES[mode], justify="right")
+    for name, title, digits in ROWS:
+        table.add_row(title, *(_cell(values[name], digits) for values in summary["modes"].values()))
     return table
 
 
-def _cells(values: dict[str, Any]) -> list[str]:
-    def number(name: str, digits: int) -> str:
-        return "-" if values[name] is None else f"{values[name]:.{digits}f}"
-
-    return [
-        str(values["new_tokens"]),
-        str(values["num_forwards"]),
-        number("tokens_per_forward", 2),
-        number("acceptance_length", 2),
-        number("real_context_acceptance", 2),
-        number("tokens_per_second", 0),
-        "yes" if values["equals_greedy_ar"] else "no",
-        number("distinct_4grams", 2),
-    ]
+def _cell(value: float | bool | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.{digits}f}"
 
 
 def describe_stage(name: str, stage: dict[str, Any]) -> str:

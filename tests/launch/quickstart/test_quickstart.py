@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from conf.errors import UserError
+from launch.quickstart.__main__ import keep_request
+from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.processes import decode_command, run_process, train_command
 
 
@@ -22,6 +24,13 @@ def test_a_wrong_override_is_one_message_before_anything_runs(tmp_path: Path) ->
     assert "train.tokenz" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "quickstart").exists()
+
+
+def test_other_overrides_do_not_continue_a_begun_folder(folder: QuickstartFolder) -> None:
+    keep_request(folder, ["train.tokens=1e5"])
+    keep_request(folder, ["train.tokens=1e5"])
+    with pytest.raises(UserError, match="--fresh"):
+        keep_request(folder, [])
 
 
 def test_decoding_without_an_export_is_one_message(tmp_path: Path) -> None:

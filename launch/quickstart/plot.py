@@ -1,0 +1,108 @@
+"""The picture: AR and diffusion losses, training and held-out, over both stages."""
+
+from pathlib import Path
+from typing import Any
+
+from launch.quickstart.curves import StageCurves, smooth
+
+INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
+COLORS = {"ar_loss": "#2563eb", "diffusion_loss": "#d97706"}
+LABELS = {"ar_loss": "AR loss", "diffusion_loss": "diffusion loss"}
+STAGE_TITLES = {"ar": "AR stage", "joint": "joint stage"}
+HEADROOM = 1.1  # of the y axis, for stage titles and legend
+
+
+def draw_curves(stages: list[StageCurves], unigram_entropy: float, path: Path) -> None:
+    """PNG with one axis of losses (nats per token) over clean tokens; the stages follow each other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(10, 5.6), dpi=150)
+    first = 0.0
+    for stage in stages:
+        for name in LABELS:
+            _draw_training(axes, *_points(stage.train, name, first), name)
+            _draw_heldout(axes, *_points(stage.heldout, name, first), name)
+        last = first + stage.train[-1]["tokens_seen"] / 1e6
+        _mark_stage(axes, STAGE_TITLES.get(stage.stage, stage.stage), first, last)
+        first = last
+    _mark_unigram(axes, unigram_entropy, first)
+    _style(axes, first, [entry["ar_loss"] for stage in stages for entry in stage.heldout])
+    _add_legend(axes)
+    figure.tight_layout()
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="png")
+    pyplot.close(figure)
+    partial.replace(path)
+
+
+def _points(entries: list[dict[str, Any]], name: str, offset: float) -> tuple[list[float], list[float]]:
+    """Millions of tokens since the first stage began, and losses, of the lines that have this loss."""
+    with_loss = [entry for entry in entries if entry.get(name) is not None]
+    return [offset + entry["tokens_seen"] / 1e6 for entry in with_loss], [entry[name] for entry in with_loss]
+
+
+def _draw_training(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:
+    """Every step faint, their moving average strong."""
+    if tokens:
+        axes.plot(tokens, losses, color=COLORS[name], alpha=0.15, linewidth=0.8)
+        label = f"{LABELS[name]}, training"
+        axes.plot(tokens, smooth(losses), color=COLORS[name], linewidth=1.8, label=label)
+
+
+def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:
+    """Rings; the last one with its value."""
+    if not tokens:
+        return
+    style = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.6, "linewidth": 0}
+    label = f"{LABELS[name]}, held-out"
+    axes.plot(tokens, losses, color=COLORS[name], label=label, zorder=5, clip_on=False, **style)
+    axes.annotate(
+        f"{losses[-1]:.2f}",
+        (tokens[-1], losses[-1]),
+        xytext=(-4, 9),
+        textcoords="offset points",
+        ha="right",
+        color=COLORS[name],
+        fontsize=9,
+        weight="bold",
+    )
+
+
+def _mark_stage(axes: Any, title: str, first: float, last: float) -> None:
+    if first:
+        axes.axvline(first, color=MUTED, linewidth=1)
+    place = ((first + last) / 2, 0.97)
+    axes.annotate(title, place, xycoords=("data", "axes fraction"), ha="center", va="top", color=MUTED, fontsize=10)
+
+
+def _mark_unigram(axes: Any, unigram_entropy: float, last: float) -> None:
+    axes.axhline(unigram_entropy, color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
+    text = f"unigram entropy {unigram_entropy:.2f}"
+    style = {"textcoords": "offset points", "ha": "right", "color": MUTED, "fontsize": 9}
+    axes.annotate(text, (last, unigram_entropy), xytext=(-4, 4), **style)
+
+
+def _style(axes: Any, last: float, heldout_losses: list[float]) -> None:
+    axes.set_title("Quickstart: losses over both stages", loc="left", color=INK, fontsize=13, pad=12)
+    axes.set_xlabel("clean tokens trained on (millions)", color=INK)
+    axes.set_ylabel("nats per token", color=INK)
+    axes.set_xlim(0, last)
+    axes.set_ylim(0.7 * min(heldout_losses), HEADROOM * max(heldout_losses))
+    axes.grid(color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GRID)
+
+
+def _add_legend(axes: Any) -> None:
+    """Each label once, although both stages draw it."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    place = {"loc": "upper right", "bbox_to_anchor": (1, 0.93), "frameon": False, "ncols": 2}
+    axes.legend(unique.values(), unique.keys(), fontsize=9, labelcolor=INK, **place)
