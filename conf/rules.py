@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator
 
 from conf.errors import ConfigError
 from conf.ranges import broken_ranges, read_key
-from conf.schema import AttentionBackend, Device, ModelConfig, Objective, ParallelConfig, RunConfig, ScheduleKind
+from conf.schema import (
+    AttentionBackend,
+    DecayShape,
+    Device,
+    ModelConfig,
+    Objective,
+    ParallelConfig,
+    RunConfig,
+    ScheduleKind,
+)
 
 Violations = Iterator[str]
 
@@ -132,13 +141,12 @@ def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
         )
 
 
-def _parameter_overlap_needs_sharding(config: RunConfig) -> Violations:
+def _parameter_overlap_needs_gradient_overlap(config: RunConfig) -> Violations:
     parallel = config.parallel
     if not parallel.overlap_param_gather:
         return
-    for name in ("distributed_optimizer", "overlap_grad_reduce"):
-        if not getattr(parallel, name):
-            yield f"parallel.overlap_param_gather=true needs parallel.{name}=true; set it or switch the overlap off"
+    if not parallel.overlap_grad_reduce:
+        yield "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true; set it or switch it off"
 
 
 def _learning_rate_falls(config: RunConfig) -> Violations:
@@ -148,6 +156,8 @@ def _learning_rate_falls(config: RunConfig) -> Violations:
             f"schedule.final_lr={schedule.final_lr:g} is above schedule.peak_lr={schedule.peak_lr:g}; "
             "the rate falls after warm-up, so set both"
         )
+    if schedule.decay_shape is DecayShape.exponential and schedule.final_lr == 0:
+        yield "schedule.decay_shape=exponential never reaches schedule.final_lr=0; give a positive final_lr"
     phases = schedule.warmup_fraction + schedule.decay_fraction
     if schedule.kind is ScheduleKind.wsd and phases > 1:
         yield (
@@ -224,7 +234,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _blocks_divide_sequence,
     _sequence_fits_positions,
     _sequence_parallel_divides_rows,
-    _parameter_overlap_needs_sharding,
+    _parameter_overlap_needs_gradient_overlap,
     _learning_rate_falls,
     _yarn_bounds_are_ordered,
     _flex_attention_needs_cuda,

@@ -5,7 +5,8 @@ A *global sample index* counts the sequences a run has asked for since its first
 the seed and on nothing else: not on data-parallel size, microbatches, workers or restarts.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import torch
 from conf.errors import UserError
 from data_pipeline.batch import Batch
 from data_pipeline.indexed import open_indexed_dataset
-from data_pipeline.manifest import bin_path, compute_sha256, index_path, load_manifest
+from data_pipeline.manifest import bin_path, load_manifest
 from data_pipeline.permutation import derive_key, permute
 
 SCAN_PIECE_TOKENS = 1 << 22
+# What is looked at of data without a manifest, which may be terabytes that every rank would otherwise read.
+NUM_SAMPLED_PIECES, SAMPLED_PIECE_TOKENS = 64, 1 << 16
 
 
 class TokenDataset:
@@ -40,6 +43,7 @@ class TokenDataset:
         self.block_size = block_size
         self.seed = seed
         self.shuffle = shuffle
+        self._vocab_size: int | None = None
         self.manifest = load_manifest(prefix)
         self._indexed = open_indexed_dataset(prefix)
         self.num_documents = len(self._indexed.document_indices) - 1
@@ -57,6 +61,7 @@ class TokenDataset:
     def build_batch(self, sample_indices: Sequence[int]) -> Batch:
         """Batch [B, S] of the sequences at B global sample indices, on the CPU."""
         tokens = np.stack([self._read_chunk(self.chunk_index(int(i))) for i in sample_indices])
+        self._check_largest(int(tokens.max()))
         rows = len(sample_indices)
         positions = torch.arange(self.sequence_length).repeat(rows, 1)
         return Batch(
@@ -72,25 +77,25 @@ class TokenDataset:
         """Identity of the data (not of seed or sequence length), for checkpoints: {documents, tokens, sha256,
         tokenizer_fingerprint}.
 
-        sha256 is that of the `.bin` file as the manifest records it. Without a manifest it is that of the `.idx` file
-        (document lengths), and the tokenizer fingerprint is empty.
+        sha256 is that of the `.bin` file as the manifest records it. Without a manifest it covers the sizes and pieces
+        spread over the stream, and the tokenizer fingerprint is empty.
         """
         manifest = self.manifest
         return {
             "documents": self.num_documents,
             "tokens": self.num_tokens,
-            "sha256": manifest.sha256 if manifest else compute_sha256(index_path(self.prefix)),
+            "sha256": manifest.sha256 if manifest else self._sample_sha256(),
             "tokenizer_fingerprint": manifest.tokenizer_fingerprint if manifest else "",
         }
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises UserError if a token id does not fit a model of `vocab_size`; reads the data without a manifest."""
-        largest = self.manifest.max_token_id if self.manifest else self._scan_largest_token()
-        if largest >= vocab_size:
-            raise UserError(
-                f"{self.prefix} contains token id {largest}, the model has vocab_size {vocab_size}: "
-                "use the model's own tokenizer for the data, or a model with that vocabulary."
-            )
+        """Raises UserError if a token id does not fit a model of `vocab_size`.
+
+        Without a manifest a sample of the data is read now; every batch is checked as it is built.
+        """
+        self._vocab_size = vocab_size
+        pieces = self._sampled_pieces()
+        self._check_largest(self.manifest.max_token_id if self.manifest else max(int(p.max()) for p in pieces))
 
     def check_tokenizer(self, tokenizer_fingerprint: str) -> None:
         """Raises UserError if the data were made by another tokenizer; without a manifest nothing is known."""
@@ -116,9 +121,24 @@ class TokenDataset:
         count = min(count, self.num_tokens - start)
         return self._indexed.bin_reader.read(dtype=dtype, count=count, offset=start * np.dtype(dtype).itemsize)
 
-    def _scan_largest_token(self) -> int:
-        starts = range(0, self.num_tokens, SCAN_PIECE_TOKENS)
-        return max(int(self._read(start, SCAN_PIECE_TOKENS).max()) for start in starts)
+    def _sampled_pieces(self) -> Iterator[np.ndarray]:
+        """Pieces spread evenly over the stream, all of a short one."""
+        stride = max(SAMPLED_PIECE_TOKENS, self.num_tokens // NUM_SAMPLED_PIECES)
+        for start in range(0, self.num_tokens, stride):
+            yield self._read(start, SAMPLED_PIECE_TOKENS)
+
+    def _sample_sha256(self) -> str:
+        digest = hashlib.sha256(f"{self.num_documents} documents, {self.num_tokens} tokens".encode())
+        for piece in self._sampled_pieces():
+            digest.update(piece.tobytes())
+        return digest.hexdigest()
+
+    def _check_largest(self, largest: int) -> None:
+        if self._vocab_size is not None and largest >= self._vocab_size:
+            raise UserError(
+                f"{self.prefix} contains token id {largest}, the model has vocab_size {self._vocab_size}: "
+                "use the model's own tokenizer for the data, or a model with that vocabulary."
+            )
 
     def _check_sizes(self) -> None:
         expected_bytes = self.num_tokens * np.dtype(self._indexed.index.dtype).itemsize

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
 
@@ -67,6 +68,22 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         if ctx.group.size() > 1:
             dist.all_reduce(grad_hidden, group=ctx.group)
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+
+
+class VocabularyHead(ColumnParallelLinear):
+    """The output layer: logits, or the loss of rows without ever holding their logits.
+
+    Scoring goes through forward, so that megatron-core's hooks on a module's forward (which wait for overlapped
+    parameter gathering) see the use of the weight.
+    """
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, scored: ScoredRows | None = None, chunk_rows: int = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as ChunkedCrossEntropy.forward."""
+        if scored is None:
+            return super().forward(hidden)[0]
+        return ChunkedCrossEntropy.apply(hidden, self.weight, scored.targets, scored.weights, chunk_rows, self.tp_group)
 
 
 def _chunk(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan
-from model.head import ChunkedCrossEntropy, ScoredRows
+from model.head import ScoredRows, VocabularyHead
 
 
 class TriModeModel(LanguageModule):
@@ -45,7 +45,7 @@ class TriModeModel(LanguageModule):
             config, spec, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
         )
         if post_process:
-            self.output_layer = tensor_parallel.ColumnParallelLinear(
+            self.output_layer = VocabularyHead(
                 config.hidden_size,
                 model.vocab_size,
                 config=config,
@@ -80,15 +80,11 @@ class TriModeModel(LanguageModule):
         if not self.post_process:
             return hidden
         if scored is None:
-            return self.output_layer(hidden)[0]
+            return self.output_layer(hidden)
         return self._score(hidden, scored)
 
     def _score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
         if self.config.sequence_parallel:
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        rows = hidden.flatten(0, 1)[scored.rows]
-        weight = self.output_layer.weight
-        return ChunkedCrossEntropy.apply(
-            rows, weight, scored.targets, scored.weights, self.loss_chunk_rows, self.tp_group
-        )
+        return self.output_layer(hidden.flatten(0, 1)[scored.rows], scored, self.loss_chunk_rows)

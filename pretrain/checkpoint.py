@@ -15,6 +15,10 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
 from megatron.core.dist_checkpointing.strategies.torch import (
     TorchDistLoadShardedStrategy,
     TorchDistSaveShardedStrategy,
@@ -65,7 +69,7 @@ class Checkpointer:
             request = dist_checkpointing.save(
                 state,
                 str(partial),
-                TorchDistSaveShardedStrategy(),
+                _spread_over_data_parallel(),
                 async_sharded_save=self._queue is not None,
                 async_strategy="mcore",
             )
@@ -115,7 +119,9 @@ def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimi
     accept_step_tensors()
     prepare_for_loading(optimizer)
     state = build_sharded_state(chunks, optimizer, is_loading=True)
-    loaded: Any = dist_checkpointing.load(state, str(step_dir), TorchDistLoadShardedStrategy())
+    # Every data-parallel rank reads its share and they exchange: each byte leaves the disk once.
+    strategy: Any = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _data_parallel_group())
+    loaded: Any = dist_checkpointing.load(state, str(step_dir), strategy)
     for index, chunk in enumerate(chunks):
         missing, unexpected = chunk.module.load_state_dict(loaded[f"model{index}"], strict=False)
         missing = [key for key in missing if not key.endswith("_extra_state")]
@@ -129,13 +135,22 @@ def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_load
     metadata = {
         # Optimizer state addressed by parameter, so that it survives any change of layout.
         "distrib_optim_sharding_type": "fully_reshardable",
-        "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+        "dp_cp_group": _data_parallel_group(),
     }
     state: Any = {
         f"model{index}": chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)
     }
     state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
     return state
+
+
+def _spread_over_data_parallel() -> Any:
+    """Every data-parallel rank writes a share of what its peers hold too."""
+    return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), _data_parallel_group())
+
+
+def _data_parallel_group() -> Any:
+    return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
 def check_free_space(directory: Path, state: dict[str, Any]) -> None:

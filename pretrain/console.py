@@ -73,8 +73,9 @@ class Console:
         logger.info(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
 
     def say_saved(self, state: TrainState, seconds: float) -> None:
-        """A checkpoint is on disk (or on its way)."""
-        logger.info(f"step {state.step}: checkpoint saved in {seconds:.1f} s")
+        """A checkpoint is on disk, or handed to the background writer."""
+        done = "handed to the background" if self._config.checkpoint.asynchronous else "saved"
+        logger.info(f"step {state.step}: checkpoint {done} in {seconds:.1f} s")
 
 
 def describe_layout(config: RunConfig, world_size: int) -> str:

@@ -1,6 +1,5 @@
 """The run's datasets and tokenizer, opened and checked against each other and against the model."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from conf.schema import RunConfig
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.dataset import TokenDataset
 from model.checkpoint_layout import tokenizer_directory
+from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ def _open(config: RunConfig, prefix: str, tokenizer: TokenizerInfo, shuffle: boo
     return dataset
 
 
-def copy_tokenizer(source: str, run_dir: Path) -> None:
-    """Keeps the tokenizer with the run (once), so that an export never depends on files elsewhere."""
-    target = tokenizer_directory(run_dir)
-    if target.exists() and any(target.iterdir()):
+def copy_tokenizer(config: RunConfig, fingerprint: str) -> None:
+    """Keeps the tokenizer with the run, so that an export never depends on files elsewhere.
+
+    A copy of another tokenizer is replaced: it is left from a run that stopped before its first checkpoint.
+    """
+    target = tokenizer_directory(config.run.dir)
+    if target.exists() and read_tokenizer_info(target, config.data.mask_token).fingerprint == fingerprint:
         return
-    with atomic_directory(target) as partial:
-        for path in sorted(Path(source).iterdir()):
-            if path.is_file() and path.suffix in {".json", ".jinja", ".txt", ".model"}:
-                shutil.copy(path, partial / path.name)
+    with atomic_directory(target, replace=True) as partial:
+        copy_tokenizer_files(Path(config.data.tokenizer), partial)

@@ -1,5 +1,6 @@
 """Processes, devices and megatron-core's process groups of a run."""
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -67,14 +68,14 @@ def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: 
         tensor_model_parallel_size=parallel.tensor_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+        distributed_timeout_minutes=math.ceil(runtime.timeout_minutes),
     )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device)
-    finally:
-        parallel_state.destroy_model_parallel()
-        if owns_process_group:
-            dist.destroy_process_group()
+    yield Ranks(dist.get_rank(), dist.get_world_size(), device)
+    # Not after an error: taking groups down waits for peers that may be inside a collective; the process ends instead.
+    parallel_state.destroy_model_parallel()
+    if owns_process_group:
+        dist.destroy_process_group()
 
 
 def _start_process_group(device: torch.device, timeout_minutes: float) -> None:

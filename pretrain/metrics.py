@@ -14,7 +14,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Rank 0's writer. Lines of steps after `step` (written by a run that was killed later) are dropped first."""
+    """Rank 0's writer. Lines of steps after `step` (of a run that was killed later) are dropped first; all at 0."""
 
     def __init__(self, run_dir: Path, step: int, tensorboard: bool) -> None:
         self._path = run_dir / METRICS_FILE
@@ -62,7 +62,7 @@ def _drop_lines_after(path: Path, step: int) -> None:
             entry = json.loads(line)
         except ValueError:  # the last line of a killed run may be cut off
             continue
-        if entry["step"] <= step:
+        if step > 0 and entry["step"] <= step:  # a start from step 0 evaluates it again
             kept.append(line + "\n")
     atomic_write_text(path, "".join(kept))
 

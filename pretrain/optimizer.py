@@ -18,7 +18,8 @@ def wrap_data_parallel(chunks: list[TriModeModel], parallel: ParallelConfig) -> 
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=parallel.distributed_optimizer,
+        use_distributed_optimizer=True,
+        bucket_size=parallel.bucket_parameters,
         check_for_nan_in_grad=True,
     )
     wrapped = [
@@ -66,7 +67,7 @@ def build_optimizer(
         clip_grad=optimizer.clip_norm,
         bf16=precision.dtype is Dtype.bf16,
         params_dtype=TORCH_DTYPES[precision.dtype],
-        use_distributed_optimizer=parallel.distributed_optimizer,
+        use_distributed_optimizer=True,
         overlap_param_gather=parallel.overlap_param_gather,
     )
     built = get_megatron_optimizer(settings, wrapped)

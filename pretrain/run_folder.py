@@ -1,6 +1,12 @@
 """The record a run keeps of itself: its resolved configuration, one file per start."""
 
 import dataclasses
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,7 @@ from conf.schema import RunConfig
 from pretrain.start import StartPoint
 
 CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
 
 
 def record_run(config: RunConfig, run_dir: Path, start: StartPoint) -> None:
@@ -23,6 +30,32 @@ def record_run(config: RunConfig, run_dir: Path, start: StartPoint) -> None:
         atomic_write_text(run_dir / CONFIG_FILE, header + text)
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
+
+
+@contextmanager
+def lock_run_folder(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder for this process; the system lets go of it however the process ends.
+
+    Raises UserError if another live process holds it (naming it) or the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = (run_dir / LOCK_FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
+                "run.name."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        file.flush()
+        yield
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
 from pretrain.objective.noise import NoiseSource
 from pretrain.optimizer import build_optimizer, set_hyperparameters, wrap_data_parallel
-from pretrain.run_folder import record_run
+from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
-from pretrain.start import StartPoint, build_manifest, find_start, load_initial_weights
+from pretrain.start import StartPoint, build_manifest, find_start, load_initial_weights, share_start
 from pretrain.state import TrainState
 from pretrain.step import run_schedule
 
@@ -39,8 +40,9 @@ def run_training(config: RunConfig) -> None:
     """Trains (or continues) the run that `config` describes. Raises UserError for what the user must change."""
     data = open_data(config)
     start = find_start(config, data)
-    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
-        build_trainer(config, data, start, ranks).run()
+    session = distributed_session(config.parallel, config.runtime, config.train.seed)
+    with session as ranks, lock_run_folder(Path(config.run.dir)) if ranks.is_first else nullcontext():
+        build_trainer(config, data, share_start(start), ranks).run()
 
 
 def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ranks) -> "Trainer":
@@ -49,13 +51,13 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     console = Console(config, ranks)
     if ranks.is_first:
         record_run(config, run_dir, start)
-        copy_tokenizer(config.data.tokenizer, run_dir)
+        copy_tokenizer(config, data.tokenizer.fingerprint)
     start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
     if start.step_dir is None:
-        load_initial_weights(config, chunks)
+        load_initial_weights(config, start, chunks)
     model = wrap_data_parallel(chunks, config.parallel)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
     if start.step_dir is not None:
@@ -70,7 +72,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         model=model,
         optimizer=optimizer,
         state=start.state,
-        export=start.export,
+        start=start,
         loader=_build_loader(config, data, ranks),
         builder=_build_microbatch_builder(config, data, plans, "train"),
         evaluation=_build_evaluation(config, data, plans),
@@ -82,7 +84,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
 
 @dataclass
 class Trainer:
-    """One run in progress. model: this rank's wrapped chunks; export: values handed on to checkpoints."""
+    """One run in progress. model: this rank's wrapped chunks."""
 
     config: RunConfig
     data: RunData
@@ -90,7 +92,7 @@ class Trainer:
     model: list[Any]
     optimizer: MegatronOptimizer
     state: TrainState
-    export: dict[str, Any]
+    start: StartPoint
     loader: BatchLoader
     builder: MicrobatchBuilder
     evaluation: HeldoutEvaluation | None
@@ -148,7 +150,7 @@ class Trainer:
     def save(self) -> None:
         """Saves a checkpoint of this moment."""
         started = time.perf_counter()
-        self.checkpointer.save(build_manifest(self.config, self.data, self.state, self.export))
+        self.checkpointer.save(build_manifest(self.config, self.data, self.state, self.start))
         self.console.say_saved(self.state, time.perf_counter() - started)
 
     def _learning_rate(self) -> float:

@@ -1,7 +1,11 @@
-"""How a model is laid out over ranks. The data-parallel degree is what the world size leaves."""
+"""How a model is laid out over ranks. The data-parallel degree is what the world size leaves.
+
+Optimizer state is always sharded over the data-parallel ranks: one format of checkpoints for every layout.
+"""
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Optional
 
 
 class Recompute(Enum):
@@ -19,8 +23,8 @@ class ParallelConfig:
     tensor_parallel, pipeline_parallel: ranks over which layers are split and stacked.
     virtual_pipeline_parallel: model chunks per pipeline rank (interleaved schedule when > 1).
     sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.
-    distributed_optimizer: shard optimizer state over the data-parallel ranks.
     overlap_grad_reduce, overlap_param_gather: overlap data-parallel communication with compute.
+    bucket_parameters: parameters reduced or gathered together when overlapping; null is megatron-core's default.
     recompute: see Recompute.
     """
 
@@ -28,9 +32,9 @@ class ParallelConfig:
     pipeline_parallel: int = 1
     virtual_pipeline_parallel: int = 1
     sequence_parallel: bool = False
-    distributed_optimizer: bool = True
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
+    bucket_parameters: Optional[int] = None
     recompute: Recompute = Recompute.none
 
     @property

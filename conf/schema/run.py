@@ -55,8 +55,8 @@ class TrainConfig:
 class EvaluationConfig:
     """Held-out losses, with the same data and the same noise at every evaluation.
 
-    every_steps: steps between evaluations; 0 evaluates at the end only.
-    sequences: held-out sequences used (a multiple of nothing; at most what the dataset has).
+    every_steps: steps between evaluations; there is always one before the first step and one at the end.
+    sequences: held-out sequences used; at most what the dataset has.
     """
 
     every_steps: int = 500

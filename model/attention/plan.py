@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from conf.errors import UserError
 from conf.schema import AttentionBackend, ModelConfig
 from model.attention.flex import build_flex_attention
 from model.attention.layout import SequenceLayout
@@ -38,7 +39,12 @@ class PlanBuilder:
     def __post_init__(self) -> None:
         if self.backend is AttentionBackend.auto:
             self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.split
-            logger.info("attention backend %s, chosen for device %s", self.backend.value, self.device.type)
+            logger.info("attention backend: %s (device %s)", self.backend.value, self.device.type)
+        if self.backend is AttentionBackend.flex and self.device.type == "cpu":
+            raise UserError(
+                "runtime.attention_backend=flex has no backward pass on the CPU, and there is no CUDA device here: use "
+                "runtime.attention_backend=split or auto."
+            )
 
     def build(self, layout: SequenceLayout) -> AttentionPlan:
         """The plan of a layout; one of regular blocks in a single document comes from the cache."""

@@ -89,7 +89,7 @@ def _build_group(layout: SequenceLayout, first: int, last: int) -> NoisyGroup:
     prefix, low, high = int(starts.max()), int(starts.min()), int(ends.max())
     documents = layout.document_ids
     same_document = documents[:, first:last, None] == documents[:, None, :prefix]
-    sees_clean = same_document & (torch.arange(prefix) < starts[:, :, None])
+    sees_clean = same_document & (torch.arange(prefix, device=starts.device) < starts[:, :, None])
     sees_noisy = layout.block_ids[:, first:last, None] == layout.block_ids[:, None, low:high]
     mask = torch.cat([sees_clean, sees_noisy], dim=2)
     return NoisyGroup(first, last, prefix, low, high, None if mask.all() else mask[:, None])

@@ -91,7 +91,6 @@ def test_recipes_carry_the_published_training_numbers(name: str) -> None:
     assert (config.schedule.peak_lr, config.schedule.final_lr) == (1e-5, 1e-6)
     assert (config.schedule.kind.value, config.schedule.warmup_fraction) == ("wsd", 0.01)
     assert config.parallel.tensor_parallel == {"3b": 1, "8b": 4, "14b": 8}[size]
-    assert config.parallel.distributed_optimizer
     assert config.precision.dtype.value == "bf16"
     assert config.stage.diffusion_weight == 0.3
     optimizer = config.optimizer

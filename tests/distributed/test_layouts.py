@@ -16,15 +16,19 @@ LAYOUTS = {
     "pp2_loss_on_the_last_stage_only": (2, ["parallel=pp2"]),
     "pp2_interleaved": (2, ["parallel=pp2_interleaved"]),
     "dp2_distributed_optimizer": (2, ["parallel=single"]),
-    "dp2_overlapped": (
+    "dp2_overlapped_in_small_buckets": (
         2,
-        ["parallel=single", "parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
+        [
+            "parallel=single",
+            "parallel.overlap_grad_reduce=true",
+            "parallel.overlap_param_gather=true",
+            "parallel.bucket_parameters=20000",
+        ],
     ),
     "tp2_pp2": (4, ["parallel=tp2_pp2"]),
 }
 SINGLE = {
     "single": ["parallel=single"],
-    "replicated_optimizer": ["parallel=replicated"],
     "micro_batch_1": ["parallel=single", "train.micro_batch_size=1"],
     "selective_recompute": ["parallel=single", "parallel.recompute=selective"],
     "full_recompute": ["parallel=single", "parallel.recompute=full"],

@@ -1,5 +1,8 @@
 """Chunked cross entropy against torch's own on the full logits, values and gradients."""
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +14,10 @@ ROWS, HIDDEN, VOCAB = 37, 16, 101
 
 
 @pytest.fixture(scope="module")
-def group() -> dist.ProcessGroup:
+def group() -> Any:
     """A group of one rank, without a process group of the whole process."""
     store = dist.HashStore()
-    return dist.ProcessGroupGloo(store, 0, 1)
+    return dist.ProcessGroupGloo(store, 0, 1, timedelta(seconds=30))
 
 
 def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,7 +31,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 8, ROWS, 1000])
-def test_loss_and_gradients_equal_the_full_logits(group: dist.ProcessGroup, chunk_rows: int) -> None:
+def test_loss_and_gradients_equal_the_full_logits(group: Any, chunk_rows: int) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
     loss, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk_rows, group)
     (3 * loss).backward()
@@ -42,13 +45,13 @@ def test_loss_and_gradients_equal_the_full_logits(group: dist.ProcessGroup, chun
         torch.testing.assert_close(mine.grad.double(), its.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_huge_logits_do_not_overflow(group: dist.ProcessGroup) -> None:
+def test_huge_logits_do_not_overflow(group: Any) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
     loss, _ = ChunkedCrossEntropy.apply(hidden * 1e3, weight, targets, weights, 8, group)
     assert loss.isfinite()
 
 
-def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: dist.ProcessGroup) -> None:
+def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: Any) -> None:
     hidden, weight, targets, weights = (tensor[:0] for tensor in inputs(torch.float32))
     weight = torch.randn(VOCAB, HIDDEN).requires_grad_()
     hidden = hidden.detach().requires_grad_()
@@ -60,7 +63,7 @@ def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: dist
     assert not weight.grad.any()
 
 
-def test_evaluation_forms_no_gradients(group: dist.ProcessGroup) -> None:
+def test_evaluation_forms_no_gradients(group: Any) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
     with torch.no_grad():
         loss, _ = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, 8, group)

@@ -10,10 +10,11 @@ from conf.compose import compose_run_config
 from conf.errors import UserError
 from conf.schema import RunConfig
 from model.checkpoint_layout import save_manifest, step_directory
+from model.convert.conversion import Progress, import_checkpoint
 from pretrain.data import open_data
-from pretrain.start import build_manifest, find_start
+from pretrain.start import StartPoint, build_manifest, find_start
 from pretrain.state import TrainState
-from tests.helpers.tiny_checkpoints import save_tiny_tokenizer
+from tests.helpers.tiny_checkpoints import make_ministral3_vlm, save_tiny_tokenizer
 from tests.helpers.toy_data import ToyData, make_toy_data, tokens_of
 
 
@@ -26,11 +27,14 @@ def compose(data: ToyData, root: Path, *extra: str) -> RunConfig:
 
 @pytest.fixture
 def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
-    """A run folder whose newest checkpoint claims step 5 (manifest only: nothing is loaded here)."""
+    """A run folder whose newest checkpoint (imported weights) claims step 5."""
     config = compose(toy_data, tmp_path)
-    step = step_directory(config.run.dir, 5)
-    step.mkdir(parents=True)
-    manifest = build_manifest(config, open_data(config), TrainState(5, 5 * 512, 40), {"bos_token_id": 1})
+    make_ministral3_vlm(tmp_path / "hf", model=config.model)
+    import_checkpoint(tmp_path / "hf", Path(config.run.dir), config.data.mask_token, Progress())
+    step = step_directory(config.run.dir, 0).rename(step_directory(config.run.dir, 5))
+    manifest = build_manifest(
+        config, open_data(config), TrainState(5, 5 * 512, 40), StartPoint(11, export={"bos_token_id": 1})
+    )
     save_manifest(step, manifest)
     return tmp_path
 
@@ -43,6 +47,7 @@ def start(config: RunConfig) -> Any:
 def test_it_resumes_where_the_manifest_says(toy_data: ToyData, used_folder: Path) -> None:
     found = start(compose(toy_data, used_folder, "parallel=tp2", "schedule.peak_lr=5e-4"))
     assert found.state == TrainState(5, 5 * 512, 40)
+    assert found.eos_token_id == 11
     assert found.export == {"bos_token_id": 1, "dlm_loss_weight": 0.3}
 
 
@@ -53,6 +58,7 @@ def test_it_resumes_where_the_manifest_says(toy_data: ToyData, used_folder: Path
         ("model.num_layers=6", "num_layers"),
         ("model.rope.factor=0.25", "factor"),
         ("stage=ar", "init_from"),
+        ("data.mask_token='<SPECIAL_99>'", "mask token 100"),
         ("data.sequence_length=128", "resume.allow_data_change=true"),
         ("train.seed=7", "resume.allow_data_change=true"),
     ],

@@ -26,7 +26,7 @@ from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny
 FEW = [("tp2", "hf", "bf16"), ("pp2_interleaved", "megatron", "fp32")]
 MANY = [
     (layout, source, dtype)
-    for layout in ("single", "tp2", "tp2_sp", "pp2", "pp2_interleaved", "replicated")
+    for layout in ("single", "tp2", "tp2_sp", "pp2", "pp2_interleaved")
     for source, dtype in (("hf", "fp32"), ("megatron", "bf16"))
 ]
 

@@ -1,5 +1,7 @@
 """Tiny models in the exported format, and transformers' own Ministral 3 with the same weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import Ministral3Config, Ministral3ForCausalLM
@@ -42,7 +44,8 @@ def make_config(rope=None, **overrides):
 def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
     """A random model in eval mode."""
     torch.manual_seed(seed)
-    model = NemotronLabsDiffusionModel(make_config(rope, **overrides)).to(dtype).eval()
+    model: Any = NemotronLabsDiffusionModel(make_config(rope, **overrides))
+    model = model.to(dtype).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:

@@ -18,7 +18,9 @@ def test_updates_append_and_buffers_double():
         expected = torch.cat(pieces[: index + 1], dim=2)
         assert torch.equal(keys, expected)
         assert torch.equal(values, -expected)
-        capacities.append(cache._keys[0].shape[2])
+        stored = cache._keys[0]
+        assert stored is not None
+        capacities.append(stored.shape[2])
     assert capacities == [4, 4, 8, 8, 16]
     assert cache.length == 16
 

@@ -1,5 +1,7 @@
 """The model's forward against transformers' Ministral 3 and against its own definition."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -185,7 +187,8 @@ def test_a_bool_mask_of_rows_gives_flat_logits(tiny):
 
 def test_transformers_own_generate_agrees_with_ar(tiny):
     model, prompt = tiny.model(), tokens(1, 5)
-    theirs = GenerationMixin.generate(model, prompt, max_new_tokens=12, do_sample=False, suppress_tokens=[60])
+    mixin: Any = GenerationMixin
+    theirs = mixin.generate(model, prompt, max_new_tokens=12, do_sample=False, suppress_tokens=[60])
     ours, _ = model.ar_generate(prompt, max_new_tokens=12)
     assert torch.equal(ours, theirs)
 

@@ -174,6 +174,7 @@ def test_where_a_threshold_cuts_does_not_depend_on_the_tokens_drawn(tiny):
         session = open_session(model, prompt, 8)
         session.forward(prompt, rows=slice(0, 0))
         whole = speculation.draft_block(session, prompt[:, :1], 8, threshold=0.0, temperature=1.0)
+        assert whole.probabilities is not None
         confidence = whole.probabilities.amax(-1)[0]
         cut, threshold = confidence[1:].argmin().item() + 1, confidence[1:].min().item() + 1e-9
         assert confidence[0] > threshold
