@@ -21,7 +21,7 @@ from launch.quickstart.report import print_report
 from launch.quickstart.summary import build_summary, save_summary
 
 STAGES = ("ar", "joint")
-EXIT_CHECK_FAILED, EXIT_USER_ERROR = 1, 2
+EXIT_CHECK_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:
@@ -43,6 +43,9 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(0 if passed else EXIT_CHECK_FAILED)
 
 

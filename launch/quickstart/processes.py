@@ -8,6 +8,7 @@ from pathlib import Path
 from conf.errors import UserError
 
 NUM_PROCESSES = 2
+SECONDS_TO_STOP = 60.0
 
 
 def train_command(experiment: str, root: Path, overrides: list[str]) -> list[str]:
@@ -31,9 +32,21 @@ def run_process(what: str, command: list[str]) -> None:
     """Run a command with this terminal. Raises UserError naming it if it fails; its own message stands above."""
     # More threads than cores make two gloo processes 20 to 50 times slower.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = _wait(subprocess.Popen(command, env=environment))
     if status:
         raise UserError(
             f"{what} failed with exit status {status} (its message is above). The command was:\n  {' '.join(command)}\n"
             "Run the quickstart again to continue from here, or with --fresh to start over."
         )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Exit status. The terminal's interrupt reaches the process too: give it time to stop its own children."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        try:
+            process.wait(SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise

@@ -1,8 +1,11 @@
 """The program as a user starts it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -67,3 +70,24 @@ def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
     again = run_program(*arguments)
     assert again.returncode == 1
     assert again.stdout.count("done before") == 6
+
+
+def test_an_interrupt_waits_until_the_command_has_cleaned_up(tmp_path: Path) -> None:
+    """torchrun must end its workers, which the terminal's interrupt does not reach."""
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = listen + (
+        "import time; from pathlib import Path\n"
+        "try:\n    Path('ready').touch(); time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    time.sleep(1); Path('cleaned').touch()"
+    )
+    program = f"{listen}import sys; from launch.quickstart.processes import run_process\n"
+    program += f"run_process('it', [sys.executable, '-c', {command!r}])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) != 0
+    assert (tmp_path / "cleaned").exists()
