@@ -38,6 +38,8 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
     Raises: UserError if the directory has no readable tokenizer.json or the mask token is not one of its tokens.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"the tokenizer directory {directory} does not exist: give the one the data were made with")
     content = _read_json(directory / "tokenizer.json", "the fast tokenizer's file; save the tokenizer with it")
     ids = _token_ids(content, directory / "tokenizer.json")
     if mask_token not in ids:

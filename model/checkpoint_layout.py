@@ -119,7 +119,8 @@ def resolve_checkpoint(path: Path | str) -> Path:
 def _what_is_missing(path: Path) -> str:
     if not path.exists():
         return "an existing run folder or step directory (nothing has this name)"
-    return f"a run folder with {CHECKPOINTS_FOLDER}/step_*/{MANIFEST_NAME}, or one such step directory"
+    ours = f"a run folder with {CHECKPOINTS_FOLDER}/step_*/{MANIFEST_NAME}, or one such step directory"
+    return f"{ours}; a Hugging Face directory would have a config.json"
 
 
 def save_manifest(directory: Path | str, manifest: CheckpointManifest) -> None:

@@ -57,6 +57,11 @@ class Console:
             f"{self._ranks.device.type}; {origin}"
         )
 
+    def say_end(self, state: TrainState, done_before: bool) -> None:
+        """The run is complete, now or since an earlier start."""
+        more = "; nothing was left to do (a larger train.tokens would continue it)" if done_before else ""
+        logger.info(f"{self._config.run.dir}: complete at step {state.step}, {state.tokens_seen} tokens{more}")
+
     def say_step(self, state: TrainState, values: dict[str, float | int | None]) -> None:
         """Moves the bar; prints a line every runtime.log_every_steps steps."""
         note = f"loss {values['loss']:.4f} · {values['tokens_per_second']:.0f} tokens/s"

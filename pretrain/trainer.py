@@ -102,6 +102,7 @@ class Trainer:
 
     def run(self) -> None:
         """Trains until the token budget is spent; evaluates and saves on the way and at the end."""
+        done_before = self.is_finished
         with self.console.progress(self.state):
             if self.state.step == 0:
                 self.evaluate()
@@ -113,6 +114,7 @@ class Trainer:
                 if self._is_due(self.config.checkpoint.every_steps):
                     self.save()
             self.checkpointer.finish()
+        self.console.say_end(self.state, done_before)
         if self.metrics is not None:
             self.metrics.close()
 
