@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
+from conf.json_file import read_json_object
 
 # Settings of a call (how far to pad, where to cut), which libraries write into the file as a side effect.
 _CALL_SETTINGS = ("padding", "truncation")
@@ -40,7 +41,7 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"the tokenizer directory {directory} does not exist: give the one the data were made with")
-    content = _read_json(directory / "tokenizer.json", "the fast tokenizer's file; save the tokenizer with it")
+    content = _read_tokenizer_json(directory)
     ids = _token_ids(content, directory / "tokenizer.json")
     if mask_token not in ids:
         raise UserError(
@@ -60,7 +61,7 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
 def token_text(directory: Path | str, token_id: int) -> str:
     """Text of the token with this id. Raises: UserError if the tokenizer has no such id or cannot be read."""
     path = Path(directory) / "tokenizer.json"
-    ids = _token_ids(_read_json(path, "the fast tokenizer's file"), path)
+    ids = _token_ids(_read_tokenizer_json(Path(directory)), path)
     for text, number in ids.items():
         if number == token_id:
             return text
@@ -95,16 +96,9 @@ def _special_id(config: dict[str, Any], name: str, ids: dict[str, int]) -> int |
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return _read_json(path, "") if path.is_file() else {}
+    return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}
 
 
-def _read_json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name} ({what})") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: not a JSON object")
-    return content
+def _read_tokenizer_json(directory: Path) -> dict[str, Any]:
+    missing = f"{directory} has no tokenizer.json (the fast tokenizer's file; save the tokenizer with it)"
+    return read_json_object(directory / "tokenizer.json", missing)

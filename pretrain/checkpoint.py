@@ -4,7 +4,6 @@ A checkpoint is written into `step_NNNNNNNN.partial` and renamed when every rank
 Weights, optimizer state and all can be read back under any other layout.
 """
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +37,6 @@ from model.checkpoint_layout import (
 )
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
 
-logger = logging.getLogger(__name__)
 # Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
 SPACE_MARGIN = 1.05
 

@@ -1,6 +1,5 @@
 """Where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
 
-import logging
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,6 @@ from model.transformer_config import TORCH_DTYPES
 from pretrain.data import RunData
 from pretrain.metrics import METRICS_FILE
 from pretrain.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

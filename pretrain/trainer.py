@@ -1,6 +1,5 @@
 """The training loop of the AR, joint and SFT stages."""
 
-import logging
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -32,8 +31,6 @@ from pretrain.schedule import compute_learning_rate
 from pretrain.start import StartPoint, build_manifest, find_start, load_initial_weights, share_start
 from pretrain.state import TrainState
 from pretrain.step import run_schedule
-
-logger = logging.getLogger(__name__)
 
 
 def run_training(config: RunConfig) -> None:

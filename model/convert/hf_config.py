@@ -5,13 +5,13 @@ Accepted: the vision-language wrapper of Ministral 3 (`mistral3`, decoder in tex
 spelling of the rotary parameters with what transformers makes of it.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
+from conf.json_file import read_json_object
 from conf.schema import ModelConfig, RopeConfig
 
 CONFIG_NAME = "config.json"
@@ -115,15 +115,7 @@ BF16_REMEDY = "use the checkpoint's bf16 variant (for Ministral 3 the repository
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} is not a Hugging Face checkpoint: it has no {CONFIG_NAME}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: not a JSON object")
-    return values
+    return read_json_object(path, f"{path.parent} is not a Hugging Face checkpoint: it has no {CONFIG_NAME}")
 
 
 def _text_config(top: dict[str, Any], path: Path) -> dict[str, Any]:
