@@ -1,6 +1,14 @@
 """Typed schema of every configuration: the single place where a default is written."""
 
-from conf.schema.data import DataConfig
+from conf.schema.data import (
+    DataConfig,
+    DocumentKind,
+    InputConfig,
+    OverlongChat,
+    PrepareConfig,
+    SourceConfig,
+    Split,
+)
 from conf.schema.model import ModelConfig, RopeConfig
 from conf.schema.optimization import (
     DecayShape,
@@ -31,14 +39,18 @@ __all__ = [
     "DataConfig",
     "DecayShape",
     "Device",
+    "DocumentKind",
     "Dtype",
     "EvaluationConfig",
+    "InputConfig",
     "LossNormalization",
     "ModelConfig",
     "Objective",
     "OptimizerConfig",
+    "OverlongChat",
     "ParallelConfig",
     "PrecisionConfig",
+    "PrepareConfig",
     "Recompute",
     "ResumeConfig",
     "ResumeMode",
@@ -48,6 +60,8 @@ __all__ = [
     "RuntimeConfig",
     "ScheduleConfig",
     "ScheduleKind",
+    "SourceConfig",
+    "Split",
     "StageConfig",
     "TrainConfig",
 ]

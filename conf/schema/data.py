@@ -1,23 +1,112 @@
-"""Where tokens come from."""
+"""Where tokens come from: sources, how prepare reads them, and how sequences are made of them."""
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
 
 from omegaconf import MISSING
 
 
+class DocumentKind(Enum):
+    """text: one string per document, every token scored. chat: messages, the assistant's tokens scored."""
+
+    text = "text"
+    chat = "chat"
+
+
+class Split(Enum):
+    """Rows prepare takes of an input. all; heldout: every `data.prepare.heldout_every`-th row; train: the others."""
+
+    all = "all"
+    train = "train"
+    heldout = "heldout"
+
+
+class OverlongChat(Enum):
+    """A chat longer than a sequence. truncate: keep its beginning, drop it if no answer is left. drop: leave it out."""
+
+    truncate = "truncate"
+    drop = "drop"
+
+
+@dataclass
+class InputConfig:
+    """What `data_pipeline.prepare` reads. Give either `files` or `dataset`.
+
+    files: a file, a folder or a glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder that `datasets` wrote
+        with save_to_disk.
+    dataset, subset, split, revision: a dataset of the Hugging Face hub, read as it streams.
+    column: of the text or the messages; null means `text` or `messages`.
+    rows: which rows are taken.
+    licence: of the data, for the record.
+    """
+
+    kind: DocumentKind = DocumentKind.text
+    files: Optional[str] = None
+    dataset: Optional[str] = None
+    subset: Optional[str] = None
+    split: str = "train"
+    revision: Optional[str] = None
+    column: Optional[str] = None
+    rows: Split = Split.all
+    licence: Optional[str] = None
+
+
+@dataclass
+class SourceConfig:
+    """One source of a blend.
+
+    path: tokenised data: a folder that prepare writes, or the prefix of a .bin/.idx pair of another Megatron tool.
+    weight: share of the sequences that come from here, relative to the other sources; or
+    tokens: a token budget; the budgets of a blend are its weights. A lone source needs neither.
+    input: what prepare makes `path` from; null where the tokens exist already.
+    """
+
+    path: str = MISSING
+    weight: Optional[float] = None
+    tokens: Optional[float] = None
+    input: Optional[InputConfig] = None
+
+
+@dataclass
+class PrepareConfig:
+    """How inputs become tokens. Nothing here but heldout_every and chat_template changes which tokens there are.
+
+    workers: processes; 0 means one per core.
+    shard_bytes: of input text per shard; a shard is what an interrupted run may have to do again.
+    heldout_every: distance of the rows that `input.rows: heldout` takes and `train` leaves.
+    max_skipped_share: of a source's rows, 0..1; more unusable rows than this are an error.
+    chat_template: of chats: null is the tokenizer's own, `chatml` the one of the model family, else a jinja file.
+    """
+
+    workers: int = 0
+    shard_bytes: float = 256e6
+    heldout_every: int = 1000
+    max_skipped_share: float = 0.001
+    chat_template: Optional[str] = None
+
+
 @dataclass
 class DataConfig:
-    """Tokenised datasets in megatron-core's indexed format and the tokenizer that made them.
+    """Sources, the tokenizer that makes (or made) their tokens, and the form of a training sequence.
 
-    train, heldout: prefixes of `.bin`/`.idx` pairs; heldout may be null (no evaluation).
+    train, heldout: a path of tokenised data, or a blend {name: SourceConfig}; heldout may be null (no evaluation).
     tokenizer: directory of a Hugging Face tokenizer.
     mask_token: text of the mask token; its id is looked up in the tokenizer, never assumed.
     sequence_length: tokens of one training sequence (the clean length; the joint stage doubles it inside).
+    isolate_documents: documents of one sequence do not see each other and each starts at position 0.
+    completion_loss: score the end-of-turn tokens that complete a document's last block (joint stages).
+    overlong_chats: see OverlongChat.
+    prefetch_steps: steps whose batches are read ahead, in the background; 0 reads when they are needed.
     """
 
-    train: str = MISSING
-    heldout: Optional[str] = None
+    train: Any = MISSING
+    heldout: Any = None
     tokenizer: str = MISSING
     mask_token: str = "<SPECIAL_100>"
     sequence_length: int = 4096
+    isolate_documents: bool = True
+    completion_loss: bool = True
+    overlong_chats: OverlongChat = OverlongChat.truncate
+    prefetch_steps: int = 1
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
