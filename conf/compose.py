@@ -12,7 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import ConfigError
 from conf.explain import explain, explain_unknown_keys, valid_keys
-from conf.schema import ParallelConfig, RunConfig
+from conf.schema import DataConfig, ParallelConfig, RunConfig
+from conf.sources import read_blends, to_schema_key
 
 CONFIG_MODULE = "conf"
 CONFIG_NAME = "config"
@@ -47,6 +48,28 @@ def compose_layout(option: str) -> ParallelConfig:
     return cast(ParallelConfig, OmegaConf.to_object(merged))
 
 
+def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataConfig:
+    """The data of a run, without the run: what is missing elsewhere does not matter.
+
+    config_dir: a folder of one's own options (`<config_dir>/data/mine.yaml` for data=mine).
+    Raises ConfigError as compose_run_config does.
+    """
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"the configuration folder {config_dir} does not exist")
+        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+    composed = compose_groups(overrides)
+    _refuse_unknown(OmegaConf.to_container(composed, resolve=False))
+    try:
+        resolved = OmegaConf.merge(
+            OmegaConf.structured(DataConfig), OmegaConf.to_container(composed.data, resolve=True)
+        )
+        _refuse_missing(OmegaConf.to_container(resolved), "data")
+        return read_blends(cast(DataConfig, OmegaConf.to_object(resolved)))
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+
+
 def to_run_config(composed: DictConfig) -> RunConfig:
     """Check a composed configuration against the schema and give it as dataclasses, interpolations resolved.
 
@@ -54,16 +77,15 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     and, in one message, for every value still missing.
     """
     plain = OmegaConf.to_container(composed, resolve=False)
-    known = set(valid_keys())
-    unknown = [key for key, _ in _leaves(plain) if key not in known]
-    if unknown:
-        raise explain_unknown_keys(unknown)
+    _refuse_unknown(plain)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
         _refuse_missing(OmegaConf.to_container(merged, resolve=False))
-        return cast(RunConfig, OmegaConf.to_object(merged))
+        config = cast(RunConfig, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise explain(error) from error
+    read_blends(config.data)
+    return config
 
 
 def load_run_config(path: Path) -> RunConfig:
@@ -91,7 +113,14 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
 
 
-def _refuse_missing(plain: Any) -> None:
-    missing = [key for key, value in _leaves(plain) if value == MISSING]
+def _refuse_unknown(plain: Any) -> None:
+    known = set(valid_keys())
+    unknown = [key for key, _ in _leaves(plain) if to_schema_key(key) not in known]
+    if unknown:
+        raise explain_unknown_keys(unknown)
+
+
+def _refuse_missing(plain: Any, prefix: str = "") -> None:
+    missing = [key for key, value in _leaves(plain, prefix) if value == MISSING]
     if missing:
         raise ConfigError(f"missing required values; give: {' '.join(f'{key}=...' for key in missing)}")

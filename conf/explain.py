@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import re
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
+from conf.sources import ANY_NAME, to_schema_key
 
 CONF_DIR = Path(__file__).parent
 
@@ -25,7 +27,7 @@ def explain(error: Exception) -> ConfigError:
             "Write key=value, with quotes inside quotes where the value has special characters: 'key=\"a=b\"'"
         )
     unknown = re.search(r"Could not override '([^']+)'", str(error))
-    if unknown and unknown.group(1) not in valid_keys():
+    if unknown and to_schema_key(unknown.group(1)) not in valid_keys():
         return explain_unknown_keys([unknown.group(1)])
     detail = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(detail, "full_key", None)
@@ -55,9 +57,9 @@ def groups() -> list[str]:
 
 
 def _describe_unknown(key: str) -> str:
-    parent = key.rpartition(".")[0]
+    parent = to_schema_key(key).rpartition(".")[0]
     siblings = [name for name in valid_keys() if name.rpartition(".")[0] == parent]
-    hint = _nearest(key, siblings) or _nearest(key, valid_keys())
+    hint = _nearest(to_schema_key(key), siblings) or _nearest(key, valid_keys())
     if hint and hint != parent:
         return f"unknown key {key!r}; did you mean {hint!r}?"
     names = ", ".join(name.rpartition(".")[2] for name in siblings)
@@ -87,8 +89,12 @@ def _schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
     for field in dataclasses.fields(schema):
         dotted = prefix + field.name
         yield dotted
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield from _schema_keys(field.type, dotted + ".")
+        nested = field.type if isinstance(field.type, type) else next(iter(typing.get_args(field.type)), None)
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            yield from _schema_keys(nested, dotted + ".")
+        if "values" in field.metadata:  # a dictionary: its keys are the user's, its values have a schema
+            yield f"{dotted}.{ANY_NAME}"
+            yield from _schema_keys(field.metadata["values"], f"{dotted}.{ANY_NAME}.")
 
 
 def _first_line(error: BaseException) -> str:

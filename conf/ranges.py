@@ -24,6 +24,8 @@ POSITIVE = (
     "model.rope.beta_fast",
     "model.rope.beta_slow",
     "data.sequence_length",
+    "data.prepare.shard_bytes",
+    "data.prepare.heldout_every",
     "stage.block_size",
     "parallel.tensor_parallel",
     "parallel.pipeline_parallel",
@@ -47,11 +49,13 @@ NOT_NEGATIVE = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
     "schedule.final_lr",
+    "data.prefetch_steps",
+    "data.prepare.workers",
     "train.seed",
     "evaluation.every_steps",
     "checkpoint.every_steps",
 )
-ZERO_TO_ONE = ("schedule.warmup_fraction", "schedule.decay_fraction")
+ZERO_TO_ONE = ("schedule.warmup_fraction", "schedule.decay_fraction", "data.prepare.max_skipped_share")
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")  # from 0, 1 excluded
 BETWEEN = ("stage.noise_epsilon",)  # 0 and 1 excluded
 

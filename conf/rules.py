@@ -5,6 +5,7 @@ attempt shows everything there is to mend. What depends on files or hardware is 
 """
 
 from collections.abc import Callable, Iterator
+from math import isfinite
 
 from conf.errors import ConfigError
 from conf.ranges import broken_ranges, read_key
@@ -17,9 +18,11 @@ from conf.schema import (
     ParallelConfig,
     RunConfig,
     ScheduleKind,
+    SourceConfig,
 )
 
 Violations = Iterator[str]
+BUDGET_TOLERANCE = 0.01  # relative, between the sources' token budgets and the run's
 
 
 def check_rules(config: RunConfig, world_size: int) -> None:
@@ -115,6 +118,37 @@ def _blocks_divide_sequence(config: RunConfig) -> Violations:
             f"data.sequence_length={length} is not a multiple of stage.block_size={block}; "
             f"use for example data.sequence_length={nearest}"
         )
+
+
+def _sources_share_the_run(config: RunConfig) -> Violations:
+    for key, sources in (("data.train", config.data.train), ("data.heldout", config.data.heldout)):
+        if len(sources) > 1:
+            yield from _sources_have_shares(key, sources)
+        for name, source in sources.items():
+            for unit in ("weight", "tokens"):
+                value = getattr(source, unit)
+                if value is not None and not (isfinite(value) and value > 0):
+                    yield f"{key}.{name}.{unit}={value} must be positive and finite; leave a source out to not use it"
+    budgets = [source.tokens for source in config.data.train.values()]
+    if budgets and None not in budgets and abs(sum(budgets) / config.train.tokens - 1) > BUDGET_TOLERANCE:
+        yield (
+            f"the token budgets of data.train sum to {sum(budgets):g}, train.tokens={config.train.tokens:g}; "
+            "make them agree, or give weights instead"
+        )
+
+
+def _sources_have_shares(key: str, sources: dict[str, SourceConfig]) -> Violations:
+    weighted = [name for name, source in sources.items() if source.weight is not None]
+    budgeted = [name for name, source in sources.items() if source.tokens is not None]
+    if sorted([*weighted, *budgeted]) != sorted(sources) or (weighted and budgeted):
+        yield (
+            f"{key} blends {', '.join(sources)}: give each of them a weight, or each of them tokens "
+            f"(weight: {', '.join(weighted) or 'none'}; tokens: {', '.join(budgeted) or 'none'})"
+        )
+    paths = [source.path for source in sources.values()]
+    for path in {path for path in paths if paths.count(path) > 1}:
+        names = [name for name, source in sources.items() if source.path == path]
+        yield f"{key} names {path} more than once ({', '.join(names)}); name it once with a larger weight"
 
 
 def _sequence_fits_positions(config: RunConfig) -> Violations:
@@ -231,6 +265,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _tensor_parallel_divides_model,
     _chunks_divide_layers,
     _interleaving_needs_pipeline,
+    _sources_share_the_run,
     _blocks_divide_sequence,
     _sequence_fits_positions,
     _sequence_parallel_divides_rows,

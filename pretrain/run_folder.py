@@ -59,7 +59,9 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and enums as dictionaries and strings."""
+    """Dataclasses and enums, also inside dictionaries, as dictionaries and strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
     return value.value if isinstance(value, Enum) else value

@@ -90,6 +90,7 @@ class PrepareConfig:
 class DataConfig:
     """Sources, the tokenizer that makes (or made) their tokens, and the form of a training sequence.
 
+    folder: parent of the sources' paths, where options of the group `data` put them.
     train, heldout: a path of tokenised data, or a blend {name: SourceConfig}; heldout may be null (no evaluation).
     tokenizer: directory of a Hugging Face tokenizer.
     mask_token: text of the mask token; its id is looked up in the tokenizer, never assumed.
@@ -100,8 +101,9 @@ class DataConfig:
     prefetch_steps: steps whose batches are read ahead, in the background; 0 reads when they are needed.
     """
 
-    train: Any = MISSING
-    heldout: Any = None
+    folder: Optional[str] = None
+    train: Any = field(default=MISSING, metadata={"values": SourceConfig})
+    heldout: Any = field(default=None, metadata={"values": SourceConfig})
     tokenizer: str = MISSING
     mask_token: str = "<SPECIAL_100>"
     sequence_length: int = 4096

@@ -78,7 +78,7 @@ def test_several_unknown_keys_are_named_together() -> None:
         ("train.tokens=many", "train.tokens", "could not be converted to Float"),
         ("train.seed=1.5", "train.seed", "could not be converted to Integer"),
         ("precision.dtype=fp16", "precision.dtype", "expected one of [bf16, fp32]"),
-        ("data.train=null", "data.train", "not Optional"),
+        ("data.train=null", "data.train", "give the path"),
         ("train=3", "train", "not a subclass of TrainConfig"),
         ("data.train=${corpus}", "data.train", "'corpus' not found"),
         ("model=3", "group=option", "must be a string"),
