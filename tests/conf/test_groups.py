@@ -11,6 +11,7 @@ from conf.explain import CONF_DIR, group_options, groups
 from conf.help import describe_option
 from conf.rules import check_rules
 from conf.schema import Objective, RunConfig
+from tests.helpers.data_options import complete_data
 
 DATA = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer"]
 GIVEN = [*DATA, "train.tokens=1e9"]
@@ -29,7 +30,7 @@ RELEASED_SIZES = {
 def compose_option(group: str, option: str) -> RunConfig:
     """A run that uses one option; a model large enough for every layout, and whatever the option leaves open."""
     overrides = {"model": "ministral3_8b", group: option}
-    given = list(DATA if group != "data" or option == "local" else [])
+    given = list(DATA if group != "data" else complete_data(option))
     if group != "experiment":
         given.append("train.tokens=1e9")
     elif option.endswith("_ar"):
