@@ -44,6 +44,11 @@ convert-checkpoint: setup  ## FROM=... TO=... [PARALLEL=tp2]: Hugging Face <-> M
 	@[ -n "$(FROM)" ] && [ -n "$(TO)" ] || { echo "give FROM=<checkpoint> TO=<new directory> [PARALLEL=tp2]" >&2; exit 2; }
 	$(PYTHON_OF_VENV) -m model.convert --from "$(FROM)" --to "$(TO)" $(if $(PARALLEL),--parallel "$(PARALLEL)")
 
+.PHONY: prepare-data
+prepare-data: setup  ## CONFIG=<option of conf/data> [ARGS="data.tokenizer=..."]: tokenise its sources on all cores
+	@[ -n "$(CONFIG)" ] || { echo 'give CONFIG=<option of conf/data> [ARGS="data.tokenizer=... data.train...."]' >&2; exit 2; }
+	$(PYTHON_OF_VENV) -m data_pipeline.prepare data="$(CONFIG)" $(ARGS)
+
 .PHONY: clean
 clean:  ## Delete caches and build leftovers; .venv and runs/ stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build ./*.egg-info

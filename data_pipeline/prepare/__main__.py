@@ -1,0 +1,50 @@
+"""Text or chats to token shards, on all cores: `python -m data_pipeline.prepare data=web`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from conf.compose import compose_data
+from conf.errors import UserError
+from data_pipeline.prepare.report import print_report
+from data_pipeline.prepare.run import prepare_sources
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXAMPLES = """examples:
+  # the sources of conf/data/text.yaml that have an `input`
+  python -m data_pipeline.prepare data=text data.tokenizer=/models/tokenizer \\
+      data.train.corpus.input.files='/corpus/*.jsonl.zst' data.train.corpus.path=/tokens/corpus
+
+  # own groups: configs/data/web.yaml
+  python -m data_pipeline.prepare --config-dir configs data=web data.prepare.workers=16
+
+An interrupted run continues with the same command; one that is finished does nothing. Settings are described in
+conf/schema/data.py. Rows that give no document are listed in <path>/skipped.jsonl.
+"""
+
+
+def main() -> None:
+    """Parse the command line; exit status 2 with one message if something cannot work, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.prepare",
+        description="Tokenise every source of data.train and data.heldout that has an `input` into its `path`.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-dir", type=Path, help="folder of your own groups: DIR/data/<option>.yaml")
+    parser.add_argument(
+        "overrides", nargs="*", help="data=<option of conf/data> and settings, such as data.tokenizer=..."
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        print_report(prepare_sources(compose_data(arguments.overrides, arguments.config_dir)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from here", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

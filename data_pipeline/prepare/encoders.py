@@ -1,0 +1,106 @@
+"""From a column's values to token ids. Imported by worker processes: no torch, no configuration libraries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import Tokenizer
+
+from conf.errors import UserError
+from conf.tokenizer_info import read_tokenizer_info
+
+# One document. A text is one segment; a chat is an even number of them, context and answer alternating.
+Segments = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row that gives no document.
+
+    reason: short and the same for all rows of the kind; what is counted. detail: of this row.
+    """
+
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+class RowEncoder(Protocol):
+    """Turns rows into documents.
+
+    completion_token_id: the token that completes the last block of a document: end-of-sequence of texts, end-of-turn
+    of chats.
+    """
+
+    completion_token_id: int
+
+    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
+        """One document or reason per value, in order; values are the column's content as read."""
+        ...
+
+    def settings(self) -> dict:
+        """What decides the tokens besides the tokenizer, as JSON values."""
+        ...
+
+
+class TextEncoder:
+    """Tokens of the text and the end-of-sequence token. Reserved tokens spelled in a text are ordinary text."""
+
+    def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()  # what a tokenizer.json may have kept of somebody's last call
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.completion_token_id = eos_token_id
+
+    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
+        """See RowEncoder."""
+        texts = [value for value in values if isinstance(value, str)]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return [self._document(next(encodings).ids) if isinstance(value, str) else _no_text(value) for value in values]
+
+    def settings(self) -> dict:
+        """See RowEncoder."""
+        return {}
+
+    def _document(self, ids: list[int]) -> Segments | Skip:
+        if not ids:
+            return Skip("empty text")
+        ids.append(self.completion_token_id)
+        return [ids]
+
+
+def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RowEncoder:
+    """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
+
+    Raises UserError if the directory is no tokenizer's, or it has no mask token or no end-of-sequence token.
+    """
+    info = read_tokenizer_info(tokenizer_dir, mask_token)
+    if info.eos_token_id is None:
+        raise UserError(f"the tokenizer in {tokenizer_dir} names no eos_token: set it in its tokenizer_config.json")
+    return TextEncoder(load_tokenizer(tokenizer_dir), info.eos_token_id)
+
+
+def build_encoder(kind: str, tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RowEncoder:
+    """Encoder of a kind of documents (conf.schema.DocumentKind). Raises UserError as its own builder does."""
+    if kind == "text":
+        return build_text_encoder(tokenizer_dir, mask_token)
+    from data_pipeline.chat.encoder import build_chat_encoder  # imports a template engine
+
+    return build_chat_encoder(tokenizer_dir, mask_token, chat_template)
+
+
+def load_tokenizer(tokenizer_dir: Path) -> Tokenizer:
+    """The Rust tokenizer in `tokenizer_dir`. Raises UserError if the library cannot read it."""
+    path = tokenizer_dir / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _no_text(value: object) -> Skip:
+    return Skip("null text") if value is None else Skip("text is not a string", f"but {type(value).__name__}")

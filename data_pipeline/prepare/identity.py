@@ -1,0 +1,78 @@
+"""What a dataset was or is being made of, kept as plan.json from the start, so that nothing is mixed or done twice."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from conf.atomic import atomic_write_text
+from conf.errors import UserError
+from conf.json_file import read_json_object
+
+PLAN_NAME = "plan.json"
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold `directory` (made if it is not there) for this process; the system lets go of it however the process ends.
+
+    Raises UserError if another live process holds it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / LOCK_NAME).open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{directory} is being written by another run of prepare: wait for it or stop it") from None
+        yield
+
+
+def begin(directory: Path, identity: dict[str, Any]) -> None:
+    """Declare that `directory` is made of `identity`, or find that it was begun with the same.
+
+    Raises UserError if it was begun with something else (saying what differs) or holds files of somebody else.
+    """
+    path = directory / PLAN_NAME
+    if path.exists():
+        former = read_json_object(path, f"{path} has disappeared")
+        if differences := _differences(former, identity):
+            raise UserError(
+                f"{directory} was begun with other inputs or settings: {'; '.join(differences)}. Give what it was "
+                "begun with, choose another path, or delete the folder"
+            )
+        return
+    strangers = sorted(name for name in os.listdir(directory) if not name.startswith("."))
+    if strangers:
+        raise UserError(
+            f"{directory} holds files that prepare did not make ({', '.join(strangers[:3])}): choose another path"
+        )
+    atomic_write_text(path, json.dumps(identity, indent=2) + "\n")
+
+
+def _differences(former: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One phrase per key that differs."""
+    keys = [key for key in dict.fromkeys([*former, *now]) if key != "inputs"]
+    settings = [
+        f"{key} was {former.get(key)!r}, now {now.get(key)!r}" for key in keys if former.get(key) != now.get(key)
+    ]
+    return settings + _input_differences(former.get("inputs", []), now["inputs"])
+
+
+def _input_differences(former: list[dict], now: list[dict]) -> list[str]:
+    before = {item["name"]: item for item in former}
+    after = {item["name"]: item for item in now}
+    kinds = {
+        "changed since": [name for name in before.keys() & after.keys() if before[name] != after[name]],
+        "missing now": list(before.keys() - after.keys()),
+        "new": list(after.keys() - before.keys()),
+    }
+    phrases = [f"{what}: {', '.join(sorted(names)[:3])}" for what, names in kinds.items() if names]
+    return phrases or (["the order of the inputs"] if former != now else [])

@@ -1,0 +1,126 @@
+"""Which files a source names, in which order, and what identifies them."""
+
+import glob
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import UserError
+from data_pipeline.manifest import compute_sha256
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+GLOB_CHARACTERS = frozenset("*?[")
+NUM_SAMPLED_PIECES, SAMPLED_PIECE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """name: unique within the source, the same wherever the source lies. path: where it is. size: bytes.
+
+    sample_sha256: of pieces spread over the file (all of a small one): tells changed from unchanged content without
+    reading terabytes.
+    """
+
+    name: str
+    path: Path
+    size: int
+    sample_sha256: str
+
+    @property
+    def suffix(self) -> str:
+        """The one of SUFFIXES the name ends with."""
+        return next(suffix for suffix in SUFFIXES if self.name.endswith(suffix))
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether `path` is a folder that `datasets` wrote with save_to_disk."""
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def list_input_files(files: str) -> list[InputFile]:
+    """The input files that a file, a folder or a glob names, in the order of their names.
+
+    Raises UserError: nothing there, a format that prepare does not read, a file named twice or with the content of
+    another (a duplicate shard would count its documents twice).
+    """
+    root, paths = _find(files)
+    inputs = [_identify(path, path.relative_to(root).as_posix()) for path in sorted(paths, key=Path.as_posix)]
+    _refuse_duplicates(inputs)
+    return inputs
+
+
+def sample_sha256(path: Path, size: int) -> str:
+    """See InputFile."""
+    stride = max(SAMPLED_PIECE_BYTES, size // NUM_SAMPLED_PIECES)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for start in range(0, size, stride):
+            file.seek(start)
+            digest.update(file.read(SAMPLED_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def _find(files: str) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the files."""
+    path = Path(files).expanduser()
+    if path.is_file():
+        return path.parent, [_known_format(path)]
+    if path.is_dir():
+        return path, _non_empty(filter(_is_input, path.rglob("*")), f"the folder {path} holds no")
+    if not GLOB_CHARACTERS.intersection(files):
+        raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(SUFFIXES)}")
+    found = [Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match)]
+    root = Path(*_before_wildcard(path))
+    return root, _non_empty(map(_known_format, found), f"the glob {files} matches no")
+
+
+def _before_wildcard(path: Path) -> list[str]:
+    fixed = []
+    for part in path.parts:
+        if GLOB_CHARACTERS.intersection(part):
+            break
+        fixed.append(part)
+    return fixed
+
+
+def _is_input(path: Path) -> bool:
+    return path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+
+
+def _known_format(path: Path) -> Path:
+    if not path.name.endswith(SUFFIXES):
+        raise UserError(f"{path}: prepare reads {', '.join(SUFFIXES)}, and folders that `datasets` saved")
+    return path
+
+
+def _non_empty(paths: Iterable[Path], what: str) -> list[Path]:
+    if found := list(paths):
+        return found
+    raise UserError(f"{what} file named {', '.join('*' + suffix for suffix in SUFFIXES)}")
+
+
+def _identify(path: Path, name: str) -> InputFile:
+    try:
+        size = path.stat().st_size
+        return InputFile(name, path, size, sample_sha256(path, size))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _refuse_duplicates(inputs: list[InputFile]) -> None:
+    alike: dict[str, list[InputFile]] = defaultdict(list)
+    for item in inputs:
+        if item.size:
+            alike[item.sample_sha256].append(item)
+    for group in alike.values():
+        first_with: dict[str, InputFile] = {}
+        for item in group if len(group) > 1 else ():
+            former = first_with.setdefault(compute_sha256(item.path), item)
+            if former is not item:
+                raise UserError(
+                    f"{former.path} and {item.path} are the same {item.size} bytes: a duplicate shard would count its "
+                    "documents twice; remove one of them"
+                )

@@ -1,0 +1,127 @@
+"""Worker processes and the tasks they share.
+
+Not a multiprocessing pool: that would import the caller's main module (and with it torch or Hydra) into every worker,
+and would wait forever for a worker that was killed.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from data_pipeline.prepare.messages import Done, Failed
+from data_pipeline.prepare.shards import Advance, Job
+
+ROOT = Path(__file__).resolve().parents[2]
+STOP_SECONDS = 5.0
+# Encoding is single-threaded: there is one process per core. Without torch `datasets` starts faster.
+WORKER_ENVIRONMENT = {
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "USE_TORCH": "0",
+}
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class WorkerPool:
+    """Up to `num_workers` processes that do the tasks of one job. A context manager: at its end all are gone."""
+
+    def __init__(self, job: Job, num_workers: int) -> None:
+        self._job = job
+        self._num_workers = num_workers
+        self._workers: dict[Connection, subprocess.Popen] = {}
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for connection in self._workers:
+            connection.close()
+        for process in self._workers.values():
+            if exception[0] is not None:
+                process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            process.kill()
+            process.wait()
+
+    def run(self, tasks: Sequence[Any], on_advance: Callable[[Advance], None] = lambda advance: None) -> list[Any]:
+        """Results of the tasks, in their order; they are begun in that order too.
+
+        on_advance: is called with every report of a worker; what it raises ends the run.
+        Raises UserError of the first task that fails, or if a worker dies.
+        """
+        results: list[Any] = [None] * len(tasks)
+        waiting = iter(range(len(tasks)))
+        running: dict[Connection, int] = {}
+        self._start(min(self._num_workers, len(tasks)))
+        for connection in self._workers:
+            self._give(connection, tasks, waiting, running)
+        while running:
+            for connection in wait(list(running)):
+                assert isinstance(connection, Connection)
+                message = self._receive(connection)
+                if isinstance(message, Advance):
+                    on_advance(message)
+                    continue
+                results[running.pop(connection)] = message.value
+                self._give(connection, tasks, waiting, running)
+        return results
+
+    def _give(self, connection: Connection, tasks: Sequence[Any], waiting: Any, running: dict) -> None:
+        """The next task, if there is one."""
+        for number in waiting:
+            try:
+                connection.send(tasks[number])
+            except OSError:
+                raise self._death(connection) from None
+            running[connection] = number
+            return
+
+    def _receive(self, connection: Connection) -> Advance | Done:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            raise self._death(connection) from None
+        if not isinstance(message, Failed):
+            return message
+        if message.is_user_error:
+            raise UserError(message.message)
+        raise RuntimeError(f"a worker process failed:\n{message.message}")
+
+    def _death(self, connection: Connection) -> UserError:
+        process = self._workers[connection]
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        return UserError(
+            f"worker process {process.pid} died (exit status {process.returncode}; -9 is often a lack of memory, then "
+            "lower data.prepare.workers): the same command continues"
+        )
+
+    def _start(self, count: int) -> None:
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = os.environ | WORKER_ENVIRONMENT | {"PYTHONPATH": path}
+        for _ in range(count - len(self._workers)):
+            ours, theirs = Pipe()
+            with theirs:
+                # A process group of its own: Ctrl-C reaches the parent alone, which ends the workers.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "data_pipeline.prepare.worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    process_group=0,
+                )
+            self._workers[ours] = process
+            with suppress(OSError):  # a worker that died at once is noticed when it is given a task
+                ours.send(self._job)

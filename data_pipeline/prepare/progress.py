@@ -1,0 +1,72 @@
+"""How far a source is: a bar in a terminal, else a line now and then."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_SECONDS = 10.0
+
+
+class SourceProgress:
+    """Bytes read of `total` (0: unknown) and tokens made, on standard error. A context manager."""
+
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self._name, self._total, self._done = name, total, done
+        self.tokens = 0
+        self._begin = self._printed = time.monotonic()
+        self._begun_with = done
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = _build_bar(self._console) if self._console.is_terminal else None
+        if self._bar:
+            self._task = self._bar.add_task(f"prepare {name}", total=total or None, completed=done, rate=0.0)
+
+    def __enter__(self) -> "SourceProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._begin
+
+    def advance(self, read: int, tokens: int) -> None:
+        """`read` more bytes, `tokens` more tokens."""
+        self._done += read
+        self.tokens += tokens
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, rate=self.tokens / max(self.seconds, 1e-9))
+        elif time.monotonic() - self._printed >= LINE_SECONDS:
+            self._printed = time.monotonic()
+            self._console.print(self._line(), markup=False)
+
+    def _line(self) -> str:
+        rate = self.tokens / self.seconds
+        read = f"{self._done / 1e6:,.0f} MB"
+        if self._total:
+            read += f" of {self._total / 1e6:,.0f} MB"
+            per_second = max(self._done - self._begun_with, 1) / self.seconds
+            read += f", {max(self._total - self._done, 0) / per_second:,.0f} s left"
+        return f"prepare {self._name}: {read}, {rate:,.0f} tokens/s"
+
+
+class _RateColumn(TextColumn):
+    """Tokens per second of this run."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.fields['rate']:,.0f} tokens/s")
+
+
+def _build_bar(console: Console) -> Progress:
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _RateColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console)

@@ -1,0 +1,265 @@
+"""A source from inputs to a finished dataset: plan, tokenise what is not there yet, finish."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conf.errors import UserError
+from conf.schema import DataConfig, InputConfig, SourceConfig, Split
+from conf.tokenizer_info import read_tokenizer_info
+from data_pipeline.manifest import FORMAT_VERSION, DatasetManifest, load_manifest, manifest_path, save_manifest
+from data_pipeline.prepare import finish
+from data_pipeline.prepare.encoders import RowEncoder, build_encoder
+from data_pipeline.prepare.identity import begin, lock_directory
+from data_pipeline.prepare.messages import CountTask, TokenizeTask
+from data_pipeline.prepare.plan import Part, Plan, build_plan
+from data_pipeline.prepare.pool import WorkerPool, num_cores
+from data_pipeline.prepare.progress import SourceProgress
+from data_pipeline.prepare.readers import Selection
+from data_pipeline.prepare.shards import Job, ShardRecord, check_files, load_records
+from data_pipeline.prepare.skips import SkipLimit
+from data_pipeline.prepare.writer import choose_dtype
+
+DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What was done for a source.
+
+    tokens_per_second, seconds: of this run; 0 where the dataset was there already. skipped: rows by reason.
+    warnings: what is worth a look but no error.
+    """
+
+    name: str
+    path: Path
+    manifest: DatasetManifest
+    skipped: dict[str, int]
+    seconds: float
+    tokens_per_second: float
+    warnings: list[str]
+
+    @property
+    def was_up_to_date(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.seconds == 0
+
+
+def prepare_source(name: str, source: SourceConfig, data: DataConfig) -> DatasetManifest:
+    """Make the dataset at `source.path` from `source.input`, or find that it is there.
+
+    name: of the source in messages. data: gives the tokenizer, the mask token and `prepare`.
+    Raises UserError: inputs or tokenizer that cannot be used, too many unusable rows, a path that holds something
+    else, a disk that is full. Complete shards then stay, and the same call continues.
+    """
+    return report_source(name, source, data).manifest
+
+
+def prepare_sources(data: DataConfig) -> list[SourceReport]:
+    """Prepare every source of data.train and data.heldout that has an `input`, each path once.
+
+    Raises UserError as prepare_source does, when no source has an input, and when two give one path other inputs.
+    """
+    chosen: dict[str, tuple[str, SourceConfig]] = {}
+    for name, source in _named_sources(data):
+        if source.input is None:
+            continue
+        former = chosen.setdefault(str(Path(source.path)), (name, source))
+        if former[1].input != source.input:
+            raise UserError(f"{former[0]} and {name} have the same path {source.path} but other inputs: give two paths")
+    if not chosen:
+        raise UserError("no source of data.train or data.heldout has an input: there is nothing to prepare")
+    return [report_source(name, source, data) for name, source in chosen.values()]
+
+
+def report_source(name: str, source: SourceConfig, data: DataConfig) -> SourceReport:
+    """prepare_source, with what it did."""
+    with _explaining(name, Path(source.path)), lock_directory(Path(source.path)):
+        return _Preparation(name, source, data).run()
+
+
+def _named_sources(data: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
+    for part in ("train", "heldout"):
+        for name, source in (getattr(data, part) or {}).items():
+            yield f"data.{part}.{name}", source
+
+
+@contextmanager
+def _explaining(name: str, directory: Path) -> Iterator[None]:
+    """Errors say which source they are about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{name}: {error.filename or directory}: {error.strerror}") from error
+
+
+class _Preparation:
+    """One source."""
+
+    def __init__(self, name: str, source: SourceConfig, data: DataConfig) -> None:
+        self._name, self._data, self._directory = name, data, Path(source.path)
+        self._input = _check_input(source.input)
+        self._check_settings()
+        tokenizer_dir = Path(data.tokenizer)
+        info = read_tokenizer_info(tokenizer_dir, data.mask_token)
+        kind, template = self._input.kind.value, data.prepare.chat_template
+        self._encoder: RowEncoder = build_encoder(kind, tokenizer_dir, data.mask_token, template)
+        self._fingerprint = info.fingerprint
+        self._job = Job(
+            directory=self._directory,
+            kind=kind,
+            tokenizer_dir=tokenizer_dir,
+            mask_token=data.mask_token,
+            chat_template=template,
+            column=self._input.column or DEFAULT_COLUMNS[kind],
+            selection=Selection(self._input.rows.value, data.prepare.heldout_every),
+            shard_bytes=int(data.prepare.shard_bytes),
+            dtype=choose_dtype(info.vocab_size),
+        )
+
+    def run(self) -> SourceReport:
+        """See prepare_source; the directory is locked."""
+        plan = build_plan(self._input, self._job.column, self._job.shard_bytes)
+        begin(self._directory, self._identity(plan))
+        if manifest_path(self._directory).exists():
+            return self._up_to_date(plan)
+        finish.remove_leftovers(self._directory, keep_records=True)
+        try:
+            seconds, tokens = self._tokenize(plan)
+        finally:
+            finish.remove_leftovers(self._directory, keep_records=True)
+        manifest = self._finish(plan)
+        finish.remove_leftovers(self._directory, keep_records=False)
+        return self._report(plan, manifest, seconds, tokens / seconds)
+
+    def _check_settings(self) -> None:
+        settings = self._data.prepare
+        rules = {
+            "workers": settings.workers >= 0,
+            "shard_bytes": 1 <= settings.shard_bytes < float("inf"),
+            "heldout_every": settings.heldout_every >= 2 or self._input.rows is Split.all,
+            "max_skipped_share": 0 <= settings.max_skipped_share <= 1,
+        }
+        for key, holds in rules.items():
+            if not holds:
+                raise UserError(f"data.prepare.{key}={getattr(settings, key)} is out of range")
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything but inputs and tokenizer that decides which tokens there are and in which shards."""
+        job = self._job
+        settings: dict[str, Any] = {"column": job.column, "rows": job.selection.rows}
+        if job.selection.rows != "all":
+            settings["heldout_every"] = job.selection.every
+        for key in ("dataset", "subset", "split") if self._input.dataset else ():
+            settings[key] = getattr(self._input, key)
+        return settings | {
+            "shard_bytes": job.shard_bytes,
+            "mask_token": job.mask_token,
+            "encoder": self._encoder.settings(),
+        }
+
+    def _identity(self, plan: Plan) -> dict[str, Any]:
+        header = {"format_version": FORMAT_VERSION, "kind": self._job.kind, "tokenizer_fingerprint": self._fingerprint}
+        return header | self._settings() | {"inputs": plan.inputs}
+
+    def _up_to_date(self, plan: Plan) -> SourceReport:
+        finish.remove_leftovers(self._directory, keep_records=False)
+        manifest = load_manifest(self._directory)
+        itemsize = np.dtype(manifest.dtype).itemsize
+        for shard in manifest.shards:
+            check_files(self._directory / shard.name, shard.documents, shard.tokens, itemsize)
+        return self._report(plan, manifest, 0.0, 0.0)
+
+    def _tokenize(self, plan: Plan) -> tuple[float, int]:
+        """Do the parts that are not done. Returns the seconds it took and the tokens made."""
+        records = {part.number: self._load_records(part) for part in plan.parts}
+        todo = [part for part in plan.parts if not (records[part.number] and records[part.number][-1].is_last)]
+        done = [record for group in records.values() for record in group]
+        sizes = [part.size for part in plan.parts]
+        total = sum(sizes) if all(sizes) else 0
+        limit = SkipLimit(plan.parts, total, self._data.prepare.max_skipped_share, done)
+        workers = self._data.prepare.workers or num_cores()
+        progress = SourceProgress(self._name, total, sum(record.progress for record in done))
+        with progress, WorkerPool(self._job, workers) as pool:
+
+            def advance(step: Any) -> None:
+                progress.advance(step.progress, step.tokens)
+                limit.advance(step)
+
+            first_rows = self._first_rows(plan.parts, todo, pool)
+            pool.run([_task(part, first_rows[part.number], records[part.number]) for part in todo], advance)
+        return progress.seconds, progress.tokens
+
+    def _load_records(self, part: Part) -> list[ShardRecord]:
+        records = load_records(self._directory, part.number)
+        itemsize = np.dtype(self._job.dtype).itemsize
+        for record in records:
+            check_files(self._directory / record.name, record.facts.documents, record.facts.tokens, itemsize)
+        return records
+
+    def _first_rows(self, parts: list[Part], todo: list[Part], pool: WorkerPool) -> dict[int, int]:
+        """Number of every part's first row in its input. Lines are counted only where that decides what is taken."""
+        if self._job.selection.rows == "all" or all(part.first_row is not None for part in todo):
+            return {part.number: part.first_row or 0 for part in parts}
+        counted = [part for part in parts if part.reader == "jsonl"]
+        lines = dict(zip((p.number for p in counted), pool.run([CountTask(p) for p in counted]), strict=True))
+        before: Counter[str] = Counter()
+        first_rows: dict[int, int] = {}
+        for part in parts:
+            first_rows[part.number] = before[part.path] if part.first_row is None else part.first_row
+            before[part.path] += lines.get(part.number, 0)
+        return first_rows
+
+    def _finish(self, plan: Plan) -> DatasetManifest:
+        shards = finish.locate_shards(self._directory, plan.parts)
+        skipped: Counter[str] = Counter()
+        for shard in shards:
+            skipped.update(shard.record.skipped)
+        rows = sum(shard.record.rows for shard in shards)
+        path = finish.write_skipped(self._directory, shards)
+        share = self._data.prepare.max_skipped_share
+        if path and sum(skipped.values()) > share * rows:
+            raise UserError(SkipLimit.message(sum(skipped.values()), rows, share, finish.first_skipped(path), path))
+        if not any(shard.record.facts.documents for shard in shards):
+            raise UserError(f"{self._input.files or self._input.dataset} holds no document")
+        inputs = {"inputs": plan.inputs, "num_rows": rows, "skipped": dict(sorted(skipped.items()))}
+        manifest = DatasetManifest(
+            kind=self._job.kind,
+            dtype=self._job.dtype,
+            tokenizer_fingerprint=self._fingerprint,
+            completion_token_id=self._encoder.completion_token_id,
+            source=_plain(self._input) | inputs,
+            settings=self._settings(),
+            shards=finish.write_shard_manifests(self._directory, shards),
+        )
+        save_manifest(self._directory, manifest)
+        return manifest
+
+    def _report(self, plan: Plan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
+        warnings = [f"{path} is empty" for path in plan.empty_inputs]
+        return SourceReport(self._name, self._directory, manifest, manifest.source["skipped"], seconds, rate, warnings)
+
+
+def _check_input(input_: InputConfig | None) -> InputConfig:
+    if input_ is None:
+        raise UserError("the source has no input: there is nothing to prepare it from")
+    if (input_.files is None) == (input_.dataset is None):
+        raise UserError("give either input.files or input.dataset, not both")
+    return input_
+
+
+def _task(part: Part, first_row: int, records: list[ShardRecord]) -> TokenizeTask:
+    """What is left of a part."""
+    return TokenizeTask(part, first_row, len(records), records[-1].end_row if records else 0)
+
+
+def _plain(input_: InputConfig) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(input_).items()}

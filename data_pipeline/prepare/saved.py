@@ -1,0 +1,68 @@
+"""Rows of a folder that `datasets` wrote with save_to_disk, memory-mapped."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from conf.errors import UserError
+from data_pipeline.prepare.inputs import sample_sha256
+from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS, build_batch, column_values
+from data_pipeline.prepare.readers import BATCH_BYTES, RowBatch, Selection
+
+if TYPE_CHECKING:
+    from data_pipeline.prepare.plan import Part
+
+
+def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> tuple[list[dict], list[dict]]:
+    """Inputs and parts (see plan.Plan) of a saved dataset. Raises UserError: damaged, no such split or column."""
+    dataset = _load(path, split)
+    if column not in dataset.column_names:
+        columns = ", ".join(dataset.column_names) or "none"
+        raise UserError(f"{path} has no column {column!r} but {columns}: set input.column")
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    sizes = [file.stat().st_size for file in files]
+    inputs = [
+        {"name": file.name, "bytes": size, "sample_sha256": sample_sha256(file, size)}
+        for file, size in zip(files, sizes, strict=True)
+    ]
+    bytes_per_row = max(1, sum(sizes) // max(1, len(dataset)))
+    step = max(1, shard_bytes // bytes_per_row)
+    parts = [
+        {
+            "reader": "saved",
+            "name": path.name if dataset.split is None else f"{path.name}/{split}",
+            "path": str(path),
+            "start": start,
+            "end": min(start + step, len(dataset)),
+            "first_row": start,
+            "size": bytes_per_row * (min(start + step, len(dataset)) - start),
+            "options": {"split": split},
+        }
+        for start in range(0, len(dataset), step)
+    ]
+    return inputs, parts
+
+
+def read_saved(part: "Part", column: str, selection: Selection) -> Iterator[RowBatch]:
+    """Rows [part.start, part.end)."""
+    dataset = _load(Path(part.path), part.options["split"]).select_columns([column]).with_format("arrow")
+    bytes_per_row = max(1, part.size // max(1, part.end - part.start))
+    batch_rows = max(1, min(LARGEST_BATCH_ROWS, BATCH_BYTES // bytes_per_row))
+    for start in range(part.start, part.end, batch_rows):
+        table: Any = dataset[start : min(start + batch_rows, part.end)]
+        values = column_values(table.column(column))
+        yield build_batch(values, start - part.start, part.start, selection, bytes_per_row)
+
+
+def _load(path: Path, split: str) -> Dataset:
+    try:
+        loaded = load_from_disk(str(path))
+    except Exception as error:  # the library raises many kinds
+        raise UserError(f"{path} is not a dataset that `datasets` can load: {error}") from error
+    if not isinstance(loaded, DatasetDict):
+        return loaded
+    if split not in loaded:
+        raise UserError(f"{path} has no split {split!r} but {', '.join(map(str, loaded))}: set input.split")
+    return loaded[split]

@@ -1,0 +1,79 @@
+"""A worker process: takes tasks from the pipe it was started with, one after another, until the pipe closes.
+
+Started as `python -m data_pipeline.prepare.worker FD` by pool.py. It imports no torch and encodes on one thread. When
+the parent is gone, the next report fails and the worker ends.
+"""
+
+import sys
+import time
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+from conf.errors import UserError
+from data_pipeline.prepare.encoders import RowEncoder, build_encoder
+from data_pipeline.prepare.messages import CountTask, Done, Failed, TokenizeTask
+from data_pipeline.prepare.readers import count_lines
+from data_pipeline.prepare.shards import Advance, Job, tokenize_part
+
+REPORT_SECONDS = 0.2
+
+
+class _Reporter:
+    """Sums up what is reported and sends it now and then."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sum: Advance | None = None
+        self._sent = time.monotonic()
+
+    def __call__(self, advance: Advance) -> None:
+        if self._sum is None:
+            self._sum = advance
+        else:
+            self._sum.progress += advance.progress
+            self._sum.rows += advance.rows
+            self._sum.tokens += advance.tokens
+            self._sum.skipped += advance.skipped
+            self._sum.examples += advance.examples
+        if time.monotonic() - self._sent >= REPORT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._sum is not None:
+            self._connection.send(self._sum)
+        self._sum, self._sent = None, time.monotonic()
+
+
+def main(descriptor: int) -> None:
+    """Serve the parent at the other end of a pipe: first a Job comes, then tasks."""
+    connection = Connection(descriptor)
+    try:
+        job: Job = connection.recv()
+        encoder: RowEncoder | None = None
+        while True:
+            task = connection.recv()
+            try:
+                if isinstance(task, TokenizeTask) and encoder is None:
+                    encoder = build_encoder(job.kind, job.tokenizer_dir, job.mask_token, job.chat_template)
+                connection.send(Done(_do(task, job, encoder, connection)))
+            except UserError as error:
+                connection.send(Failed(str(error), is_user_error=True))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent has no more to do, or is gone
+    except BaseException:
+        connection.send(Failed(traceback.format_exc(), is_user_error=False))
+
+
+def _do(task: CountTask | TokenizeTask, job: Job, encoder: RowEncoder | None, connection: Connection) -> Any:
+    if isinstance(task, CountTask):
+        return count_lines(task.part.path, task.part.start, task.part.end)
+    assert encoder is not None
+    report = _Reporter(connection)
+    tokenize_part(job, task.part, task.first_row, task.piece, task.skip, encoder, report)
+    report.flush()
+    return None
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

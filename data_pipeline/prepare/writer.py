@@ -1,0 +1,157 @@
+"""One `.bin`/`.idx` pair in megatron-core's format, written without megatron-core: workers start fast and stay small.
+
+The `.bin` file is the tokens of all sequences back to back. The `.idx` file is a header, then per sequence its length
+(int32) and byte offset (int64), then the number of the first sequence of every document and one past the last (int64).
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from conf.errors import UserError
+from data_pipeline.manifest import bin_path, index_path
+from data_pipeline.prepare.encoders import Segments
+
+INDEX_HEADER = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little")  # magic and version
+DTYPE_CODES = {"int32": 4, "uint16": 8}  # megatron-core's DType
+LARGEST_UINT16_VOCABULARY = 65499  # megatron-core's DType.optimal_dtype
+
+
+def choose_dtype(vocab_size: int) -> str:
+    """numpy name of the narrowest integer that megatron-core stores ids of a vocabulary in."""
+    return "uint16" if vocab_size <= LARGEST_UINT16_VOCABULARY else "int32"
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a shard manifest says of the tokens; see data_pipeline.manifest.ShardManifest."""
+
+    documents: int
+    tokens: int
+    scored_tokens: int
+    max_token_id: int
+    longest_document: int
+    sha256: str
+    index_sha256: str
+
+
+class ShardWriter:
+    """Collects documents under temporary names; `publish` flushes them and gives them their final ones.
+
+    Memory is 4 bytes per sequence and per document; tokens go to the file as they come.
+    Raises UserError naming the file when it cannot be written (full disk, no permission).
+    """
+
+    def __init__(self, prefix: Path, dtype: str, is_chat: bool) -> None:
+        self._prefix = prefix
+        self._dtype = np.dtype(dtype)
+        self._is_chat = is_chat
+        self._lengths = array("i")
+        self._segments_per_document = array("i")
+        self._tokens = self._scored_tokens = self._longest = self._largest_id = 0
+        self._digest = hashlib.sha256()
+        self._path = _temporary(bin_path(prefix))
+        with writing(self._path):
+            self._file = open(self._path, "wb")  # noqa: SIM115 (closed by publish or discard)
+
+    def add(self, documents: list[Segments]) -> int:
+        """Append documents; returns their number of tokens."""
+        lengths = [len(segment) for document in documents for segment in document]
+        count = sum(lengths)
+        ids = chain.from_iterable(chain.from_iterable(documents))
+        tokens = np.fromiter(ids, dtype=self._dtype, count=count)
+        if not count:
+            return 0
+        data = tokens.tobytes()
+        self._digest.update(data)
+        with writing(self._path):
+            self._file.write(data)
+        self._lengths.extend(lengths)
+        self._segments_per_document.extend([len(document) for document in documents])
+        self._tokens += count
+        self._largest_id = max(self._largest_id, int(tokens.max()))
+        self._longest = max(self._longest, max(sum(map(len, document)) for document in documents))
+        self._scored_tokens += sum(len(s) for d in documents for s in d[1::2]) if self._is_chat else count
+        return count
+
+    def publish(self) -> ShardFacts:
+        """Complete files under their final names; a shard without a document leaves no file."""
+        index = b"".join(self._index_pieces())
+        if not self._tokens:
+            self.discard()
+        else:
+            self._publish_files(index)
+        return ShardFacts(
+            documents=len(self._segments_per_document),
+            tokens=self._tokens,
+            scored_tokens=self._scored_tokens,
+            max_token_id=self._largest_id,
+            longest_document=self._longest,
+            sha256=self._digest.hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest(),
+        )
+
+    def discard(self) -> None:
+        """Close and remove the temporary file."""
+        with suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _publish_files(self, index: bytes) -> None:
+        temporary_index = _temporary(index_path(self._prefix))
+        with writing(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        with writing(temporary_index), open(temporary_index, "wb") as file:
+            file.write(index)
+            file.flush()
+            os.fsync(file.fileno())
+        with writing(self._prefix):
+            os.replace(self._path, bin_path(self._prefix))
+            os.replace(temporary_index, index_path(self._prefix))
+            _fsync_directory(self._prefix.parent)
+
+    def _index_pieces(self) -> Iterator[bytes]:
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)
+        offsets = np.zeros(len(lengths), dtype=np.int64)
+        np.cumsum(lengths[:-1], out=offsets[1:])
+        documents = np.zeros(len(self._segments_per_document) + 1, dtype=np.int64)
+        np.cumsum(np.frombuffer(self._segments_per_document, dtype=np.int32), out=documents[1:])
+        yield INDEX_HEADER + DTYPE_CODES[self._dtype.name].to_bytes(1, "little")
+        yield len(lengths).to_bytes(8, "little") + len(documents).to_bytes(8, "little")
+        yield lengths.tobytes()
+        yield (offsets * self._dtype.itemsize).tobytes()
+        yield documents.tobytes()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns OSError into UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {error.filename or path}: {error.strerror}; finished shards are kept, the same command "
+            "continues when there is room and permission"
+        ) from error
+
+
+def _temporary(path: Path) -> Path:
+    # The process id keeps a worker that outlives a killed run for a moment out of the next run's file.
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
