@@ -1,0 +1,131 @@
+"""Real chats that are on every machine: questions about the standard library, answered by its own docstrings."""
+
+import ast
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from conf.atomic import atomic_write_text
+from conf.errors import UserError
+from data_pipeline.standard_library import HELDOUT_EVERY, default_root, list_source_files
+
+type Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+SHORTEST_ANSWER, LONGEST_ANSWER = 20, 800  # characters
+LONGEST_CALL = 160  # characters; above it the arguments are left out of the question
+SYSTEM = "You answer questions about the standard library of Python."
+QUESTIONS = (
+    "What does `{call}` do?",
+    "Explain `{call}`.",
+    "What is `{name}` for?",
+    "Describe `{name}` from the module `{module}`.",
+    "I found `{call}` in a program. What is it?",
+    "In one paragraph: `{name}`",
+)
+FOLLOW_UPS = ("Which arguments does it take?", "How is it called?", "What are its parameters?")
+
+
+@dataclass(frozen=True)
+class ChatSplit:
+    """Chats, each {"messages": [...]}, to train on and to evaluate with. They come from different files."""
+
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A documented public name. arguments: as in its definition, without annotations; None for a class."""
+
+    module: str
+    name: str
+    arguments: str | None
+    summary: str
+
+    @property
+    def call(self) -> str:
+        """How a question names it."""
+        return f"{self.name}({self.arguments})" if self.arguments and len(self.arguments) < LONGEST_CALL else self.name
+
+
+def load_docstring_chats(root: Path | None = None) -> ChatSplit:
+    """Chats about the sources under `root` (default: this Python's library), in the order of files and definitions.
+
+    Files that load_standard_library holds out are held out here as well. The wording, whether there is a system
+    message and whether a second question follows depend on the documented name alone.
+    Raises UserError where there is nothing documented to hold out or to train on.
+    """
+    root = root or default_root()
+    texts = [(path, path.read_text(encoding="utf-8", errors="replace")) for path in list_source_files(root)]
+    split = ChatSplit([], [])
+    for number, (path, text) in enumerate((path, text) for path, text in texts if text.strip()):
+        chats = split.train if number % HELDOUT_EVERY else split.heldout
+        chats += [{"messages": _write_chat(entry)} for entry in _find_entries(text, _module_name(path, root))]
+    if not split.train or not split.heldout:
+        raise UserError(f"{root} holds too few documented Python sources: use a Python that ships its library's.")
+    return split
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], path: Path | str) -> None:
+    """One JSON object per line; `path` appears complete or not at all."""
+    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+
+
+def _find_entries(text: str, module: str) -> list[_Entry]:
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # sources that show how an error looks
+        return []
+    return list(_visit(tree, module, module))
+
+
+def _visit(scope: ast.Module | ast.ClassDef, module: str, prefix: str) -> Iterator[_Entry]:
+    """Documented public definitions of a module or class and of the classes within."""
+    for node in scope.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        name = f"{prefix}.{node.name}"
+        summary = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+        if SHORTEST_ANSWER <= len(summary) <= LONGEST_ANSWER:
+            yield _Entry(module, name, None if isinstance(node, ast.ClassDef) else _list_arguments(node), summary)
+        if isinstance(node, ast.ClassDef):
+            yield from _visit(node, module, name)
+
+
+def _list_arguments(function: Function) -> str:
+    """Arguments as a caller gives them: without annotations, without the object a method is called on."""
+    for positional in (function.args.posonlyargs, function.args.args):
+        if positional and positional[0].arg in ("self", "cls"):
+            del positional[0]
+    for node in ast.walk(function.args):
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return ast.unparse(function.args)
+
+
+def _write_chat(entry: _Entry) -> list[dict[str, str]]:
+    choice = zlib.crc32(entry.name.encode())
+    choice, question = divmod(choice, len(QUESTIONS))
+    choice, follow_up = divmod(choice, len(FOLLOW_UPS))
+    messages = [{"role": "system", "content": SYSTEM}] if choice % 4 == 0 else []
+    asked = QUESTIONS[question].format(call=entry.call, name=entry.name, module=entry.module)
+    messages += _turn(asked, entry.summary)
+    if entry.arguments is not None and choice // 4 % 3 == 0:
+        messages += _turn(FOLLOW_UPS[follow_up], _describe_arguments(entry))
+    return messages
+
+
+def _describe_arguments(entry: _Entry) -> str:
+    return f"Call it as `{entry.name}({entry.arguments})`." if entry.arguments else f"`{entry.name}()` takes none."
+
+
+def _turn(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,0 +1,70 @@
+"""Chats to token ids. Imported by worker processes: no torch."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from conf.tokenizer_info import read_tokenizer_info
+from data_pipeline.chat.messages import read_chat
+from data_pipeline.chat.probe import check_template
+from data_pipeline.chat.render import ChatRenderer
+from data_pipeline.chat.reserved import find_reserved_tokens
+from data_pipeline.chat.template import describe_chat_template, load_chat_template, read_template_tokens
+from data_pipeline.prepare.encoders import RowEncoder, Segments, Skip, load_tokenizer
+
+
+class ChatEncoder:
+    """Segments of a chat: context, answer, context, answer, ... (see data_pipeline.prepare.encoders.RowEncoder).
+
+    A context ends with the generation prompt, an answer with its end-of-turn token. Every segment is encoded on its
+    own, so no token spans the boundary between a prompt and what decoding adds to it.
+
+    Raises UserError as check_template does.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, mask_token: str, template: str, template_tokens: dict[str, str], name: str
+    ) -> None:
+        tokenizer.encode_special_tokens = False  # markers that the template writes are tokens
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._template = template
+        self._template_tokens = template_tokens
+        self._renderer = ChatRenderer(template, template_tokens)
+        self._reserved = find_reserved_tokens(tokenizer, mask_token)
+        self.completion_token_id = check_template(template, self._renderer, tokenizer, name)
+
+    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
+        """See RowEncoder."""
+        chats = [self._split(value) for value in values]
+        texts = [text for chat in chats if not isinstance(chat, Skip) for text in chat]
+        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        return [chat if isinstance(chat, Skip) else [next(encodings).ids for _ in chat] for chat in chats]
+
+    def settings(self) -> dict:
+        """See RowEncoder. template_tokens: texts that the template inserts by name."""
+        digest = hashlib.sha256(self._template.encode()).hexdigest()
+        return {"chat_template_sha256": digest, "template_tokens": self._template_tokens}
+
+    def _split(self, value: object) -> list[str] | Skip:
+        messages = read_chat(value, self._reserved)
+        return messages if isinstance(messages, Skip) else self._renderer.split(messages)
+
+
+def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RowEncoder:
+    """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
+
+    chat_template: null is the tokenizer's own, `chatml` the packaged one, else the path of a jinja file.
+    Raises UserError for a directory that is no tokenizer's, and as load_chat_template and check_template do.
+    """
+    read_tokenizer_info(tokenizer_dir, mask_token)  # for its errors
+    return ChatEncoder(
+        load_tokenizer(tokenizer_dir),
+        mask_token,
+        load_chat_template(tokenizer_dir, chat_template),
+        read_template_tokens(tokenizer_dir),
+        describe_chat_template(tokenizer_dir, chat_template),
+    )
