@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from datasets import IterableDataset, load_dataset_builder
 
 from conf.errors import UserError
+from data_pipeline.prepare.inputs import sample_sha256
 from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS
-from data_pipeline.prepare.readers import BATCH_BYTES, RowBatch, Selection
+from data_pipeline.prepare.readers import RowBatch, Wanted
 
 if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
@@ -34,7 +36,7 @@ def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
             f"the dataset {input_.dataset} has no column {column!r} but {', '.join(columns) or 'none'}: "
             "set input.column"
         )
-    inputs = [{"name": name} for name in files or [f"{input_.dataset}@{options['revision']}"]]
+    inputs = [_identify(name) for name in files or [f"{input_.dataset}@{options['revision']}"]]
     names = files if len(files) == dataset.num_shards else [""] * dataset.num_shards
     parts = [
         {
@@ -52,34 +54,43 @@ def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
     return inputs, parts
 
 
-def read_hub(part: "Part", column: str, selection: Selection, skip: int) -> Iterator[RowBatch]:
+def read_hub(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
     """Rows of one shard from row `skip` on."""
     dataset, _ = _open(part.options)
     # A column that later files lack must be seen as such, so the rows are whole.
     shard = dataset.shard(num_shards=part.end, index=part.start)
     rows = iter(shard.skip(skip) if skip else shard)
     end = skip
-    for group in _bounded(rows, column):
-        numbers = [end + i for i in range(len(group)) if selection.takes(end + i)]
+    for group in _bounded(rows, wanted):
+        numbers = [end + i for i in range(len(group)) if wanted.selection.takes(end + i)]
         values = [group[number - end][0] for number in numbers]
         end += len(group)
         yield RowBatch(numbers, values, end, sum(size for _, size in group), 0)
 
 
-def _bounded(rows: Iterator[dict], column: str) -> Iterator[list[tuple[Any, int]]]:
-    """(value, size) of rows, in lists of at most BATCH_BYTES and one row."""
+def _bounded(rows: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, int]]]:
+    """(value, size) of rows, in lists of at most `batch_bytes` and one row."""
     group: list[tuple[Any, int]] = []
     total = 0
     for row in rows:
-        value = row.get(column)
+        value = row.get(wanted.column)
         size = len(value) if isinstance(value, str) else len(orjson.dumps(value, default=str))
         group.append((value, size))
         total += size
-        if total >= BATCH_BYTES or len(group) == LARGEST_BATCH_ROWS:
+        if total >= wanted.batch_bytes or len(group) == LARGEST_BATCH_ROWS:
             yield group
             group, total = [], 0
     if group:
         yield group
+
+
+def _identify(name: str) -> dict[str, Any]:
+    """A hub file's name contains the commit; a local file can change under its name."""
+    path = Path(name)
+    if not path.is_file():
+        return {"name": name}
+    size = path.stat().st_size
+    return {"name": name, "bytes": size, "sample_sha256": sample_sha256(path, size)}
 
 
 def _open(options: dict[str, Any]) -> tuple[IterableDataset, list[str]]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from conf.errors import UserError
 from data_pipeline.prepare.encoders import Skip
-from data_pipeline.prepare.readers import BATCH_BYTES, RowBatch, Selection
+from data_pipeline.prepare.readers import RowBatch, Selection, Wanted
 
 if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
@@ -28,7 +28,7 @@ def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
         return [(group.num_rows, _column_bytes(group, column)) for group in groups]
 
 
-def read_row_groups(part: "Part", column: str, selection: Selection) -> Iterator[RowBatch]:
+def read_row_groups(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
     """Rows of row groups [part.start, part.end)."""
     assert part.first_row is not None
     end = 0
@@ -36,11 +36,11 @@ def read_row_groups(part: "Part", column: str, selection: Selection) -> Iterator
         groups = list(range(part.start, part.end))
         num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
         bytes_per_row = max(1, part.size // max(1, num_rows))
-        batch_rows = max(1, min(LARGEST_BATCH_ROWS, BATCH_BYTES // bytes_per_row))
+        batch_rows = max(1, min(LARGEST_BATCH_ROWS, wanted.batch_bytes // bytes_per_row))
         try:
-            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[column]):
+            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[wanted.column]):
                 values = column_values(batch.column(0))
-                yield build_batch(values, end, part.first_row, selection, bytes_per_row)
+                yield build_batch(values, end, part.first_row, wanted.selection, bytes_per_row)
                 end += len(values)
         except pa.ArrowException as error:
             raise _damaged(Path(part.path), error) from error

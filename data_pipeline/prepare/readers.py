@@ -22,11 +22,20 @@ from data_pipeline.prepare.encoders import Skip
 if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
 
-BATCH_BYTES = 1 << 18  # of text read before it is encoded
 COUNT_PIECE_BYTES = 1 << 22
+READ_PIECE_BYTES = 1 << 18
 COMPRESSED_PIECE_BYTES = 1 << 14  # what is decompressed at once; small, because it may expand a lot
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BROKEN_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to read of a part. batch_bytes: of text, about as much as is read before it is encoded."""
+
+    column: str
+    selection: "Selection"
+    batch_bytes: int
 
 
 @dataclass(frozen=True)
@@ -56,31 +65,31 @@ class RowBatch:
     progress: int
 
 
-def read_rows(part: "Part", column: str, selection: Selection, first_row: int, skip: int) -> Iterator[RowBatch]:
+def read_rows(part: "Part", wanted: Wanted, first_row: int, skip: int) -> Iterator[RowBatch]:
     """Batches of the rows of `part` from number `skip` on. first_row: the part's first row in its input.
 
     Raises UserError naming the input if it cannot be read or is not what its name says.
     """
     with reading(part.path):
-        yield from _read(part, column, selection, first_row, skip)
+        yield from _read(part, wanted, first_row, skip)
 
 
-def _read(part: "Part", column: str, selection: Selection, first_row: int, skip: int) -> Iterator[RowBatch]:
+def _read(part: "Part", wanted: Wanted, first_row: int, skip: int) -> Iterator[RowBatch]:
     if part.reader == "jsonl":
-        return _read_range(part, column, selection, first_row)
+        return _read_range(part, wanted, first_row)
     if part.reader == "stream":
-        return _read_stream(part, column, selection, skip)
+        return _read_stream(part, wanted, skip)
     if part.reader == "parquet":
         from data_pipeline.prepare.parquet import read_row_groups
 
-        return read_row_groups(part, column, selection)
+        return read_row_groups(part, wanted)
     if part.reader == "saved":
         from data_pipeline.prepare.saved import read_saved
 
-        return read_saved(part, column, selection)
+        return read_saved(part, wanted)
     from data_pipeline.prepare.hub import read_hub
 
-    return read_hub(part, column, selection, skip)
+    return read_hub(part, wanted, skip)
 
 
 @contextmanager
@@ -99,9 +108,9 @@ def open_lines(path: str | Path) -> tuple[io.BufferedReader, Any]:
     raw = open(path, "rb")  # noqa: SIM115 (closed with the reader that owns it)
     name = str(path)
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), COUNT_PIECE_BYTES), raw  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_PIECE_BYTES), raw  # type: ignore[arg-type]
     if name.endswith(".zst"):
-        return io.BufferedReader(ZstdFile(raw), BATCH_BYTES), raw
+        return io.BufferedReader(ZstdFile(raw), READ_PIECE_BYTES), raw
     return raw, raw
 
 
@@ -151,55 +160,57 @@ def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
     return Skip("broken JSON", f"{error.msg}, character {error.pos + 1}")
 
 
-def _read_range(part: "Part", column: str, selection: Selection, first_row: int) -> Iterator[RowBatch]:
+def _read_range(part: "Part", wanted: Wanted, first_row: int) -> Iterator[RowBatch]:
     """Lines of bytes [part.start, part.end), which begin and end at line ends."""
     remaining, end = part.end - part.start, 0
     with open(part.path, "rb") as file:
         file.seek(part.start)
-        while lines := _next_lines(file, remaining):
+        while lines := _next_lines(file, remaining, wanted.batch_bytes):
             if part.start == 0 and end == 0:
                 lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
             text_bytes = sum(map(len, lines))
             remaining = part.end - file.tell()
-            batch = _parse_lines(lines, column, selection, end, first_row)
+            batch = _parse_lines(lines, wanted, end, first_row)
             end = batch.end
             batch.text_bytes = batch.progress = text_bytes
             yield batch
+    if remaining:
+        raise UserError(f"{part.path} became shorter while it was read: prepare it when nobody writes to it")
 
 
-def _next_lines(file: io.BufferedReader, remaining: int) -> list[bytes]:
-    """Whole lines of about BATCH_BYTES, none of them beyond the next `remaining` bytes, which end with a line."""
+def _next_lines(file: io.BufferedReader, remaining: int, batch_bytes: int) -> list[bytes]:
+    """Whole lines of about `batch_bytes`, none of them beyond the next `remaining` bytes, which end with a line."""
     if remaining <= 1:
         return [file.readline()] if remaining else []
     # readlines stops after the line with which it has read more than it was told; 0 would mean everything.
-    return file.readlines(min(BATCH_BYTES, remaining - 1))
+    return file.readlines(min(batch_bytes, remaining - 1))
 
 
-def _read_stream(part: "Part", column: str, selection: Selection, skip: int) -> Iterator[RowBatch]:
+def _read_stream(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
     """Lines of a compressed file; the first `skip` are only decompressed."""
     file, raw = open_lines(part.path)
     with raw, file:
         for _ in range(skip):
             file.readline()
         end, position = skip, raw.tell()
-        while lines := file.readlines(BATCH_BYTES):
+        while lines := file.readlines(wanted.batch_bytes):
             if end == 0:
                 lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
-            batch = _parse_lines(lines, column, selection, end, 0)
+            batch = _parse_lines(lines, wanted, end, 0)
             end = batch.end
             batch.text_bytes = sum(map(len, lines))
             batch.progress, position = raw.tell() - position, raw.tell()
             yield batch
 
 
-def _parse_lines(lines: list[bytes], column: str, selection: Selection, start: int, first_row: int) -> RowBatch:
+def _parse_lines(lines: list[bytes], wanted: Wanted, start: int, first_row: int) -> RowBatch:
     """Batch of lines whose numbers in the part begin with `start`; sizes are left to the caller."""
     taken = [
         (number, line)
         for number, line in enumerate(lines, start)
-        if selection.takes(first_row + number) and not line.isspace()
+        if wanted.selection.takes(first_row + number) and not line.isspace()
     ]
-    values = [parse_line(line, column) for _, line in taken]
+    values = [parse_line(line, wanted.column) for _, line in taken]
     return RowBatch([number for number, _ in taken], values, start + len(lines), 0, 0)
 
 

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 from conf.errors import UserError
 from data_pipeline.prepare.inputs import sample_sha256
 from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS, build_batch, column_values
-from data_pipeline.prepare.readers import BATCH_BYTES, RowBatch, Selection
+from data_pipeline.prepare.readers import RowBatch, Wanted
 
 if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
@@ -45,15 +45,15 @@ def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> tuple[l
     return inputs, parts
 
 
-def read_saved(part: "Part", column: str, selection: Selection) -> Iterator[RowBatch]:
+def read_saved(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
     """Rows [part.start, part.end)."""
-    dataset = _load(Path(part.path), part.options["split"]).select_columns([column]).with_format("arrow")
+    dataset = _load(Path(part.path), part.options["split"]).select_columns([wanted.column]).with_format("arrow")
     bytes_per_row = max(1, part.size // max(1, part.end - part.start))
-    batch_rows = max(1, min(LARGEST_BATCH_ROWS, BATCH_BYTES // bytes_per_row))
+    batch_rows = max(1, min(LARGEST_BATCH_ROWS, wanted.batch_bytes // bytes_per_row))
     for start in range(part.start, part.end, batch_rows):
         table: Any = dataset[start : min(start + batch_rows, part.end)]
-        values = column_values(table.column(column))
-        yield build_batch(values, start - part.start, part.start, selection, bytes_per_row)
+        values = column_values(table.column(wanted.column))
+        yield build_batch(values, start - part.start, part.start, wanted.selection, bytes_per_row)
 
 
 def _load(path: Path, split: str) -> Dataset:

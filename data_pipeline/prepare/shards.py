@@ -17,11 +17,12 @@ from conf.atomic import atomic_write_bytes, atomic_write_text
 from conf.errors import UserError
 from data_pipeline.prepare.encoders import RowEncoder, Segments, Skip
 from data_pipeline.prepare.plan import Part
-from data_pipeline.prepare.readers import RowBatch, Selection, read_rows
+from data_pipeline.prepare.readers import RowBatch, Selection, Wanted, read_rows
 from data_pipeline.prepare.writer import ShardFacts, ShardWriter, writing
 
 WORK_FOLDER = ".work"
 NUM_EXAMPLES = 5
+BATCH_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Job:
     selection: Selection
     shard_bytes: int
     dtype: str
+
+    @property
+    def wanted(self) -> Wanted:
+        """What to read. A batch is never cut, so it must not be larger than a shard."""
+        return Wanted(self.column, self.selection, min(BATCH_BYTES, self.shard_bytes))
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def tokenize_part(
     """
     shard = _OpenShard(job, part, piece, skip)
     try:
-        for batch in read_rows(part, job.column, job.selection, first_row, skip):
+        for batch in read_rows(part, job.wanted, first_row, skip):
             if part.is_stream and shard.text_bytes >= job.shard_bytes:
                 shard.publish(is_last=False)
                 shard = _OpenShard(job, part, shard.piece + 1, shard.end_row)

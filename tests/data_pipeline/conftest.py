@@ -1,18 +1,23 @@
 """A small tokenizer and datasets made by the real pipeline, shared by the tests of this folder."""
 
+import json
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from data_pipeline.prepare import prepare_dataset
-from data_pipeline.tokenizer import MASK_TOKEN, save_tokenizer, train_tokenizer
+from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
+from data_pipeline.prepare.run import prepare_source
+from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}  # the {i}th of them\n" * 4 for i in range(40)]
+SHARD_BYTES = 3000  # the texts become several shards
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """The documents of `prefix` and `own_prefix`."""
+    """The documents of `dataset_dir` and `own_dataset_dir`."""
     return TEXTS
 
 
@@ -24,16 +29,27 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefix(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    """Prefix of a dataset of 40 documents; tests must not write to it."""
-    path = tmp_path_factory.mktemp("data") / "train"
-    prepare_dataset(TEXTS, tokenizer_dir, MASK_TOKEN, path, num_documents=len(TEXTS))
-    return path
+def dataset_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A dataset of 40 documents in several shards; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("data")
+    files = write_jsonl(folder / "texts.jsonl", TEXTS)
+    source = SourceConfig(path=str(folder / "tokens"), input=InputConfig(files=str(files)))
+    prepare_source("texts", source, data_config(tokenizer_dir))
+    return folder / "tokens"
 
 
 @pytest.fixture
-def own_prefix(tmp_path: Path, tokenizer_dir: Path) -> Path:
-    """Prefix of a dataset a test may break."""
-    path = tmp_path / "own"
-    prepare_dataset(TEXTS, tokenizer_dir, MASK_TOKEN, path, num_documents=len(TEXTS))
+def own_dataset_dir(tmp_path: Path, dataset_dir: Path) -> Path:
+    """A copy of `dataset_dir` that a test may break."""
+    return Path(shutil.copytree(dataset_dir, tmp_path / "own"))
+
+
+def data_config(tokenizer_dir: Path) -> DataConfig:
+    """Configuration with small shards and one worker."""
+    return DataConfig(tokenizer=str(tokenizer_dir), prepare=PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
+
+
+def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
+    """One row {"text": ...} per text."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path

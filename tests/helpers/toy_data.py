@@ -3,19 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.schema import DataConfig
-from data_pipeline.prepare import prepare_dataset
+from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
+from data_pipeline.jsonl import write_jsonl
+from data_pipeline.prepare.run import prepare_source
 from data_pipeline.standard_library import load_standard_library
 from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 384
 SEQUENCE_LENGTH = 64
-MASK_TOKEN = DataConfig.mask_token
 
 
 @dataclass(frozen=True)
 class ToyData:
-    """Prefixes of the datasets and the tokenizer's directory."""
+    """Folders of the datasets and the tokenizer's directory."""
 
     train: Path
     heldout: Path
@@ -53,6 +53,15 @@ def make_toy_data(directory: Path) -> ToyData:
     split = load_standard_library()
     tokenizer_dir = directory / "tokenizer"
     save_tokenizer(train_tokenizer(split.train[:40], VOCAB_SIZE), tokenizer_dir)
-    prepare_dataset(split.train[:30], tokenizer_dir, MASK_TOKEN, directory / "train", 30)
-    prepare_dataset(split.heldout[:5], tokenizer_dir, MASK_TOKEN, directory / "heldout", 5)
+    prepare_texts(split.train[:30], tokenizer_dir, directory / "train")
+    prepare_texts(split.heldout[:5], tokenizer_dir, directory / "heldout")
     return ToyData(directory / "train", directory / "heldout", tokenizer_dir)
+
+
+def prepare_texts(texts: list[str], tokenizer_dir: Path, directory: Path) -> None:
+    """Tokenises documents into the dataset folder `directory`, by way of a .jsonl file beside it."""
+    rows = directory.with_suffix(".jsonl")
+    write_jsonl(({"text": text} for text in texts), rows)
+    source = SourceConfig(path=str(directory), input=InputConfig(files=str(rows)))
+    data = DataConfig(tokenizer=str(tokenizer_dir), prepare=PrepareConfig(workers=1))
+    prepare_source(directory.name, source, data)

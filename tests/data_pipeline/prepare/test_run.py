@@ -1,0 +1,217 @@
+"""A source becomes the same shards whatever its format, the number of workers and the interruptions."""
+
+import gzip
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from datasets import Dataset, DatasetDict
+from transformers import AutoTokenizer
+
+from conf.errors import UserError
+from conf.tokenizer_info import read_tokenizer_info
+from data_pipeline.manifest import compute_sha256, load_manifest, load_shard_manifest
+from data_pipeline.prepare.run import prepare_source, prepare_sources
+
+
+def jsonl(workshop, rows) -> bytes:
+    return workshop.write("plain.jsonl", rows).read_bytes()
+
+
+def expected(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir)
+    return [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
+
+
+def write_plain(folder: Path, content: bytes, rows: list[dict]) -> None:
+    (folder / "a.jsonl").write_bytes(content)
+
+
+def write_gzip(folder: Path, content: bytes, rows: list[dict]) -> None:
+    half = content.index(b"\n", len(content) // 2) + 1
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
+
+
+def write_zstd(folder: Path, content: bytes, rows: list[dict]) -> None:
+    half = len(content) // 2
+    (folder / "a.jsonl.zst").write_bytes(zstandard.compress(content[:half]) + zstandard.compress(content[half:]))
+
+
+def write_parquet(folder: Path, content: bytes, rows: list[dict]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet", row_group_size=7)
+
+
+def write_saved(folder: Path, content: bytes, rows: list[dict]) -> None:
+    Dataset.from_list(rows).save_to_disk(folder)
+
+
+def write_saved_splits(folder: Path, content: bytes, rows: list[dict]) -> None:
+    splits = {"test": Dataset.from_list(rows[:1]), "train": Dataset.from_list(rows)}
+    DatasetDict(splits).save_to_disk(folder)
+
+
+def write_mixture(folder: Path, content: bytes, rows: list[dict]) -> None:
+    lines = io.BytesIO(content).readlines()
+    (folder / "a.jsonl").write_bytes(b"".join(lines[:9]))
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[9:15])))
+    pq.write_table(pa.Table.from_pylist(rows[15:30]), folder / "c.parquet")
+    (folder / "d").mkdir()
+    (folder / "d" / "last.jsonl").write_bytes(b"".join(lines[30:]))
+
+
+WRITERS = [write_plain, write_gzip, write_zstd, write_parquet, write_saved, write_saved_splits, write_mixture]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_every_format_gives_the_ids_that_transformers_encodes(
+    write, workshop, rows, texts, tokenizer_dir, read_documents
+) -> None:
+    content = jsonl(workshop, rows)
+    folder = workshop.folder / "formats"
+    folder.mkdir()
+    write(folder, content, rows)
+    manifest = workshop.prepare(input_={"files": str(folder)}).manifest
+    assert read_documents(workshop.output) == expected(tokenizer_dir, texts)
+    assert manifest.documents == len(texts)
+    assert len(manifest.shards) > 1
+
+
+def test_a_dataset_is_read_as_it_streams(workshop, rows, texts, tokenizer_dir, read_documents) -> None:
+    for half in range(2):
+        workshop.write(f"train-{half}.jsonl", rows[20 * half : 20 * half + 20])
+    workshop.prepare(input_={"dataset": str(workshop.folder / "in"), "split": "train"}, shard_bytes=2500)
+    assert read_documents(workshop.output) == expected(tokenizer_dir, texts)
+    assert len(load_manifest(workshop.output).shards) > 2
+
+
+def test_manifests_describe_the_files(workshop, rows, texts, tokenizer_dir, read_documents) -> None:
+    jsonl(workshop, rows)
+    manifest = workshop.prepare().manifest
+    assert manifest == load_manifest(workshop.output)
+    documents = read_documents(workshop.output)
+    assert (manifest.documents, manifest.tokens) == (len(texts), sum(map(len, documents)))
+    assert manifest.max_token_id == max(map(max, documents))
+    assert manifest.tokenizer_fingerprint == read_tokenizer_info(tokenizer_dir, "<SPECIAL_100>").fingerprint
+    assert (manifest.kind, manifest.dtype, manifest.completion_token_id) == ("text", "uint16", 2)
+    end = 0
+    for shard in manifest.shards:
+        prefix = workshop.output / shard.name
+        assert shard == load_shard_manifest(prefix)
+        assert shard.sha256 == compute_sha256(Path(f"{prefix}.bin"))
+        assert shard.index_sha256 == compute_sha256(Path(f"{prefix}.idx"))
+        assert (shard.input, shard.first_row, shard.scored_tokens) == ("plain.jsonl", end, shard.tokens)
+        end = shard.end_row
+    assert end == len(rows)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(workshop, rows, tree) -> None:
+    content = jsonl(workshop, rows)
+    write_gzip(workshop.folder / "in", content[:-1] + b" \n", rows)
+    one, three = workshop.folder / "one", workshop.folder / "three"
+    workshop.prepare(one, workers=1)
+    workshop.prepare(three, workers=3)
+    assert tree(one) == tree(three)
+
+
+def test_text_that_spells_a_reserved_token_stays_text(workshop, tokenizer_dir, read_documents) -> None:
+    text = "<s> <SPECIAL_100> </s>"
+    workshop.write("a.jsonl", [{"text": text}])
+    workshop.prepare()
+    [ids] = read_documents(workshop.output)
+    assert min(ids[:-1]) > 100
+    assert AutoTokenizer.from_pretrained(tokenizer_dir).decode(ids[:-1]) == text
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_held_out_rows_are_those_that_training_leaves(write, workshop, rows, texts, tokenizer_dir, read_documents):
+    content = jsonl(workshop, rows)
+    folder = workshop.folder / "formats"
+    folder.mkdir()
+    write(folder, content, rows)
+    if write is write_mixture:
+        (folder / "a.jsonl").write_bytes(content)
+        for other in ("b.jsonl.gz", "c.parquet", "d/last.jsonl"):
+            (folder / other).unlink()
+    all_documents = expected(tokenizer_dir, texts)
+    for split in ("train", "heldout"):
+        output = workshop.folder / split
+        workshop.prepare(output, {"files": str(folder), "rows": _split(split)}, heldout_every=3)
+        wanted = [ids for i, ids in enumerate(all_documents) if (i % 3 == 2) == (split == "heldout")]
+        assert read_documents(output) == wanted
+
+
+def _split(name: str):
+    from conf.schema import Split
+
+    return Split(name)
+
+
+def test_a_second_run_does_nothing(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    assert not workshop.prepare().was_up_to_date
+    times = {path: path.stat().st_mtime_ns for path in workshop.output.rglob("*")}
+    assert workshop.prepare(workers=3, max_skipped_share=0.5).was_up_to_date
+    assert times == {path: path.stat().st_mtime_ns for path in workshop.output.rglob("*")}
+
+
+def test_other_settings_and_inputs_are_refused_by_name(workshop, rows) -> None:
+    path = workshop.write("plain.jsonl", rows)
+    workshop.prepare()
+    with pytest.raises(UserError, match="shard_bytes was 3000, now 4000"):
+        workshop.prepare(shard_bytes=4000)
+    with pytest.raises(UserError, match="column was 'text', now 'id'"):
+        workshop.prepare(input_={"column": "id"})
+    path.write_bytes(path.read_bytes().replace(b"function_7", b"function_8", 1))
+    workshop.write("new.jsonl", rows[:1])
+    with pytest.raises(UserError, match=r"changed since: plain.jsonl; new: new.jsonl"):
+        workshop.prepare()
+
+
+def test_a_folder_with_other_files_is_refused(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    workshop.output.mkdir()
+    (workshop.output / "thesis.tex").touch()
+    with pytest.raises(UserError, match="thesis.tex"):
+        workshop.prepare()
+
+
+def test_a_shard_that_was_changed_is_noticed(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    shard = workshop.prepare().manifest.shards[0]
+    with open(workshop.output / f"{shard.name}.bin", "ab") as file:
+        file.write(b"\0\0")
+    with pytest.raises(UserError, match="changed after"):
+        workshop.prepare()
+
+
+def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    data = workshop.data()
+    data.train = {"a": workshop.source(), "made": workshop.source()}
+    data.train["made"].input = None
+    data.heldout = {"b": workshop.source()}
+    assert [report.name for report in prepare_sources(data)] == ["data.train.a"]
+    data.heldout["b"].input.column = "id"
+    with pytest.raises(UserError, match=r"data.train.a and data.heldout.b have the same path"):
+        prepare_sources(data)
+    data.train = data.heldout = None
+    with pytest.raises(UserError, match="nothing to prepare"):
+        prepare_sources(data)
+    with pytest.raises(UserError, match="either input.files or input.dataset"):
+        prepare_source("x", workshop.source(dataset="d", files="f"), workshop.data())
+
+
+def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
+    from conf.schema import DocumentKind
+
+    messages = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
+    workshop.write("a.jsonl", [{"messages": messages}] * 3)
+    manifest = workshop.prepare(input_={"kind": DocumentKind.chat}, chat_template="chatml").manifest
+    assert (manifest.kind, manifest.documents) == ("chat", 3)
+    segments = read_documents(workshop.output)
+    assert len(segments) == 6
+    assert manifest.shards[0].scored_tokens == sum(len(answer) for answer in segments[1::2])
+    assert segments[1][-1] == manifest.completion_token_id == 11
