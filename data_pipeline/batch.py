@@ -13,7 +13,9 @@ class Batch:
     document_ids: [B, S] documents numbered from 0 within a sequence; -1 = filler, seen by none.
     block_ids: [B, S] diffusion blocks numbered from 0 in sequence order; a block never spans two documents.
     positions: [B, S] in-half positions; they restart at 0 with every document.
-    loss_mask: [B, S] bool; True where token s may be scored (token space: the row that predicts it is s - 1).
+    loss_mask: [B, S] bool; True where token s may be scored (token space: the row that predicts it comes before it).
+    completion: [B, S] bool; True where token s only completes the last block of a document or an answer, as decoding
+        meets it: noised like the rest of its block, but never AR's target and, being no text, seen by no other block.
     sample_indices: [B] global sample index of each sequence; seeds its noise.
     """
 
@@ -22,6 +24,7 @@ class Batch:
     block_ids: torch.Tensor
     positions: torch.Tensor
     loss_mask: torch.Tensor
+    completion: torch.Tensor
     sample_indices: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":

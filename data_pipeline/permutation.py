@@ -5,12 +5,17 @@ h so that 2^(2h) >= size and applying the network again while the result is outs
 and Rogaway, 2002) makes it a permutation of [0, size); as 2^(2h) < 4 * size, fewer than four passes are expected.
 """
 
+import numpy as np
+
 ROUNDS = 6
 WORD = (1 << 64) - 1
 
 
-def mix64(value: int) -> int:
-    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit integers that looks random."""
+def mix64[T: (int, np.ndarray)](value: T) -> T:
+    """Finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection of 64-bit integers that looks random.
+
+    Of one integer, or of every element of an array of uint64.
+    """
     value = (value + 0x9E3779B97F4A7C15) & WORD
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & WORD

@@ -10,6 +10,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from conf.schema import RunConfig
+from data_pipeline.blend import Blend
+from pretrain.data import describe_blend
 from pretrain.distributed import Ranks
 from pretrain.objective.losses import LossStats
 from pretrain.start import StartPoint
@@ -56,6 +58,11 @@ class Console:
             f"{describe_layout(self._config, self._ranks.world_size)}, {parameters / 1e6:.1f}M parameters on rank 0, "
             f"{self._ranks.device.type}; {origin}"
         )
+
+    def say_data(self, blend: Blend) -> None:
+        """What the run will read of every source."""
+        for line in describe_blend(blend, self._config.num_steps * self._config.train.global_batch_size):
+            logger.info(line)
 
     def say_end(self, state: TrainState, done_before: bool) -> None:
         """The run is complete, now or since an earlier start."""

@@ -1,23 +1,28 @@
-"""The run's datasets and tokenizer, opened and checked against each other and against the model."""
+"""The run's data and tokenizer, opened and checked against each other and against the model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.atomic import atomic_directory
 from conf.errors import UserError
-from conf.schema import RunConfig
+from conf.schema import Objective, RunConfig, SourceConfig
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
+from data_pipeline.blend import Blend, compute_slots
 from data_pipeline.dataset import TokenDataset
+from data_pipeline.form import build_sequence_form
 from model.checkpoint_layout import tokenizer_directory
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
+
+HELDOUT_SEED = 0
 
 
 @dataclass(frozen=True)
 class RunData:
-    """train, heldout: datasets (heldout may be missing). tokenizer: facts about the tokenizer that made them."""
+    """train, heldout: blends (heldout may be missing). tokenizer: facts about the tokenizer that made them."""
 
-    train: TokenDataset
-    heldout: TokenDataset | None
+    train: Blend
+    heldout: Blend | None
     tokenizer: TokenizerInfo
 
 
@@ -33,18 +38,39 @@ def open_data(config: RunConfig) -> RunData:
             f"the tokenizer in {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model has "
             f"model.vocab_size={config.model.vocab_size}: use the model's own tokenizer."
         )
-    train = _open(config, config.data.train, tokenizer, shuffle=True)
-    heldout = _open(config, config.data.heldout, tokenizer, shuffle=False) if config.data.heldout else None
+    train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
+    # One order for every run, so that runs with different seeds are evaluated on the same sequences.
+    heldout = _open_blend(config, config.data.heldout, tokenizer, HELDOUT_SEED) if config.data.heldout else None
     return RunData(train, heldout, tokenizer)
 
 
-def _open(config: RunConfig, prefix: str, tokenizer: TokenizerInfo, shuffle: bool) -> TokenDataset:
-    dataset = TokenDataset(
-        prefix, config.data.sequence_length, config.stage.block_size, seed=config.train.seed, shuffle=shuffle
-    )
-    dataset.check_vocabulary(config.model.vocab_size)
-    dataset.check_tokenizer(tokenizer.fingerprint)
-    return dataset
+def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: TokenizerInfo, seed: int) -> Blend:
+    has_noise = config.stage.objective is Objective.joint
+    form = build_sequence_form(config.data, config.stage.block_size, has_noise)
+    slots = compute_slots(sources)
+    datasets = {name: TokenDataset(source.path, form, seed) for name, source in sources.items()}
+    for dataset in datasets.values():
+        dataset.check_vocabulary(config.model.vocab_size)
+        dataset.check_tokenizer(tokenizer.fingerprint)
+    return Blend(datasets, slots, seed)
+
+
+def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
+    """One line per source: what it gives to a run of `num_samples` samples, and what was left out of it."""
+    for name, epochs in blend.epochs(num_samples).items():
+        source, counts = blend.sources[name], blend.sources[name].counts
+        rows = counts.sequences * source.form.sequence_length
+        line = (
+            f"{name}: {counts.tokens} tokens of {counts.documents} documents in {counts.sequences} sequences "
+            f"({counts.filler_rows / rows:.1%} filler, {counts.completion_rows / rows:.1%} completion), "
+            f"{blend.shares()[name]:.1%} of the run, {epochs:.3g} epochs"
+        )
+        if counts.truncated_chats or counts.dropped_chats:
+            line += (
+                f"; longer than a sequence: {counts.truncated_chats} chats truncated by {counts.truncated_tokens} "
+                f"tokens, {counts.dropped_chats} dropped with {counts.dropped_tokens}"
+            )
+        yield line
 
 
 def copy_tokenizer(config: RunConfig, fingerprint: str) -> None:

@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 
 from conf.schema import Objective
 from data_pipeline.batch import Batch
-from data_pipeline.dataset import TokenDataset
+from data_pipeline.blend import Blend
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
 from pretrain.step import run_schedule
@@ -16,9 +16,9 @@ from pretrain.step import run_schedule
 
 @dataclass(frozen=True)
 class HeldoutEvaluation:
-    """Evaluates `num_sequences` sequences of `dataset` (in its order), `micro_batch_size` at a time."""
+    """Evaluates `num_sequences` sequences of `blend` (the first of its order), `micro_batch_size` at a time."""
 
-    dataset: TokenDataset
+    blend: Blend
     builder: MicrobatchBuilder
     num_sequences: int
     micro_batch_size: int
@@ -50,7 +50,7 @@ class HeldoutEvaluation:
 
     def _batch(self, indices: range) -> Batch:
         missing = self.micro_batch_size - len(indices)
-        batch = self.dataset.build_batch([*indices, *[0] * missing])
+        batch = self.blend.build_batch([*indices, *[0] * missing])
         batch.loss_mask[len(indices) :] = False
         return batch
 

@@ -6,7 +6,7 @@ training takes three times that (the backward computes two products for each of 
 
 import torch
 
-from conf.schema import ModelConfig, Objective, StageConfig
+from conf.schema import ModelConfig
 
 # Dense bf16 peak in FLOP/s by a part of the device's name (vendor data sheets, without sparsity).
 PEAK_FLOPS_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
@@ -18,22 +18,15 @@ def count_layer_parameters(model: ModelConfig) -> int:
     return model.num_layers * (attention + 3 * model.hidden_size * model.ffn_hidden_size)
 
 
-def count_attention_pairs(sequence_length: int, stage: StageConfig) -> float:
-    """Pairs of rows that see each other, one document per sequence."""
-    if stage.objective is Objective.ar:
-        return sequence_length * (sequence_length + 1) / 2
-    return sequence_length**2 + sequence_length * (stage.block_size + 1) / 2
+def compute_step_flops(model: ModelConfig, rows: int, pairs: int, scored_rows: int) -> float:
+    """FLOPs of one optimizer step.
 
-
-def compute_step_flops(
-    model: ModelConfig, stage: StageConfig, sequence_length: int, num_sequences: int, scored_rows: int
-) -> float:
-    """FLOPs of one optimizer step over `num_sequences` sequences with `scored_rows` scored rows in all."""
-    rows = sequence_length * (2 if stage.objective is Objective.joint else 1)
+    rows: of all sequences of the step, filler not counted (joint: both halves). pairs: of rows that see each other.
+    """
     layers = 2 * count_layer_parameters(model) * rows
-    attention = 4 * model.query_width * model.num_layers * count_attention_pairs(sequence_length, stage)
+    attention = 4 * model.query_width * model.num_layers * pairs
     head = 2 * model.hidden_size * model.vocab_size * scored_rows
-    return 3 * (num_sequences * (layers + attention) + head)
+    return 3 * (layers + attention + head)
 
 
 def find_peak_flops(device: torch.device) -> float | None:

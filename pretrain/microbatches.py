@@ -1,7 +1,7 @@
 """Batches of tokens -> inputs of the model's forwards, with the loss weights of the whole global batch."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.distributed as dist
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from conf.schema import Objective, StageConfig
 from data_pipeline.batch import Batch
+from data_pipeline.noise import NoiseSource, add_noise
 from model.attention.plan import AttentionPlan, PlanBuilder
 from model.head import ScoredRows
-from pretrain.objective.noise import NoiseSource, add_noise
 from pretrain.objective.rows import (
     ForwardInput,
-    LossCounts,
     RowSelection,
+    StepCounts,
     build_ar_input,
     build_joint_input,
     compute_row_weights,
@@ -38,7 +38,7 @@ class PreparedStep:
     """This rank's microbatches of a global batch, and the counts of the whole global batch."""
 
     microbatches: list[Microbatch]
-    counts: LossCounts
+    counts: StepCounts
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class MicrobatchBuilder:
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
         """Noise, rows and weights of a step. All data-parallel ranks take part: their counts are summed."""
         inputs = [self._build_input(batch) for batch in batches]
-        local = sum((item.selection.counts for item in inputs), start=LossCounts(0, 0, 0))
+        local = sum((item.counts for item in inputs), start=StepCounts())
         counts = _sum_over_data_parallel(local, self.plans.device)
         return PreparedStep([self._finish(item, counts) for item in inputs], counts)
 
@@ -62,13 +62,13 @@ class MicrobatchBuilder:
             return build_ar_input(batch)
         return build_joint_input(add_noise(batch, self.noise, self.mask_token_id))
 
-    def _finish(self, item: ForwardInput, counts: LossCounts) -> Microbatch:
+    def _finish(self, item: ForwardInput, counts: StepCounts) -> Microbatch:
         scored = compute_row_weights(item.selection, counts, self.stage)
         device = self.plans.device
         return Microbatch(item.tokens.to(device), self.plans.build(item.layout), scored.to(device), item.selection)
 
 
-def _sum_over_data_parallel(counts: LossCounts, device: torch.device) -> LossCounts:
-    values = torch.tensor([counts.clean, counts.masked, counts.maskable], dtype=torch.int64, device=device)
+def _sum_over_data_parallel(counts: StepCounts, device: torch.device) -> StepCounts:
+    values = torch.tensor(astuple(counts), dtype=torch.int64, device=device)
     dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
-    return LossCounts(*values.tolist())
+    return StepCounts(*values.tolist())

@@ -91,7 +91,7 @@ def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManife
             "run.name and give the earlier run as init_from."
         )
     _check_same_tokenizer(manifest.tokenizer, config, data, step_dir)
-    now = data_fingerprint(config, data)
+    now = data_fingerprint(data)
     changed = sorted(key for key in now | manifest.data if now.get(key) != manifest.data.get(key))
     if changed and not config.resume.allow_data_change:
         listing = "; ".join(f"{key}: {manifest.data.get(key)} then, {now.get(key)} now" for key in changed)
@@ -115,13 +115,9 @@ def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunDa
         )
 
 
-def data_fingerprint(config: RunConfig, data: RunData) -> dict[str, Any]:
-    """What decides which tokens a step sees: the data, the sequence length and the seed of the order."""
-    return {
-        **data.train.fingerprint(),
-        "sequence_length": config.data.sequence_length,
-        "seed": config.train.seed,
-    }
+def data_fingerprint(data: RunData) -> dict[str, Any]:
+    """What decides which tokens a step sees: the sources, their shares, the form of a sequence, the seed."""
+    return dict(data.train.fingerprint())
 
 
 def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]) -> None:
@@ -153,7 +149,7 @@ def build_manifest(config: RunConfig, data: RunData, state: TrainState, start: S
         },
         eos_token_id=start.eos_token_id,
         dtype=str(TORCH_DTYPES[config.precision.dtype]).removeprefix("torch."),
-        data=data_fingerprint(config, data),
+        data=data_fingerprint(data),
         export=export,
         versions=_versions(),
     )

@@ -11,6 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from conf.schema import Objective, RunConfig
 from data_pipeline.loader import BatchLoader
+from data_pipeline.noise import NoiseSource
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks, count_parameters
 from model.transformer_config import TORCH_DTYPES
@@ -24,7 +25,7 @@ from pretrain.logs import start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
-from pretrain.objective.noise import NoiseSource
+from pretrain.objective.rows import StepCounts
 from pretrain.optimizer import build_optimizer, set_hyperparameters, wrap_data_parallel
 from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
@@ -53,6 +54,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
+    console.say_data(data.train)
     if start.step_dir is None:
         load_initial_weights(config, start, chunks)
     model = wrap_data_parallel(chunks, config.parallel)
@@ -111,6 +113,7 @@ class Trainer:
                 if self._is_due(self.config.checkpoint.every_steps):
                     self.save()
             self.checkpointer.finish()
+        self.loader.close()
         self.console.say_end(self.state, done_before)
         if self.metrics is not None:
             self.metrics.close()
@@ -134,8 +137,7 @@ class Trainer:
         _, grad_norm, _ = self.optimizer.step()  # type: ignore[misc]
         self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
         stats = LossStats.from_sums(sums, step.counts, self._is_joint)
-        scored_rows = step.counts.clean + step.counts.masked
-        self._report(stats, float(grad_norm or 0.0), learning_rate, scored_rows, time.perf_counter() - started)
+        self._report(stats, step.counts, float(grad_norm or 0.0), learning_rate, time.perf_counter() - started)
 
     def evaluate(self) -> None:
         """Held-out losses, into metrics and console; nothing without held-out data."""
@@ -164,15 +166,16 @@ class Trainer:
         return self.config.stage.objective is Objective.joint
 
     def _report(
-        self, stats: LossStats, grad_norm: float, learning_rate: float, scored_rows: int, seconds: float
+        self, stats: LossStats, counts: StepCounts, grad_norm: float, learning_rate: float, seconds: float
     ) -> None:
         config = self.config
-        flops = compute_step_flops(
-            config.model, config.stage, config.data.sequence_length, config.train.global_batch_size, scored_rows
-        )
+        flops = compute_step_flops(config.model, counts.rows, counts.pairs, counts.clean + counts.masked)
         peak = find_peak_flops(self.ranks.device)
         values = {
             **asdict(stats),
+            "scored_tokens": counts.maskable,
+            "completion_share": counts.completion / config.tokens_per_step,
+            "filler_share": counts.filler / config.tokens_per_step,
             "grad_norm": grad_norm,
             "lr": learning_rate,
             "step_seconds": seconds,
@@ -193,6 +196,7 @@ def _build_loader(config: RunConfig, data: RunData, ranks: Ranks) -> BatchLoader
         config.train.micro_batch_size,
         ranks.data_parallel_rank,
         ranks.data_parallel_size,
+        config.data.prefetch_steps,
     )
 
 
@@ -205,5 +209,5 @@ def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> H
     if data.heldout is None:
         return None
     builder = _build_microbatch_builder(config, data, plans, "heldout")
-    num_sequences = min(config.evaluation.sequences, data.heldout.num_samples)
+    num_sequences = min(config.evaluation.sequences, data.heldout.num_sequences)
     return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)

@@ -1,14 +1,12 @@
 """Real chats that are on every machine: questions about the standard library, answered by its own docstrings."""
 
 import ast
-import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from data_pipeline.standard_library import HELDOUT_EVERY, default_root, list_source_files
 
@@ -67,11 +65,6 @@ def load_docstring_chats(root: Path | None = None) -> ChatSplit:
     if not split.train or not split.heldout:
         raise UserError(f"{root} holds too few documented Python sources: use a Python that ships its library's.")
     return split
-
-
-def write_jsonl(rows: Iterable[dict[str, Any]], path: Path | str) -> None:
-    """One JSON object per line; `path` appears complete or not at all."""
-    atomic_write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _module_name(path: Path, root: Path) -> str:

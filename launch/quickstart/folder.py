@@ -34,13 +34,18 @@ class QuickstartFolder:
         return self.path / "tokenizer"
 
     @property
+    def text(self) -> Path:
+        """Documents as .jsonl."""
+        return self.path / "data" / "text"
+
+    @property
     def train_data(self) -> Path:
-        """Prefix of the training tokens."""
+        """Training tokens."""
         return self.path / "data" / "train"
 
     @property
     def heldout_data(self) -> Path:
-        """Prefix of the held-out tokens."""
+        """Held-out tokens."""
         return self.path / "data" / "heldout"
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -14,6 +15,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 from conf.errors import UserError
 from data_pipeline.dataset import TokenDataset
+from data_pipeline.form import SequenceForm
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96
@@ -96,12 +98,13 @@ def load_export(export: Path) -> Any:
 
 def choose_prefixes(heldout: Path, count: int) -> Tensor:
     """[count, PROMPT_TOKENS] true prefixes spread evenly over the held-out text. Raises UserError if it is short."""
-    dataset = TokenDataset(heldout, PROMPT_TOKENS, block_size=1, seed=0, shuffle=False)
-    if dataset.num_samples < count:
-        raise UserError(
-            f"{heldout} holds {dataset.num_samples} prefixes of {PROMPT_TOKENS} tokens, {count} are needed."
-        )
-    return dataset.build_batch([i * dataset.num_samples // count for i in range(count)]).tokens
+    form = SequenceForm(PROMPT_TOKENS, block_size=1, alignment=1, isolate_documents=False)
+    dataset = TokenDataset(heldout, form, seed=0, shuffle=False)
+    available = dataset.num_sequences - 1  # the last one may be filled up
+    if available < count:
+        raise UserError(f"{heldout} holds {available} prefixes of {PROMPT_TOKENS} tokens, {count} are needed.")
+    rows = [dataset.build_rows(i * available // count) for i in range(count)]
+    return torch.from_numpy(np.stack([row.tokens for row in rows]))
 
 
 def decode_prompts(generate: Generate, prompts: Any) -> Continuations:

@@ -54,7 +54,7 @@ def build_flex_attention(layout: SequenceLayout) -> FlexAttention:
 
 
 def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
-    documents = layout.document_ids
+    documents = layout.clean_document_ids
     one = len(documents) == 1
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -65,7 +65,8 @@ def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
 
 
 def _doubled_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
-    documents, blocks, length = layout.document_ids, layout.block_ids, layout.sequence_length
+    documents = torch.cat([layout.document_ids, layout.clean_document_ids], dim=1)
+    blocks, length = layout.block_ids, layout.sequence_length
     one = len(documents) == 1
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -76,6 +77,6 @@ def _doubled_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
         own_block = q_noisy & k_noisy & (q_block == k_block)
         earlier_blocks = q_noisy & ~k_noisy & (k_block < q_block)
         causal = ~q_noisy & ~k_noisy & (q_index >= k_index)
-        return (own_block | earlier_blocks | causal) & (documents[sequence, q_index] == documents[sequence, k_index])
+        return (own_block | earlier_blocks | causal) & (documents[sequence, q] == documents[sequence, k])
 
     return sees

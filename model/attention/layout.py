@@ -3,7 +3,8 @@
 Shapes: B batch, S clean length, R rows: S (AR) or 2S (joint: the noisy half, then the clean half).
 Definition (arXiv 2503.09573 and the released training code): a noisy row sees its own noisy block, both directions,
 and all strictly earlier clean blocks; a clean row sees clean rows causally; clean never sees noisy. Nothing is seen
-across documents; filler (document -1) sees only filler.
+across documents; filler (document -1) sees only filler. Tokens that only complete a block are part of it in the noisy
+half and filler in the clean one, for no text comes after them.
 """
 
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """document_ids, block_ids, positions [B, S]; doubled: rows are [noisy | clean] instead of clean alone."""
+    """document_ids, block_ids, positions [B, S] and completion [B, S] bool, as in data_pipeline's Batch.
+
+    doubled: rows are [noisy | clean] instead of clean alone.
+    """
 
     document_ids: Tensor
     block_ids: Tensor
     positions: Tensor
+    completion: Tensor
     doubled: bool
 
     @property
@@ -26,9 +31,14 @@ class SequenceLayout:
         """S."""
         return self.positions.shape[1]
 
-    def fields(self) -> tuple[Tensor, Tensor, Tensor]:
-        """document_ids, block_ids, positions."""
-        return self.document_ids, self.block_ids, self.positions
+    @property
+    def clean_document_ids(self) -> Tensor:
+        """Document of each clean row [B, S]; -1 where the row is filler or only completes a block."""
+        return torch.where(self.completion, -1, self.document_ids)
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """document_ids, block_ids, positions, completion."""
+        return self.document_ids, self.block_ids, self.positions, self.completion
 
     def to(self, device: torch.device) -> "SequenceLayout":
         """The same layout on another device."""
@@ -55,6 +65,21 @@ def compute_block_ends(block_ids: Tensor) -> Tensor:
     return torch.searchsorted(block_ids.contiguous(), block_ids.contiguous(), side="right")
 
 
+def count_seen_rows(layout: SequenceLayout) -> Tensor:
+    """How many rows each row sees [B, R]: the row sums of the dense mask, with 0 for filler, without the mask."""
+    is_text = layout.clean_document_ids >= 0
+    clean = torch.where(is_text, layout.positions + 1, 0)
+    if not layout.doubled:
+        return clean
+    rows_of_documents = (layout.document_ids >= 0).cumsum(dim=1)
+    starts, ends = compute_block_starts(layout.block_ids), compute_block_ends(layout.block_ids)
+    own_block = rows_of_documents.gather(1, ends - 1) - torch.where(
+        starts > 0, rows_of_documents.gather(1, (starts - 1).clamp(min=0)), 0
+    )
+    earlier_blocks = layout.positions.gather(1, starts)
+    return torch.cat([torch.where(layout.document_ids >= 0, own_block + earlier_blocks, 0), clean], dim=1)
+
+
 def compute_dense_mask(layout: SequenceLayout) -> Tensor:
     """The definition, spelled out: mask[b, q, k] is True where row q sees row k. [B, R, R] bool.
 
@@ -62,8 +87,8 @@ def compute_dense_mask(layout: SequenceLayout) -> Tensor:
     """
     index = torch.arange(layout.sequence_length, device=layout.positions.device)
     if not layout.doubled:
-        return _same(layout.document_ids, layout.document_ids) & (index[:, None] >= index)
-    documents = torch.cat([layout.document_ids, layout.document_ids], dim=1)
+        return _same(layout.clean_document_ids, layout.clean_document_ids) & (index[:, None] >= index)
+    documents = torch.cat([layout.document_ids, layout.clean_document_ids], dim=1)
     blocks = torch.cat([layout.block_ids, layout.block_ids], dim=1)
     index = torch.cat([index, index])
     is_noisy = torch.arange(len(index), device=index.device) < layout.sequence_length

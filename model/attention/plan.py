@@ -67,7 +67,8 @@ class PlanBuilder:
 def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -> SequenceLayout:
     """One document per sequence and blocks of equal size; fields [1, S]."""
     positions = torch.arange(sequence_length)[None]
-    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, doubled)
+    no_completion = torch.zeros_like(positions, dtype=torch.bool)
+    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, no_completion, doubled)
 
 
 def _regular_block_size(layout: SequenceLayout) -> int | None:

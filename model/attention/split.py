@@ -76,7 +76,7 @@ def build_split_attention(layout: SequenceLayout) -> SplitAttention:
 
 
 def _build_clean_mask(layout: SequenceLayout) -> Tensor | None:
-    documents = layout.document_ids
+    documents = layout.clean_document_ids
     if (documents == documents[:, :1]).all():
         return None
     same_document = documents[:, :, None] == documents[:, None, :]
@@ -87,9 +87,10 @@ def _build_group(layout: SequenceLayout, first: int, last: int) -> NoisyGroup:
     starts = compute_block_starts(layout.block_ids)[:, first:last]
     ends = compute_block_ends(layout.block_ids)[:, first:last]
     prefix, low, high = int(starts.max()), int(starts.min()), int(ends.max())
-    documents = layout.document_ids
-    same_document = documents[:, first:last, None] == documents[:, None, :prefix]
+    documents, clean_documents = layout.document_ids, layout.clean_document_ids
+    same_document = documents[:, first:last, None] == clean_documents[:, None, :prefix]
     sees_clean = same_document & (torch.arange(prefix, device=starts.device) < starts[:, :, None])
-    sees_noisy = layout.block_ids[:, first:last, None] == layout.block_ids[:, None, low:high]
+    same_block = layout.block_ids[:, first:last, None] == layout.block_ids[:, None, low:high]
+    sees_noisy = same_block & (documents[:, first:last, None] == documents[:, None, low:high])
     mask = torch.cat([sees_clean, sees_noisy], dim=2)
     return NoisyGroup(first, last, prefix, low, high, None if mask.all() else mask[:, None])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.objective.rows import LossCounts, RowSelection
+from pretrain.objective.rows import RowSelection, StepCounts
 
 NUM_SUMS = 4  # optimised loss, AR, diffusion, masked
 
@@ -36,7 +36,7 @@ class LossStats:
     masking_ratio: float | None
 
     @classmethod
-    def from_sums(cls, sums: Tensor, counts: LossCounts, is_joint: bool) -> "LossStats":
+    def from_sums(cls, sums: Tensor, counts: StepCounts, is_joint: bool) -> "LossStats":
         """sums [NUM_SUMS] and counts over the same rows."""
         loss, ar_sum, diffusion_sum, masked_sum = sums.tolist()
         return cls(

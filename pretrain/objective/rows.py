@@ -1,32 +1,43 @@
 """Which rows of a forward are scored, against which token and with which weight.
 
 Shapes: B batch, S clean length, R rows: S (AR) or 2S (joint, [noisy | clean]), N scored rows.
-With loss_mask in token space, the joint objective scores noisy row s where it is masked (against token s) and clean
-row s - 1 where token s may be scored and belongs to the same document.
+With loss_mask in token space, the joint objective scores noisy row s where it is masked and may be scored (against
+token s), and for every token s that may be scored the clean row of the token before it in the same document: row s - 1,
+or further back where filler lies between. Tokens that only complete a block are the diffusion objective's alone:
+autoregressive decoding stops before them.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from conf.schema import LossNormalization, StageConfig
 from data_pipeline.batch import Batch
-from model.attention.layout import SequenceLayout
+from data_pipeline.noise import NoisyBatch
+from model.attention.layout import SequenceLayout, count_seen_rows
 from model.head import ScoredRows
-from pretrain.objective.noise import NoisyBatch
 
 
 @dataclass(frozen=True)
-class LossCounts:
-    """clean: scored clean rows (N_clean). masked: scored noisy rows (N_masked). maskable: tokens that could be."""
+class StepCounts:
+    """What a number of sequences hold.
 
-    clean: int
-    masked: int
-    maskable: int
+    clean: scored clean rows (N_clean). masked: scored noisy rows (N_masked). maskable: tokens that could be.
+    completion, filler: rows of a Batch that only complete a block, and those that are seen by none.
+    rows, pairs: rows of the forward that are not filler, and pairs of them that see each other.
+    """
 
-    def __add__(self, other: "LossCounts") -> "LossCounts":
-        return LossCounts(self.clean + other.clean, self.masked + other.masked, self.maskable + other.maskable)
+    clean: int = 0
+    masked: int = 0
+    maskable: int = 0
+    completion: int = 0
+    filler: int = 0
+    rows: int = 0
+    pairs: int = 0
+
+    def __add__(self, other: "StepCounts") -> "StepCounts":
+        return StepCounts(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,6 @@ class RowSelection:
     targets: Tensor
     is_noisy: Tensor
     inverse_p: Tensor
-    counts: LossCounts
 
 
 @dataclass(frozen=True)
@@ -47,22 +57,44 @@ class ForwardInput:
     tokens: Tensor
     layout: SequenceLayout
     selection: RowSelection
+    counts: StepCounts
 
 
 def build_ar_input(batch: Batch) -> ForwardInput:
-    """Clean tokens alone; every clean row with a scored successor predicts it."""
-    return ForwardInput(batch.tokens, _layout(batch, doubled=False), _concatenate(_select_clean(batch, row_offset=0)))
+    """Clean tokens alone; the row of every token predicts the next one, where that may be scored."""
+    return _build_input(batch, batch.tokens, _select_clean(batch, row_offset=0))
 
 
 def build_joint_input(noisy: NoisyBatch) -> ForwardInput:
     """[noisy | clean]; masked noisy rows predict their own token, clean rows the next one."""
     batch = noisy.batch
     tokens = torch.cat([noisy.noisy_tokens, batch.tokens], dim=1)
-    selection = _concatenate(_select_noisy(noisy), _select_clean(batch, row_offset=batch.tokens.shape[1]))
-    return ForwardInput(tokens, _layout(batch, doubled=True), selection)
+    return _build_input(batch, tokens, _select_noisy(noisy), _select_clean(batch, row_offset=batch.tokens.shape[1]))
 
 
-def compute_row_weights(selection: RowSelection, totals: LossCounts, stage: StageConfig) -> ScoredRows:
+def _build_input(batch: Batch, tokens: Tensor, *selections: RowSelection) -> ForwardInput:
+    doubled = len(selections) > 1
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    selection = _concatenate(*selections)
+    return ForwardInput(tokens, layout, selection, _count(batch, layout, selection))
+
+
+def _count(batch: Batch, layout: SequenceLayout, selection: RowSelection) -> StepCounts:
+    filler, completion = int((batch.document_ids < 0).sum()), int(batch.completion.sum())
+    num_masked = int(selection.is_noisy.sum())
+    seen = count_seen_rows(layout)
+    return StepCounts(
+        clean=len(selection.rows) - num_masked,
+        masked=num_masked,
+        maskable=int(batch.loss_mask.sum()),
+        completion=completion,
+        filler=filler,
+        rows=int((seen > 0).sum()),
+        pairs=int(seen.sum()),
+    )
+
+
+def compute_row_weights(selection: RowSelection, totals: StepCounts, stage: StageConfig) -> ScoredRows:
     """Weights [N] such that their sum with the cross entropies, over all microbatches and ranks, is the loss.
 
     `totals` are the counts of the whole global batch: this is where the loss denominator is chosen.
@@ -77,27 +109,31 @@ def compute_row_weights(selection: RowSelection, totals: LossCounts, stage: Stag
     return ScoredRows(selection.rows, selection.targets, weights)
 
 
-def _layout(batch: Batch, doubled: bool) -> SequenceLayout:
-    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, doubled)
-
-
 def _select_clean(batch: Batch, row_offset: int) -> RowSelection:
-    same_document = batch.document_ids[:, 1:] == batch.document_ids[:, :-1]
-    scored = batch.loss_mask[:, 1:] & same_document & (batch.document_ids[:, 1:] >= 0)
-    sequence, row = scored.nonzero(as_tuple=True)
-    flat_rows = (row + row_offset) * len(scored) + sequence
-    counts = LossCounts(clean=len(row), masked=0, maskable=int(batch.loss_mask.sum()))
-    is_noisy = torch.zeros(len(row), dtype=torch.bool)
-    return RowSelection(flat_rows, batch.tokens[sequence, row + 1], is_noisy, torch.ones(len(row)), counts)
+    before = _find_tokens_before(batch)
+    scored = batch.loss_mask & ~batch.completion & (before >= 0)
+    sequence, token = scored.nonzero(as_tuple=True)
+    flat_rows = (before[sequence, token] + row_offset) * len(scored) + sequence
+    is_noisy = torch.zeros(len(token), dtype=torch.bool)
+    return RowSelection(flat_rows, batch.tokens[sequence, token], is_noisy, torch.ones(len(token)))
+
+
+def _find_tokens_before(batch: Batch) -> Tensor:
+    """[B, S] row of the token that comes before each token in its document; -1 where there is none."""
+    is_text = (batch.document_ids >= 0) & ~batch.completion
+    rows = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
+    latest = torch.where(is_text, rows, -1).cummax(dim=1).values
+    before = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], dim=1)
+    same_document = batch.document_ids.gather(1, before.clamp(min=0)) == batch.document_ids
+    return torch.where(is_text & same_document, before, -1)
 
 
 def _select_noisy(noisy: NoisyBatch) -> RowSelection:
-    sequence, row = noisy.masked.nonzero(as_tuple=True)
+    sequence, row = (noisy.masked & noisy.batch.loss_mask).nonzero(as_tuple=True)
     flat_rows = row * len(noisy.masked) + sequence
-    counts = LossCounts(clean=0, masked=len(row), maskable=0)
     inverse_p = 1 / noisy.p_mask[sequence, row]
     is_noisy = torch.ones(len(row), dtype=torch.bool)
-    return RowSelection(flat_rows, noisy.batch.tokens[sequence, row], is_noisy, inverse_p, counts)
+    return RowSelection(flat_rows, noisy.batch.tokens[sequence, row], is_noisy, inverse_p)
 
 
 def _concatenate(*parts: RowSelection) -> RowSelection:
@@ -106,5 +142,4 @@ def _concatenate(*parts: RowSelection) -> RowSelection:
         torch.cat([part.targets for part in parts]),
         torch.cat([part.is_noisy for part in parts]),
         torch.cat([part.inverse_p for part in parts]),
-        sum((part.counts for part in parts), start=LossCounts(0, 0, 0)),
     )

@@ -1,146 +1,171 @@
-"""Sequences are the chunks of the stored stream, each once per epoch; unusable data are refused in one sentence."""
+"""Sequences come once per epoch in an order of their own; unusable data are refused in one sentence."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from conf.errors import UserError
-from data_pipeline.dataset import TokenDataset
+from data_pipeline.dataset import StoredTokens, TokenDataset, verify_shard
+from data_pipeline.form import SequenceForm
 from data_pipeline.manifest import bin_path, index_path, load_manifest, manifest_path
+from tests.helpers.stored import random_texts, write_dataset, write_pair
 
-LENGTH, BLOCK = 32, 8
-
-
-def open_dataset(prefix: Path, seed: int = 1, shuffle: bool = True, length: int = LENGTH) -> TokenDataset:
-    return TokenDataset(prefix, length, BLOCK, seed, shuffle)
+FORM = SequenceForm(32, 8, 8)
 
 
-def chunks(prefix: Path) -> np.ndarray:
-    """[num_samples, LENGTH] chunks of the file, read without our code."""
-    stream = np.fromfile(bin_path(prefix), dtype=np.uint16).astype(np.int64)
-    return stream[: len(stream) // LENGTH * LENGTH].reshape(-1, LENGTH)
+def open_dataset(path: Path, seed: int = 1, shuffle: bool = True) -> TokenDataset:
+    return TokenDataset(path, FORM, seed, shuffle)
 
 
-def test_in_order_the_samples_are_the_stream(prefix: Path) -> None:
-    dataset = open_dataset(prefix, shuffle=False)
-    wanted = chunks(prefix)
-    assert dataset.num_samples == len(wanted)
-    assert np.array_equal(dataset.build_batch(range(len(wanted))).tokens, wanted)
-    assert np.array_equal(dataset.build_batch([len(wanted) + 3]).tokens[0], wanted[3]), "the next epoch starts over"
+def shard_prefix(directory: Path) -> Path:
+    return directory / load_manifest(directory).shards[0].name
 
 
-def test_an_epoch_holds_every_chunk_once(prefix: Path) -> None:
-    dataset = open_dataset(prefix)
+def read_stored(directory: Path) -> np.ndarray:
+    """All tokens in the order of the manifest, read without our code."""
+    paths = [bin_path(directory / shard.name) for shard in load_manifest(directory).shards]
+    return np.concatenate([np.fromfile(path, dtype=np.uint16) for path in paths])
+
+
+def test_an_epoch_holds_every_sequence_once(dataset_dir: Path) -> None:
+    dataset = open_dataset(dataset_dir)
+    n = dataset.num_sequences
     for epoch in (0, 1):
-        indices = range(epoch * dataset.num_samples, (epoch + 1) * dataset.num_samples)
-        rows = dataset.build_batch(indices).tokens.tolist()
-        assert sorted(rows) == sorted(chunks(prefix).tolist())
+        places = [dataset.place(number) for number in range(epoch * n, (epoch + 1) * n)]
+        assert sorted(places) == list(range(n))
 
 
-def test_epochs_and_seeds_have_their_own_order(prefix: Path) -> None:
-    first, other = open_dataset(prefix, seed=1), open_dataset(prefix, seed=2)
-    n = first.num_samples
-    orders = [[d.chunk_index(i + e * n) for i in range(n)] for d in (first, other) for e in (0, 1)]
+def test_epochs_and_seeds_have_their_own_order(dataset_dir: Path) -> None:
+    first, other = open_dataset(dataset_dir, seed=1), open_dataset(dataset_dir, seed=2)
+    n = first.num_sequences
+    orders = [[d.place(i + e * n) for i in range(n)] for d in (first, other) for e in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
-    assert orders[0] == [open_dataset(prefix, seed=1).chunk_index(i) for i in range(n)]
+    assert orders[0] == [open_dataset(dataset_dir, seed=1).place(i) for i in range(n)]
 
 
-def test_a_batch_says_what_every_token_belongs_to(prefix: Path) -> None:
-    batch = open_dataset(prefix).build_batch([5, 70000])
-    assert batch.sample_indices.tolist() == [5, 70000]
-    assert batch.positions.tolist() == [list(range(LENGTH))] * 2
-    assert batch.block_ids.tolist() == [[s // BLOCK for s in range(LENGTH)]] * 2
-    assert not batch.document_ids.any()
-    assert batch.loss_mask.all()
-    assert batch.loss_mask.dtype == torch.bool
-    names = ("tokens", "document_ids", "block_ids", "positions", "sample_indices")
-    assert {getattr(batch, name).dtype for name in names} == {torch.int64}
-    assert batch.to("meta").tokens.device.type == "meta"
+def test_in_order_the_sequences_are_those_of_the_files(dataset_dir: Path) -> None:
+    dataset = open_dataset(dataset_dir, shuffle=False)
+    tokens = np.concatenate([dataset.read_segments(dataset.place(i)).tokens for i in range(dataset.num_sequences)])
+    assert np.array_equal(tokens, read_stored(dataset_dir))
+    assert dataset.place(dataset.num_sequences + 3) == 3, "the next epoch starts over"
 
 
-def test_token_counts_are_those_of_the_file(prefix: Path) -> None:
-    stream = np.fromfile(bin_path(prefix), dtype=np.uint16)
-    assert np.array_equal(open_dataset(prefix).count_tokens(370), np.bincount(stream, minlength=370))
+def test_token_counts_are_those_of_the_files(dataset_dir: Path) -> None:
+    counts = np.bincount(read_stored(dataset_dir), minlength=370)
+    assert np.array_equal(StoredTokens(dataset_dir).count_tokens(370), counts)
 
 
-def test_fingerprint_is_the_manifests_or_the_indexs(own_prefix: Path) -> None:
-    manifest = load_manifest(own_prefix)
-    with_manifest = open_dataset(own_prefix).fingerprint()
-    manifest_path(own_prefix).unlink()
-    without = open_dataset(own_prefix).fingerprint()
-    assert manifest is not None
-    assert with_manifest["sha256"] == manifest.sha256
-    assert with_manifest["tokenizer_fingerprint"] == manifest.tokenizer_fingerprint
-    assert without["sha256"] != manifest.sha256
-    assert (without["tokens"], without["documents"]) == (manifest.tokens, manifest.documents)
+def test_a_pair_of_another_tool_is_read_too(tmp_path: Path) -> None:
+    documents = random_texts(20, 50)
+    write_pair(tmp_path / "pair", documents)
+    dataset = TokenDataset(tmp_path / "pair", FORM, seed=1, shuffle=False)
+    tokens = np.concatenate([dataset.read_segments(i).tokens for i in range(dataset.num_sequences)])
+    assert tokens.tolist() == [token for document in documents for token in document[0]]
+    assert len(dataset.stored.sha256) == 64
+    write_pair(tmp_path / "other", documents[:-1])
+    assert StoredTokens(tmp_path / "other").sha256 != dataset.stored.sha256
+
+
+def test_a_read_only_folder_is_no_error(own_dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_dataset(own_dataset_dir, shuffle=False).read_segments(3).tokens.tolist()
+    for file in own_dataset_dir.glob("packing_*"):
+        file.unlink()
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert open_dataset(own_dataset_dir, shuffle=False).read_segments(3).tokens.tolist() == expected
+
+
+def test_missing_data_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere holds no data"):
+        open_dataset(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no finished dataset"):
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("path", [bin_path, index_path])
-def test_a_missing_file_is_named(own_prefix: Path, path) -> None:
-    path(own_prefix).unlink()
-    with pytest.raises(UserError, match=path(own_prefix).name):
-        open_dataset(own_prefix)
+def test_a_missing_file_is_named(own_dataset_dir: Path, path) -> None:
+    missing = path(shard_prefix(own_dataset_dir))
+    missing.unlink()
+    with pytest.raises(UserError, match=missing.name):
+        open_dataset(own_dataset_dir)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"x" * len(data)])
-def test_a_broken_index_is_named(own_prefix: Path, damage) -> None:
-    index_path(own_prefix).write_bytes(damage(index_path(own_prefix).read_bytes()))
-    with pytest.raises(UserError, match=r"own\.idx is not a complete"):
-        open_dataset(own_prefix)
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_broken_index_is_named(own_dataset_dir: Path, damage, has_manifest: bool) -> None:
+    index = index_path(shard_prefix(own_dataset_dir))
+    index.write_bytes(damage(index.read_bytes()))
+    with pytest.raises(UserError, match=index.name):
+        open_dataset(own_dataset_dir if has_manifest else shard_prefix(own_dataset_dir))
 
 
-def test_a_truncated_token_file_is_refused(own_prefix: Path) -> None:
-    bin_path(own_prefix).write_bytes(bin_path(own_prefix).read_bytes()[:-2])
+@pytest.mark.parametrize("change", [lambda data: data[:-2], lambda data: data + b"\0\0"])
+def test_a_shard_of_another_size_is_refused(own_dataset_dir: Path, change) -> None:
+    path = bin_path(shard_prefix(own_dataset_dir))
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match="was changed after it was written"):
+        open_dataset(own_dataset_dir)
     with pytest.raises(UserError, match="do not belong together"):
-        open_dataset(own_prefix)
+        open_dataset(shard_prefix(own_dataset_dir))
 
 
-def test_an_empty_token_file_is_refused(own_prefix: Path) -> None:
-    bin_path(own_prefix).write_bytes(b"")
-    with pytest.raises(UserError, match="empty"):
-        open_dataset(own_prefix)
+def test_a_changed_shard_of_the_same_size_is_refused(own_dataset_dir: Path) -> None:
+    path = bin_path(shard_prefix(own_dataset_dir))
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        open_dataset(own_dataset_dir)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        verify_shard(own_dataset_dir, load_manifest(own_dataset_dir).shards[0])
 
 
-def test_less_than_one_sequence_is_refused(prefix: Path) -> None:
-    with pytest.raises(UserError, match="fewer than one sequence"):
-        open_dataset(prefix, length=8_000_000)
+def test_an_empty_token_file_is_refused(own_dataset_dir: Path) -> None:
+    path = bin_path(shard_prefix(own_dataset_dir))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="has 0 bytes"):
+        open_dataset(own_dataset_dir)
+    with pytest.raises(UserError, match="is empty"):
+        open_dataset(shard_prefix(own_dataset_dir))
 
 
-def test_a_sequence_that_is_no_multiple_of_a_block_is_refused(prefix: Path) -> None:
+def test_a_sequence_that_is_no_multiple_of_a_block_is_refused() -> None:
     with pytest.raises(UserError, match="block_size"):
-        open_dataset(prefix, length=33)
+        SequenceForm(33, 8, 8)
 
 
-@pytest.mark.parametrize("with_manifest", [True, False])
-def test_ids_beyond_the_models_vocabulary_are_refused(own_prefix: Path, with_manifest: bool) -> None:
-    largest = int(chunks(own_prefix).max())
-    if not with_manifest:
-        manifest_path(own_prefix).unlink()
-    dataset = open_dataset(own_prefix)
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_ids_beyond_the_models_vocabulary_are_refused(dataset_dir: Path, has_manifest: bool) -> None:
+    largest = int(np.fromfile(bin_path(shard_prefix(dataset_dir)), dtype=np.uint16).max())
+    dataset = open_dataset(dataset_dir if has_manifest else shard_prefix(dataset_dir))
     dataset.check_vocabulary(largest + 1)
     with pytest.raises(UserError, match=f"token id {largest}"):
         dataset.check_vocabulary(largest)
 
 
-def test_another_tokenizer_is_refused(prefix: Path) -> None:
-    dataset = open_dataset(prefix)
-    dataset.check_tokenizer(str(dataset.fingerprint()["tokenizer_fingerprint"]))
-    with pytest.raises(UserError, match="tokenise the data again"):
+def test_another_tokenizer_is_refused(dataset_dir: Path) -> None:
+    dataset = open_dataset(dataset_dir)
+    dataset.check_tokenizer(load_manifest(dataset_dir).tokenizer_fingerprint)
+    with pytest.raises(UserError, match="prepare the data again"):
         dataset.check_tokenizer("another")
 
 
-@pytest.mark.parametrize("text", ["{", "{}", "[]", json.dumps({"tokens": 3})])
-def test_a_broken_manifest_is_named(own_prefix: Path, text: str) -> None:
-    manifest_path(own_prefix).write_text(text)
+@pytest.mark.parametrize("text", ["{", "{}", "[]", json.dumps({"format_version": 9}), json.dumps({"tokens": 3})])
+def test_a_broken_manifest_is_named(own_dataset_dir: Path, text: str) -> None:
+    manifest_path(own_dataset_dir).write_text(text)
     with pytest.raises(UserError, match="manifest"):
-        open_dataset(own_prefix)
+        open_dataset(own_dataset_dir)
 
 
-def test_a_manifest_of_other_data_is_refused(own_prefix: Path) -> None:
-    values = json.loads(manifest_path(own_prefix).read_text())
-    manifest_path(own_prefix).write_text(json.dumps(values | {"tokens": values["tokens"] + 1}))
-    with pytest.raises(UserError, match="do not belong together"):
-        open_dataset(own_prefix)
+def test_a_shard_without_documents_is_passed_over(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "d", [random_texts(5, 20), random_texts(5, 20)])
+    values = json.loads(manifest_path(path).read_text())
+    values["shards"][0] |= {"documents": 0, "tokens": 0}
+    manifest_path(path).write_text(json.dumps(values))
+    assert open_dataset(path).counts.documents == 5

@@ -1,36 +1,75 @@
 """The sequences of a step are the same in every layout, and any step can be built first."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from conf.schema import SourceConfig
+from data_pipeline.batch import Batch
+from data_pipeline.blend import Blend, compute_slots
 from data_pipeline.dataset import TokenDataset
+from data_pipeline.form import SequenceForm
 from data_pipeline.loader import BatchLoader
 
 GLOBAL = 16
 
 
-def step_samples(dataset: TokenDataset, samples_seen: int, micro: int, dp_size: int) -> list[int]:
+def open_blend(path: Path) -> Blend:
+    """Two sources that are the same data, so that both the blend and the order within a source matter."""
+    configs = {name: SourceConfig(path=str(path), weight=weight) for name, weight in (("a", 3.0), ("b", 1.0))}
+    sources = {name: TokenDataset(path, SequenceForm(32, 8, 8), seed) for seed, name in enumerate(configs)}
+    return Blend(sources, compute_slots(configs), seed=3)
+
+
+def step_samples(blend: Blend, samples_seen: int, micro: int, dp_size: int) -> list[int]:
     """Global sample indices of the step after `samples_seen` samples, in the order microbatch, rank, row."""
-    loaders = [BatchLoader(dataset, GLOBAL, micro, rank, dp_size) for rank in range(dp_size)]
+    loaders = [BatchLoader(blend, GLOBAL, micro, rank, dp_size) for rank in range(dp_size)]
     batches = [loader.microbatches(samples_seen) for loader in loaders]
     return [i for m in range(loaders[0].num_microbatches) for rank in batches for i in rank[m].sample_indices.tolist()]
 
 
+def same(some: list[Batch], others: list[Batch]) -> bool:
+    return len(some) == len(others) and all(
+        getattr(one, field.name).equal(getattr(other, field.name))
+        for one, other in zip(some, others, strict=True)
+        for field in fields(Batch)
+    )
+
+
 @pytest.mark.parametrize("dp_size", [1, 2, 4])
 @pytest.mark.parametrize("micro", [1, 2, 4])
-def test_a_step_has_the_same_samples_in_every_layout(prefix: Path, micro: int, dp_size: int) -> None:
-    dataset = TokenDataset(prefix, 32, 8, seed=3)
+def test_a_step_has_the_same_samples_in_every_layout(dataset_dir: Path, micro: int, dp_size: int) -> None:
+    blend = open_blend(dataset_dir)
     for seen in (0, 7 * GLOBAL, 5):
-        assert step_samples(dataset, seen, micro, dp_size) == list(range(seen, seen + GLOBAL))
+        assert step_samples(blend, seen, micro, dp_size) == list(range(seen, seen + GLOBAL))
 
 
-def test_a_later_step_is_built_without_the_ones_before(prefix: Path) -> None:
-    walked, jumped = TokenDataset(prefix, 32, 8, seed=3), TokenDataset(prefix, 32, 8, seed=3)
-    walker = BatchLoader(walked, GLOBAL, 4, 1, 2)
+@pytest.mark.parametrize("prefetch_steps", [0, 1, 3])
+def test_a_later_step_is_built_without_the_ones_before(dataset_dir: Path, prefetch_steps: int) -> None:
+    walker = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 1, 2, prefetch_steps)
     everything = [walker.microbatches(step * GLOBAL) for step in range(5)]
-    resumed = BatchLoader(jumped, GLOBAL, 4, 1, 2).microbatches(4 * GLOBAL)
-    assert len(resumed) == 2
-    for before, after in zip(everything[4], resumed, strict=True):
-        assert before.tokens.equal(after.tokens)
-        assert before.sample_indices.equal(after.sample_indices)
+    for step in (4, 0, 2):
+        resumed = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 1, 2)
+        assert same(resumed.microbatches(step * GLOBAL), everything[step])
+    assert same(walker.microbatches(2 * GLOBAL), everything[2]), "going back is no error either"
+    walker.close()
+
+
+def test_prefetching_reads_ahead_and_keeps_no_more_than_asked(dataset_dir: Path) -> None:
+    loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps=2)
+    for step in range(6):
+        loader.microbatches(step * GLOBAL)
+        assert sorted(loader._ahead) == [(step + 1) * GLOBAL, (step + 2) * GLOBAL]
+    loader.close()
+
+
+def test_what_fails_ahead_fails_when_it_is_asked_for(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps=1)
+    loader.microbatches(0)
+    loader._ahead[GLOBAL].result()
+    monkeypatch.setattr(Blend, "build_batch", lambda *arguments: 1 / 0)
+    loader.microbatches(GLOBAL)
+    with pytest.raises(ZeroDivisionError):
+        loader.microbatches(2 * GLOBAL)
+    loader.close()

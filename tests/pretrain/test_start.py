@@ -78,8 +78,9 @@ def test_changed_data_continues_only_when_allowed(toy_data: ToyData, used_folder
 def test_another_tokenizer_is_refused(used_folder: Path, tmp_path: Path) -> None:
     other = make_toy_data(tmp_path / "other")
     save_tiny_tokenizer(other.tokenizer)
-    for prefix in (other.train, other.heldout):
-        prefix.with_suffix(".json").unlink()  # without the manifest, only the checkpoint knows its tokenizer
+    # Without the manifest, only the checkpoint knows its tokenizer.
+    train, heldout = (next(folder.glob("*.idx")).with_suffix("") for folder in (other.train, other.heldout))
+    other = dataclasses.replace(other, train=train, heldout=heldout)
     with pytest.raises(UserError, match="tokenizer"):
         start(compose(other, used_folder))
 
@@ -87,7 +88,7 @@ def test_another_tokenizer_is_refused(used_folder: Path, tmp_path: Path) -> None
 def test_data_of_another_tokenizer_are_refused(toy_data: ToyData, tmp_path: Path) -> None:
     save_tiny_tokenizer(tmp_path / "tokenizer")
     other = dataclasses.replace(toy_data, tokenizer=tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="tokenise the data again"):
+    with pytest.raises(UserError, match="prepare the data again"):
         open_data(compose(other, tmp_path))
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from data_pipeline.prepare import prepare_dataset
-from data_pipeline.tokenizer import MASK_TOKEN, save_tokenizer, train_tokenizer
+from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart import measure
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from tests.helpers.toy_data import prepare_texts
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}\n" * 8 for i in range(40)]
 
@@ -19,7 +19,7 @@ TEXTS = [f"def function_{i}(x):\n    return x + {i}\n" * 8 for i in range(40)]
 def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("heldout")
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=360), directory / "tokenizer")
-    prepare_dataset(TEXTS, directory / "tokenizer", MASK_TOKEN, directory / "heldout", len(TEXTS))
+    prepare_texts(TEXTS, directory / "tokenizer", directory / "heldout")
     return directory / "heldout"
 
 
@@ -92,7 +92,7 @@ def test_a_missing_export_is_named(tmp_path: Path, heldout: Path) -> None:
 
 
 def test_missing_or_short_heldout_text_is_named(export: Path, heldout: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="holds no data"):
         measure.run_decoding(export, tmp_path / "nothing")
     with pytest.raises(UserError, match="are needed"):
         measure.choose_prefixes(heldout, 100_000)

@@ -4,26 +4,28 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from data_pipeline.form import SequenceForm
 from model.attention.flex import build_flex_attention
-from model.attention.layout import SequenceLayout, compute_dense_mask
+from model.attention.layout import SequenceLayout, compute_dense_mask, count_seen_rows
 from model.attention.plan import build_regular_layout
 from model.attention.split import ROWS_PER_GROUP, build_split_attention
+from tests.helpers.packed import pack_chats
 
 HEADS, GROUPS, HEAD_DIM = 4, 2, 16
 GRID = [(8, 4), (32, 8), (48, 48), (60, 1), (96, 24), (ROWS_PER_GROUP, 32), (ROWS_PER_GROUP + 32, 32), (288, 48)]
-DOCUMENT_LENGTHS = [[64, 32, 64], [160]], [[16, 144], [96, 64]]
+# Lengths of texts [n] and of chats [context, answer, ...]: whole blocks, then filler, completions and both.
+PACKED = [
+    [[[64], [32], [64]], [[160]]],
+    [[[16], [128]], [[96], [64]]],
+    [[[60], [3], [20]], [[1], [1], [1], [100]]],
+    [[[20, 5], [3, 40, 1, 17]], [[30, 33, 16, 2]]],
+]
 
 
-def build_packed_layout(document_lengths: list[list[int]], block_size: int, filler: int) -> SequenceLayout:
-    """One sequence per list: documents back to back in blocks of their own, `filler` rows of no document at the end."""
-    fields = []
-    for lengths in document_lengths:
-        positions = torch.cat([torch.arange(length) for length in [*lengths, filler]])
-        documents = torch.cat([torch.full((n,), i) for i, n in enumerate(lengths)] + [torch.full((filler,), -1)])
-        starts = positions % block_size == 0
-        fields.append((documents, starts.cumsum(0) - 1, positions))
-    documents, blocks, positions = (torch.stack(list(field)) for field in zip(*fields, strict=True))
-    return SequenceLayout(documents, blocks, positions, doubled=True)
+def build_packed_layout(sequences: list[list[list[int]]], doubled: bool = True) -> SequenceLayout:
+    """As the packer lays out chats and texts (pack_chats), in blocks of 16."""
+    batch = pack_chats(sequences, SequenceForm(160, 16, 16))
+    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
 
 
 def random_heads(batch: int, rows: int) -> list[torch.Tensor]:
@@ -59,10 +61,10 @@ def test_split_attention_equals_the_dense_mask(length: int, block_size: int, dou
     assert_split_equals_dense(build_regular_layout(length, block_size, doubled), batch=2)
 
 
-@pytest.mark.parametrize("lengths", DOCUMENT_LENGTHS)
-@pytest.mark.parametrize("filler", [0, 16])
-def test_split_attention_keeps_packed_documents_apart(lengths: list[list[int]], filler: int) -> None:
-    assert_split_equals_dense(build_packed_layout(lengths, 16, filler), batch=len(lengths))
+@pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
+@pytest.mark.parametrize("sequences", PACKED)
+def test_split_attention_keeps_packed_documents_apart(sequences: list[list[list[int]]], doubled: bool) -> None:
+    assert_split_equals_dense(build_packed_layout(sequences, doubled), batch=len(sequences))
 
 
 @pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
@@ -74,9 +76,11 @@ def test_flex_attention_forward_equals_the_dense_mask(length: int, block_size: i
     torch.testing.assert_close(build_flex_attention(layout)(*heads), attend_dense(layout, heads), rtol=1e-5, atol=1e-5)
 
 
-def test_flex_attention_keeps_packed_documents_apart() -> None:
-    layout = build_packed_layout([[64, 32, 64], [16, 144, 0]], 16, 16)
-    heads = [tensor.detach() for tensor in random_heads(2, 2 * layout.sequence_length)]
+@pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
+@pytest.mark.parametrize("sequences", PACKED)
+def test_flex_attention_keeps_packed_documents_apart(sequences: list[list[list[int]]], doubled: bool) -> None:
+    layout = build_packed_layout(sequences, doubled)
+    heads = [tensor.detach() for tensor in random_heads(2, layout.row_positions().shape[1])]
     torch.testing.assert_close(build_flex_attention(layout)(*heads), attend_dense(layout, heads), rtol=1e-5, atol=1e-5)
 
 
@@ -85,6 +89,29 @@ def test_the_dense_mask_is_the_definition() -> None:
     noisy = [[1, 1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0, 0]]
     clean = [[0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 1, 1, 1, 1]]
     assert mask.int().tolist() == noisy + clean
+
+
+def test_completions_are_seen_by_their_noisy_block_alone() -> None:
+    layout = build_packed_layout([[[3, 20, 5, 20]]])
+    mask = compute_dense_mask(layout)[0]
+    completion = torch.cat([layout.completion, layout.completion], dim=1)[0].nonzero().flatten()
+    noisy, clean = completion[completion < 160], completion[completion >= 160]
+    assert len(noisy) == len(clean) == 24
+    text = (layout.clean_document_ids[0] >= 0).nonzero().flatten()
+    assert not mask[text + 160][:, completion].any(), "no clean text sees a completion"
+    assert not mask[text][:, clean].any(), "no noisy text sees a clean completion"
+    for row in text.tolist():
+        same_block = layout.block_ids[0][noisy] == layout.block_ids[0, row]
+        assert torch.equal(mask[row, noisy], same_block)
+
+
+@pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
+@pytest.mark.parametrize("sequences", PACKED)
+def test_seen_rows_are_the_sums_of_the_dense_mask(sequences: list[list[list[int]]], doubled: bool) -> None:
+    layout = build_packed_layout(sequences, doubled)
+    halves = [layout.document_ids, layout.clean_document_ids] if doubled else [layout.clean_document_ids]
+    counted = compute_dense_mask(layout).sum(dim=2) * (torch.cat(halves, dim=1) >= 0)
+    assert torch.equal(count_seen_rows(layout), counted)
 
 
 @pytest.mark.gpu

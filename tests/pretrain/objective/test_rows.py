@@ -1,13 +1,17 @@
 """Which rows are scored, and that their weighted sum is the loss as the definition writes it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from conf.schema import LossNormalization, Objective, StageConfig
-from pretrain.objective.noise import NoiseSource, add_noise
-from pretrain.objective.rows import LossCounts, build_ar_input, build_joint_input, compute_row_weights
-from tests.pretrain.objective.test_noise import MASK, make_batch
+from data_pipeline.form import SequenceForm
+from data_pipeline.noise import NoiseSource, add_noise
+from pretrain.objective.rows import StepCounts, build_ar_input, build_joint_input, compute_row_weights
+from tests.data_pipeline.test_noise import MASK, make_batch
+from tests.helpers.packed import pack_chats
 
 VOCAB = 128
 SOURCE = NoiseSource(seed=1, stage="joint", split="train", epsilon=1e-3)
@@ -19,7 +23,7 @@ def weighted_loss(stage: StageConfig, logits: torch.Tensor, document_length: int
     batch.loss_mask[0, :20] = False
     noisy = add_noise(batch, SOURCE, MASK)
     item = build_joint_input(noisy)
-    scored = compute_row_weights(item.selection, item.selection.counts, stage)
+    scored = compute_row_weights(item.selection, item.counts, stage)
     selected = logits.transpose(0, 1).flatten(0, 1)[scored.rows]
     ours = (cross_entropy(selected, scored.targets, reduction="none") * scored.weights).sum()
 
@@ -43,9 +47,9 @@ def test_the_weighted_rows_sum_to_the_loss(normalization: LossNormalization, doc
 
 
 def test_no_ar_target_crosses_a_document() -> None:
-    selection = build_ar_input(make_batch([0], length=64, document_length=16)).selection
-    assert selection.counts == LossCounts(clean=4 * 15, masked=0, maskable=64)
-    assert not set(selection.rows.tolist()) & {15, 31, 47, 63}
+    item = build_ar_input(make_batch([0], length=64, document_length=16))
+    assert item.counts == StepCounts(clean=4 * 15, maskable=64, rows=64, pairs=4 * 16 * 17 // 2)
+    assert not set(item.selection.rows.tolist()) & {15, 31, 47, 63}
 
 
 def test_clean_row_s_minus_1_predicts_token_s() -> None:
@@ -56,5 +60,35 @@ def test_clean_row_s_minus_1_predicts_token_s() -> None:
 
 def test_counts_of_microbatches_add_up() -> None:
     noisy = [add_noise(make_batch(indices, length=64), SOURCE, MASK) for indices in ([0], [1], [0, 1])]
-    parts = [build_joint_input(item).selection.counts for item in noisy]
+    parts = [build_joint_input(item).counts for item in noisy]
     assert parts[0] + parts[1] == parts[2]
+
+
+def test_the_last_context_token_predicts_an_answer_across_filler() -> None:
+    batch = pack_chats([[[5, 20, 3, 16], [7, 16]]], SequenceForm(128, 16, 16))
+    selection = build_ar_input(batch).selection
+    text = [row for row in range(128) if batch.document_ids[0, row] >= 0 and not batch.completion[0, row]]
+    wanted = {
+        (before, after)
+        for before, after in pairwise(text)
+        if batch.loss_mask[0, after] and batch.document_ids[0, before] == batch.document_ids[0, after]
+    }
+    assert (4, 16) in wanted, "row 4 ends a context, row 16 begins its answer"
+    tokens = {(row, int(batch.tokens[0, after])) for row, after in wanted}
+    assert set(zip(selection.rows.tolist(), selection.targets.tolist(), strict=True)) == tokens
+    assert len(selection.rows) == 20 + 16 + 16
+
+
+@pytest.mark.parametrize("completion_loss", [True, False])
+def test_completions_are_scored_by_the_diffusion_objective_alone(completion_loss: bool) -> None:
+    batch = pack_chats([[[5, 20, 3, 18], [7, 10]]], SequenceForm(128, 16, 16, completion_loss=completion_loss))
+    noisy = add_noise(batch, SOURCE, MASK)
+    item = build_joint_input(noisy)
+    noisy_rows = item.selection.rows[item.selection.is_noisy]
+    scored = torch.zeros(128, dtype=torch.bool)
+    scored[noisy_rows] = True
+    allowed = batch.loss_mask[0] if completion_loss else batch.loss_mask[0] & ~batch.completion[0]
+    assert torch.equal(scored, noisy.masked[0] & allowed)
+    assert item.counts.clean == 20 + 18 + 10
+    assert item.counts.completion == 12 + 14 + 6
+    assert item.counts.maskable == int(allowed.sum())

@@ -1,0 +1,95 @@
+"""A blend is a pure function of the sample index: exact shares, no sequence of a source skipped or repeated."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.errors import UserError
+from conf.schema import SourceConfig
+from data_pipeline import blend as blend_module
+from data_pipeline.blend import Blend, compute_slots
+from data_pipeline.dataset import TokenDataset
+from data_pipeline.form import SequenceForm
+from tests.helpers.stored import random_texts, write_dataset
+
+FORM = SequenceForm(16, 4, 4)
+
+
+@pytest.fixture
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(blend_module, "ROUND_SLOTS", 128)
+    blend_module._order_round.cache_clear()
+    yield 128
+    blend_module._order_round.cache_clear()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, TokenDataset]:
+    counts = {"web": 40, "code": 25, "maths": 10}
+    paths = {name: write_dataset(tmp_path / name, [random_texts(count, 30, count)]) for name, count in counts.items()}
+    return {name: TokenDataset(path, FORM, seed=1) for name, path in paths.items()}
+
+
+def weights(**values: float) -> dict[str, SourceConfig]:
+    return {name: SourceConfig(path=name, weight=value) for name, value in values.items()}
+
+
+def test_every_round_has_exact_shares_and_no_gaps(small_rounds: int, sources: dict[str, TokenDataset]) -> None:
+    blend = Blend(sources, compute_slots(weights(web=5, code=2, maths=1)), seed=3)
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for sample in range(3 * small_rounds):
+        name, number = blend.locate(sample)
+        numbers[name].append(number)
+    assert {name: len(found) for name, found in numbers.items()} == {"web": 240, "code": 96, "maths": 48}
+    assert all(found == list(range(len(found))) for found in numbers.values())
+
+
+def test_rounds_and_seeds_have_their_own_order(small_rounds: int, sources: dict[str, TokenDataset]) -> None:
+    slots = compute_slots(weights(web=1, code=1, maths=1))
+    orders = [
+        [Blend(sources, slots, seed).locate(sample)[0] for sample in range(start, start + small_rounds)]
+        for seed in (1, 2)
+        for start in (0, small_rounds)
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_batch_holds_the_sequences_of_its_indices(sources: dict[str, TokenDataset]) -> None:
+    blend = Blend(sources, compute_slots(weights(web=2, code=1, maths=1)), seed=3)
+    indices = [0, 7, 100000, 7]
+    batch = blend.build_batch(indices)
+    assert batch.sample_indices.tolist() == indices
+    for row, index in enumerate(indices):
+        name, number = blend.locate(index)
+        assert np.array_equal(batch.tokens[row], sources[name].build_rows(number).tokens)
+
+
+def test_a_lone_source_is_read_in_its_own_order(sources: dict[str, TokenDataset]) -> None:
+    blend = Blend({"web": sources["web"]}, compute_slots({"web": SourceConfig(path="web")}), seed=3)
+    assert [blend.locate(sample) for sample in (0, 5, 70000)] == [("web", 0), ("web", 5), ("web", 70000)]
+
+
+def test_slots_are_the_weights_rounded_by_largest_remainder() -> None:
+    slots = compute_slots(weights(a=1, b=1, c=1))
+    assert slots.sum() == 65536 and sorted(slots) == [21845, 21845, 21846]
+    budgets = {name: SourceConfig(path=name, tokens=value) for name, value in {"a": 3e11, "b": 1e11}.items()}
+    assert compute_slots(budgets).tolist() == [49152, 16384]
+    with pytest.raises(UserError, match="the source tiny"):
+        compute_slots(weights(huge=1, tiny=1e-6))
+
+
+def test_epochs_say_how_often_a_source_is_read(sources: dict[str, TokenDataset]) -> None:
+    blend = Blend(sources, compute_slots(weights(web=2, code=1, maths=1)), seed=3)
+    epochs = blend.epochs(1000)
+    assert epochs["web"] == pytest.approx(500 / sources["web"].num_sequences)
+    assert epochs["maths"] == pytest.approx(250 / sources["maths"].num_sequences)
+
+
+def test_the_fingerprint_changes_with_what_decides_the_samples(sources: dict[str, TokenDataset]) -> None:
+    slots = compute_slots(weights(web=2, code=1, maths=1))
+    now = Blend(sources, slots, seed=3).fingerprint()
+    assert now == Blend(sources, slots, seed=3).fingerprint()
+    assert now != Blend(sources, slots, seed=4).fingerprint()
+    assert now != Blend(sources, slots[::-1].copy(), seed=3).fingerprint()
