@@ -166,9 +166,9 @@ def _read_range(part: "Part", wanted: Wanted, first_row: int) -> Iterator[RowBat
     with open(part.path, "rb") as file:
         file.seek(part.start)
         while lines := _next_lines(file, remaining, wanted.batch_bytes):
+            text_bytes = sum(map(len, lines))
             if part.start == 0 and end == 0:
                 lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
-            text_bytes = sum(map(len, lines))
             remaining = part.end - file.tell()
             batch = _parse_lines(lines, wanted, end, first_row)
             end = batch.end

@@ -43,7 +43,9 @@ class Workshop:
         where = {} if "dataset" in input_ else {"files": str(self.folder / "in")}
         return SourceConfig(path=str(output or self.output), input=InputConfig(**(where | input_)))
 
-    def prepare(self, output: Path | None = None, input_: dict[str, Any] | None = None, **settings: Any) -> SourceReport:
+    def prepare(
+        self, output: Path | None = None, input_: dict[str, Any] | None = None, **settings: Any
+    ) -> SourceReport:
         return report_source("web", self.source(output, **(input_ or {})), self.data(**settings))
 
 

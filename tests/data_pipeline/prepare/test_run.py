@@ -174,7 +174,7 @@ def test_a_folder_with_other_files_is_refused(workshop, rows) -> None:
     jsonl(workshop, rows)
     workshop.output.mkdir()
     (workshop.output / "thesis.tex").touch()
-    with pytest.raises(UserError, match="thesis.tex"):
+    with pytest.raises(UserError, match="thesis"):
         workshop.prepare()
 
 
@@ -200,7 +200,7 @@ def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
     data.train = data.heldout = None
     with pytest.raises(UserError, match="nothing to prepare"):
         prepare_sources(data)
-    with pytest.raises(UserError, match="either input.files or input.dataset"):
+    with pytest.raises(UserError, match="not both"):
         prepare_source("x", workshop.source(dataset="d", files="f"), workshop.data())
 
 
