@@ -53,9 +53,14 @@ def make_toy_data(directory: Path) -> ToyData:
     split = load_standard_library()
     tokenizer_dir = directory / "tokenizer"
     save_tokenizer(train_tokenizer(split.train[:40], VOCAB_SIZE), tokenizer_dir)
-    prepare_texts(split.train[:30], tokenizer_dir, directory / "train")
-    prepare_texts(split.heldout[:5], tokenizer_dir, directory / "heldout")
+    prepare_texts(cut_paragraphs(split.train[:30]), tokenizer_dir, directory / "train")
+    prepare_texts(cut_paragraphs(split.heldout[:5]), tokenizer_dir, directory / "heldout")
     return ToyData(directory / "train", directory / "heldout", tokenizer_dir)
+
+
+def cut_paragraphs(texts: list[str]) -> list[str]:
+    """Documents about as long as a sequence, so that most sequences hold several."""
+    return [paragraph for text in texts for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
 def prepare_texts(texts: list[str], tokenizer_dir: Path, directory: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModel
 
 from conf.schema import AttentionBackend, Dtype, ModelConfig, ParallelConfig, PrecisionConfig
+from data_pipeline.form import SequenceForm
+from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder, build_regular_layout
 from model.build import build_model_chunks
 from model.checkpoint_layout import load_manifest, model_config_from, resolve_checkpoint
@@ -20,6 +22,7 @@ from model.convert.conversion import Progress, export_checkpoint
 from model.convert.load_weights import load_megatron_weights
 from model.tri_mode import TriModeModel
 from pretrain.distributed import Ranks
+from tests.helpers.packed import pack_chats
 from tests.helpers.processes import train_many
 from tests.helpers.toy_data import SEQUENCE_LENGTH, ToyData, tokens_of
 from tests.parity.test_import import compute_ar_logits
@@ -106,3 +109,31 @@ def test_first_forward_of_generate_is_the_draft_forward(pair: Exported, tokens: 
     logits = pair.trained(torch.cat([noisy, clean], dim=1), plan).transpose(0, 1)[0, BLOCK : 2 * BLOCK]
     logits[:, MASK] = -torch.inf
     assert output[0, BLOCK + 1 :].tolist() == logits.argmax(-1)[1:].tolist()
+
+
+@torch.no_grad()
+def test_packed_chats_are_trained_on_as_they_are_decoded(pair: Exported) -> None:
+    """Answers after prompts of any length, later turns, several chats in a sequence, partial last blocks."""
+    batch = pack_chats([[[20, 21, 5, 30], [3, 40]], [[9], [35, 17, 1, 1]]], SequenceForm(192, BLOCK, BLOCK), 384)
+    is_first = torch.cat([torch.ones(2, 1, dtype=torch.bool), batch.block_ids.diff(dim=1) > 0], dim=1)
+    noisy = torch.where((batch.loss_mask | batch.completion) & ~is_first, MASK, batch.tokens)
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled=True)
+    plans = PlanBuilder(pair.model, AttentionBackend.split, torch.float32, torch.device("cpu"))
+    logits = pair.trained(torch.cat([noisy, batch.tokens], dim=1), plans.build(layout)).transpose(0, 1)
+    noisy_logits, clean_logits = logits[:, :192], logits[:, 192:]
+
+    num_blocks = 0
+    for row in range(2):
+        for document in range(int(batch.document_ids[row].max()) + 1):
+            text = ((batch.document_ids[row] == document) & ~batch.completion[row]).nonzero().flatten()
+            tokens = batch.tokens[row, text]
+            assert (pair.exported(tokens[None]).logits[0] - clean_logits[row, text]).abs().max() <= 1e-4
+            for start in (is_first[row] & batch.loss_mask[row]).nonzero().flatten().tolist():
+                if batch.document_ids[row, start] == document:
+                    num_blocks += 1
+                    before = batch.tokens[row, text[text < start]][None]
+                    cache = pair.exported(before, use_cache=True).past_key_values if before.numel() else None
+                    block = noisy[row, start : start + BLOCK][None]
+                    draft = pair.exported(block, past_key_values=cache, bidirectional=True, commit=False).logits[0]
+                    assert (draft - noisy_logits[row, start : start + BLOCK]).abs().max() <= 1e-4, f"block at {start}"
+    assert num_blocks == 2 + 2 + 3 + 1 + 2 + 1
