@@ -16,14 +16,17 @@ SHARD_BYTES = 8e6
 # A process of its own, whose children are all workers; prints the largest peak of any of them in bytes. A peak that
 # getrusage gives for a child can be the parent's at its fork, which is counted here anyway.
 DRIVER = """
-import re, resource, sys
-limit = int(sys.argv[4])
-if limit:
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
+import json, re, resource, sys
+from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig, Split
 from data_pipeline.prepare.run import prepare_source
-source = SourceConfig(path=sys.argv[3], input=InputConfig(files=sys.argv[1]))
-prepare_source("memory", source, DataConfig(tokenizer=sys.argv[2], prepare=PrepareConfig(shard_bytes=float(sys.argv[5]))))
+request = json.loads(sys.argv[1])
+if request["limit_bytes"]:
+    resource.setrlimit(resource.RLIMIT_DATA, (request["limit_bytes"], request["limit_bytes"]))
+source = SourceConfig(
+    path=request["output"], input=InputConfig(files=request["corpus"], rows=Split(request["rows"]))
+)
+settings = PrepareConfig(shard_bytes=request["shard_bytes"], heldout_every=request["heldout_every"])
+prepare_source("memory", source, DataConfig(tokenizer=request["tokenizer"], prepare=settings))
 own = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
 print(1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
@@ -42,16 +45,25 @@ def measure_memory() -> dict[str, Any]:
 
 
 def measure_peak(
-    corpus: Path, tokenizer_dir: Path, output: Path, limit_bytes: int = 0, shard_bytes: float = SHARD_BYTES
+    corpus: Path, tokenizer_dir: Path, output: Path, limit_bytes: int = 0, rows: str = "all", heldout_every: int = 1000
 ) -> int:
     """Largest peak RSS, in bytes, of any process that prepares `corpus`.
 
-    limit_bytes: of private memory each process may have (RLIMIT_DATA); 0: no limit. Raises CalledProcessError.
+    limit_bytes: of private memory each process may have (RLIMIT_DATA); 0: no limit. rows, heldout_every: see
+    conf.schema. Raises CalledProcessError if a process needs more.
     """
-    arguments = [str(corpus), str(tokenizer_dir), str(output), str(limit_bytes), str(shard_bytes)]
+    request = {
+        "corpus": str(corpus),
+        "tokenizer": str(tokenizer_dir),
+        "output": str(output),
+        "limit_bytes": limit_bytes,
+        "shard_bytes": SHARD_BYTES,
+        "rows": rows,
+        "heldout_every": heldout_every,
+    }
     root = Path(__file__).resolve().parents[3]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", DRIVER, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DRIVER, json.dumps(request)]
     return int(subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
 

@@ -40,7 +40,7 @@ class Workshop:
         return DataConfig(tokenizer=str(self.tokenizer_dir), prepare=PrepareConfig(**(self.settings | settings)))
 
     def source(self, output: Path | None = None, **input_: Any) -> SourceConfig:
-        where = {} if "dataset" in input_ else {"files": str(self.folder / "in")}
+        where: dict[str, Any] = {} if "dataset" in input_ else {"files": str(self.folder / "in")}
         return SourceConfig(path=str(output or self.output), input=InputConfig(**(where | input_)))
 
     def prepare(

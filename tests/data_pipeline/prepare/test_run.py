@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from conf.errors import UserError
+from conf.schema import DocumentKind, Split
 from conf.tokenizer_info import read_tokenizer_info
 from data_pipeline.manifest import compute_sha256, load_manifest, load_shard_manifest
 from data_pipeline.prepare.run import prepare_source, prepare_sources
@@ -49,8 +50,7 @@ def write_saved(folder: Path, content: bytes, rows: list[dict]) -> None:
 
 
 def write_saved_splits(folder: Path, content: bytes, rows: list[dict]) -> None:
-    splits = {"test": Dataset.from_list(rows[:1]), "train": Dataset.from_list(rows)}
-    DatasetDict(splits).save_to_disk(folder)
+    DatasetDict(test=Dataset.from_list(rows[:1]), train=Dataset.from_list(rows)).save_to_disk(folder)
 
 
 def write_mixture(folder: Path, content: bytes, rows: list[dict]) -> None:
@@ -138,15 +138,9 @@ def test_held_out_rows_are_those_that_training_leaves(write, workshop, rows, tex
     all_documents = expected(tokenizer_dir, texts)
     for split in ("train", "heldout"):
         output = workshop.folder / split
-        workshop.prepare(output, {"files": str(folder), "rows": _split(split)}, heldout_every=3)
+        workshop.prepare(output, {"files": str(folder), "rows": Split(split)}, heldout_every=3)
         wanted = [ids for i, ids in enumerate(all_documents) if (i % 3 == 2) == (split == "heldout")]
         assert read_documents(output) == wanted
-
-
-def _split(name: str):
-    from conf.schema import Split
-
-    return Split(name)
 
 
 def test_a_second_run_does_nothing(workshop, rows) -> None:
@@ -205,8 +199,6 @@ def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
 
 
 def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
-    from conf.schema import DocumentKind
-
     messages = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
     workshop.write("a.jsonl", [{"messages": messages}] * 3)
     manifest = workshop.prepare(input_={"kind": DocumentKind.chat}, chat_template="chatml").manifest
