@@ -49,6 +49,10 @@ prepare-data: setup  ## CONFIG=<option of conf/data> [ARGS="data.tokenizer=..."]
 	@[ -n "$(CONFIG)" ] || { echo 'give CONFIG=<option of conf/data> [ARGS="data.tokenizer=... data.train...."]' >&2; exit 2; }
 	$(PYTHON_OF_VENV) -m data_pipeline.prepare data="$(CONFIG)" $(ARGS)
 
+.PHONY: bench-data
+bench-data: setup  ## Benchmarks of tokenisation, loader and memory (5 minutes), into runs/bench/data.json
+	$(PYTHON_OF_VENV) -m tests.bench.bench_data
+
 .PHONY: clean
 clean:  ## Delete caches and build leftovers; .venv and runs/ stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build ./*.egg-info

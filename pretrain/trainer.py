@@ -127,7 +127,9 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step on the next global batch."""
         started = time.perf_counter()
-        step = self.builder.prepare(self.loader.microbatches(self.state.samples_seen))
+        batches = self.loader.microbatches(self.state.samples_seen)
+        data_seconds = time.perf_counter() - started
+        step = self.builder.prepare(batches)
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -137,7 +139,8 @@ class Trainer:
         _, grad_norm, _ = self.optimizer.step()  # type: ignore[misc]
         self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
         stats = LossStats.from_sums(sums, step.counts, self._is_joint)
-        self._report(stats, step.counts, float(grad_norm or 0.0), learning_rate, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._report(stats, step.counts, float(grad_norm or 0.0), learning_rate, seconds, data_seconds)
 
     def evaluate(self) -> None:
         """Held-out losses, into metrics and console; nothing without held-out data."""
@@ -166,7 +169,13 @@ class Trainer:
         return self.config.stage.objective is Objective.joint
 
     def _report(
-        self, stats: LossStats, counts: StepCounts, grad_norm: float, learning_rate: float, seconds: float
+        self,
+        stats: LossStats,
+        counts: StepCounts,
+        grad_norm: float,
+        learning_rate: float,
+        seconds: float,
+        data_seconds: float,
     ) -> None:
         config = self.config
         flops = compute_step_flops(config.model, counts.rows, counts.pairs, counts.clean + counts.masked)
@@ -179,6 +188,7 @@ class Trainer:
             "grad_norm": grad_norm,
             "lr": learning_rate,
             "step_seconds": seconds,
+            "data_seconds": data_seconds,
             "tokens_per_second": config.tokens_per_step / seconds,
             "model_flops_per_second": flops / seconds,
             "mfu": flops / seconds / (peak * dist.get_world_size()) if peak else None,
