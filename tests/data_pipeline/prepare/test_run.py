@@ -50,7 +50,8 @@ def write_saved(folder: Path, content: bytes, rows: list[dict]) -> None:
 
 
 def write_saved_splits(folder: Path, content: bytes, rows: list[dict]) -> None:
-    DatasetDict(test=Dataset.from_list(rows[:1]), train=Dataset.from_list(rows)).save_to_disk(folder)
+    splits = [("test", Dataset.from_list(rows[:1])), ("train", Dataset.from_list(rows))]
+    DatasetDict(splits).save_to_disk(folder)
 
 
 def write_mixture(folder: Path, content: bytes, rows: list[dict]) -> None:
