@@ -60,12 +60,11 @@ def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataCo
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     composed = compose_groups(overrides)
     _refuse_unknown(OmegaConf.to_container(composed, resolve=False))
+    _refuse_missing(OmegaConf.to_container(composed.data, resolve=False), "data")
     try:
-        resolved = OmegaConf.merge(
-            OmegaConf.structured(DataConfig), OmegaConf.to_container(composed.data, resolve=True)
-        )
-        _refuse_missing(OmegaConf.to_container(resolved), "data")
-        return read_blends(cast(DataConfig, OmegaConf.to_object(resolved)))
+        plain = OmegaConf.to_container(composed.data, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(DataConfig), plain)
+        return read_blends(cast(DataConfig, OmegaConf.to_object(merged)))
     except OmegaConfBaseException as error:
         raise explain(error) from error
 

@@ -52,7 +52,10 @@ class PackingCounts:
 class Packer(Protocol):
     """How the documents of a shard become sequences of `form.sequence_length` rows."""
 
-    form: SequenceForm
+    @property
+    def form(self) -> SequenceForm:
+        """Of the sequences."""
+        ...
 
     def build_entries(self, shard: Shard) -> tuple[np.ndarray, PackingCounts]:
         """Entries of a shard, int32 [n, 2], and what its sequences hold."""

@@ -1,6 +1,7 @@
 """A blend is a pure function of the sample index: exact shares, no sequence of a source skipped or repeated."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ FORM = SequenceForm(16, 4, 4)
 
 
 @pytest.fixture
-def small_rounds(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(blend_module, "ROUND_SLOTS", 128)
     blend_module._order_round.cache_clear()
     yield 128

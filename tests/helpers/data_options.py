@@ -1,5 +1,9 @@
 """Command-line values that complete an option of the group `data`, which leaves some to its user."""
 
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
 from conf.compose import compose_groups
 
 PLACE = ["data.folder=corpus", "data.tokenizer=corpus/tokenizer"]
@@ -12,10 +16,10 @@ OPEN = {
 
 def open_weights(option: str) -> list[str]:
     """Keys of the weights that data=<option> leaves open (???)."""
-    train = compose_groups([f"data={option}"]).data._get_node("train")
-    if option in OPEN or isinstance(train._value(), str):
+    if option in OPEN:
         return []
-    return [f"data.train.{name}.weight" for name in train if train[name]._get_node("weight")._is_missing()]
+    train: Any = OmegaConf.to_container(compose_groups([f"data={option}"]).data.train)
+    return [f"data.train.{name}.weight" for name, source in train.items() if source.get("weight") == MISSING]
 
 
 def complete_data(option: str) -> list[str]:
