@@ -1,0 +1,144 @@
+"""What `python -m data_pipeline.inspect` does, in the order it prints."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from conf.errors import UserError
+from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
+from data_pipeline.dataset import StoredTokens, TokenDataset, verify_shard
+from data_pipeline.form import SequenceForm
+from data_pipeline.inspect.decode import Decoder, IdDecoder, TextDecoder
+from data_pipeline.inspect.histogram import draw_lengths
+from data_pipeline.inspect.lengths import count_lengths
+from data_pipeline.inspect.render import Painter
+from data_pipeline.inspect.samples import read_samples
+from data_pipeline.inspect.statistics import (
+    NUM_FREQUENT,
+    build_facts_table,
+    build_length_table,
+    build_token_table,
+    count_tokens,
+    describe_bytes,
+    describe_data,
+    describe_packing,
+    describe_vocabulary,
+)
+from data_pipeline.manifest import DatasetManifest, bin_path, index_path
+from data_pipeline.noise import NoiseSource
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """path, tokenizer: of the data, and the directory of what made them (None: unknown). mask_token: its text.
+
+    form, seed: of the training whose sequences are shown. noise: None shows a stage without.
+    first, samples: global sample indices [first, first + samples). rows: how many of each are shown, 0: all.
+    count_tokens, verify: read all of the data, for frequencies and for checksums. histogram: a PNG to write.
+    plain: no colours, even in a terminal.
+    """
+
+    path: Path
+    tokenizer: Path | None
+    mask_token: str
+    form: SequenceForm
+    seed: int
+    noise: NoiseSource | None
+    first: int
+    samples: int
+    rows: int
+    count_tokens: bool
+    verify: bool
+    histogram: Path | None
+    plain: bool
+
+
+def run_inspection(request: Inspection, console: Console) -> None:
+    """Print everything. Raises UserError: data or tokenizer missing, broken, or not made for each other."""
+    stored = StoredTokens(request.path)
+    tokenizer = _read_tokenizer(request, stored.manifest)
+    decoder = TextDecoder(request.tokenizer) if request.tokenizer else IdDecoder()
+    if request.verify:
+        _verify(stored, console)
+    _print_statistics(request, stored, tokenizer, console)
+    if request.count_tokens:
+        _print_tokens(stored, tokenizer, decoder, console)
+    dataset = TokenDataset(request.path, request.form, request.seed)  # last: not all data make sequences of any length
+    noise = f"with noise of stage {request.noise.stage}" if request.noise else "without noise"
+    title = f"one epoch of training sequences, {noise}"
+    _print_table(console, title, build_facts_table(describe_packing(dataset)))
+    if request.tokenizer is None:
+        console.print("no --tokenizer: token ids instead of text")
+    if request.samples:
+        _print_samples(request, dataset, decoder, console)
+
+
+def _read_tokenizer(request: Inspection, manifest: DatasetManifest | None) -> TokenizerInfo | None:
+    if request.tokenizer is None:
+        return None
+    info = read_tokenizer_info(request.tokenizer, request.mask_token)
+    if manifest and manifest.tokenizer_fingerprint != info.fingerprint:
+        raise UserError(
+            f"{request.path} was tokenised with tokenizer {manifest.tokenizer_fingerprint}, {request.tokenizer} is "
+            f"{info.fingerprint}: give the tokenizer that made the data."
+        )
+    return info
+
+
+def _verify(stored: StoredTokens, console: Console) -> None:
+    """Compare every checksum. Raises UserError for the first that differs, or if there are none."""
+    if stored.manifest is None:
+        raise UserError(f"{stored.path} has no manifest and so no checksums to verify: leave --verify out.")
+    columns = TextColumn("verify"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    shards = [shard for shard in stored.manifest.shards if shard.documents]
+    sizes = [sum(of(stored.path / shard.name).stat().st_size for of in (bin_path, index_path)) for shard in shards]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("verify", total=sum(sizes))
+        for shard, size in zip(shards, sizes, strict=True):
+            verify_shard(stored.path, shard)
+            progress.advance(task, size)
+    console.print(f"verified: {len(shards):,} shards, {describe_bytes(sum(sizes))}, every SHA-256 as in the manifest")
+
+
+def _print_statistics(
+    request: Inspection, stored: StoredTokens, tokenizer: TokenizerInfo | None, console: Console
+) -> None:
+    lengths = count_lengths(stored)
+    _print_table(console, "data", build_facts_table(describe_data(stored, tokenizer)))
+    _print_table(console, "lengths in tokens", build_length_table(lengths))
+    if request.histogram:
+        name = request.path.resolve().name
+        documents = lengths["document"]
+        title = f"{name}: {documents.total:,} documents, {stored.num_tokens:,} tokens"
+        draw_lengths(lengths, title, request.form.sequence_length, request.histogram)
+        console.print(f"histogram of lengths: {request.histogram}", soft_wrap=True)
+
+
+def _print_table(console: Console, title: str, table: Table) -> None:
+    console.print(Text(title, style="bold cyan"))
+    console.print(table)
+    console.print()
+
+
+def _print_tokens(stored: StoredTokens, tokenizer: TokenizerInfo | None, decoder: Decoder, console: Console) -> None:
+    itemsize = stored.open_shard(0).read_stream(0, 1).dtype.itemsize
+    print(f"counting tokens: reading {describe_bytes(stored.num_tokens * itemsize)}", file=sys.stderr, flush=True)
+    counts = count_tokens(stored, tokenizer.vocab_size if tokenizer else 0)
+    _print_table(console, f"{NUM_FREQUENT} most frequent tokens", build_token_table(counts, decoder))
+    console.print(describe_vocabulary(counts, tokenizer.vocab_size if tokenizer else len(counts)))
+
+
+def _print_samples(request: Inspection, dataset: TokenDataset, decoder: Decoder, console: Console) -> None:
+    painter = Painter(in_colour=not request.plain)
+    has_answers = dataset.stored.kind.value == "chat"
+    console.print(painter.legend(request.noise is not None, has_answers))
+    indices = range(request.first, request.first + request.samples)
+    for sample in read_samples(dataset, indices, decoder, request.noise, request.rows):
+        console.print()
+        for text in painter.sample(sample, has_answers):
+            console.print(text, overflow="fold")

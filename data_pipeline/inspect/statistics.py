@@ -1,0 +1,156 @@
+"""What a dataset is and holds, as tables."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from conf.tokenizer_info import TokenizerInfo
+from data_pipeline.dataset import SCAN_PIECE_TOKENS, StoredTokens, TokenDataset
+from data_pipeline.inspect.decode import Decoder
+from data_pipeline.inspect.lengths import LengthCounts
+from data_pipeline.inspect.render import make_visible
+from data_pipeline.manifest import DatasetManifest
+from data_pipeline.shard import Shard
+
+FINGERPRINT_CHARACTERS = 12
+SUMMARY = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}  # quantiles
+SOURCE_KEYS = ("files", "dataset", "subset", "split", "revision", "rows", "licence")
+HUB_KEYS = ("subset", "split", "revision")  # say nothing of files
+NUM_FREQUENT = 20
+
+type Facts = dict[str, str]
+
+
+def describe_data(stored: StoredTokens, tokenizer: TokenizerInfo | None) -> Facts:
+    """What is on disk and what it was made from."""
+    manifest = stored.manifest
+    dtype = stored.open_shard(0).read_stream(0, 1).dtype
+    facts = {
+        "path": str(stored.path),
+        "kind": stored.kind.value if manifest else f"{stored.kind.value} (no manifest: taken for text)",
+        "documents": f"{stored.num_documents:,}",
+        "tokens": f"{stored.num_tokens:,} ({describe_bytes(stored.num_tokens * dtype.itemsize)} as {dtype})",
+        "shards": f"{stored.num_shards:,}",
+        "largest token id": f"{stored.max_token_id:,}" + ("" if manifest else " in a sample"),
+    }
+    if tokenizer and stored.max_token_id >= tokenizer.vocab_size:
+        facts["largest token id"] += f": NOT in the tokenizer, which has {tokenizer.vocab_size:,} entries"
+    return facts | (_describe_manifest(manifest, tokenizer) if manifest else {"tokenizer": "unknown (no manifest)"})
+
+
+def _describe_manifest(manifest: DatasetManifest, tokenizer: TokenizerInfo | None) -> Facts:
+    """tokenizer: known to be the one of the manifest, or None."""
+    scored = sum(shard.scored_tokens for shard in manifest.shards)
+    skipped = count_skipped(manifest)
+    origin = manifest.source
+    keys = [key for key in SOURCE_KEYS if origin.get(key) and (origin.get("dataset") or key not in HUB_KEYS)]
+    source = [f"{key}: {origin[key]}" for key in keys]
+    fingerprint = manifest.tokenizer_fingerprint[:FINGERPRINT_CHARACTERS]
+    return {
+        "scored tokens": f"{scored:,} ({scored / manifest.tokens:.1%})",
+        "tokenizer": fingerprint + (" (the one given)" if tokenizer else ""),
+        "source": "\n".join(source) or "unknown",
+        "skipped rows": "\n".join(f"{count:,} {reason}" for reason, count in skipped.items()) or "0",
+    }
+
+
+def count_skipped(manifest: DatasetManifest) -> dict[str, int]:
+    """Rows left out, by reason; those of inputs that gave no shard at all are known to the source alone."""
+    total = manifest.source.get("skipped")
+    if total is None:
+        total = {}
+        for shard in manifest.shards:
+            for reason, count in shard.skipped.items():
+                total[reason] = total.get(reason, 0) + count
+    return total
+
+
+def describe_packing(dataset: TokenDataset) -> Facts:
+    """What one epoch holds in the form that was asked for."""
+    counts, form = dataset.counts, dataset.form
+    rows = counts.sequences * form.sequence_length
+    facts = {
+        "sequences": f"{counts.sequences:,} of {form.sequence_length:,} rows, blocks of {form.block_size}",
+        "documents in them": f"{counts.documents:,}",
+        "tokens in them": f"{counts.tokens:,}, {counts.scored_tokens:,} scored",
+        "completion": f"{counts.completion_rows:,} rows ({counts.completion_rows / rows:.1%})",
+        "filler": f"{counts.filler_rows:,} rows ({counts.filler_rows / rows:.1%})",
+    }
+    if counts.truncated_chats or counts.dropped_chats:
+        facts["truncated chats"] = f"{counts.truncated_chats:,}, by {counts.truncated_tokens:,} tokens"
+        facts["dropped chats"] = f"{counts.dropped_chats:,}, with {counts.dropped_tokens:,} tokens"
+    return facts
+
+
+def build_facts_table(facts: Facts) -> Table:
+    """Two columns."""
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, escape(value))
+    return table
+
+
+def build_length_table(lengths: dict[str, LengthCounts]) -> Table:
+    """One row per kind of length, in tokens."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for heading in ("count", *SUMMARY, "mean"):
+        table.add_column(heading, justify="right")
+    for name, counts in lengths.items():
+        quantiles = [f"{counts.quantile(share):,}" for share in SUMMARY.values()]
+        table.add_row(name, f"{counts.total:,}", *quantiles, f"{counts.mean:,.1f}")
+    return table
+
+
+def count_tokens(stored: StoredTokens, vocab_size: int) -> np.ndarray:
+    """Occurrences [>= vocab_size] of every token id; ids that the vocabulary lacks are counted too. Reads all tokens,
+    and without a manifest twice."""
+    largest = stored.max_token_id
+    if stored.manifest is None:
+        largest = max(int(piece.max()) for piece in _stream(stored.open_shard(0)))
+    return stored.count_tokens(max(vocab_size, largest + 1))
+
+
+def _stream(shard: Shard) -> Iterator[np.ndarray]:
+    """All tokens of a shard, in pieces."""
+    for start in range(0, shard.num_tokens, SCAN_PIECE_TOKENS):
+        yield shard.read_stream(start, SCAN_PIECE_TOKENS)
+
+
+def build_token_table(counts: np.ndarray, decoder: Decoder) -> Table:
+    """The most frequent tokens."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("id", "count", "share"):
+        table.add_column(heading, justify="right")
+    table.add_column("token")
+    for token in np.argsort(-counts, kind="stable")[:NUM_FREQUENT].tolist():
+        if counts[token]:
+            shown = escape(repr_token(decoder.name(token)))
+            table.add_row(str(token), f"{counts[token]:,}", f"{counts[token] / counts.sum():.2%}", shown)
+    return table
+
+
+def describe_vocabulary(counts: np.ndarray, vocab_size: int) -> str:
+    """How much of the vocabulary occurs; one line."""
+    unused, unknown = int((counts[:vocab_size] == 0).sum()), int(counts[vocab_size:].sum())
+    line = f"{unused:,} of {vocab_size:,} vocabulary entries ({unused / vocab_size:.1%}) never occur"
+    return line + (f"; {unknown:,} tokens are NOT in the vocabulary" if unknown else "")
+
+
+def repr_token(text: str) -> str:
+    """A token's text in quotes, on one line."""
+    return f"'{make_visible(text)}'".replace("\n", "")
+
+
+def describe_bytes(num_bytes: float) -> str:
+    """With a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"

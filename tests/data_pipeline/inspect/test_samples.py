@@ -1,0 +1,118 @@
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.schema import DataConfig, StageConfig
+from data_pipeline.batch import Batch
+from data_pipeline.dataset import TokenDataset
+from data_pipeline.form import SequenceForm, build_sequence_form
+from data_pipeline.inspect.decode import IdDecoder, TextDecoder
+from data_pipeline.inspect.samples import RowKind, Sample, Span, describe_sample, read_samples
+from data_pipeline.noise import NoiseSource, add_noise
+from data_pipeline.rows import stack_rows
+from tests.helpers.packed import pack_chats
+from tests.helpers.stored import random_chats, write_dataset
+
+NOISE = NoiseSource(seed=3, stage="joint", split="train", epsilon=StageConfig.noise_epsilon)
+FORM = SequenceForm(sequence_length=64, block_size=8, alignment=8)
+CHATS = [[[13, 9, 4, 3], [5, 8]], [[30, 7]], [[64]]]  # chats of two answers and one; texts
+
+
+def open_dataset(path: Path, length: int, has_noise: bool = True) -> TokenDataset:
+    form = build_sequence_form(DataConfig(sequence_length=length), 32, has_noise)
+    return TokenDataset(path, form, seed=0, shuffle=False)
+
+
+def texts_of(samples: list[Sample]) -> str:
+    spans = [span for sample in samples for span in sample.spans if span.kind is RowKind.scored]
+    return "".join(piece.text for span in spans for piece in span.pieces)
+
+
+def masked_rows(spans: list[Span]) -> list[int]:
+    rows = []
+    for span in spans:
+        row = span.first_row
+        for piece in span.pieces:
+            rows += range(row, row + piece.num_tokens) if piece.is_masked else []
+            row += piece.num_tokens
+    return rows
+
+
+@pytest.mark.parametrize("noise", [NOISE, None])
+def test_one_epoch_in_order_reads_as_the_documents(
+    own_dataset_dir: Path, tokenizer_dir: Path, texts: list[str], noise: NoiseSource | None
+) -> None:
+    dataset = open_dataset(own_dataset_dir, 4096, has_noise=noise is not None)
+    indices = range(dataset.num_sequences)
+    samples = list(read_samples(dataset, indices, TextDecoder(tokenizer_dir), noise, rows_shown=0))
+    assert texts_of(samples) == "".join(f"{text}</s>" for text in texts)
+    counts = dataset.counts
+    totals = {kind: sum(sample.rows[kind] for sample in samples) for kind in RowKind}
+    assert totals == {
+        RowKind.scored: counts.scored_tokens,
+        RowKind.context: 0,
+        RowKind.completion: counts.completion_rows,
+        RowKind.filler: counts.filler_rows,
+    }
+    manifest = dataset.stored.manifest
+    assert manifest and totals[RowKind.scored] == manifest.tokens
+
+
+@pytest.mark.parametrize("completion_loss", [True, False])
+@pytest.mark.parametrize("chats", CHATS)
+def test_masked_tokens_are_marked_exactly_where_the_noise_is(chats: list[list[int]], completion_loss: bool) -> None:
+    batch = pack_chats([chats], SequenceForm(64, 8, 8, completion_loss=completion_loss))
+    sample = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
+    expected = add_noise(batch, NOISE, mask_token_id=99)
+    assert masked_rows(sample.spans) == np.flatnonzero(expected.masked[0].numpy()).tolist()
+    assert sum(sample.masked_rows.values()) == int(expected.masked.sum())
+    for document in sample.documents.values():
+        rows = batch.document_ids[0] == document.number
+        assert document.num_masked == int(expected.masked[0][rows].sum())
+        assert document.noise
+        level, probability = document.noise
+        assert probability == pytest.approx((1 - NOISE.epsilon) * level + NOISE.epsilon)
+        assert expected.p_mask[0][rows].unique().tolist() == [probability]
+
+
+def test_spans_change_exactly_where_documents_and_their_parts_do() -> None:
+    batch = pack_chats([[[13, 9, 4, 3], [5, 8]]], FORM)
+    spans = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64).spans
+    assert [(span.kind.value, span.document, span.end_row - span.first_row) for span in spans] == [
+        ("context", 0, 13),
+        ("filler", -1, 3),
+        ("scored", 0, 9),
+        ("completion", 0, 7),
+        ("context", 0, 4),
+        ("filler", -1, 4),
+        ("scored", 0, 3),
+        ("completion", 0, 5),
+        ("context", 1, 5),
+        ("filler", -1, 3),
+        ("scored", 1, 8),
+    ]
+    changes = [document for document, _ in groupby(span.document for span in spans if span.document >= 0)]
+    assert changes == [0, 1]
+
+
+def test_only_the_rows_asked_for_become_text_but_all_are_counted() -> None:
+    batch = pack_chats([[[13, 9], [5, 17]]], FORM)
+    whole = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
+    part = describe_sample(batch, IdDecoder(), NOISE, rows_shown=20)
+    assert part.spans[-1].end_row == 20
+    assert (part.rows, part.documents) == (whole.rows, whole.documents)
+
+
+def test_samples_are_those_of_the_trainer(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "chats", [random_chats(40, 12)], kind="chat")
+    dataset = TokenDataset(path, FORM, seed=5)
+    (sample,) = read_samples(dataset, [dataset.num_sequences + 3], IdDecoder(), None, rows_shown=0)
+    batch: Batch = stack_rows([dataset.build_rows(dataset.num_sequences + 3)], [0])
+    for span in sample.spans:
+        shown = [int(word) for piece in span.pieces for word in piece.text.split()]
+        rows = slice(span.first_row, span.end_row)
+        assert shown == ([] if span.kind is RowKind.filler else batch.tokens[0, rows].tolist())
+        if span.kind is RowKind.scored:
+            assert bool(batch.loss_mask[0, rows].all())
