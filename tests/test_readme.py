@@ -1,18 +1,20 @@
 """What README.md tells people to type exists and works, and what it says is there is there."""
 
 import ast
+import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config
+from conf.compose import compose_data, compose_run_config
 from conf.explain import group_options
 from conf.rules import check_rules
+from data_pipeline.manifest import load_manifest
 from tests.helpers.toy_data import ToyData
 
 ROOT = Path(__file__).parents[1]
@@ -110,13 +112,27 @@ def test_links_lead_somewhere(document: str) -> None:
         assert target.startswith("http") or ((ROOT / document).parent / target).exists(), target
 
 
-def test_the_data_example_runs(toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (example,) = [block for block in code_blocks("python") if "prepare_dataset" in block]
-    shutil.copytree(toy_data.tokenizer, tmp_path / "corpus" / "tokenizer")
-    (tmp_path / "corpus.txt").write_text("def one(): return 1\n\ndef two(): return 2\n", encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(example, "README.md", "exec"), {})
-    assert (tmp_path / "corpus/train.bin").exists() and (tmp_path / "corpus/train.idx").exists()
+def test_the_data_example_runs(toy_data: ToyData, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows = [json.dumps({"text": f"def number_{i}(): return {i}"}) + "\n" for i in range(2500)]
+    (tmp_path / "corpus" / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    (tmp_path / "DIR").symlink_to(toy_data.tokenizer)
+    [make] = [words for words in shell_lines() if words[:2] == ["make", "prepare-data"]]
+    given = dict(word.split("=", 1) for word in make[2:])
+    inspect = next(words for words in shell_lines() if "data_pipeline.inspect" in words)
+    for command in (["-m", "data_pipeline.prepare", f"data={given['CONFIG']}", *given["ARGS"].split()], inspect[1:]):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert load_manifest(tmp_path / "tokens" / "train").documents == 2498
+    assert load_manifest(tmp_path / "tokens" / "heldout").documents == 2
+
+
+def test_the_blend_example_composes(tmp_path: Path) -> None:
+    [example] = code_blocks("yaml")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text(example, encoding="utf-8")
+    data = compose_data(["data=mine"], tmp_path)
+    assert (set(data.train), set(data.heldout)) == ({"web", "code"}, {"web"})
 
 
 def test_the_decoding_example_calls_what_an_export_has() -> None:
