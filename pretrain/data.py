@@ -6,24 +6,37 @@ from pathlib import Path
 
 from conf.atomic import atomic_directory
 from conf.errors import UserError
-from conf.schema import Objective, RunConfig, SourceConfig
+from conf.schema import DocumentKind, Objective, RunConfig, SourceConfig
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.blend import Blend, compute_slots
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import build_sequence_form
 from model.checkpoint_layout import tokenizer_directory
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
+from model.convert.hf_target import write_chat_format
 
 HELDOUT_SEED = 0
 
 
 @dataclass(frozen=True)
+class ChatFormat:
+    """template: jinja source that rendered the chats. end_of_turn_id: the token every answer ends with."""
+
+    template: str
+    end_of_turn_id: int
+
+
+@dataclass(frozen=True)
 class RunData:
-    """train, heldout: blends (heldout may be missing). tokenizer: facts about the tokenizer that made them."""
+    """train, heldout: blends (heldout may be missing). tokenizer: facts about the tokenizer that made them.
+
+    chat: how chats were written, where the stage trains on nothing else.
+    """
 
     train: Blend
     heldout: Blend | None
     tokenizer: TokenizerInfo
+    chat: ChatFormat | None = None
 
 
 def open_data(config: RunConfig) -> RunData:
@@ -41,7 +54,8 @@ def open_data(config: RunConfig) -> RunData:
     train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
     # One order for every run, so that runs with different seeds are evaluated on the same sequences.
     heldout = _open_blend(config, config.data.heldout, tokenizer, HELDOUT_SEED) if config.data.heldout else None
-    return RunData(train, heldout, tokenizer)
+    chat = read_chat_format([train, *([heldout] if heldout else [])]) if config.stage.chats_only else None
+    return RunData(train, heldout, tokenizer, chat)
 
 
 def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: TokenizerInfo, seed: int) -> Blend:
@@ -73,13 +87,40 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
         yield line
 
 
-def copy_tokenizer(config: RunConfig, fingerprint: str) -> None:
+def read_chat_format(blends: list[Blend]) -> ChatFormat:
+    """Raises UserError if a source holds texts, or if two sources were rendered by different templates."""
+    formats: dict[ChatFormat, str] = {}
+    for name, source in (item for blend in blends for item in blend.sources.items()):
+        manifest = source.stored.manifest
+        if manifest is None or manifest.kind != DocumentKind.chat.value:
+            raise UserError(
+                f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on answers: "
+                "prepare chats (data=chats, or input.kind: chat)."
+            )
+        chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.completion_token_id)
+        formats.setdefault(chat, name)
+    if len(formats) > 1:
+        names = " and ".join(list(formats.values())[:2])
+        raise UserError(f"{names} were rendered by different chat templates: prepare them with the same one.")
+    return next(iter(formats))
+
+
+def copy_tokenizer(config: RunConfig, data: RunData) -> None:
     """Keeps the tokenizer with the run, so that an export never depends on files elsewhere.
 
+    After chats it is an instruct tokenizer: it has their template, and its end of sequence is the end of a turn.
     A copy of another tokenizer is replaced: it is left from a run that stopped before its first checkpoint.
     """
     target = tokenizer_directory(config.run.dir)
-    if target.exists() and read_tokenizer_info(target, config.data.mask_token).fingerprint == fingerprint:
+    if target.exists() and _is_copy(target, config, data):
         return
     with atomic_directory(target, replace=True) as partial:
         copy_tokenizer_files(Path(config.data.tokenizer), partial)
+        if data.chat is not None:
+            write_chat_format(partial, data.chat.template, data.chat.end_of_turn_id)
+
+
+def _is_copy(directory: Path, config: RunConfig, data: RunData) -> bool:
+    info = read_tokenizer_info(directory, config.data.mask_token)
+    wanted_end = data.chat.end_of_turn_id if data.chat else data.tokenizer.eos_token_id
+    return (info.fingerprint, info.eos_token_id) == (data.tokenizer.fingerprint, wanted_end)

@@ -55,8 +55,7 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
         return _resume(config, data, newest)
     if config.init_from is not None:
         return _start_from_weights(config, data, config.init_from)
-    assert data.tokenizer.eos_token_id is not None, "open_data checks it"
-    return StartPoint(data.tokenizer.eos_token_id)
+    return StartPoint(_end_of_answer(data, data.tokenizer.eos_token_id))
 
 
 def share_start(start: StartPoint) -> StartPoint:
@@ -79,7 +78,15 @@ def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> Sta
     facts = read_facts(weights, config.data.mask_token)
     check_same_model(facts.model, config.model, str(weights))
     _check_same_tokenizer(facts.tokenizer, config, data, weights)
-    return StartPoint(facts.eos_token_id, weights=weights, export=facts.export)
+    return StartPoint(_end_of_answer(data, facts.eos_token_id), weights=weights, export=facts.export)
+
+
+def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:
+    """What an export declares: the end of a turn after chats, else what it was before."""
+    if data.chat is not None:
+        return data.chat.end_of_turn_id
+    assert eos_token_id is not None, "open_data checks it"
+    return eos_token_id
 
 
 def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManifest, step_dir: Path) -> None:

@@ -49,12 +49,11 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     console = Console(config, ranks)
     if ranks.is_first:
         record_run(config, run_dir, start)
-        copy_tokenizer(config, data.tokenizer.fingerprint)
+        copy_tokenizer(config, data)
     start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
-    console.say_data(data.train)
     if start.step_dir is None:
         load_initial_weights(config, start, chunks)
     model = wrap_data_parallel(chunks, config.parallel)
@@ -102,6 +101,7 @@ class Trainer:
     def run(self) -> None:
         """Trains until the token budget is spent; evaluates and saves on the way and at the end."""
         done_before = self.is_finished
+        self._report_data()
         with self.console.progress(self.state):
             if self.state.step == 0:
                 self.evaluate()
@@ -168,6 +168,14 @@ class Trainer:
     def _is_joint(self) -> bool:
         return self.config.stage.objective is Objective.joint
 
+    def _report_data(self) -> None:
+        """What an epoch of each source holds and what was left out, once per start."""
+        self.console.say_data(self.data.train)
+        if self.metrics is not None:
+            counts = {name: asdict(source.counts) for name, source in self.data.train.sources.items()}
+            values = {f"{name}/{key}": value for name, fields in counts.items() for key, value in fields.items()}
+            self.metrics.write("data", self.state.step, self.state.tokens_seen, values)
+
     def _report(
         self,
         stats: LossStats,
@@ -182,9 +190,12 @@ class Trainer:
         peak = find_peak_flops(self.ranks.device)
         values = {
             **asdict(stats),
-            "scored_tokens": counts.maskable,
-            "completion_share": counts.completion / config.tokens_per_step,
+            "text_tokens": counts.text,
+            "context_tokens": counts.context,
+            "completion_tokens": counts.completion,
+            "filler_rows": counts.filler,
             "filler_share": counts.filler / config.tokens_per_step,
+            "masked_tokens": counts.masked,
             "grad_norm": grad_norm,
             "lr": learning_rate,
             "step_seconds": seconds,

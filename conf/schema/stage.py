@@ -26,6 +26,7 @@ class StageConfig:
 
     name: ar, joint or sft; part of the noise seed and of the run name.
     objective: see Objective.
+    chats_only: refuse data without context and answers, and declare the end of a turn as the end of an answer.
     block_size: tokens per diffusion block, in training and as the export's default for decoding.
     diffusion_weight: alpha in L_AR + alpha * L_diff.
     noise_epsilon: lowest masking probability; p = (1 - eps) * t + eps with t uniform in (0, 1).
@@ -34,6 +35,7 @@ class StageConfig:
 
     name: str = MISSING
     objective: Objective = Objective.ar
+    chats_only: bool = False
     block_size: int = 32
     diffusion_weight: float = 0.3
     noise_epsilon: float = 1e-3

@@ -1,6 +1,5 @@
 """Chats to token ids. Imported by worker processes: no torch."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,9 +44,9 @@ class ChatEncoder:
         return [chat if isinstance(chat, Skip) else [next(encodings).ids for _ in chat] for chat in chats]
 
     def settings(self) -> dict:
-        """See RowEncoder. template_tokens: texts that the template inserts by name."""
-        digest = hashlib.sha256(self._template.encode()).hexdigest()
-        return {"chat_template_sha256": digest, "template_tokens": self._template_tokens}
+        """See RowEncoder. chat_template: in full, as an instruct checkpoint needs it. template_tokens: texts that the
+        template inserts by name."""
+        return {"chat_template": self._template, "template_tokens": self._template_tokens}
 
     def _split(self, value: object) -> list[str] | Skip:
         messages = read_chat(value, self._reserved)

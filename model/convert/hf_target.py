@@ -15,7 +15,9 @@ from torch import Tensor
 
 from conf.atomic import atomic_write_text
 from conf.errors import UserError
+from conf.json_file import read_json_object
 from conf.schema import ModelConfig
+from conf.tokenizer_info import token_text
 from model.checkpoint_layout import CheckpointManifest
 from model.convert.mapping import NLD, Entry, split_views
 from model.convert.nld_config import CONFIGURATION_MODULE, MODELING_MODULE, build_nld_config
@@ -24,6 +26,7 @@ from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
 # What makes up a tokenizer folder; everything else in it stays where it is.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,7 +37,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
     "tekken.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_NAME,
     "chat_template.json",
 )
 
@@ -69,6 +72,19 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, directory / name)
+
+
+def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> None:
+    """Make the tokenizer in `directory` one of chats: its template, and the end of a turn as its end of sequence.
+
+    Raises: UserError if the tokenizer has no such token.
+    """
+    path = directory / "tokenizer_config.json"
+    config = read_json_object(path, f"{path} is missing") if path.is_file() else {}
+    config.pop("chat_template", None)  # the file below is the one definition
+    config["eos_token"] = token_text(directory, end_of_turn_id)
+    _write_json(path, config)
+    atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 
 def copy_code(directory: Path) -> None:

@@ -24,13 +24,16 @@ class StepCounts:
     """What a number of sequences hold.
 
     clean: scored clean rows (N_clean). masked: scored noisy rows (N_masked). maskable: tokens that could be.
-    completion, filler: rows of a Batch that only complete a block, and those that are seen by none.
+    text, context, completion, filler: rows of a Batch, each of one kind: tokens that may be scored, those that may not
+        (prompts), those that only complete a block, and those that are seen by none.
     rows, pairs: rows of the forward that are not filler, and pairs of them that see each other.
     """
 
     clean: int = 0
     masked: int = 0
     maskable: int = 0
+    text: int = 0
+    context: int = 0
     completion: int = 0
     filler: int = 0
     rows: int = 0
@@ -81,12 +84,15 @@ def _build_input(batch: Batch, tokens: Tensor, *selections: RowSelection) -> For
 
 def _count(batch: Batch, layout: SequenceLayout, selection: RowSelection) -> StepCounts:
     filler, completion = int((batch.document_ids < 0).sum()), int(batch.completion.sum())
+    text = int((batch.loss_mask & ~batch.completion).sum())
     num_masked = int(selection.is_noisy.sum())
     seen = count_seen_rows(layout)
     return StepCounts(
         clean=len(selection.rows) - num_masked,
         masked=num_masked,
         maskable=int(batch.loss_mask.sum()),
+        text=text,
+        context=batch.tokens.numel() - text - completion - filler,
         completion=completion,
         filler=filler,
         rows=int((seen > 0).sum()),

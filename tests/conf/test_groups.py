@@ -86,10 +86,12 @@ def test_recipes_carry_the_published_training_numbers(name: str) -> None:
     config = compose_option("experiment", name)
     _, size, stage = name.split("_")
     assert config.model.name == f"ministral3_{size}"
-    assert (config.stage.name, config.stage.objective) == (stage, Objective(stage))
-    assert config.train.tokens == {"ar": 1e12, "joint": 300e9}[stage]
-    assert (config.data.sequence_length, config.train.global_batch_size) == (4096, 512)
-    assert (config.schedule.peak_lr, config.schedule.final_lr) == (1e-5, 1e-6)
+    assert config.stage.name == stage
+    assert config.stage.objective is (Objective.ar if stage == "ar" else Objective.joint)
+    assert config.train.tokens == {"ar": 1e12, "joint": 300e9, "sft": 45e9}[stage]
+    shape, rates = ((16384, 256), (2.5e-6, 2.5e-7)) if stage == "sft" else ((4096, 512), (1e-5, 1e-6))
+    assert (config.data.sequence_length, config.train.global_batch_size) == shape
+    assert (config.schedule.peak_lr, config.schedule.final_lr) == rates
     assert (config.schedule.kind.value, config.schedule.warmup_fraction) == ("wsd", 0.01)
     assert config.parallel.tensor_parallel == {"3b": 1, "8b": 4, "14b": 8}[size]
     assert config.precision.dtype.value == "bf16"
@@ -104,9 +106,9 @@ def test_recipes_fit_256_gpus(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", ["3b", "8b", "14b"])
-def test_the_joint_recipe_starts_where_the_ar_recipe_ends(size: str) -> None:
-    ar, joint = (compose_option("experiment", f"nld_{size}_{stage}") for stage in ("ar", "joint"))
-    assert joint.init_from == ar.run.dir
+def test_every_recipe_starts_where_the_one_before_ends(size: str) -> None:
+    ar, joint, sft = (compose_option("experiment", f"nld_{size}_{stage}") for stage in ("ar", "joint", "sft"))
+    assert (joint.init_from, sft.init_from) == (ar.run.dir, joint.run.dir)
 
 
 def test_the_quickstart_stages_share_data_and_model_and_chain() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from conf.errors import UserError
 from data_pipeline.chat.docstrings import ChatSplit, load_docstring_chats
-from data_pipeline.jsonl import write_jsonl
 from data_pipeline.chat.encoder import ChatEncoder
+from data_pipeline.jsonl import write_jsonl
 from data_pipeline.prepare.encoders import Skip
 from data_pipeline.standard_library import load_standard_library
 
