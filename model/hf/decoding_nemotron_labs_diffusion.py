@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from .sampling_nemotron_labs_diffusion import choose_tokens, compute_confidence
 from .session_nemotron_labs_diffusion import (
@@ -18,6 +19,7 @@ from .session_nemotron_labs_diffusion import (
     resolve_mask_token_id,
     resolve_stop_ids,
 )
+from .streaming_nemotron_labs_diffusion import TokenStream
 
 
 def open_session(
@@ -36,16 +38,19 @@ def decode_ar(
     max_new_tokens: int,
     temperature: float,
     eos_token_id: int | Iterable[int] | None,
+    streamer: BaseStreamer | None = None,
 ) -> DecodeResult:
     """One token per forward; the prefill yields the first.
 
     prompt_ids [B, P]. A draft adapter, if attached, is not used. eos_token_id: None takes the config's, [] never stops.
+    streamer: gets each token (see TokenStream).
 
     Raises:
-        ValueError: an argument no decode can serve.
+        ValueError: an argument no decode can serve, or several prompts for one streamer.
     """
     check_decode_arguments(max_new_tokens=max_new_tokens, temperature=temperature)
     prompt_ids = prepare_prompt(model, prompt_ids)
+    stream = TokenStream(streamer, prompt_ids)
     stop_ids = resolve_stop_ids(model.config, eos_token_id)
     session = open_session(model, prompt_ids, max_new_tokens)
     tokens, new_tokens = prompt_ids, []
@@ -54,9 +59,11 @@ def decode_ar(
         while len(new_tokens) < max_new_tokens:
             tokens = choose_tokens(session.forward(tokens, rows=1), temperature)
             new_tokens.append(tokens)
+            stream.put(tokens, stop_ids)
             finished |= is_stop(tokens, stop_ids)
             if stop_ids and bool(finished.all()):
                 break
+    stream.end()
     return finish(session, prompt_ids, torch.cat(new_tokens, dim=1), stop_ids, [])
 
 
@@ -71,6 +78,7 @@ def decode_block_diffusion(
     causal_context: bool,
     temperature: float,
     eos_token_id: int | Iterable[int] | None,
+    streamer: BaseStreamer | None = None,
 ) -> DecodeResult:
     """Denoise one block after another, several tokens per forward.
 
@@ -81,14 +89,16 @@ def decode_block_diffusion(
     diffusion model: prompt and full blocks are encoded bidirectionally, yield no token, and blocks start all masked.
     The last block is as long as what is left. Confidence is the probability at temperature 1, whatever `temperature`.
     prompt_ids [B, P]; a draft adapter, if attached, is not used; eos_token_id: None takes the config's, [] never stops.
+    streamer: gets each block when it is full (see TokenStream).
 
     Raises:
-        ValueError: an argument no decode can serve.
+        ValueError: an argument no decode can serve, or several prompts for one streamer.
     """
     check_decode_arguments(
         max_new_tokens=max_new_tokens, temperature=temperature, block_length=block_length, threshold=threshold
     )
     prompt_ids = prepare_prompt(model, prompt_ids)
+    stream = TokenStream(streamer, prompt_ids)
     stop_ids = resolve_stop_ids(model.config, eos_token_id)
     session = open_session(model, prompt_ids, max_new_tokens)
     finished = torch.zeros(len(prompt_ids), 1, dtype=torch.bool, device=prompt_ids.device)
@@ -100,10 +110,12 @@ def decode_block_diffusion(
             block, masked = _start_block(seed, length, session.mask_token_id, stop_ids)
             context = _denoise(session, block, masked & ~finished, threshold, temperature, stop_ids)
             blocks.append(context)
+            stream.put(context, stop_ids)
             num_new += length
             finished |= is_stop(context, stop_ids).any(1, keepdim=True)
             if num_new == max_new_tokens or (stop_ids and bool(finished.all())):
                 break
+    stream.end()
     return finish(session, prompt_ids, torch.cat(blocks, dim=1), stop_ids, [])
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationMixin, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache_nemotron_labs_diffusion import PrefixCache
@@ -120,10 +121,17 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         max_new_tokens: int = 128,
         temperature: float = 0.0,
         eos_token_id: int | list[int] | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
     ) -> tuple[Tensor, int]:
         """Decode one token per forward. See `decode_ar`; returns (output_ids with the prompt, number of forwards)."""
         result = decode_ar(
-            self, prompt_ids, max_new_tokens=max_new_tokens, temperature=temperature, eos_token_id=eos_token_id
+            self,
+            prompt_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_token_id=eos_token_id,
+            streamer=streamer,
         )
         return result.output_ids, result.num_forwards
 
@@ -136,6 +144,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         causal_context: bool = True,
         temperature: float = 0.0,
         eos_token_id: int | list[int] | None = None,
+        *,
+        streamer: BaseStreamer | None = None,
     ) -> tuple[Tensor, int]:
         """Decode by block diffusion. See `decode_block_diffusion`; returns (output_ids with the prompt, forwards)."""
         result = decode_block_diffusion(
@@ -147,6 +157,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
             causal_context=causal_context,
             temperature=temperature,
             eos_token_id=eos_token_id,
+            streamer=streamer,
         )
         return result.output_ids, result.num_forwards
 
@@ -159,6 +170,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         mask_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
         threshold: float = 0.0,
+        *,
+        streamer: BaseStreamer | None = None,
     ) -> tuple[Tensor, int]:
         """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards)."""
         result = decode_linear_speculation(
@@ -170,6 +183,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
             temperature=temperature,
             mask_token_id=mask_token_id,
             eos_token_id=eos_token_id,
+            streamer=streamer,
         )
         return result.output_ids, result.num_forwards
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from .decoding_nemotron_labs_diffusion import open_session
 from .sampling_nemotron_labs_diffusion import (
@@ -24,6 +25,7 @@ from .session_nemotron_labs_diffusion import (
     prepare_prompt,
     resolve_stop_ids,
 )
+from .streaming_nemotron_labs_diffusion import TokenStream, cut_at_stop
 
 
 @torch.no_grad()
@@ -37,6 +39,7 @@ def decode_linear_speculation(
     temperature: float,
     mask_token_id: int | None,
     eos_token_id: int | Iterable[int] | None,
+    streamer: BaseStreamer | None = None,
 ) -> DecodeResult:
     """Draft up to block_length - 1 tokens in one forward, verify them causally in another, emit 1..block_length.
 
@@ -46,6 +49,7 @@ def decode_linear_speculation(
     sends all of it to verification. It saves verified rows and never changes what is emitted under greedy decoding,
     nor its distribution otherwise: the cut does not look at the token drawn.
     prompt_ids [1, P]; mask_token_id: None takes the config's; eos_token_id: None takes the config's, [] never stops.
+    streamer: gets the prefill's token, then what each cycle accepted (see TokenStream).
 
     Raises:
         ValueError: an argument no decode can serve, or more than one prompt.
@@ -61,20 +65,24 @@ def decode_linear_speculation(
         )
     stop_ids = resolve_stop_ids(model.config, eos_token_id)
     session = open_session(model, prompt_ids, max_new_tokens, mask_token_id)
+    stream = TokenStream(streamer, prompt_ids)
     with session.adapter.suspended():
         seed = choose_tokens(session.forward(prompt_ids, rows=1), temperature)
         new_tokens: list[int] = seed[0].tolist()
+        stream.put(new_tokens, stop_ids)
         acceptance_lengths: list[int] = []
         while len(new_tokens) < max_new_tokens and new_tokens[-1] not in stop_ids:
             length = min(block_length, max_new_tokens - len(new_tokens))
             verdict = run_cycle(session, seed, length, threshold, temperature)
             # The only transfer to the host in a cycle (apart from a threshold's): the tokens and how many count.
             *tokens, num_accepted = torch.cat((verdict.tokens[0], verdict.num_accepted)).tolist()
-            emitted = _cut_at_stop(tokens[: num_accepted + 1], stop_ids)
+            emitted = cut_at_stop(tokens[: num_accepted + 1], stop_ids)
             new_tokens += emitted
+            stream.put(emitted, stop_ids)
             acceptance_lengths.append(len(emitted))
             session.cache.crop(session.cache.length - len(tokens) + 1 + num_accepted)
             seed = verdict.tokens[:, num_accepted : num_accepted + 1]
+    stream.end()
     emitted_ids = torch.tensor([new_tokens], device=prompt_ids.device)
     return finish(session, prompt_ids, emitted_ids, stop_ids, acceptance_lengths)
 
@@ -105,14 +113,6 @@ def draft_block(session: DecodeSession, seed: Tensor, length: int, threshold: fl
         return Draft(logits.argmax(-1), None)
     probabilities = compute_probabilities(logits, temperature)
     return Draft(draw(probabilities), probabilities)
-
-
-def _cut_at_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> list[int]:
-    """The tokens up to and including the first stop id."""
-    for index, token in enumerate(tokens):
-        if token in stop_ids:
-            return tokens[: index + 1]
-    return tokens
 
 
 @torch.no_grad()

@@ -89,5 +89,6 @@ def test_a_saved_directory_holds_code_config_and_9_tensors_per_layer_plus_3(save
             "sampling",
             "session",
             "speculation",
+            "streaming",
         )
     }
