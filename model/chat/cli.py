@@ -1,0 +1,207 @@
+"""Chat with an exported checkpoint, or get one answer: the command line of `python -m model.chat`.
+
+Torch and transformers are imported once the options are known to be right.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from rich.console import Console
+
+from conf.errors import UserError
+from model.chat.options import MODES, DecodeOptions, check_text
+
+if TYPE_CHECKING:
+    from model.chat.session import ChatSession
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+DEFAULT_MODE, DEFAULT_MAX_NEW_TOKENS = "linear_speculation", 1024
+EXAMPLES = """examples:
+  # a conversation; /reset, /mode NAME, /exit; Ctrl-C ends an answer, Ctrl-D the chat
+  python -m model.chat exports/nld_8b_sft --mode linear_speculation
+
+  # one answer
+  python -m model.chat exports/nld_8b_sft --prompt "Why is the sky blue?" --mode block_diffusion --threshold 0.8
+
+  # one answer as a JSON object, the prompt from standard input
+  python -m model.chat exports/nld_8b_sft --prompt - --json < question.txt
+
+Code in the directory is not executed: its weights, tokenizer and chat template are used with this repository's model.
+Answers end at the checkpoint's eos, at --max-new-tokens, or when the model has no positions left.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, as those of everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"error: {message} (--help shows the options)\n")
+
+
+def run_chat(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status: 0, 2 after one clear message, 130 after Ctrl-C."""
+    options = build_parser().parse_args(arguments)
+    try:
+        _run(options)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter still flushes at exit
+        print("error: the reader of standard output has gone", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; what is not given here has the default of the model's entry points."""
+    parser = _Parser(
+        prog="python -m model.chat",
+        description="Chat with an exported checkpoint; text appears as it is committed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("export", type=Path, metavar="DIR", help="exported checkpoint with a chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message")
+    parser.add_argument("--prompt", metavar="TEXT", help="answer this and leave; - reads standard input")
+    parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON object and nothing else")
+    _add_decode_options(parser.add_argument_group("decoding"))
+    place = parser.add_argument_group("model")
+    place.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+    place.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+    place.add_argument("--no-adapter", action="store_true", help="draft without the adapter in linear_spec_lora/")
+    return parser
+
+
+def _add_decode_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--mode", choices=MODES, default=DEFAULT_MODE, help="default: %(default)s")
+    group.add_argument(
+        "--max-new-tokens", type=count, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument("--block-length", type=count, metavar="N", help="default: block_size of the checkpoint")
+    group.add_argument(
+        "--threshold",
+        type=probability,
+        metavar="P",
+        help="block_diffusion: commit tokens this probable (default 0.9); "
+        "linear_speculation: end drafts before less probable ones (default 0: never)",
+    )
+    group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
+    group.add_argument("--seed", type=int, metavar="N", help="of sampling; without it every run differs")
+
+
+def _run(options: argparse.Namespace) -> None:
+    prompt = _read_prompt(options)
+    import torch
+
+    from model.chat.load import load_chat_model
+    from model.chat.session import ChatSession
+
+    console = Console(highlight=False, soft_wrap=True)
+    chat_model = load_chat_model(
+        options.export, dtype=options.dtype, device=options.device, use_adapter=not options.no_adapter
+    )
+    decode_options = DecodeOptions(
+        mode=options.mode,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        block_length=options.block_length,
+        threshold=options.threshold,
+    )
+    session = ChatSession(chat_model, decode_options, options.system)
+    if options.seed is not None:
+        torch.manual_seed(options.seed)
+    if prompt is None:
+        adapter = ", draft adapter" if chat_model.has_adapter else ""
+        _converse(session, console, f"{options.export} on {chat_model.model.device}{adapter}")
+    elif options.json:
+        print(answer_as_json(session, prompt), flush=True)
+    else:
+        _answer_once(session, console, prompt)
+
+
+def _read_prompt(options: argparse.Namespace) -> str | None:
+    """The prompt to answer, None for a conversation. Raises: UserError if it is empty or options contradict it."""
+    if options.prompt is None:
+        if options.json:
+            raise UserError("--json needs --prompt")
+        return None
+    for name in ("threshold", "block_length"):
+        if options.mode == "ar" and getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} has no effect with --mode ar: leave it out")
+    try:
+        prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
+    except UnicodeDecodeError:
+        raise UserError("the prompt on standard input is not UTF-8 text") from None
+    return check_text(prompt, "the prompt")
+
+
+def _converse(session: "ChatSession", console: Console, what: str) -> None:
+    from model.chat.terminal import COMMANDS, run_conversation
+
+    console.print(f"{what} · mode {session.options.mode} · {COMMANDS}", style="dim", markup=False)
+    run_conversation(session, console, _line_reader(console))
+
+
+def _line_reader(console: Console) -> Callable[[], str]:
+    """`input` with a prompt that line editing knows the width of."""
+    if not (console.is_terminal and sys.stdin.isatty()):
+        return lambda: input("> ")
+    import readline  # noqa: F401 (arrow keys and history)
+
+    return lambda: input("\001\033[1m\002> \001\033[0m\002")
+
+
+def _answer_once(session: "ChatSession", console: Console, prompt: str) -> None:
+    """The text on standard output, its numbers on standard error."""
+    from model.chat.terminal import build_writer, describe
+
+    answer = session.ask(prompt, build_writer(console))
+    print(flush=True)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(describe(answer), style="dim")
+
+
+def answer_as_json(session: "ChatSession", prompt: str) -> str:
+    """One object: prompt, text, mode, counts, rates, and why the answer ended."""
+    answer = session.ask(prompt)
+    values = {
+        "prompt": prompt,
+        "text": answer.text,
+        "mode": answer.mode,
+        "new_tokens": answer.new_tokens,
+        "num_forwards": answer.num_forwards,
+        "tokens_per_forward": answer.tokens_per_forward,
+        "seconds": answer.seconds,
+        "tokens_per_second": answer.tokens_per_second,
+        "stopped": answer.stopped,
+    }
+    return json.dumps(values, ensure_ascii=False)
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    return value
+
+
+def probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability: it must be between 0 and 1")
+    return value
+
+
+def temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} cannot be used: it must be 0 (greedy) or positive")
+    return value

@@ -1,0 +1,169 @@
+"""Messages, limits, interruptions and counts of one conversation."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conf.errors import UserError
+from model.chat.load import load_chat_model
+from model.chat.options import MODES, DecodeOptions
+from model.chat.session import ChatSession
+from model.chat.stream import AnswerStreamer
+
+
+@pytest.fixture(scope="module")
+def chat_model(export):
+    return load_chat_model(export, device="cpu")
+
+
+def make_session(chat_model, mode="linear_speculation", max_new_tokens=20, system=None, **options):
+    return ChatSession(chat_model, DecodeOptions(mode, max_new_tokens, **options), system)
+
+
+def render(chat_model, messages):
+    """The rendered conversation, as transformers tokenises its text."""
+    text = chat_model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return chat_model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_is_what_the_entry_point_returns_for_the_rendered_chat(chat_model, mode):
+    session, pieces = make_session(chat_model, mode, system="Be brief."), []
+    first = session.ask("Tell me a story", pieces.append)
+    assert "".join(pieces) == first.text
+    opening = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a story"}]
+    prompt_ids = render(chat_model, opening)
+    assert 10 in prompt_ids and 11 in prompt_ids  # <|im_start|>, <|im_end|>
+    entry_point = {"ar": "ar_generate", "block_diffusion": "generate", "linear_speculation": "linear_spec_generate"}
+    expected, num_forwards = getattr(chat_model.model, entry_point[mode])(prompt_ids, 20)
+    assert first.text == chat_model.tokenizer.decode(expected[0, prompt_ids.shape[1] :])
+    assert (first.mode, first.new_tokens, first.num_forwards, first.stopped) == (mode, 20, num_forwards, "length")
+    assert first.tokens_per_forward == 20 / num_forwards
+    assert first.seconds > 0
+    history = [*opening, {"role": "assistant", "content": first.text}]
+    assert session.messages == history
+    second = session.ask("Why?")
+    again = render(chat_model, [*history, {"role": "user", "content": "Why?"}])
+    expected, _ = getattr(chat_model.model, entry_point[mode])(again, 20)
+    assert second.text == chat_model.tokenizer.decode(expected[0, again.shape[1] :])
+    session.reset()
+    assert session.messages == opening[:1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stop_token_ends_the_answer_and_is_not_text(chat_model, mode):
+    prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
+    free = chat_model.model.ar_generate(prompt_ids, 20)[0][0, prompt_ids.shape[1] :].tolist()
+    stop = free[9] if mode != "block_diffusion" else free[0]
+    session, pieces = make_session(replace(chat_model, stop_ids=(11, stop)), mode), []
+    answer = session.ask("Why?", pieces.append)
+    assert answer.stopped == "eos"
+    assert answer.new_tokens == free.index(stop) + 1
+    assert answer.text == "".join(pieces) == chat_model.tokenizer.decode(free[: free.index(stop)])
+
+
+def test_options_reach_the_decoder(chat_model):
+    everything = make_session(chat_model, "block_diffusion", 16, threshold=0.0, block_length=16)
+    assert everything.ask("Why?").num_forwards == 1 + 1
+    single = make_session(chat_model, "block_diffusion", 16, threshold=1.0, block_length=4)
+    assert single.ask("Why?").num_forwards == 1 + 4 * 3 + 3
+    single.set_mode("ar")
+    assert single.ask("Why?").tokens_per_forward == 1.0
+    with pytest.raises(UserError, match="there is no mode 'quadratic': choose ar, block_diffusion, linear_speculation"):
+        single.set_mode("quadratic")
+
+
+def test_sampling_follows_the_seed(chat_model):
+    def sample(seed):
+        torch.manual_seed(seed)
+        return make_session(chat_model, temperature=1.5).ask("Why?").text
+
+    assert sample(3) == sample(3) != sample(4)
+
+
+def test_bad_prompts_leave_the_conversation_as_it_was(chat_model):
+    session = make_session(chat_model)
+    for prompt, message in (
+        ("  \n", "the prompt is empty"),
+        ("\udcff", "not UTF-8"),
+        ("the sea " * 300, r"has \d+ tokens, the model no more than 256 positions"),
+    ):
+        with pytest.raises(UserError, match=message):
+            session.ask(prompt)
+    assert session.messages == []
+    with pytest.raises(UserError, match="--system is empty"):
+        make_session(chat_model, system="")
+
+
+def test_an_answer_ends_where_the_positions_end(chat_model):
+    answer = make_session(chat_model, max_new_tokens=10**6).ask("Why?")
+    prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
+    assert (answer.new_tokens, answer.stopped) == (256 - prompt_ids.shape[1], "length")
+
+
+def test_a_template_that_refuses_is_quoted(chat_model, copy_export):
+    (copy_export / "chat_template.jinja").write_text("{{ raise_exception('no system messages, please') }}")
+    session = make_session(load_chat_model(copy_export, device="cpu"), system="Be brief.")
+    with pytest.raises(UserError, match="chat template refuses the messages: no system messages, please"):
+        session.ask("Why?")
+
+
+def test_an_interrupted_answer_stays_as_far_as_it_was_shown(chat_model):
+    session, pieces = make_session(chat_model, "ar", 50), []
+    calls = iter(range(100))
+
+    def interrupt(*_):
+        if next(calls) == 12:
+            raise KeyboardInterrupt
+
+    hook = chat_model.model.register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.ask("Why?", pieces.append)
+    finally:
+        hook.remove()
+    prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
+    expected = chat_model.tokenizer.decode(chat_model.model.ar_generate(prompt_ids, 12)[0][0, prompt_ids.shape[1] :])
+    assert session.messages[-1] == {"role": "assistant", "content": expected}
+    assert "".join(pieces) == expected
+
+
+def test_an_answer_interrupted_before_its_first_token_is_forgotten(chat_model):
+    session = make_session(chat_model)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = chat_model.model.register_forward_pre_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            session.ask("Why?")
+    finally:
+        hook.remove()
+    assert session.messages == []
+
+
+def test_parts_of_a_character_are_never_shown(chat_model):
+    text = "the naïve 🐳 swims\n日本 ends"
+    tokens, pieces = chat_model.tokenizer(text).input_ids, []
+    assert len(chat_model.tokenizer("🐳").input_ids) == 4  # one token per byte
+    streamer = AnswerStreamer(chat_model.tokenizer, (11,), pieces.append)
+    streamer.put(torch.tensor([[1, 2, 3]]))
+    for token in [*tokens, 11]:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    assert "".join(pieces) == streamer.text == text
+    assert len(pieces) > 4
+    assert "\ufffd" not in "".join(pieces)
+
+
+def test_thinking_marks_are_text(chat_model):
+    pieces = []
+    streamer = AnswerStreamer(chat_model.tokenizer, (11,), pieces.append)
+    streamer.put(torch.tensor([[1]]))
+    streamer.put(torch.tensor([12, *chat_model.tokenizer("the sea").input_ids, 13, 11]))
+    streamer.end()
+    assert "".join(pieces) == streamer.text == "<think>the sea</think>"
+    assert json.dumps(streamer.text)
