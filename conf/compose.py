@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.errors import ConfigError
 from conf.explain import explain, explain_unknown_keys, valid_keys
 from conf.schema import DataConfig, ParallelConfig, RunConfig
-from conf.sources import read_blends, to_schema_key
+from conf.sources import check_source_names, read_blends, to_schema_key
 
 CONFIG_MODULE = "conf"
 CONFIG_NAME = "config"
@@ -113,6 +113,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _refuse_unknown(plain: Any) -> None:
+    check_source_names(plain.get("data") or {})
     known = set(valid_keys())
     unknown = [key for key, _ in _leaves(plain) if to_schema_key(key) not in known]
     if unknown:

@@ -4,6 +4,8 @@ Each rule is a generator of messages naming keys, values and a remedy; check_rul
 attempt shows everything there is to mend. What depends on files or hardware is checked where those are opened.
 """
 
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from math import isfinite
 
@@ -125,6 +127,8 @@ def _sources_share_the_run(config: RunConfig) -> Violations:
         if len(sources) > 1:
             yield from _sources_have_shares(key, sources)
         for name, source in sources.items():
+            if source.weight is not None and source.tokens is not None:
+                yield f"{key}.{name} has both a weight and tokens; give one of them"
             for unit in ("weight", "tokens"):
                 value = getattr(source, unit)
                 if value is not None and not (isfinite(value) and value > 0):
@@ -145,9 +149,9 @@ def _sources_have_shares(key: str, sources: dict[str, SourceConfig]) -> Violatio
             f"{key} blends {', '.join(sources)}: give each of them a weight, or each of them tokens "
             f"(weight: {', '.join(weighted) or 'none'}; tokens: {', '.join(budgeted) or 'none'})"
         )
-    paths = [source.path for source in sources.values()]
-    for path in {path for path in paths if paths.count(path) > 1}:
-        names = [name for name, source in sources.items() if source.path == path]
+    paths = {name: os.path.abspath(source.path) for name, source in sources.items()}
+    for path in sorted(path for path, count in Counter(paths.values()).items() if count > 1):
+        names = [name for name, its in paths.items() if its == path]
         yield f"{key} names {path} more than once ({', '.join(names)}); name it once with a larger weight"
 
 

@@ -1,5 +1,6 @@
 """What `data.train` and `data.heldout` may be: one path of tokenised data, or a blend {name: SourceConfig}."""
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,10 +34,19 @@ def read_blends(data: DataConfig) -> DataConfig:
 
 def _read_blend(value: Any, key: str) -> dict[str, SourceConfig]:
     if isinstance(value, str):
-        return {Path(value).name or "data": SourceConfig(path=value)}
+        return {re.sub(r"[^\w-]", "_", Path(value).name) or "data": SourceConfig(path=value)}
     if not isinstance(value, dict):
         raise ConfigError(f"{key}={value!r} is neither the path of tokenised data nor a blend {{name: {{path: ...}}}}")
     return {str(name): _read_source(source, f"{key}.{name}") for name, source in value.items()}
+
+
+def check_source_names(data: dict[str, Any]) -> None:
+    """Names are parts of dotted keys. data: the configuration's `data`, in plain containers. Raises ConfigError."""
+    for key in BLEND_KEYS:
+        sources = data.get(key.rpartition(".")[2])
+        for name in sources if isinstance(sources, dict) else ():
+            if not re.fullmatch(r"[\w-]+", str(name)):
+                raise ConfigError(f"{key}: {name!r} cannot name a source; use letters, digits, '_' and '-'")
 
 
 def _read_source(value: Any, key: str) -> SourceConfig:

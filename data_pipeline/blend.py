@@ -9,6 +9,7 @@ every round each source has had exactly its share.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from data_pipeline.rows import stack_rows
 
 ROUND_SLOTS = 1 << 16
 BLEND_KEY = 0xB1E7D  # sets the order of sources apart from the order within them
+ORDER_VERSION = 1  # of everything that maps a sample index to tokens: blend, permutation, packing
 ROUNDS_KEPT = 4  # of 1 MB each: training and held-out data, and prefetching across the end of a round
 
 
@@ -50,9 +52,9 @@ class Blend:
         return stack_rows(rows, [int(index) for index in sample_indices])
 
     @property
-    def num_sequences(self) -> int:
-        """Sequences of all sources together."""
-        return sum(source.num_sequences for source in self.sources.values())
+    def num_samples_without_repeats(self) -> int:
+        """Samples until a source has been read once."""
+        return min(int(samples) for samples in self._samples_per_epoch().values())
 
     def shares(self) -> dict[str, float]:
         """Share of every source, 0..1."""
@@ -60,27 +62,25 @@ class Blend:
 
     def epochs(self, num_samples: int) -> dict[str, float]:
         """How often each source is read in `num_samples` samples (expected; exact at the end of a round)."""
-        sizes = (source.num_sequences for source in self.sources.values())
+        return {name: num_samples / samples for name, samples in self._samples_per_epoch().items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which tokens a global sample index means, for checkpoints. Names and places of data do not."""
+        form = next(iter(self.sources.values())).form
+        shards = [source.stored.sha256[:16] for source in self.sources.values()]
         return {
-            name: num_samples * share / size for (name, share), size in zip(self.shares().items(), sizes, strict=True)
+            "order": ORDER_VERSION,
+            "seed": self.seed,
+            "sources": [f"{sha256} x{slots}" for sha256, slots in zip(shards, self.slots.tolist(), strict=True)],
+            "sequence_length": form.sequence_length,
+            "alignment": form.alignment,
+            "isolate_documents": form.isolate_documents,
+            "overlong_chats": form.overlong_chats.value,
         }
 
-    def fingerprint(self) -> dict[str, int | str]:
-        """What decides which tokens a global sample index means, for checkpoints: flat, by source."""
-        values: dict[str, int | str] = {"seed": self.seed}
-        for (name, source), slots in zip(self.sources.items(), self.slots, strict=True):
-            form = source.form
-            values |= {
-                f"{name}.sha256": source.stored.sha256,
-                f"{name}.documents": source.stored.num_documents,
-                f"{name}.tokens": source.stored.num_tokens,
-                f"{name}.slots": int(slots),
-                "sequence_length": form.sequence_length,
-                "alignment": form.alignment,
-                "isolate_documents": form.isolate_documents,
-                "overlong_chats": form.overlong_chats.value,
-            }
-        return values
+    def _samples_per_epoch(self) -> dict[str, float]:
+        sizes = (source.num_sequences for source in self.sources.values())
+        return {name: size / share for (name, share), size in zip(self.shares().items(), sizes, strict=True)}
 
     @cached_property
     def _names(self) -> list[str]:
@@ -108,19 +108,27 @@ def _order_round(key: int, slots: tuple[int, ...]) -> RoundOrder:
     return RoundOrder(sources, ranks)
 
 
-def compute_slots(configs: dict[str, SourceConfig]) -> np.ndarray:
-    """[sources] slots of a round, from weights or token budgets: the largest remainders are rounded up.
+def build_blend(sources: dict[str, TokenDataset], configs: dict[str, SourceConfig], seed: int) -> Blend:
+    """Blend of `sources` with the weights or token budgets that `configs` gives them (the same names).
 
+    The order does not depend on names, nor on which source is named first.
     Raises UserError for a source whose share is less than one slot.
     """
-    weights = np.array([float(config.weight or config.tokens or 1) for config in configs.values()])
-    exact = weights / weights.sum() * ROUND_SLOTS
-    slots = np.floor(exact).astype(np.int64)
-    missing = ROUND_SLOTS - int(slots.sum())
-    slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
-    for name, count in zip(configs, slots, strict=True):
+    names = sorted(sources, key=lambda name: (sources[name].stored.sha256, name))
+    weights = np.array([float(configs[name].weight or configs[name].tokens or 1) for name in names])
+    slots = _round_to_slots(weights / weights.sum())
+    for name, count in zip(names, slots, strict=True):
         if not count:
             raise UserError(
                 f"the source {name} has a share below 1/{ROUND_SLOTS} of the blend: raise its weight or leave it out."
             )
+    return Blend({name: sources[name] for name in names}, slots, seed)
+
+
+def _round_to_slots(shares: np.ndarray) -> np.ndarray:
+    """Whole slots that sum to a round; the largest remainders are rounded up."""
+    exact = shares * ROUND_SLOTS
+    slots = np.floor(exact).astype(np.int64)
+    missing = ROUND_SLOTS - int(slots.sum())
+    slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
     return slots

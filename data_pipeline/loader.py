@@ -1,7 +1,8 @@
 """Which sequences a data-parallel rank sees at a step."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from threading import Thread
 
 from data_pipeline.batch import Batch
 from data_pipeline.blend import Blend
@@ -18,7 +19,9 @@ class BatchLoader:
     global_batch_size: sequences per optimizer step, over all ranks and microbatches.
     micro_batch_size: sequences of one forward pass of one rank.
     data_parallel_rank, data_parallel_size: this rank's place.
-    prefetch_steps: steps read ahead by a thread while the one asked for is trained on; changes nothing but waiting.
+    prefetch_steps: steps read ahead in the background while the one asked for is trained on; changes nothing but
+        waiting.
+    num_samples: of the whole run; nothing after them is read ahead. None: there is no end.
     """
 
     blend: Blend
@@ -27,14 +30,12 @@ class BatchLoader:
     data_parallel_rank: int
     data_parallel_size: int
     prefetch_steps: int = 0
+    num_samples: int | None = None
     _ahead: dict[int, Future[list[Batch]]] = field(default_factory=dict, repr=False)
-    _thread: ThreadPoolExecutor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         assert 0 <= self.data_parallel_rank < self.data_parallel_size
         assert self.global_batch_size % (self.micro_batch_size * self.data_parallel_size) == 0
-        if self.prefetch_steps:
-            self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
 
     @property
     def num_microbatches(self) -> int:
@@ -51,17 +52,23 @@ class BatchLoader:
         """This rank's microbatches of the step that comes after `samples_seen` sequences, in order."""
         ready = self._ahead.pop(samples_seen, None)
         batches = ready.result() if ready is not None else self._build(samples_seen)
-        if self._thread is not None:
-            following = [samples_seen + step * self.global_batch_size for step in range(1, self.prefetch_steps + 1)]
-            kept = {first: future for first, future in self._ahead.items() if first in following}
-            missing = [first for first in following if first not in kept]
-            self._ahead = kept | {first: self._thread.submit(self._build, first) for first in missing}
+        following = [samples_seen + step * self.global_batch_size for step in range(1, self.prefetch_steps + 1)]
+        wanted = [first for first in following if self.num_samples is None or first < self.num_samples]
+        self._ahead = {first: self._ahead.get(first) or self._read_ahead(first) for first in wanted}
         return batches
 
-    def close(self) -> None:
-        """Ends the thread; batches read ahead are lost."""
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+    def _read_ahead(self, samples_seen: int) -> Future[list[Batch]]:
+        future: Future[list[Batch]] = Future()
+
+        def fulfil() -> None:
+            try:
+                future.set_result(self._build(samples_seen))
+            except BaseException as error:  # raised where the batches are asked for
+                future.set_exception(error)
+
+        # A daemon, unlike an executor's thread: a read that hangs must not keep the process from ending.
+        Thread(target=fulfil, name="batch-loader", daemon=True).start()
+        return future
 
     def _build(self, samples_seen: int) -> list[Batch]:
         return [self.blend.build_batch(self.sample_indices(samples_seen, m)) for m in range(self.num_microbatches)]

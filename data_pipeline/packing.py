@@ -19,7 +19,7 @@ from data_pipeline.rows import Segments, count_rows
 from data_pipeline.shard import Shard
 
 DOCUMENTS_PER_PIECE = 1 << 20  # bounds memory while an index is built
-CHATS_PER_WINDOW = 512  # at mean lengths of S / 8 the last, half-empty sequence of a window costs 1%
+CHATS_PER_WINDOW = 4096  # the last, half-empty sequence of a window costs 1% where 80 chats fill a sequence
 WINDOWS_KEPT = 64
 
 
@@ -86,16 +86,17 @@ class TextPacker:
             starts = ends - count_rows(lengths, self._alignment)
             wanted = np.arange(-(-row // self._length), -(-int(ends[-1]) // self._length)) * self._length
             document = np.searchsorted(ends, wanted, side="right")
-            entries.append(np.stack([first + document, wanted - starts[document]], axis=1).astype(np.int32))
+            entries.append(_to_entries(first + document, wanted - starts[document]))
             row = int(ends[-1])
         sequences = -(-row // self._length)
+        end = -(-row // self.form.alignment) * self.form.alignment  # the stream's own last block is completed too
         counts = PackingCounts(
             sequences=sequences,
             documents=shard.num_documents,
             tokens=shard.num_tokens,
             scored_tokens=shard.num_tokens,
-            completion_rows=row - shard.num_tokens,
-            filler_rows=sequences * self._length - row,
+            completion_rows=end - shard.num_tokens,
+            filler_rows=sequences * self._length - end,
         )
         return np.concatenate(entries), counts
 
@@ -144,7 +145,7 @@ class ChatPacker:
             window = _pack_window(shard, first, self.form)
             before.append(before[-1] + len(window.sequences))
             counts += window.counts
-        return np.stack([np.zeros_like(before), before], axis=1).astype(np.int32), counts
+        return _to_entries(np.zeros_like(before), np.array(before)), counts
 
     def read(self, shard: Shard, entries: np.ndarray, sequence: int) -> Segments:
         """The chats of a sequence, in the order they were packed, cut where the sequence ends."""
@@ -204,6 +205,13 @@ def _pack_window(shard: Shard, first: int, form: SequenceForm) -> Window:
     return Window([[first + chat for chat in chats] for chats in sequences], counts)
 
 
+def _to_entries(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int32 [n, 2]; a shard has fewer than 2^31 documents and sequences."""
+    entries = np.stack([first, second], axis=1)
+    assert not len(entries) or entries.max() < 1 << 31
+    return entries.astype(np.int32)
+
+
 def _cut_chats(lengths: np.ndarray, bounds: np.ndarray, form: SequenceForm) -> np.ndarray:
     """Tokens kept of each segment (context, answer, context, ...) of chats that each start a sequence; int64.
 
@@ -225,7 +233,7 @@ def _first_fit_decreasing(sizes: np.ndarray, is_used: np.ndarray, capacity: int)
     room = np.full(len(sizes), capacity)
     for item in np.argsort(-sizes, kind="stable").tolist():
         if is_used[item]:
-            place = int((room >= sizes[item]).argmax())  # a bin that is not begun yet always has room
+            place = int((room[: len(bins) + 1] >= sizes[item]).argmax())  # a bin that is not begun has room
             if place == len(bins):
                 bins.append([])
             bins[place].append(item)

@@ -1,7 +1,8 @@
 """The packing of a whole dataset, built once and kept beside it: `packing_<hash>.entries`, then `.json`.
 
-The hash covers the data, the form of a sequence and the version of the packing: another one is another pair of files.
-In a folder that cannot be written the entries live in a temporary file.
+The hash covers the data, the form of a sequence and the packing: another one is another pair of files. The index of
+data in a folder that cannot be written lies in the temporary folder. It remembers sizes and times of the shards' files:
+a shard that is not what it was is compared with its manifest before it is read.
 """
 
 import fcntl
@@ -9,17 +10,20 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
 from conf.atomic import atomic_write_text
-from data_pipeline.packing import Packer, PackingCounts
-from data_pipeline.shard import Shard
+from data_pipeline.packing import CHATS_PER_WINDOW, Packer, PackingCounts
+from data_pipeline.shard_files import Stamp
+from data_pipeline.stored import StoredTokens
 
 VERSION = 1
 logger = logging.getLogger(__name__)
@@ -47,74 +51,107 @@ class PackingIndex:
 
 @dataclass(frozen=True)
 class PackingIndexBuilder:
-    """Builds or loads the index of `num_shards` shards.
+    """Finds or builds the index of `stored` under `packer`.
 
-    stem: path that the names of its files begin with. data_sha256: identity of the data. open_shard: by number.
+    checks_files: compare the shards' files with what they were when the index was built, and with their manifest.
     """
 
-    stem: str
-    data_sha256: str
+    stored: StoredTokens
     packer: Packer
-    num_shards: int
-    open_shard: Callable[[int], Shard]
+    checks_files: bool
 
     def load(self) -> PackingIndex:
         """The index, built now if it is not there; of several processes that want it one builds it."""
-        found = self._find()
+        path = self._choose_path()
+        stamps = self._stamp() if self.checks_files else None
+        found = _find(path, stamps)
         if found is not None:
             return found
-        try:
-            with open(f"{self.path}.lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                return self._find() or self._build_beside_data()
-        except OSError as error:
-            logger.warning("the packing of %s is not kept: %s", self.stem, error)
-            with tempfile.TemporaryFile() as file:
-                starts, counts = self._write(file)
-                return _map_entries(file, starts, counts)
+        with _locked(path):
+            return _find(path, stamps) or self._build(path, stamps)
 
-    @property
-    def path(self) -> Path:
-        """Of the index's files, without their endings."""
-        identity = json.dumps([VERSION, type(self.packer).__name__, repr(self.packer.form), self.data_sha256])
-        return Path(f"{self.stem}packing_{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
+    def _choose_path(self) -> Path:
+        """Of the index's files, without their endings: beside the data, else in this user's temporary folder."""
+        packing = [VERSION, type(self.packer).__name__, repr(self.packer.form), CHATS_PER_WINDOW]
+        identity = json.dumps([*packing, self.stored.sha256])
+        name = f"packing_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        folder = self.stored.path if self.stored.manifest else self.stored.path.parent
+        if (folder / f"{name}.json").exists() or os.access(folder, os.W_OK):
+            return folder / name
+        folder = Path(tempfile.gettempdir()) / f"packing_of_user_{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / name
 
-    def _find(self) -> PackingIndex | None:
-        try:
-            values = json.loads(Path(f"{self.path}.json").read_text(encoding="utf-8"))
-            with open(f"{self.path}.entries", "rb") as file:
-                return _map_entries(file, values["starts"], PackingCounts(**values["counts"]))
-        except (OSError, ValueError, KeyError, TypeError):  # absent or broken: it is built again
-            return None
+    def _stamp(self) -> list[Stamp | None]:
+        return [self.stored.stamp(number) for number in range(self.stored.num_shards)]
 
-    def _build_beside_data(self) -> PackingIndex:
-        logger.info("packing %s into sequences of %d", self.stem, self.packer.form.sequence_length)
-        partial = Path(f"{self.path}.entries.partial")
+    def _build(self, path: Path, stamps: list[Stamp | None] | None) -> PackingIndex:
+        """Entries first, then the file that declares them complete. The lock is held."""
+        stamps = self._stamp() if stamps is None else stamps
+        known = _read(path).get("stamps") or [None] * len(stamps)
+        for number, (now, before) in enumerate(zip(stamps, known, strict=True)):
+            if now != before:
+                self.stored.verify(number, was_known=before is not None)
+        length = self.packer.form.sequence_length
+        logger.info("%s: packing %d shards into sequences of %d", self.stored.path, self.stored.num_shards, length)
+        partial = Path(f"{path}.{socket.gethostname()}.{os.getpid()}.partial")
         try:
-            with open(partial, "wb+") as file:
+            with open(partial, "wb") as file:
                 starts, counts = self._write(file)
                 os.fsync(file.fileno())
-                os.replace(partial, f"{self.path}.entries")
-                values = {"counts": asdict(counts), "starts": starts}
-                atomic_write_text(Path(f"{self.path}.json"), json.dumps(values) + "\n")
-                return _map_entries(file, starts, counts)
+            os.replace(partial, f"{path}.entries")
         finally:
             partial.unlink(missing_ok=True)
+        values = {"counts": asdict(counts), "starts": starts, "stamps": stamps}
+        atomic_write_text(Path(f"{path}.json"), json.dumps(values) + "\n")
+        return _map(path, values)
 
     def _write(self, file: IO[bytes]) -> tuple[list[list[int]], PackingCounts]:
         """Entries into `file`; returns [entry, sequence] where each shard starts and the last one ends, and counts."""
         starts, counts = [[0, 0]], PackingCounts()
-        for number in range(self.num_shards):
-            entries, of_shard = self.packer.build_entries(self.open_shard(number))
+        for number in range(self.stored.num_shards):
+            entries, of_shard = self.packer.build_entries(self.stored.open_shard(number))
             file.write(entries.tobytes())
             counts += of_shard
             starts.append([starts[-1][0] + len(entries), counts.sequences])
-        file.flush()
         return starts, counts
 
 
-def _map_entries(file: IO[bytes], starts: list[list[int]], counts: PackingCounts) -> PackingIndex:
-    """The index over a file of entries; the map outlives the file object. Raises ValueError if the file is short."""
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time, where the file system has locks; without them several build the same, each atomically."""
+    with open(f"{path}.lock", "a") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
+    """The index at `path`, if it is whole and the data are those it was built from."""
+    values = _read(path)
+    if not values or (stamps is not None and values["stamps"] != stamps):
+        return None
+    try:
+        return _map(path, values)
+    except (OSError, ValueError):  # it is built again
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the .json file says; nothing if it is not there or broken."""
+    try:
+        values = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        return values if {"counts", "starts", "stamps"} <= values.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
+    """Raises ValueError if the file of entries is short."""
+    starts = values["starts"]
     num_entries = starts[-1][0]
-    entries = np.memmap(file, dtype=np.int32, mode="r", shape=(num_entries, 2)) if num_entries else np.zeros((0, 2))
+    entries = np.zeros((0, 2), dtype=np.int32)
+    if num_entries:
+        entries = np.memmap(f"{path}.entries", dtype=np.int32, mode="r", shape=(num_entries, 2))
+    counts = PackingCounts(**values["counts"])
     return PackingIndex(entries, [start[0] for start in starts], [start[1] for start in starts], counts)

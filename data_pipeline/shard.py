@@ -6,25 +6,25 @@ import numpy as np
 
 from conf.errors import UserError
 from data_pipeline.indexed import open_indexed_dataset
-from data_pipeline.manifest import ShardManifest, bin_path
+from data_pipeline.manifest import bin_path
 
 
 class Shard:
     """Memory-mapped tokens of one shard. Its documents lie end to end, and so do the segments of a document.
 
-    num_documents, num_tokens: counts.
+    num_documents, num_tokens: counts. expected_tokens: what a manifest says.
 
     Raises UserError: files missing, broken, or not as long as their index or their manifest says.
     """
 
-    def __init__(self, prefix: Path | str, manifest: ShardManifest | None = None) -> None:
+    def __init__(self, prefix: Path | str, expected_tokens: int | None = None) -> None:
         self.prefix = str(prefix)
         self._dataset = open_indexed_dataset(prefix)  # keeps the maps alive that the index's arrays are views of
         self._index = self._dataset.index
         self._dtype = np.dtype(self._index.dtype)
         self.num_documents = len(self._index.document_indices) - 1
         self.num_tokens = bin_path(prefix).stat().st_size // self._dtype.itemsize
-        self._check_size(manifest)
+        self._check_size(expected_tokens)
 
     def segment_bounds(self, first_document: int, end_document: int) -> np.ndarray:
         """[n + 1] index of the first segment of each of n documents, and of the segment after them."""
@@ -56,14 +56,14 @@ class Shard:
         start = first_token * self._dtype.itemsize
         return self._dataset.bin_reader.read(dtype=self._dtype.type, count=count, offset=start)
 
-    def _check_size(self, manifest: ShardManifest | None) -> None:
+    def _check_size(self, expected_tokens: int | None) -> None:
         pointers, lengths = self._index.sequence_pointers, self._index.sequence_lengths
         described = int(pointers[-1]) // self._dtype.itemsize + int(lengths[-1]) if len(lengths) else 0
         has_all = bin_path(self.prefix).stat().st_size == described * self._dtype.itemsize
-        if not has_all or (manifest and manifest.tokens != self.num_tokens):
+        if not has_all or expected_tokens not in (None, self.num_tokens):
             raise UserError(
                 f"The files of {self.prefix} do not belong together: the index describes {described} tokens, the "
                 f".bin file has {self.num_tokens}"
-                + (f", the manifest says {manifest.tokens}" if manifest else "")
+                + (f", the manifest says {expected_tokens}" if expected_tokens is not None else "")
                 + ". Prepare the data again."
             )

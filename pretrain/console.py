@@ -10,8 +10,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from conf.schema import RunConfig
-from data_pipeline.blend import Blend
-from pretrain.data import describe_blend
+from pretrain.data import RunData, describe_blend, describe_overlap
 from pretrain.distributed import Ranks
 from pretrain.objective.losses import LossStats
 from pretrain.start import StartPoint
@@ -59,10 +58,13 @@ class Console:
             f"{self._ranks.device.type}; {origin}"
         )
 
-    def say_data(self, blend: Blend) -> None:
+    def say_data(self, data: RunData) -> None:
         """What the run will read of every source."""
-        for line in describe_blend(blend, self._config.num_steps * self._config.train.global_batch_size):
+        for line in describe_blend(data.train, self._config.num_steps * self._config.train.global_batch_size):
             logger.info(line)
+        if self._ranks.is_first:
+            for line in describe_overlap(data):
+                logger.warning(line)
 
     def say_end(self, state: TrainState, done_before: bool) -> None:
         """The run is complete, now or since an earlier start."""

@@ -1,5 +1,6 @@
 """The run's data and tokenizer, opened and checked against each other and against the model."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from conf.atomic import atomic_directory
 from conf.errors import UserError
 from conf.schema import DocumentKind, Objective, RunConfig, SourceConfig
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
-from data_pipeline.blend import Blend, compute_slots
+from data_pipeline.blend import Blend, build_blend
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import build_sequence_form
 from model.checkpoint_layout import tokenizer_directory
@@ -52,7 +53,7 @@ def open_data(config: RunConfig) -> RunData:
             f"model.vocab_size={config.model.vocab_size}: use the model's own tokenizer."
         )
     train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
-    # One order for every run, so that runs with different seeds are evaluated on the same sequences.
+    # One order and one noise for all runs, so that runs with different seeds are evaluated on the same sequences.
     heldout = _open_blend(config, config.data.heldout, tokenizer, HELDOUT_SEED) if config.data.heldout else None
     chat = read_chat_format([train, *([heldout] if heldout else [])]) if config.stage.chats_only else None
     return RunData(train, heldout, tokenizer, chat)
@@ -61,12 +62,14 @@ def open_data(config: RunConfig) -> RunData:
 def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: TokenizerInfo, seed: int) -> Blend:
     has_noise = config.stage.objective is Objective.joint
     form = build_sequence_form(config.data, config.stage.block_size, has_noise)
-    slots = compute_slots(sources)
-    datasets = {name: TokenDataset(source.path, form, seed) for name, source in sources.items()}
+    checks_files = os.environ.get("RANK", "0") == "0"  # millions of file system calls if every rank did
+    datasets = {
+        name: TokenDataset(source.path, form, seed, checks_files=checks_files) for name, source in sources.items()
+    }
     for dataset in datasets.values():
         dataset.check_vocabulary(config.model.vocab_size)
         dataset.check_tokenizer(tokenizer.fingerprint)
-    return Blend(datasets, slots, seed)
+    return build_blend(datasets, sources, seed)
 
 
 def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
@@ -85,6 +88,14 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
                 f"tokens, {counts.dropped_chats} dropped with {counts.dropped_tokens}"
             )
         yield line
+
+
+def describe_overlap(data: RunData) -> Iterator[str]:
+    """One line per held-out source that is trained on as well."""
+    trained = {source.stored.sha256: name for name, source in data.train.sources.items()}
+    for name, source in data.heldout.sources.items() if data.heldout else ():
+        if source.stored.sha256 in trained:
+            yield f"held-out source {name} is the training source {trained[source.stored.sha256]}: it is not held out"
 
 
 def read_chat_format(blends: list[Blend]) -> ChatFormat:

@@ -124,7 +124,7 @@ def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunDa
 
 def data_fingerprint(data: RunData) -> dict[str, Any]:
     """What decides which tokens a step sees: the sources, their shares, the form of a sequence, the seed."""
-    return dict(data.train.fingerprint())
+    return data.train.fingerprint()
 
 
 def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]) -> None:

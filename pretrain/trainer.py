@@ -17,11 +17,11 @@ from model.build import build_model_chunks, count_parameters
 from model.transformer_config import TORCH_DTYPES
 from pretrain.checkpoint import Checkpointer, load_checkpoint
 from pretrain.console import Console
-from pretrain.data import RunData, copy_tokenizer, open_data
+from pretrain.data import HELDOUT_SEED, RunData, copy_tokenizer, open_data
 from pretrain.distributed import Ranks, distributed_session
 from pretrain.evaluation import HeldoutEvaluation
 from pretrain.flops import compute_step_flops, find_peak_flops
-from pretrain.logs import start_logging
+from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
@@ -36,6 +36,7 @@ from pretrain.step import run_schedule
 
 def run_training(config: RunConfig) -> None:
     """Trains (or continues) the run that `config` describes. Raises UserError for what the user must change."""
+    start_console_logging()
     data = open_data(config)
     start = find_start(config, data)
     session = distributed_session(config.parallel, config.runtime, config.train.seed)
@@ -113,7 +114,6 @@ class Trainer:
                 if self._is_due(self.config.checkpoint.every_steps):
                     self.save()
             self.checkpointer.finish()
-        self.loader.close()
         self.console.say_end(self.state, done_before)
         if self.metrics is not None:
             self.metrics.close()
@@ -170,7 +170,7 @@ class Trainer:
 
     def _report_data(self) -> None:
         """What an epoch of each source holds and what was left out, once per start."""
-        self.console.say_data(self.data.train)
+        self.console.say_data(self.data)
         if self.metrics is not None:
             counts = {name: asdict(source.counts) for name, source in self.data.train.sources.items()}
             values = {f"{name}/{key}": value for name, fields in counts.items() for key, value in fields.items()}
@@ -218,11 +218,13 @@ def _build_loader(config: RunConfig, data: RunData, ranks: Ranks) -> BatchLoader
         ranks.data_parallel_rank,
         ranks.data_parallel_size,
         config.data.prefetch_steps,
+        config.num_steps * config.train.global_batch_size,
     )
 
 
 def _build_microbatch_builder(config: RunConfig, data: RunData, plans: PlanBuilder, split: str) -> MicrobatchBuilder:
-    noise = NoiseSource(config.train.seed, config.stage.name, split, config.stage.noise_epsilon)
+    seed = HELDOUT_SEED if split == "heldout" else config.train.seed
+    noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
     return MicrobatchBuilder(config.stage, noise, data.tokenizer.mask_token_id, plans)
 
 
@@ -230,5 +232,5 @@ def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> H
     if data.heldout is None:
         return None
     builder = _build_microbatch_builder(config, data, plans, "heldout")
-    num_sequences = min(config.evaluation.sequences, data.heldout.num_sequences)
+    num_sequences = min(config.evaluation.sequences, data.heldout.num_samples_without_repeats)
     return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)

@@ -58,7 +58,7 @@ class SourceConfig:
 
     path: tokenised data: a folder that prepare writes, or the prefix of a .bin/.idx pair of another Megatron tool.
     weight: share of the sequences that come from here, relative to the other sources; or
-    tokens: a token budget; the budgets of a blend are its weights. A lone source needs neither.
+    tokens: a budget in tokens, filler included; the budgets of a blend are its weights. A lone source needs neither.
     input: what prepare makes `path` from; null where the tokens exist already.
     """
 

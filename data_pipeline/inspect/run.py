@@ -11,7 +11,7 @@ from rich.text import Text
 
 from conf.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
-from data_pipeline.dataset import StoredTokens, TokenDataset, verify_shard
+from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
 from data_pipeline.inspect.decode import Decoder, IdDecoder, TextDecoder
 from data_pipeline.inspect.histogram import draw_lengths
@@ -31,6 +31,8 @@ from data_pipeline.inspect.statistics import (
 )
 from data_pipeline.manifest import DatasetManifest, bin_path, index_path
 from data_pipeline.noise import NoiseSource
+from data_pipeline.shard_files import verify_shard
+from data_pipeline.stored import StoredTokens
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_everything_missing_is_listed_in_one_message() -> None:
         ("peak_lr=1", "'peak_lr'", "'schedule.peak_lr'"),
         ("modle=tiny", "'modle'", "'model'"),
         ("++model.rope.fctor=1", "'model.rope.fctor'", "'model.rope.factor'"),
-        ("+stage.lrr=1", "'stage.lrr'", "keys of stage: name, objective, block_size"),
+        ("+stage.lrr=1", "'stage.lrr'", "keys of stage: name, objective, chats_only"),
         ("+x=1", "'x'", "--help"),
         ("model=ministral_8b", "model=ministral_8b", "model=ministral3_8b"),
         ("experiment=nld_8b", "experiment=nld_8b", "experiment=nld_8b_ar"),

@@ -1,11 +1,13 @@
 """data.train and data.heldout: a path or a blend, checked like everything else."""
 
 import pytest
+import yaml
 
-from conf.compose import compose_data, compose_run_config
+from conf.compose import compose_data, compose_run_config, load_run_config
 from conf.errors import ConfigError
 from conf.rules import check_rules
 from conf.schema import DocumentKind, RunConfig, SourceConfig, Split
+from pretrain.run_folder import plain
 
 GIVEN = ["data.tokenizer=corpus/tokenizer", "train.tokens=1e6"]
 
@@ -20,6 +22,12 @@ def test_a_path_is_a_blend_of_one() -> None:
     config = compose_blend("corpus/train")
     assert config.data.train == {"train": SourceConfig(path="corpus/train")}
     assert config.data.heldout == {}
+
+
+def test_a_run_can_be_composed_again_whatever_its_data_are_called(tmp_path) -> None:
+    config = compose_blend("tokens/web.v1")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(plain(config)))
+    assert load_run_config(tmp_path / "config.yaml").data == config.data
 
 
 def test_a_blend_has_typed_sources() -> None:
@@ -44,6 +52,9 @@ def test_one_source_of_a_group_can_be_overridden() -> None:
         ("{web: {path: a, input: {kind: video}}}", ["data.train.web.input.kind", "video"]),
         ("{web: {path: ???}}", ["data.train.web.path"]),
         ("{web: 3}", ["data.train.web=3"]),
+        ("{web.v1: {path: a}}", ["'web.v1' cannot name a source"]),
+        ("{web: {path: a, weight: 1, tokens: 1e6}}", ["data.train.web has both"]),
+        ("{web: {path: a, weight: 1}, code: {path: ./a, weight: 1}}", ["more than once", "web, code"]),
         ("3", ["data.train=3"]),
         ("{web: {path: a}, code: {path: b, weight: 1}}", ["web, code", "each of them a weight"]),
         ("{web: {path: a, weight: 1}, code: {path: b, tokens: 1e6}}", ["weight: web", "tokens: code"]),

@@ -10,7 +10,7 @@ import pytest
 from conf.errors import UserError
 from conf.schema import SourceConfig
 from data_pipeline import blend as blend_module
-from data_pipeline.blend import Blend, compute_slots
+from data_pipeline.blend import build_blend
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
 from tests.helpers.stored import random_texts, write_dataset
@@ -38,7 +38,7 @@ def weights(**values: float) -> dict[str, SourceConfig]:
 
 
 def test_every_round_has_exact_shares_and_no_gaps(small_rounds: int, sources: dict[str, TokenDataset]) -> None:
-    blend = Blend(sources, compute_slots(weights(web=5, code=2, maths=1)), seed=3)
+    blend = build_blend(sources, weights(web=5, code=2, maths=1), seed=3)
     numbers: dict[str, list[int]] = defaultdict(list)
     for sample in range(3 * small_rounds):
         name, number = blend.locate(sample)
@@ -48,9 +48,9 @@ def test_every_round_has_exact_shares_and_no_gaps(small_rounds: int, sources: di
 
 
 def test_rounds_and_seeds_have_their_own_order(small_rounds: int, sources: dict[str, TokenDataset]) -> None:
-    slots = compute_slots(weights(web=1, code=1, maths=1))
+    shares = weights(web=1, code=1, maths=1)
     orders = [
-        [Blend(sources, slots, seed).locate(sample)[0] for sample in range(start, start + small_rounds)]
+        [build_blend(sources, shares, seed).locate(sample)[0] for sample in range(start, start + small_rounds)]
         for seed in (1, 2)
         for start in (0, small_rounds)
     ]
@@ -58,7 +58,7 @@ def test_rounds_and_seeds_have_their_own_order(small_rounds: int, sources: dict[
 
 
 def test_a_batch_holds_the_sequences_of_its_indices(sources: dict[str, TokenDataset]) -> None:
-    blend = Blend(sources, compute_slots(weights(web=2, code=1, maths=1)), seed=3)
+    blend = build_blend(sources, weights(web=2, code=1, maths=1), seed=3)
     indices = [0, 7, 100000, 7]
     batch = blend.build_batch(indices)
     assert batch.sample_indices.tolist() == indices
@@ -68,29 +68,48 @@ def test_a_batch_holds_the_sequences_of_its_indices(sources: dict[str, TokenData
 
 
 def test_a_lone_source_is_read_in_its_own_order(sources: dict[str, TokenDataset]) -> None:
-    blend = Blend({"web": sources["web"]}, compute_slots({"web": SourceConfig(path="web")}), seed=3)
+    blend = build_blend({"web": sources["web"]}, {"web": SourceConfig(path="web")}, seed=3)
     assert [blend.locate(sample) for sample in (0, 5, 70000)] == [("web", 0), ("web", 5), ("web", 70000)]
 
 
-def test_slots_are_the_weights_rounded_by_largest_remainder() -> None:
-    slots = compute_slots(weights(a=1, b=1, c=1))
-    assert slots.sum() == 65536 and sorted(slots) == [21845, 21845, 21846]
-    budgets = {name: SourceConfig(path=name, tokens=value) for name, value in {"a": 3e11, "b": 1e11}.items()}
-    assert compute_slots(budgets).tolist() == [49152, 16384]
-    with pytest.raises(UserError, match="the source tiny"):
-        compute_slots(weights(huge=1, tiny=1e-6))
+def test_slots_are_the_weights_rounded_by_largest_remainder(sources: dict[str, TokenDataset]) -> None:
+    equal = build_blend(sources, weights(web=1, code=1, maths=1), seed=3)
+    assert equal.slots.sum() == 65536 and sorted(equal.slots) == [21845, 21845, 21846]
+    budgets = {name: SourceConfig(path=name, tokens=value) for name, value in {"web": 3e11, "code": 1e11}.items()}
+    two = {name: sources[name] for name in budgets}
+    assert build_blend(two, budgets, seed=3).shares() == {"web": 0.75, "code": 0.25}
+    with pytest.raises(UserError, match="the source maths"):
+        build_blend(sources, weights(web=1, code=1, maths=1e-6), seed=3)
 
 
 def test_epochs_say_how_often_a_source_is_read(sources: dict[str, TokenDataset]) -> None:
-    blend = Blend(sources, compute_slots(weights(web=2, code=1, maths=1)), seed=3)
+    blend = build_blend(sources, weights(web=2, code=1, maths=1), seed=3)
     epochs = blend.epochs(1000)
     assert epochs["web"] == pytest.approx(500 / sources["web"].num_sequences)
     assert epochs["maths"] == pytest.approx(250 / sources["maths"].num_sequences)
 
 
 def test_the_fingerprint_changes_with_what_decides_the_samples(sources: dict[str, TokenDataset]) -> None:
-    slots = compute_slots(weights(web=2, code=1, maths=1))
-    now = Blend(sources, slots, seed=3).fingerprint()
-    assert now == Blend(sources, slots, seed=3).fingerprint()
-    assert now != Blend(sources, slots, seed=4).fingerprint()
-    assert now != Blend(sources, slots[::-1].copy(), seed=3).fingerprint()
+    shares = weights(web=2, code=1, maths=1)
+    now = build_blend(sources, shares, seed=3).fingerprint()
+    assert now == build_blend(sources, shares, seed=3).fingerprint()
+    assert now != build_blend(sources, shares, seed=4).fingerprint()
+    assert now != build_blend(sources, weights(web=1, code=2, maths=1), seed=3).fingerprint()
+
+
+def test_neither_names_nor_their_order_matter(small_rounds: int, sources: dict[str, TokenDataset]) -> None:
+    shares = weights(web=2, code=1, maths=1)
+    one = build_blend(sources, shares, seed=3)
+    other = {f"new_{name}": sources[name] for name in ("maths", "web", "code")}
+    two = build_blend(other, {f"new_{name}": config for name, config in shares.items()}, seed=3)
+    assert one.fingerprint() == two.fingerprint()
+    for sample in range(0, 300, 7):
+        (name, number), (new_name, new_number) = one.locate(sample), two.locate(sample)
+        assert (f"new_{name}", number) == (new_name, new_number)
+
+
+def test_samples_without_repeats_end_with_the_first_source(sources: dict[str, TokenDataset]) -> None:
+    blend = build_blend(sources, weights(web=2, code=1, maths=1), seed=3)
+    assert blend.num_samples_without_repeats == min(
+        int(sources[name].num_sequences / share) for name, share in blend.shares().items()
+    )

@@ -2,18 +2,23 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conf.errors import UserError
-from data_pipeline.dataset import StoredTokens, TokenDataset, verify_shard
+from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
 from data_pipeline.manifest import bin_path, index_path, load_manifest, manifest_path
+from data_pipeline.shard_files import verify_shard
+from data_pipeline.stored import StoredTokens
 from tests.helpers.stored import random_texts, write_dataset, write_pair
 
 FORM = SequenceForm(32, 8, 8)
+ROOT = Path(__file__).parents[2]
 
 
 def open_dataset(path: Path, seed: int = 1, shuffle: bool = True) -> TokenDataset:
@@ -69,16 +74,33 @@ def test_a_pair_of_another_tool_is_read_too(tmp_path: Path) -> None:
     assert StoredTokens(tmp_path / "other").sha256 != dataset.stored.sha256
 
 
-def test_a_read_only_folder_is_no_error(own_dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_no_error(
+    own_dataset_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = open_dataset(own_dataset_dir, shuffle=False).read_segments(3).tokens.tolist()
     for file in own_dataset_dir.glob("packing_*"):
         file.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    for _ in range(2):
+        assert open_dataset(own_dataset_dir, shuffle=False).read_segments(3).tokens.tolist() == expected
+    assert not list(own_dataset_dir.glob("packing_*"))
+    assert len(list((tmp_path / "elsewhere").rglob("*.entries"))) == 1
 
-    def refuse(*arguments: object) -> None:
-        raise PermissionError("read-only")
 
-    monkeypatch.setattr(os, "replace", refuse)
-    assert open_dataset(own_dataset_dir, shuffle=False).read_segments(3).tokens.tolist() == expected
+def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
+    path = write_dataset(tmp_path / "d", [random_texts(2, 20, seed) for seed in range(300)])
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "from data_pipeline.dataset import TokenDataset\n"
+        "from data_pipeline.form import SequenceForm\n"
+        "dataset = TokenDataset(sys.argv[1], SequenceForm(32, 8, 8), seed=1)\n"
+        "print(sum(int(dataset.build_rows(i).loss_mask.sum()) > 0 for i in range(dataset.num_sequences)))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) >= 300
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:
@@ -115,15 +137,34 @@ def test_a_shard_of_another_size_is_refused(own_dataset_dir: Path, change) -> No
         open_dataset(shard_prefix(own_dataset_dir))
 
 
-def test_a_changed_shard_of_the_same_size_is_refused(own_dataset_dir: Path) -> None:
+@pytest.mark.parametrize("when", ["before it was ever read", "afterwards, with an old date"])
+def test_a_changed_shard_of_the_same_size_is_refused(own_dataset_dir: Path, when: str) -> None:
+    for file in own_dataset_dir.glob("packing_*"):
+        file.unlink()
     path = bin_path(shard_prefix(own_dataset_dir))
     content = bytearray(path.read_bytes())
     content[100] ^= 1
+    if when != "before it was ever read":
+        open_dataset(own_dataset_dir)
     path.write_bytes(content)
+    if when != "before it was ever read":
+        os.utime(path, (1, 1))
     with pytest.raises(UserError, match="SHA-256 differs"):
         open_dataset(own_dataset_dir)
     with pytest.raises(UserError, match="SHA-256 differs"):
         verify_shard(own_dataset_dir, load_manifest(own_dataset_dir).shards[0])
+
+
+def test_a_copied_dataset_is_read_once_and_then_trusted(own_dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in own_dataset_dir.glob("packing_*"):
+        file.unlink()
+    for file in own_dataset_dir.glob("*.bin"):
+        file.touch()
+    verified = []
+    monkeypatch.setattr("data_pipeline.stored.verify_shard", lambda directory, shard: verified.append(shard.name))
+    for _ in range(2):
+        open_dataset(own_dataset_dir)
+    assert sorted(verified) == sorted(shard.name for shard in load_manifest(own_dataset_dir).shards)
 
 
 def test_an_empty_token_file_is_refused(own_dataset_dir: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from conf.schema import SourceConfig
 from data_pipeline.batch import Batch
-from data_pipeline.blend import Blend, compute_slots
+from data_pipeline.blend import Blend, build_blend
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
 from data_pipeline.loader import BatchLoader
@@ -19,7 +19,7 @@ def open_blend(path: Path) -> Blend:
     """Two sources that are the same data, so that both the blend and the order within a source matter."""
     configs = {name: SourceConfig(path=str(path), weight=weight) for name, weight in (("a", 3.0), ("b", 1.0))}
     sources = {name: TokenDataset(path, SequenceForm(32, 8, 8), seed) for seed, name in enumerate(configs)}
-    return Blend(sources, compute_slots(configs), seed=3)
+    return build_blend(sources, configs, seed=3)
 
 
 def step_samples(blend: Blend, samples_seen: int, micro: int, dp_size: int) -> list[int]:
@@ -53,7 +53,6 @@ def test_a_later_step_is_built_without_the_ones_before(dataset_dir: Path, prefet
         resumed = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 1, 2)
         assert same(resumed.microbatches(step * GLOBAL), everything[step])
     assert same(walker.microbatches(2 * GLOBAL), everything[2]), "going back is no error either"
-    walker.close()
 
 
 def test_prefetching_reads_ahead_and_keeps_no_more_than_asked(dataset_dir: Path) -> None:
@@ -61,7 +60,13 @@ def test_prefetching_reads_ahead_and_keeps_no_more_than_asked(dataset_dir: Path)
     for step in range(6):
         loader.microbatches(step * GLOBAL)
         assert sorted(loader._ahead) == [(step + 1) * GLOBAL, (step + 2) * GLOBAL]
-    loader.close()
+
+
+def test_nothing_is_read_ahead_of_the_end(dataset_dir: Path) -> None:
+    loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps=2, num_samples=3 * GLOBAL)
+    for step, ahead in enumerate(([1, 2], [2], [])):
+        loader.microbatches(step * GLOBAL)
+        assert sorted(loader._ahead) == [later * GLOBAL for later in ahead]
 
 
 def test_what_fails_ahead_fails_when_it_is_asked_for(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,4 +77,3 @@ def test_what_fails_ahead_fails_when_it_is_asked_for(dataset_dir: Path, monkeypa
     loader.microbatches(GLOBAL)
     with pytest.raises(ZeroDivisionError):
         loader.microbatches(2 * GLOBAL)
-    loader.close()

@@ -1,4 +1,4 @@
-"""Every layout trains the same model: losses of AR and joint stage against one process, and the noise bit for bit."""
+"""Every layout trains the same model: losses of every stage against one process, and the noise bit for bit."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 
-STAGES = ("ar", "joint")
+STAGES = ("ar", "joint", "sft")
 STEPS = 10
 LAYOUTS = {
     "tp2": (2, ["parallel=tp2"]),
@@ -39,7 +39,8 @@ SINGLE = {
 def job(data: ToyData, root: Path, name: str, stage: str, overrides: list[str]) -> list[str]:
     """Overrides of one run under root/name_stage."""
     where = [f"run.root={root}", f"run.name={name}_{stage}", f"stage={stage}"]
-    return [*data.overrides(), *where, tokens_of(STEPS), *overrides]
+    chats = stage == "sft"
+    return [*data.overrides(chats), *where, tokens_of(STEPS, chats), *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +91,10 @@ def test_a_layout_trains_like_one_process(runs: Path, toy_data: ToyData, name: s
     train_many(num_ranks, [job(toy_data, tmp_path, name, stage, overrides) for stage in STAGES], tmp_path)
     for stage in STAGES:
         assert_same_curve(runs / f"single_{stage}", tmp_path / f"{name}_{stage}")
-    noise = load_noise(tmp_path / f"{name}_joint")
-    assert noise == load_noise(runs / "single_joint")
-    assert len(noise) == STEPS * 8 + 6
+    for stage in ("joint", "sft"):
+        noise = load_noise(tmp_path / f"{name}_{stage}")
+        assert noise == load_noise(runs / f"single_{stage}")
+        assert len(noise) == STEPS * 8 + 6
 
 
 def test_training_lowers_both_losses(runs: Path) -> None:

@@ -70,7 +70,7 @@ def test_what_may_not_change_is_named(toy_data: ToyData, used_folder: Path, chan
 
 def test_changed_data_continues_only_when_allowed(toy_data: ToyData, used_folder: Path) -> None:
     other = dataclasses.replace(toy_data, train=toy_data.heldout)
-    with pytest.raises(UserError, match="sha256"):
+    with pytest.raises(UserError, match="sources: "):
         start(compose(other, used_folder))
     assert start(compose(other, used_folder, "resume.allow_data_change=true")).state.step == 5
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.blend import Blend, compute_slots
+from data_pipeline.blend import build_blend
 from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
@@ -60,7 +60,7 @@ def measure_throughput(path: Path, kind: str) -> float:
     """Tokens (rows) per second of building batches, median over steps."""
     length, block_size = SHAPES[kind]
     dataset = TokenDataset(path, SequenceForm(length, block_size, block_size), seed=1)
-    blend = Blend({kind: dataset}, compute_slots({kind: SourceConfig(path=str(path))}), seed=1)
+    blend = build_blend({kind: dataset}, {kind: SourceConfig(path=str(path))}, seed=1)
     loader = BatchLoader(blend, SEQUENCES_PER_STEP, SEQUENCES_PER_STEP, 0, 1)
     seconds = []
     for step in range(NUM_STEPS):

@@ -48,7 +48,7 @@ def test_the_weighted_rows_sum_to_the_loss(normalization: LossNormalization, doc
 
 def test_no_ar_target_crosses_a_document() -> None:
     item = build_ar_input(make_batch([0], length=64, document_length=16))
-    assert item.counts == StepCounts(clean=4 * 15, maskable=64, rows=64, pairs=4 * 16 * 17 // 2)
+    assert item.counts == StepCounts(clean=4 * 15, maskable=64, text=64, rows=64, pairs=4 * 16 * 17 // 2)
     assert not set(item.selection.rows.tolist()) & {15, 31, 47, 63}
 
 
@@ -90,5 +90,6 @@ def test_completions_are_scored_by_the_diffusion_objective_alone(completion_loss
     allowed = batch.loss_mask[0] if completion_loss else batch.loss_mask[0] & ~batch.completion[0]
     assert torch.equal(scored, noisy.masked[0] & allowed)
     assert item.counts.clean == 20 + 18 + 10
-    assert item.counts.completion == 12 + 14 + 6
+    assert (item.counts.text, item.counts.context) == (20 + 18 + 10, 5 + 3 + 7)
+    assert (item.counts.completion, item.counts.filler) == (12 + 14 + 6, 11 + 13 + 9)
     assert item.counts.maskable == int(allowed.sum())
