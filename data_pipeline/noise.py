@@ -68,4 +68,4 @@ def _find_documents(document_ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]
     rows = np.flatnonzero(document_ids >= 0)
     documents = document_ids[rows]
     starts = np.flatnonzero(np.diff(documents, prepend=-1))
-    yield from zip(documents[starts].tolist(), np.split(rows, starts[1:]), strict=True)
+    yield from zip(documents[starts].tolist(), np.split(rows, starts)[1:], strict=True)

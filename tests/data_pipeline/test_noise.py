@@ -90,3 +90,10 @@ def test_levels_are_uniform_and_tokens_are_masked_with_their_probability() -> No
     assert abs(levels.mean() - 0.5) < 4 / math.sqrt(12 * 400)
     share = noisy.masked.float().mean(1)
     assert ((share - levels).abs() < 5 * (levels * (1 - levels) / 512).sqrt() + 1e-6).float().mean() > 0.99
+
+
+def test_a_sequence_of_filler_alone_has_no_noise() -> None:
+    batch = make_batch([0, 1])
+    batch.document_ids[1] = -1
+    masked = add_noise(batch, SOURCE, MASK).masked
+    assert masked[0].any() and not masked[1].any()
