@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from conf.errors import UserError
 
@@ -22,6 +23,11 @@ def partial_path(path: Path | str) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
+def own_partial_path(path: Path) -> Path:
+    """partial_path of this process alone, so that two writers of the same file do not share it."""
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
     """Write `data` to `path`, replacing a former file. Parent directories are created.
 
@@ -29,11 +35,17 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of the same file from sharing a temporary.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that becomes `path` when the block succeeds; see atomic_write_bytes."""
+    temporary = own_partial_path(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -1,19 +1,18 @@
 """Opening megatron-core's indexed datasets so that a broken one is named before anything reads it."""
 
-import struct
 from pathlib import Path
 
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from conf.errors import UserError
+from data_pipeline.index_format import (
+    BYTES_PER_BOUNDARY,
+    BYTES_PER_SEQUENCE,
+    INDEX_HEADER,
+    INDEX_MAGIC,
+    INDEX_VERSION,
+)
 from data_pipeline.manifest import bin_path, index_path
-
-# megatron-core's layout: magic, version (u64), dtype code (u8), sequences (u64), document boundaries (u64), then per
-# sequence a length (i32) and an offset (i64), and per boundary an i64.
-INDEX_MAGIC = b"MMIDIDX\x00\x00"
-INDEX_HEADER = struct.Struct("<9sQBQQ")
-BYTES_PER_SEQUENCE = 12
-BYTES_PER_BOUNDARY = 8
 
 
 def open_indexed_dataset(prefix: Path | str) -> IndexedDataset:
@@ -37,7 +36,7 @@ def _check_index(path: Path) -> None:
     if len(header) == INDEX_HEADER.size:
         magic, version, dtype_code, sequences, boundaries = INDEX_HEADER.unpack(header)
         needed = INDEX_HEADER.size + BYTES_PER_SEQUENCE * sequences + BYTES_PER_BOUNDARY * boundaries
-        known = magic == INDEX_MAGIC and version == 1 and dtype_code in {dtype.value for dtype in DType}
+        known = magic == INDEX_MAGIC and version == INDEX_VERSION and dtype_code in {dtype.value for dtype in DType}
         if known and path.stat().st_size >= needed:
             return
     raise UserError(f"{path} is not a complete megatron-core index: tokenise the data again.")

@@ -129,17 +129,6 @@ def save_manifest(directory: Path | str, manifest: DatasetManifest) -> None:
     atomic_write_text(manifest_path(directory), json.dumps(totals | asdict(manifest), indent=2) + "\n")
 
 
-def load_shard_manifest(prefix: Path | str) -> ShardManifest | None:
-    """The manifest of a complete shard, or None where there is none. Raises UserError when it cannot be read."""
-    path = shard_manifest_path(prefix)
-    if not path.exists():
-        return None
-    try:
-        return _read(ShardManifest, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} is not a shard manifest ({error!r}): delete it and prepare the data again.") from error
-
-
 def load_manifest(directory: Path | str) -> DatasetManifest:
     """The manifest of the dataset in `directory`.
 
@@ -155,7 +144,9 @@ def load_manifest(directory: Path | str) -> DatasetManifest:
         shards = tuple(_read(ShardManifest, shard) for shard in values["shards"])
         return _read(DatasetManifest, values | {"shards": shards})
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} is not a dataset manifest ({error!r}): prepare the data again.") from error
+        raise UserError(
+            f"{path} is not a dataset manifest ({error!r}): delete {directory} and prepare again."
+        ) from error
 
 
 def _read[T](kind: type[T], values: dict[str, Any]) -> T:

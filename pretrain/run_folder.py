@@ -1,7 +1,6 @@
 """The record a run keeps of itself: its resolved configuration, one file per start."""
 
 import dataclasses
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import yaml
 
 from conf.atomic import atomic_write_text
 from conf.errors import UserError
+from conf.lock import try_lock
 from conf.schema import RunConfig
 from pretrain.start import StartPoint
 
@@ -44,14 +44,12 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(file):
             file.seek(0)
             raise UserError(
                 f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
                 "run.name."
-            ) from None
+            )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
         file.flush()

@@ -123,8 +123,9 @@ def test_the_data_example_runs(toy_data: ToyData, tmp_path: Path) -> None:
     for command in (["-m", "data_pipeline.prepare", f"data={given['CONFIG']}", *given["ARGS"].split()], inspect[1:]):
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True, timeout=120)
-    assert load_manifest(tmp_path / "tokens" / "train").documents == 2498
-    assert load_manifest(tmp_path / "tokens" / "heldout").documents == 2
+    heldout = load_manifest(tmp_path / "tokens" / "heldout").documents
+    assert heldout >= 1
+    assert load_manifest(tmp_path / "tokens" / "train").documents + heldout == 2500
 
 
 def test_the_blend_example_composes(tmp_path: Path) -> None:

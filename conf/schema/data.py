@@ -15,7 +15,10 @@ class DocumentKind(Enum):
 
 
 class Split(Enum):
-    """Rows prepare takes of an input. all; heldout: every `data.prepare.heldout_every`-th row; train: the others."""
+    """Rows prepare takes of an input. all; heldout: about one in `data.prepare.heldout_every`; train: the others.
+
+    The hash of a row's content decides (of the line in .jsonl, of the column's content elsewhere).
+    """
 
     all = "all"
     train = "train"
@@ -74,7 +77,7 @@ class PrepareConfig:
 
     workers: processes; 0 means one per core.
     shard_bytes: of input text per shard; a shard is what an interrupted run may have to do again.
-    heldout_every: distance of the rows that `input.rows: heldout` takes and `train` leaves.
+    heldout_every: `input.rows: heldout` takes about one row in so many, chosen by its hash; `train` takes the others.
     max_skipped_share: of a source's rows, 0..1; more unusable rows than this are an error.
     chat_template: of chats: null is the tokenizer's own, `chatml` the one of the model family, else a jinja file.
     """

@@ -1,10 +1,10 @@
 """From the records of all shards to what a finished dataset says of itself."""
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,15 +12,19 @@ from typing import Any
 
 import orjson
 
-from conf.atomic import partial_path
-from data_pipeline.manifest import ShardManifest, save_shard_manifest
+from conf.atomic import PARTIAL_SUFFIX, atomic_file
+from conf.errors import UserError
+from data_pipeline.manifest import MANIFEST_NAME, ShardManifest, save_shard_manifest
+from data_pipeline.prepare.identity import PLAN_NAME
 from data_pipeline.prepare.plan import Part
-from data_pipeline.prepare.readers import count_lines
-from data_pipeline.prepare.shards import NUM_EXAMPLES, WORK_FOLDER, ShardRecord, load_records, skipped_path
+from data_pipeline.prepare.shards import WORK_FOLDER, ShardRecord, load_records, skipped_path
 from data_pipeline.prepare.writer import writing
 
 SKIPPED_NAME = "skipped.jsonl"
+NUM_EXAMPLES = 5
 LINE_READERS = ("jsonl", "stream")
+# Temporary names of what prepare writes; others, such as trainings, may be writing to the folder.
+LEFTOVERS = [f".{name}.*{PARTIAL_SUFFIX}" for name in ("shard_*", PLAN_NAME, MANIFEST_NAME, SKIPPED_NAME)]
 
 
 @dataclass(frozen=True)
@@ -60,36 +64,31 @@ def write_skipped(directory: Path, shards: list[FinishedShard]) -> Path | None:
     path = directory / SKIPPED_NAME
     if not any(shard.record.skipped for shard in shards):
         return None
-    temporary = partial_path(path)
-    with writing(temporary):
-        with open(temporary, "wb") as file:
-            file.writelines(orjson.dumps(row) + b"\n" for row in _skipped_rows(directory, shards))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with writing(path), atomic_file(path) as file:
+        file.writelines(orjson.dumps(row) + b"\n" for row in _skipped_rows(directory, shards))
     return path
 
 
-def first_skipped(path: Path) -> list[str]:
-    """`file:line: reason` of the first rows of skipped.jsonl."""
+def refuse_skipped(skipped: int, rows: int, max_share: float, path: Path) -> None:
+    """Raises UserError if more than `max_share` of the rows were left out. path: of the list of them."""
+    if skipped <= max_share * rows:
+        return
     with open(path, encoding="utf-8") as file:
-        return [_describe(json.loads(line)) for line in islice(file, NUM_EXAMPLES)]
-
-
-def locate_row(part: Part, row: int, reason: str) -> str:
-    """`file:line: reason` of a row of a part; reads what lies before it in the file, so for errors only."""
-    if part.reader not in LINE_READERS:
-        return f"{part.path}, row {(part.first_row or 0) + row}: {reason}"
-    before = count_lines(part.path, 0, part.start) if part.first_row is None else part.first_row
-    return f"{part.path}:{before + row + 1}: {reason}"
+        lines = "".join(f"\n  {_describe(json.loads(line))}" for line in islice(file, NUM_EXAMPLES))
+    raise UserError(
+        f"{skipped} of {rows} rows are unusable, more than data.prepare.max_skipped_share={max_share:g}: mend the "
+        f"input, or raise the share to leave them out. All are in {path}. The first:{lines}"
+    )
 
 
 def remove_leftovers(directory: Path, keep_records: bool) -> None:
     """Delete what runs that were killed left under temporary names, and the records unless they are still needed."""
     if not keep_records:
         shutil.rmtree(directory / WORK_FOLDER, ignore_errors=True)
-    for path in [*directory.glob(".*.partial"), *directory.glob("*.partial"), *directory.glob(f"{WORK_FOLDER}/.*")]:
-        path.unlink(missing_ok=True)
+    for pattern in [*LEFTOVERS, f"{WORK_FOLDER}/.*"]:
+        for path in directory.glob(pattern):
+            with suppress(OSError):  # a finished dataset may be on a disk that cannot be written
+                path.unlink()
 
 
 def _manifest(shard: FinishedShard) -> ShardManifest:

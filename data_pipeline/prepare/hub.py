@@ -1,11 +1,13 @@
 """Rows of a dataset of the Hugging Face hub (or a folder that `datasets` can load), as they stream."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from datasets import IterableDataset, load_dataset_builder
 
 from conf.errors import UserError
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
 
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
+# Classes of errors of a connection, or their bases, in the libraries that `datasets` reads the hub with.
+TRANSIENT = {"ConnectionError", "TimeoutError", "TransportError", "HTTPError", "ClientError"}
+NUM_RETRIES = 4
+RETRY_SECONDS = 1.0  # before the first retry; twice as long before each further one
 
 
 def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
@@ -26,11 +32,12 @@ def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
     cannot be loaded or has no such column.
     """
     options = {name: getattr(input_, name) for name in ("dataset", "subset", "split", "revision")}
-    dataset, files = _open(options)
+    what = f"the dataset {input_.dataset} (subset {input_.subset}, revision {input_.revision})"
+    dataset, files = _patiently(what, lambda: _open(**options))
     commits = {match for file in files for match in COMMIT.findall(file)}
     if len(commits) == 1:
         options["revision"] = commits.pop()
-    columns = dataset.column_names or list(next(iter(dataset), {}))
+    columns = dataset.column_names or _patiently(what, lambda: list(next(iter(dataset), {})))
     if column not in columns:
         raise UserError(
             f"the dataset {input_.dataset} has no column {column!r} but {', '.join(columns) or 'none'}: "
@@ -56,16 +63,50 @@ def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
 
 def read_hub(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
     """Rows of one shard from row `skip` on."""
-    dataset, _ = _open(part.options)
-    # A column that later files lack must be seen as such, so the rows are whole.
-    shard = dataset.shard(num_shards=part.end, index=part.start)
-    rows = iter(shard.skip(skip) if skip else shard)
     end = skip
-    for group in _bounded(rows, wanted):
-        numbers = [end + i for i in range(len(group)) if wanted.selection.takes(end + i)]
+    for group in _bounded(_rows(part, skip), wanted):
+        numbers = [number for number, (value, _) in enumerate(group, end) if wanted.selection.takes_value(value)]
         values = [group[number - end][0] for number in numbers]
         end += len(group)
         yield RowBatch(numbers, values, end, sum(size for _, size in group), 0)
+
+
+def _rows(part: "Part", skip: int) -> Iterator[dict]:
+    """Rows of a shard from `skip` on; where the connection fails it is opened again at the row that was next."""
+    row, failures = skip, 0
+    while True:
+        try:
+            dataset, _ = _open_once(**part.options)
+            # A column that later files lack must be seen as such, so the rows are whole.
+            shard = dataset.shard(num_shards=part.end, index=part.start)
+            for content in shard.skip(row) if row else shard:
+                yield content
+                row, failures = row + 1, 0
+            return
+        except Exception as error:
+            _wait_or_raise(f"{part.path}, row {row}", error, failures)
+            failures += 1
+
+
+def _patiently[T](what: str, action: Callable[[], T]) -> T:
+    """Result of `action`, which is tried again while the connection fails."""
+    for failures in count():
+        try:
+            return action()
+        except Exception as error:
+            _wait_or_raise(what, error, failures)
+    raise AssertionError
+
+
+def _wait_or_raise(what: str, error: Exception, failures: int) -> None:
+    """Sleep if it makes sense to try again after `error` and `failures` others, else raise UserError."""
+    if isinstance(error, UserError):
+        raise error
+    is_transient = any(kind.__name__ in TRANSIENT for kind in type(error).__mro__)
+    if not is_transient or failures == NUM_RETRIES:
+        advice = "; the same command continues" if is_transient else ""
+        raise UserError(f"{what} cannot be loaded: {type(error).__name__}: {error}{advice}") from error
+    time.sleep(RETRY_SECONDS * 2**failures)
 
 
 def _bounded(rows: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, int]]]:
@@ -74,7 +115,7 @@ def _bounded(rows: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, i
     total = 0
     for row in rows:
         value = row.get(wanted.column)
-        size = len(value) if isinstance(value, str) else len(orjson.dumps(value, default=str))
+        size = len(value) if isinstance(value, str) else len(repr(value))
         group.append((value, size))
         total += size
         if total >= wanted.batch_bytes or len(group) == LARGEST_BATCH_ROWS:
@@ -93,19 +134,15 @@ def _identify(name: str) -> dict[str, Any]:
     return {"name": name, "bytes": size, "sample_sha256": sample_sha256(path, size)}
 
 
-def _open(options: dict[str, Any]) -> tuple[IterableDataset, list[str]]:
+def _open(dataset: str, subset: str | None, split: str, revision: str | None) -> tuple[IterableDataset, list[str]]:
     """The dataset as a stream, and its files where the builder names them."""
-    name, split = options["dataset"], options["split"]
-    try:
-        builder = load_dataset_builder(name, options["subset"], revision=options["revision"])
-        streams: Any = builder.as_streaming_dataset()
-        if split not in streams:
-            raise UserError(f"the dataset {name} has no split {split!r} but {', '.join(streams)}: set input.split")
-        data_files = builder.config.data_files or {}
-        return streams[split], [str(file) for file in data_files.get(split, [])]
-    except UserError:
-        raise
-    except Exception as error:  # the library and its file systems raise many kinds
-        raise UserError(
-            f"the dataset {name} (subset {options['subset']}, revision {options['revision']}) cannot be loaded: {error}"
-        ) from error
+    builder = load_dataset_builder(dataset, subset, revision=revision)
+    streams: Any = builder.as_streaming_dataset()
+    if split not in streams:
+        raise UserError(f"the dataset {dataset} has no split {split!r} but {', '.join(streams)}: set input.split")
+    data_files = builder.config.data_files or {}
+    return streams[split], [str(file) for file in data_files.get(split, [])]
+
+
+# Of a worker, whose parts are all of one dataset: listing the files of a large one takes long.
+_open_once = lru_cache(maxsize=1)(_open)

@@ -1,16 +1,17 @@
 """What a dataset was or is being made of, kept as plan.json from the start, so that nothing is mixed or done twice."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.json_file import read_json_object
+from conf.lock import try_lock
+from data_pipeline.manifest import manifest_path
 
 PLAN_NAME = "plan.json"
 LOCK_NAME = ".lock"
@@ -20,19 +21,23 @@ LOCK_NAME = ".lock"
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold `directory` (made if it is not there) for this process; the system lets go of it however the process ends.
 
+    A finished dataset that cannot be written to is not held: nothing will be.
     Raises UserError if another live process holds it, or it cannot be written.
     """
+    with _open_lock(directory) as file:
+        if file and not try_lock(file):
+            raise UserError(f"{directory} is being written by another run of prepare: wait for it or stop it")
+        yield
+
+
+def _open_lock(directory: Path) -> AbstractContextManager[IO | None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / LOCK_NAME).open("a", encoding="utf-8")
+        return open(directory / LOCK_NAME, "a", encoding="utf-8")
     except OSError as error:
+        if manifest_path(directory).is_file():
+            return nullcontext()
         raise UserError(f"{directory} cannot be written: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{directory} is being written by another run of prepare: wait for it or stop it") from None
-        yield
 
 
 def begin(directory: Path, identity: dict[str, Any]) -> None:

@@ -37,7 +37,10 @@ class InputFile:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether `path` is a folder that `datasets` wrote with save_to_disk."""
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if (path / "dataset_dict.json").is_file():
+        return True
+    # A folder of .jsonl may happen to contain a state.json.
+    return all((path / name).is_file() for name in ("state.json", "dataset_info.json")) and any(path.glob("*.arrow"))
 
 
 def list_input_files(files: str) -> list[InputFile]:

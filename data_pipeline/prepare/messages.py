@@ -1,16 +1,8 @@
 """What the parent and its workers send each other, besides shards.Job and shards.Advance."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from data_pipeline.prepare.plan import Part
-
-
-@dataclass(frozen=True)
-class CountTask:
-    """Count the lines of a part."""
-
-    part: Part
 
 
 @dataclass(frozen=True)
@@ -18,16 +10,13 @@ class TokenizeTask:
     """Tokenise a part from shard `piece` and row `skip` on; see shards.tokenize_part."""
 
     part: Part
-    first_row: int
     piece: int
     skip: int
 
 
 @dataclass(frozen=True)
 class Done:
-    """A task's result: the number of lines, or None."""
-
-    value: Any
+    """A task is done."""
 
 
 @dataclass(frozen=True)

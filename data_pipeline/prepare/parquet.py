@@ -30,7 +30,6 @@ def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
 
 def read_row_groups(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
     """Rows of row groups [part.start, part.end)."""
-    assert part.first_row is not None
     end = 0
     with _open(Path(part.path)) as file:
         groups = list(range(part.start, part.end))
@@ -40,7 +39,7 @@ def read_row_groups(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
         try:
             for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[wanted.column]):
                 values = column_values(batch.column(0))
-                yield build_batch(values, end, part.first_row, wanted.selection, bytes_per_row)
+                yield build_batch(values, end, wanted.selection, bytes_per_row)
                 end += len(values)
         except pa.ArrowException as error:
             raise _damaged(Path(part.path), error) from error
@@ -54,9 +53,9 @@ def column_values(array: Any) -> list[Any]:
         return [_value(scalar) for scalar in array]
 
 
-def build_batch(values: list[Any], start: int, first_row: int, selection: Selection, bytes_per_row: int) -> RowBatch:
+def build_batch(values: list[Any], start: int, selection: Selection, bytes_per_row: int) -> RowBatch:
     """Batch of the rows of a part that begin with number `start`."""
-    taken = [i for i in range(len(values)) if selection.takes(first_row + start + i)]
+    taken = [i for i, value in enumerate(values) if selection.takes_value(value)]
     size = len(values) * bytes_per_row
     return RowBatch([start + i for i in taken], [values[i] for i in taken], start + len(values), size, size)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.prepare.inputs import InputFile, is_saved_dataset, list_input_files
-from data_pipeline.prepare.readers import check_first_line
+from data_pipeline.prepare.readers import check_first_line, skip_line
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def cut_lines(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, in
         while start < size:
             end = min(start + shard_bytes, size)
             file.seek(end - 1)
-            file.readline()  # the rest of the line that the byte before `end` is on
+            skip_line(file)  # the rest of the one that the byte before `end` is on
             end = min(file.tell(), size)
             yield start, end
             start = end

@@ -7,15 +7,14 @@ and would wait forever for a worker that was killed.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
 
 from conf.errors import UserError
-from data_pipeline.prepare.messages import Done, Failed
+from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
 from data_pipeline.prepare.shards import Advance, Job
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,18 +56,17 @@ class WorkerPool:
             process.kill()
             process.wait()
 
-    def run(self, tasks: Sequence[Any], on_advance: Callable[[Advance], None] = lambda advance: None) -> list[Any]:
-        """Results of the tasks, in their order; they are begun in that order too.
+    def run(self, tasks: Sequence[TokenizeTask], on_advance: Callable[[Advance], None]) -> None:
+        """Do the tasks; they are begun in their order.
 
         on_advance: is called with every report of a worker; what it raises ends the run.
         Raises UserError of the first task that fails, or if a worker dies.
         """
-        results: list[Any] = [None] * len(tasks)
-        waiting = iter(range(len(tasks)))
-        running: dict[Connection, int] = {}
+        waiting = iter(tasks)
+        running: set[Connection] = set()
         self._start(min(self._num_workers, len(tasks)))
         for connection in self._workers:
-            self._give(connection, tasks, waiting, running)
+            self._give(connection, waiting, running)
         while running:
             for connection in wait(list(running)):
                 assert isinstance(connection, Connection)
@@ -76,18 +74,17 @@ class WorkerPool:
                 if isinstance(message, Advance):
                     on_advance(message)
                     continue
-                results[running.pop(connection)] = message.value
-                self._give(connection, tasks, waiting, running)
-        return results
+                running.remove(connection)
+                self._give(connection, waiting, running)
 
-    def _give(self, connection: Connection, tasks: Sequence[Any], waiting: Any, running: dict) -> None:
+    def _give(self, connection: Connection, waiting: Iterator[TokenizeTask], running: set[Connection]) -> None:
         """The next task, if there is one."""
-        for number in waiting:
+        for task in waiting:
             try:
-                connection.send(tasks[number])
+                connection.send(task)
             except OSError:
                 raise self._death(connection) from None
-            running[connection] = number
+            running.add(connection)
             return
 
     def _receive(self, connection: Connection) -> Advance | Done:

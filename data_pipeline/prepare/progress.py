@@ -11,17 +11,17 @@ LINE_SECONDS = 10.0
 
 
 class SourceProgress:
-    """Bytes read of `total` (0: unknown) and tokens made, on standard error. A context manager."""
+    """Bytes read of `total` (0: unknown) and tokens made, rows left out, on standard error. A context manager."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done = name, total, done
-        self.tokens = 0
+        self.tokens = self._skipped = 0
         self._begin = self._printed = time.monotonic()
         self._begun_with = done
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bar = _build_bar(self._console) if self._console.is_terminal else None
         if self._bar:
-            self._task = self._bar.add_task(f"prepare {name}", total=total or None, completed=done, rate=0.0)
+            self._task = self._bar.add_task(self._title(), total=total or None, completed=done, rate=0.0)
 
     def __enter__(self) -> "SourceProgress":
         if self._bar:
@@ -37,15 +37,20 @@ class SourceProgress:
         """Since the beginning."""
         return time.monotonic() - self._begin
 
-    def advance(self, read: int, tokens: int) -> None:
-        """`read` more bytes, `tokens` more tokens."""
+    def advance(self, read: int, tokens: int, skipped: int) -> None:
+        """`read` more bytes, `tokens` more tokens, `skipped` more rows left out."""
         self._done += read
         self.tokens += tokens
+        self._skipped += skipped
         if self._bar:
-            self._bar.update(self._task, completed=self._done, rate=self.tokens / max(self.seconds, 1e-9))
+            rate = self.tokens / max(self.seconds, 1e-9)
+            self._bar.update(self._task, completed=self._done, rate=rate, description=self._title())
         elif time.monotonic() - self._printed >= LINE_SECONDS:
             self._printed = time.monotonic()
             self._console.print(self._line(), markup=False)
+
+    def _title(self) -> str:
+        return f"prepare {self._name}" + (f" ({self._skipped:,} rows skipped)" if self._skipped else "")
 
     def _line(self) -> str:
         rate = self.tokens / self.seconds
@@ -54,7 +59,7 @@ class SourceProgress:
             read += f" of {self._total / 1e6:,.0f} MB"
             per_second = max(self._done - self._begun_with, 1) / self.seconds
             read += f", {max(self._total - self._done, 0) / per_second:,.0f} s left"
-        return f"prepare {self._name}: {read}, {rate:,.0f} tokens/s"
+        return f"{self._title()}: {read}, {rate:,.0f} tokens/s"
 
 
 class _RateColumn(TextColumn):

@@ -5,11 +5,13 @@ no row.
 """
 
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +24,10 @@ from data_pipeline.prepare.encoders import Skip
 if TYPE_CHECKING:
     from data_pipeline.prepare.plan import Part
 
-COUNT_PIECE_BYTES = 1 << 22
 READ_PIECE_BYTES = 1 << 18
 COMPRESSED_PIECE_BYTES = 1 << 14  # what is decompressed at once; small, because it may expand a lot
+LARGEST_LINE_BYTES = 1 << 28  # a document of this size is a mistake, and would be held in memory
+LARGEST_WINDOW_BYTES = 1 << 31  # of zstandard: what `zstd --ultra --long=31` writes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BROKEN_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
@@ -40,14 +43,25 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows to take. rows: all, heldout (every `every`-th) or train (the others); see conf.schema.Split."""
+    """Rows to take. rows: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
+
+    The hash of a row's content decides: so neither the name of its file nor the rows before it matter, and copies of a
+    document are not on both sides.
+    """
 
     rows: str
     every: int
 
-    def takes(self, number: int) -> bool:
-        """Whether the row with this number in its input is taken."""
-        return self.rows == "all" or (number % self.every == self.every - 1) == (self.rows == "heldout")
+    def takes(self, content: bytes) -> bool:
+        """Whether the row with this content is taken."""
+        if self.rows == "all":
+            return True
+        number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+        return (number % self.every == 0) == (self.rows == "heldout")
+
+    def takes_value(self, value: object) -> bool:
+        """`takes` where a row is known by its column's content alone."""
+        return self.rows == "all" or self.takes(repr(value).encode())
 
 
 @dataclass
@@ -65,18 +79,18 @@ class RowBatch:
     progress: int
 
 
-def read_rows(part: "Part", wanted: Wanted, first_row: int, skip: int) -> Iterator[RowBatch]:
-    """Batches of the rows of `part` from number `skip` on. first_row: the part's first row in its input.
+def read_rows(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
+    """Batches of the rows of `part` from number `skip` on.
 
     Raises UserError naming the input if it cannot be read or is not what its name says.
     """
     with reading(part.path):
-        yield from _read(part, wanted, first_row, skip)
+        yield from _read(part, wanted, skip)
 
 
-def _read(part: "Part", wanted: Wanted, first_row: int, skip: int) -> Iterator[RowBatch]:
+def _read(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
     if part.reader == "jsonl":
-        return _read_range(part, wanted, first_row)
+        return _read_range(part, wanted)
     if part.reader == "stream":
         return _read_stream(part, wanted, skip)
     if part.reader == "parquet":
@@ -119,7 +133,7 @@ def check_first_line(path: Path, column: str) -> None:
     with reading(path):
         file, raw = open_lines(path)
         with raw, file:
-            first = next((line for line in file if not line.isspace()), b"")
+            first = next((line for line in iter(partial(_read_line, file), b"") if not line.isspace()), b"")
     try:
         row = orjson.loads(first.removeprefix(BYTE_ORDER_MARK))
     except orjson.JSONDecodeError:
@@ -128,19 +142,10 @@ def check_first_line(path: Path, column: str) -> None:
         raise UserError(f"{path} has no column {column!r} but {', '.join(row) or 'none'}: set input.column")
 
 
-def count_lines(path: str, start: int, end: int) -> int:
-    """Line ends in bytes [start, end) of a file. Raises UserError if it cannot be read."""
-    count = 0
-    with reading(path), open(path, "rb") as file:
-        file.seek(start)
-        while start < end and (piece := file.read(min(COUNT_PIECE_BYTES, end - start))):
-            count += piece.count(b"\n")
-            start += len(piece)
-    return count
-
-
 def parse_line(line: bytes, column: str) -> Any:
     """Content of `column` in one line of JSON, or why there is none."""
+    if len(line) > LARGEST_LINE_BYTES:
+        return Skip("line too long", f"more than {LARGEST_LINE_BYTES} bytes")
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -160,30 +165,47 @@ def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
     return Skip("broken JSON", f"{error.msg}, character {error.pos + 1}")
 
 
-def _read_range(part: "Part", wanted: Wanted, first_row: int) -> Iterator[RowBatch]:
+def skip_line(file: io.BufferedReader) -> None:
+    """Read to the end of the line, without holding it."""
+    while (piece := file.readline(READ_PIECE_BYTES)) and not piece.endswith(b"\n"):
+        pass
+
+
+def _read_line(file: io.BufferedReader) -> bytes:
+    """The next line; of one longer than LARGEST_LINE_BYTES a byte more than that, and the rest is passed over."""
+    line = file.readline(LARGEST_LINE_BYTES + 1)
+    if len(line) > LARGEST_LINE_BYTES and not line.endswith(b"\n"):
+        skip_line(file)
+    return line
+
+
+def _read_lines(file: io.BufferedReader, num_bytes: int) -> list[bytes]:
+    """Lines until they have `num_bytes` or one is too long."""
+    lines: list[bytes] = []
+    size = 0
+    while size < num_bytes and (line := _read_line(file)):
+        lines.append(line)
+        size += len(line)
+        if len(line) > LARGEST_LINE_BYTES:
+            break
+    return lines
+
+
+def _read_range(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
     """Lines of bytes [part.start, part.end), which begin and end at line ends."""
-    remaining, end = part.end - part.start, 0
+    position, end = part.start, 0
     with open(part.path, "rb") as file:
         file.seek(part.start)
-        while lines := _next_lines(file, remaining, wanted.batch_bytes):
-            text_bytes = sum(map(len, lines))
-            if part.start == 0 and end == 0:
+        while lines := _read_lines(file, min(wanted.batch_bytes, part.end - position)):
+            if position == 0:
                 lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
-            remaining = part.end - file.tell()
-            batch = _parse_lines(lines, wanted, end, first_row)
+            batch = _parse_lines(lines, wanted, end)
             end = batch.end
-            batch.text_bytes = batch.progress = text_bytes
+            batch.text_bytes = batch.progress = file.tell() - position
+            position = file.tell()
             yield batch
-    if remaining:
-        raise UserError(f"{part.path} became shorter while it was read: prepare it when nobody writes to it")
-
-
-def _next_lines(file: io.BufferedReader, remaining: int, batch_bytes: int) -> list[bytes]:
-    """Whole lines of about `batch_bytes`, none of them beyond the next `remaining` bytes, which end with a line."""
-    if remaining <= 1:
-        return [file.readline()] if remaining else []
-    # readlines stops after the line with which it has read more than it was told; 0 would mean everything.
-    return file.readlines(min(batch_bytes, remaining - 1))
+    if position != part.end:
+        raise UserError(f"{part.path} changed while it was read: prepare it when nobody writes to it")
 
 
 def _read_stream(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
@@ -191,24 +213,24 @@ def _read_stream(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
     file, raw = open_lines(part.path)
     with raw, file:
         for _ in range(skip):
-            file.readline()
+            skip_line(file)
         end, position = skip, raw.tell()
-        while lines := file.readlines(wanted.batch_bytes):
+        while lines := _read_lines(file, wanted.batch_bytes):
             if end == 0:
                 lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
-            batch = _parse_lines(lines, wanted, end, 0)
+            batch = _parse_lines(lines, wanted, end)
             end = batch.end
             batch.text_bytes = sum(map(len, lines))
             batch.progress, position = raw.tell() - position, raw.tell()
             yield batch
 
 
-def _parse_lines(lines: list[bytes], wanted: Wanted, start: int, first_row: int) -> RowBatch:
+def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RowBatch:
     """Batch of lines whose numbers in the part begin with `start`; sizes are left to the caller."""
     taken = [
         (number, line)
         for number, line in enumerate(lines, start)
-        if wanted.selection.takes(first_row + number) and not line.isspace()
+        if not line.isspace() and wanted.selection.takes(line.rstrip())
     ]
     values = [parse_line(line, wanted.column) for _, line in taken]
     return RowBatch([number for number, _ in taken], values, start + len(lines), 0, 0)
@@ -219,7 +241,7 @@ class ZstdFile(io.RawIOBase):
 
     def __init__(self, raw: io.BufferedReader) -> None:
         self._raw = raw
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW_BYTES)
         self._frame = None
         self._ready = memoryview(b"")
 

@@ -17,14 +17,14 @@ from data_pipeline.manifest import FORMAT_VERSION, DatasetManifest, load_manifes
 from data_pipeline.prepare import finish
 from data_pipeline.prepare.encoders import RowEncoder, build_encoder
 from data_pipeline.prepare.identity import begin, lock_directory
-from data_pipeline.prepare.messages import CountTask, TokenizeTask
+from data_pipeline.prepare.messages import TokenizeTask
 from data_pipeline.prepare.plan import Part, Plan, build_plan
 from data_pipeline.prepare.pool import WorkerPool, num_cores
 from data_pipeline.prepare.progress import SourceProgress
 from data_pipeline.prepare.readers import Selection
 from data_pipeline.prepare.shards import Job, ShardRecord, check_files, load_records
-from data_pipeline.prepare.skips import SkipLimit
 from data_pipeline.prepare.writer import choose_dtype
+from data_pipeline.shard_files import check_shard_files
 
 DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
 
@@ -173,9 +173,8 @@ class _Preparation:
     def _up_to_date(self, plan: Plan) -> SourceReport:
         finish.remove_leftovers(self._directory, keep_records=False)
         manifest = load_manifest(self._directory)
-        itemsize = np.dtype(manifest.dtype).itemsize
         for shard in manifest.shards:
-            check_files(self._directory / shard.name, shard.documents, shard.tokens, itemsize)
+            check_shard_files(self._directory, shard, manifest.dtype)
         return self._report(plan, manifest, 0.0, 0.0)
 
     def _tokenize(self, plan: Plan) -> tuple[float, int]:
@@ -185,17 +184,11 @@ class _Preparation:
         done = [record for group in records.values() for record in group]
         sizes = [part.size for part in plan.parts]
         total = sum(sizes) if all(sizes) else 0
-        limit = SkipLimit(plan.parts, total, self._data.prepare.max_skipped_share, done)
         workers = self._data.prepare.workers or num_cores()
         progress = SourceProgress(self._name, total, sum(record.progress for record in done))
         with progress, WorkerPool(self._job, workers) as pool:
-
-            def advance(step: Any) -> None:
-                progress.advance(step.progress, step.tokens)
-                limit.advance(step)
-
-            first_rows = self._first_rows(plan.parts, todo, pool)
-            pool.run([_task(part, first_rows[part.number], records[part.number]) for part in todo], advance)
+            tasks = [_task(part, records[part.number]) for part in todo]
+            pool.run(tasks, lambda step: progress.advance(step.progress, step.tokens, step.skipped))
         return progress.seconds, progress.tokens
 
     def _load_records(self, part: Part) -> list[ShardRecord]:
@@ -205,19 +198,6 @@ class _Preparation:
             check_files(self._directory / record.name, record.facts.documents, record.facts.tokens, itemsize)
         return records
 
-    def _first_rows(self, parts: list[Part], todo: list[Part], pool: WorkerPool) -> dict[int, int]:
-        """Number of every part's first row in its input. Lines are counted only where that decides what is taken."""
-        if self._job.selection.rows == "all" or all(part.first_row is not None for part in todo):
-            return {part.number: part.first_row or 0 for part in parts}
-        counted = [part for part in parts if part.reader == "jsonl"]
-        lines = dict(zip((p.number for p in counted), pool.run([CountTask(p) for p in counted]), strict=True))
-        before: Counter[str] = Counter()
-        first_rows: dict[int, int] = {}
-        for part in parts:
-            first_rows[part.number] = before[part.path] if part.first_row is None else part.first_row
-            before[part.path] += lines.get(part.number, 0)
-        return first_rows
-
     def _finish(self, plan: Plan) -> DatasetManifest:
         shards = finish.locate_shards(self._directory, plan.parts)
         skipped: Counter[str] = Counter()
@@ -225,11 +205,10 @@ class _Preparation:
             skipped.update(shard.record.skipped)
         rows = sum(shard.record.rows for shard in shards)
         path = finish.write_skipped(self._directory, shards)
-        share = self._data.prepare.max_skipped_share
-        if path and sum(skipped.values()) > share * rows:
-            raise UserError(SkipLimit.message(sum(skipped.values()), rows, share, finish.first_skipped(path), path))
+        if path:
+            finish.refuse_skipped(sum(skipped.values()), rows, self._data.prepare.max_skipped_share, path)
         if not any(shard.record.facts.documents for shard in shards):
-            raise UserError(f"{self._input.files or self._input.dataset} holds no document")
+            raise UserError(self._no_document(rows))
         inputs = {"inputs": plan.inputs, "num_rows": rows, "skipped": dict(sorted(skipped.items()))}
         manifest = DatasetManifest(
             kind=self._job.kind,
@@ -242,6 +221,15 @@ class _Preparation:
         )
         save_manifest(self._directory, manifest)
         return manifest
+
+    def _no_document(self, rows: int) -> str:
+        where, selection = self._input.files or self._input.dataset, self._job.selection
+        if rows or selection.rows != "heldout":
+            return f"{where} holds no document"
+        return (
+            f"no row of {where} was selected as held-out, which is about one in {selection.every}: lower "
+            "data.prepare.heldout_every (for the training rows too), or give more rows"
+        )
 
     def _report(self, plan: Plan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
         warnings = [f"{path} is empty" for path in plan.empty_inputs]
@@ -256,9 +244,9 @@ def _check_input(input_: InputConfig | None) -> InputConfig:
     return input_
 
 
-def _task(part: Part, first_row: int, records: list[ShardRecord]) -> TokenizeTask:
+def _task(part: Part, records: list[ShardRecord]) -> TokenizeTask:
     """What is left of a part."""
-    return TokenizeTask(part, first_row, len(records), records[-1].end_row if records else 0)
+    return TokenizeTask(part, len(records), records[-1].end_row if records else 0)
 
 
 def _plain(input_: InputConfig) -> dict[str, Any]:

@@ -51,9 +51,16 @@ def read_saved(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
     bytes_per_row = max(1, part.size // max(1, part.end - part.start))
     batch_rows = max(1, min(LARGEST_BATCH_ROWS, wanted.batch_bytes // bytes_per_row))
     for start in range(part.start, part.end, batch_rows):
-        table: Any = dataset[start : min(start + batch_rows, part.end)]
-        values = column_values(table.column(wanted.column))
-        yield build_batch(values, start - part.start, part.start, wanted.selection, bytes_per_row)
+        values = _read_values(dataset, start, min(start + batch_rows, part.end), wanted.column, part.path)
+        yield build_batch(values, start - part.start, wanted.selection, bytes_per_row)
+
+
+def _read_values(dataset: Dataset, start: int, end: int, column: str, path: str) -> list[Any]:
+    try:
+        table: Any = dataset[start:end]
+    except Exception as error:  # as _load
+        raise UserError(f"{path}, row {start}: cannot be read: {error}") from error
+    return column_values(table.column(column))
 
 
 def _load(path: Path, split: str) -> Dataset:

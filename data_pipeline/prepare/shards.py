@@ -8,7 +8,7 @@ does not know how many lines come before it. finish.py knows, when all parts are
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
@@ -21,7 +21,6 @@ from data_pipeline.prepare.readers import RowBatch, Selection, Wanted, read_rows
 from data_pipeline.prepare.writer import ShardFacts, ShardWriter, writing
 
 WORK_FOLDER = ".work"
-NUM_EXAMPLES = 5
 BATCH_BYTES = 1 << 18
 
 
@@ -64,14 +63,11 @@ class ShardRecord:
 
 @dataclass
 class Advance:
-    """What was done since the last report. examples: (row counted from the part's first, reason) of some skipped."""
+    """What was done since the last report. progress: of Part.size. skipped: rows."""
 
-    part: int
-    progress: int = 0
-    rows: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    examples: list[tuple[int, str]] = field(default_factory=list)
+    progress: int
+    tokens: int
+    skipped: int
 
 
 def shard_name(part: int, piece: int) -> str:
@@ -80,16 +76,16 @@ def shard_name(part: int, piece: int) -> str:
 
 
 def tokenize_part(
-    job: Job, part: Part, first_row: int, piece: int, skip: int, encoder: RowEncoder, report: Callable[[Advance], None]
+    job: Job, part: Part, piece: int, skip: int, encoder: RowEncoder, report: Callable[[Advance], None]
 ) -> None:
     """Write the shards of `part`, from shard `piece` and row `skip` on (both 0 at first).
 
-    first_row: number of the part's first row in its input. report: is told after every batch.
+    report: is told after every batch.
     Raises UserError if the input cannot be read or a shard cannot be written; complete shards stay.
     """
     shard = _OpenShard(job, part, piece, skip)
     try:
-        for batch in read_rows(part, job.wanted, first_row, skip):
+        for batch in read_rows(part, job.wanted, skip):
             if part.is_stream and shard.text_bytes >= job.shard_bytes:
                 shard.publish(is_last=False)
                 shard = _OpenShard(job, part, shard.piece + 1, shard.end_row)
@@ -123,8 +119,7 @@ class _OpenShard:
         self.text_bytes += batch.text_bytes
         self._rows += len(batch.numbers)
         self._progress += batch.progress
-        examples = [(number, str(skip)) for number, skip in skips[:NUM_EXAMPLES]]
-        return Advance(self._part.number, batch.progress, len(batch.numbers), tokens, len(skips), examples)
+        return Advance(batch.progress, tokens, len(skips))
 
     def publish(self, is_last: bool) -> None:
         """Final names for the files, then the record that says they are complete."""

@@ -8,12 +8,10 @@ import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
 
 from conf.errors import UserError
 from data_pipeline.prepare.encoders import RowEncoder, build_encoder
-from data_pipeline.prepare.messages import CountTask, Done, Failed, TokenizeTask
-from data_pipeline.prepare.readers import count_lines
+from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
 from data_pipeline.prepare.shards import Advance, Job, tokenize_part
 
 REPORT_SECONDS = 0.2
@@ -32,10 +30,8 @@ class _Reporter:
             self._sum = advance
         else:
             self._sum.progress += advance.progress
-            self._sum.rows += advance.rows
             self._sum.tokens += advance.tokens
             self._sum.skipped += advance.skipped
-            self._sum.examples += advance.examples
         if time.monotonic() - self._sent >= REPORT_SECONDS:
             self.flush()
 
@@ -52,11 +48,12 @@ def main(descriptor: int) -> None:
         job: Job = connection.recv()
         encoder: RowEncoder | None = None
         while True:
-            task = connection.recv()
+            task: TokenizeTask = connection.recv()
             try:
-                if isinstance(task, TokenizeTask) and encoder is None:
+                if encoder is None:
                     encoder = build_encoder(job.kind, job.tokenizer_dir, job.mask_token, job.chat_template)
-                connection.send(Done(_do(task, job, encoder, connection)))
+                _do(task, job, encoder, connection)
+                connection.send(Done())
             except UserError as error:
                 connection.send(Failed(str(error), is_user_error=True))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -65,14 +62,10 @@ def main(descriptor: int) -> None:
         connection.send(Failed(traceback.format_exc(), is_user_error=False))
 
 
-def _do(task: CountTask | TokenizeTask, job: Job, encoder: RowEncoder | None, connection: Connection) -> Any:
-    if isinstance(task, CountTask):
-        return count_lines(task.part.path, task.part.start, task.part.end)
-    assert encoder is not None
+def _do(task: TokenizeTask, job: Job, encoder: RowEncoder, connection: Connection) -> None:
     report = _Reporter(connection)
-    tokenize_part(job, task.part, task.first_row, task.piece, task.skip, encoder, report)
+    tokenize_part(job, task.part, task.piece, task.skip, encoder, report)
     report.flush()
-    return None
 
 
 if __name__ == "__main__":

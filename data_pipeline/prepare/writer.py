@@ -1,7 +1,6 @@
 """One `.bin`/`.idx` pair in megatron-core's format, written without megatron-core: workers start fast and stay small.
 
-The `.bin` file is the tokens of all sequences back to back. The `.idx` file is a header, then per sequence its length
-(int32) and byte offset (int64), then the number of the first sequence of every document and one past the last (int64).
+The `.bin` file is the tokens of all sequences back to back; index_format describes the `.idx` file.
 """
 
 import hashlib
@@ -15,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from conf.atomic import atomic_write_bytes, own_partial_path
 from conf.errors import UserError
+from data_pipeline.index_format import INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
 from data_pipeline.manifest import bin_path, index_path
 from data_pipeline.prepare.encoders import Segments
 
-INDEX_HEADER = b"MMIDIDX\x00\x00" + (1).to_bytes(8, "little")  # magic and version
 DTYPE_CODES = {"int32": 4, "uint16": 8}  # megatron-core's DType
 LARGEST_UINT16_VOCABULARY = 65499  # megatron-core's DType.optimal_dtype
 
@@ -57,7 +57,7 @@ class ShardWriter:
         self._segments_per_document = array("i")
         self._tokens = self._scored_tokens = self._longest = self._largest_id = 0
         self._digest = hashlib.sha256()
-        self._path = _temporary(bin_path(prefix))
+        self._path = own_partial_path(bin_path(prefix))
         with writing(self._path):
             self._file = open(self._path, "wb")  # noqa: SIM115 (closed by publish or discard)
 
@@ -105,19 +105,12 @@ class ShardWriter:
         self._path.unlink(missing_ok=True)
 
     def _publish_files(self, index: bytes) -> None:
-        temporary_index = _temporary(index_path(self._prefix))
         with writing(self._path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-        with writing(temporary_index), open(temporary_index, "wb") as file:
-            file.write(index)
-            file.flush()
-            os.fsync(file.fileno())
-        with writing(self._prefix):
             os.replace(self._path, bin_path(self._prefix))
-            os.replace(temporary_index, index_path(self._prefix))
-            _fsync_directory(self._prefix.parent)
+            atomic_write_bytes(index_path(self._prefix), index)  # flushes the directory too
 
     def _index_pieces(self) -> Iterator[bytes]:
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
@@ -125,8 +118,8 @@ class ShardWriter:
         np.cumsum(lengths[:-1], out=offsets[1:])
         documents = np.zeros(len(self._segments_per_document) + 1, dtype=np.int64)
         np.cumsum(np.frombuffer(self._segments_per_document, dtype=np.int32), out=documents[1:])
-        yield INDEX_HEADER + DTYPE_CODES[self._dtype.name].to_bytes(1, "little")
-        yield len(lengths).to_bytes(8, "little") + len(documents).to_bytes(8, "little")
+        code = DTYPE_CODES[self._dtype.name]
+        yield INDEX_HEADER.pack(INDEX_MAGIC, INDEX_VERSION, code, len(lengths), len(documents))
         yield lengths.tobytes()
         yield (offsets * self._dtype.itemsize).tobytes()
         yield documents.tobytes()
@@ -142,16 +135,3 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {error.filename or path}: {error.strerror}; finished shards are kept, the same command "
             "continues when there is room and permission"
         ) from error
-
-
-def _temporary(path: Path) -> Path:
-    # The process id keeps a worker that outlives a killed run for a moment out of the next run's file.
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
-
-
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

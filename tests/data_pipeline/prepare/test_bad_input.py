@@ -10,8 +10,13 @@ import pytest
 import zstandard
 
 from conf.errors import UserError
+from data_pipeline.prepare import readers
+from data_pipeline.prepare.encoders import Skip
+from data_pipeline.prepare.plan import build_plan
+from data_pipeline.prepare.readers import Selection, Wanted, read_rows
 
 GOOD = [{"text": f"line number {i}"} for i in range(200)]
+GOOD_LINE = json.dumps(GOOD[0]).encode() + b"\n"
 BAD_LINES = {
     "broken JSON": b'{"text": "a',
     "row is no JSON object": b'["text"]',
@@ -56,11 +61,55 @@ def test_more_than_the_allowed_share_is_an_error_that_a_larger_share_resolves(wo
     assert times == {path: path.stat().st_mtime_ns for path in workshop.output.glob("*.bin")}
 
 
-def test_a_hopeless_input_stops_early_and_names_true_lines(workshop) -> None:
-    workshop.write("a.jsonl", b"\n".join(lines_of(GOOD) * 5 + [b"{"] * 2000))
-    with pytest.raises(UserError, match=r"a.jsonl:1001: broken JSON"):
-        workshop.prepare(shard_bytes=2500)
-    assert not (workshop.output / "skipped.jsonl").exists()  # which the end of a run writes
+def test_bad_rows_at_the_beginning_do_not_end_a_run_that_is_good_in_all(workshop) -> None:
+    workshop.write("a.jsonl", b"\n".join([b"{"] * 150 + lines_of(GOOD) * 2))
+    workshop.write("b.jsonl.gz", gzip.compress(b"\n".join(lines_of(GOOD) * 10)))
+    report = workshop.prepare(shard_bytes=1000, max_skipped_share=0.1)
+    assert report.skipped == {"broken JSON": 150}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+@pytest.mark.parametrize("shard_bytes", [100, 1000, 100_000])
+def test_a_line_that_is_too_long_is_skipped_without_being_held(workshop, suffix, shard_bytes, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "LARGEST_LINE_BYTES", 500)
+    monkeypatch.setattr(readers, "READ_PIECE_BYTES", 100)
+    long_line = json.dumps({"text": "a" * 1000}).encode()
+    content = b"\n".join([long_line, *lines_of(GOOD[:5]), long_line, *lines_of(GOOD[5:10]), long_line])
+    path = workshop.write("a" + suffix, gzip.compress(content) if suffix.endswith("gz") else content)
+    values = []
+    for part in build_plan(workshop.source().input, "text", shard_bytes).parts:
+        for batch in read_rows(part, Wanted("text", Selection("all", 2), 2000), skip=0):
+            values += batch.values
+    too_long = Skip("line too long", "more than 500 bytes")
+    texts = [row["text"] for row in GOOD[:10]]
+    assert values == [too_long, *texts[:5], too_long, *texts[5:], too_long], path
+
+
+@pytest.mark.parametrize("content", [b"", GOOD_LINE[:-1], GOOD_LINE * 2, b"x" * 1000])
+def test_a_file_that_changes_while_it_is_read_is_an_error(workshop, content) -> None:
+    path = workshop.write("a.jsonl", GOOD_LINE + b'{"text": "b"}\n')
+    for shard_bytes in (1, 1000):
+        path.write_bytes(GOOD_LINE + b'{"text": "b"}\n')
+        *_, part = build_plan(workshop.source().input, "text", shard_bytes).parts
+        path.write_bytes(content)
+        if len(content) == part.end - part.start:
+            continue
+        with pytest.raises(UserError, match=r"a.jsonl changed while it was read"):
+            list(read_rows(part, Wanted("text", Selection("all", 2), 2000), skip=0))
+
+
+def test_a_window_larger_than_zstandard_allows_by_itself_is_read(workshop) -> None:
+    text = json.dumps(GOOD[0]).encode() + b"\n"
+    window = bytes([0x00, (28 - 10) << 3])  # 2**28 bytes, with no size of the content (RFC 8878, 3.1.1.1)
+    block = (len(text) << 3 | 1).to_bytes(3, "little") + text  # raw, the last one
+    workshop.write("a.jsonl.zst", b"\x28\xb5\x2f\xfd" + window + block)
+    assert workshop.prepare().manifest.documents == 1
+
+
+def test_a_folder_of_lines_with_a_state_beside_them_is_no_saved_dataset(workshop) -> None:
+    workshop.write("a.jsonl", GOOD)
+    workshop.write("state.json", b"{}")
+    assert workshop.prepare().manifest.documents == len(GOOD)
 
 
 def test_a_wrong_column_is_an_error_that_lists_the_columns(workshop) -> None:

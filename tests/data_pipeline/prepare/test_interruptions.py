@@ -1,5 +1,7 @@
 """Whatever ends a run, the same call later gives the bytes of a run that nothing disturbed."""
 
+import errno
+import fcntl
 import gzip
 import os
 import resource
@@ -141,6 +143,17 @@ def test_two_runs_do_not_share_a_folder(workshop, rows) -> None:
     workshop.write("a.jsonl", rows)
     with lock_directory(workshop.output), pytest.raises(UserError, match="another run of prepare"):
         workshop.prepare()
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_a_warning(workshop, rows, monkeypatch, caplog, error) -> None:
+    def refuse(file, operation):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    workshop.write("a.jsonl", rows)
+    assert workshop.prepare().manifest.documents == len(rows)
+    assert "cannot be locked" in caplog.text
 
 
 def test_a_path_that_cannot_be_written_is_named(workshop, rows) -> None:

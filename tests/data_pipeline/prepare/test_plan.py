@@ -32,7 +32,7 @@ def test_ranges_give_every_row_once_with_its_line(tmp_path: Path, name: str, sha
         assert content[end - 1 : end] == b"\n" or end == len(content)
         part = Part(number, "jsonl", "a", str(path), start, end, None, end - start, {})
         wanted = Wanted("text", Selection("all", 2), batch_bytes=20)
-        batches = list(read_rows(part, wanted, first_row, skip=0))
+        batches = list(read_rows(part, wanted, skip=0))
         found += [(first_row + n, v) for b in batches for n, v in zip(b.numbers, b.values, strict=True)]
         assert sum(batch.progress for batch in batches) == end - start
         first_row += batches[-1].end

@@ -1,7 +1,11 @@
 """A source becomes the same shards whatever its format, the number of workers and the interruptions."""
 
+import errno
 import gzip
 import io
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +18,7 @@ from transformers import AutoTokenizer
 from conf.errors import UserError
 from conf.schema import DocumentKind, Split
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.manifest import compute_sha256, load_manifest, load_shard_manifest
+from data_pipeline.manifest import compute_sha256, load_manifest
 from data_pipeline.prepare.run import prepare_source, prepare_sources
 
 
@@ -100,7 +104,7 @@ def test_manifests_describe_the_files(workshop, rows, texts, tokenizer_dir, read
     end = 0
     for shard in manifest.shards:
         prefix = workshop.output / shard.name
-        assert shard == load_shard_manifest(prefix)
+        assert asdict(shard) == json.loads(Path(f"{prefix}.json").read_text())
         assert shard.sha256 == compute_sha256(Path(f"{prefix}.bin"))
         assert shard.index_sha256 == compute_sha256(Path(f"{prefix}.idx"))
         assert (shard.input, shard.first_row, shard.scored_tokens) == ("plain.jsonl", end, shard.tokens)
@@ -132,16 +136,32 @@ def test_held_out_rows_are_those_that_training_leaves(write, workshop, rows, tex
     folder = workshop.folder / "formats"
     folder.mkdir()
     write(folder, content, rows)
-    if write is write_mixture:
-        (folder / "a.jsonl").write_bytes(content)
-        for other in ("b.jsonl.gz", "c.parquet", "d/last.jsonl"):
-            (folder / other).unlink()
-    all_documents = expected(tokenizer_dir, texts)
-    for split in ("train", "heldout"):
+    found = []
+    for split, shard_bytes in (("train", 3000), ("heldout", 700)):  # what is held out does not depend on the parts
         output = workshop.folder / split
-        workshop.prepare(output, {"files": str(folder), "rows": Split(split)}, heldout_every=3)
-        wanted = [ids for i, ids in enumerate(all_documents) if (i % 3 == 2) == (split == "heldout")]
-        assert read_documents(output) == wanted
+        settings = {"heldout_every": 3, "shard_bytes": shard_bytes}
+        workshop.prepare(output, {"files": str(folder), "rows": Split(split)}, **settings)
+        found.append(read_documents(output))
+    train, heldout = found
+    assert sorted(train + heldout) == sorted(expected(tokenizer_dir, texts))
+    assert 5 <= len(heldout) <= 22  # of 40
+
+
+def test_files_shorter_than_heldout_every_hold_out_rows_too(workshop) -> None:
+    for number in range(4):
+        workshop.write(f"{number}.jsonl", [{"text": f"row {number} {i}"} for i in range(90)])
+    counts = [
+        workshop.prepare(workshop.folder / split, {"rows": Split(split)}, heldout_every=100).manifest.documents
+        for split in ("train", "heldout")
+    ]
+    assert sum(counts) == 360
+    assert 1 <= counts[1] <= 15
+
+
+def test_rows_of_which_none_is_held_out_say_so(workshop) -> None:
+    workshop.write("a.jsonl", [{"text": "a"}])
+    with pytest.raises(UserError, match=r"no row of .* was selected as held-out.*lower data.prepare.heldout_every"):
+        workshop.prepare(input_={"rows": Split.heldout}, heldout_every=1_000_000)
 
 
 def test_a_second_run_does_nothing(workshop, rows) -> None:
@@ -173,13 +193,43 @@ def test_a_folder_with_other_files_is_refused(workshop, rows) -> None:
         workshop.prepare()
 
 
-def test_a_shard_that_was_changed_is_noticed(workshop, rows) -> None:
+@pytest.mark.parametrize("suffix", ["bin", "idx"])
+@pytest.mark.parametrize("change", [lambda data: data + b"\0\0", lambda data: data[:-1] + b"\x7f", lambda data: b""])
+def test_a_shard_that_was_changed_is_noticed(workshop, rows, suffix, change) -> None:
     jsonl(workshop, rows)
     shard = workshop.prepare().manifest.shards[0]
-    with open(workshop.output / f"{shard.name}.bin", "ab") as file:
-        file.write(b"\0\0")
-    with pytest.raises(UserError, match="changed after"):
+    path = workshop.output / f"{shard.name}.{suffix}"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match=rf"{path.name}.*changed.*delete {workshop.output}"):
         workshop.prepare()
+
+
+def test_a_finished_dataset_that_cannot_be_written_is_up_to_date(workshop, rows, monkeypatch) -> None:
+    jsonl(workshop, rows)
+    workshop.prepare()
+    (workshop.output / ".shard_00000_0000.bin.1.partial").touch()
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for function in ("mkdir", "unlink", "replace", "rename"):
+        monkeypatch.setattr(os, function, refuse)
+    real_open = open
+
+    def open_to_read(path, mode="r", *arguments, **options):
+        return real_open(path, mode, *arguments, **options) if set(mode) <= set("rb") else refuse()
+
+    monkeypatch.setattr("builtins.open", open_to_read)
+    assert workshop.prepare().was_up_to_date
+
+
+def test_the_index_of_a_training_stays(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    workshop.prepare()
+    path = workshop.output / "packing_text.host.1.partial"
+    path.touch()
+    assert workshop.prepare().was_up_to_date
+    assert path.exists()
 
 
 def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
