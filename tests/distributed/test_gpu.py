@@ -11,11 +11,12 @@ from tests.helpers.toy_data import ToyData, tokens_of
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("stage", ["ar", "joint"])
+@pytest.mark.parametrize("stage", ["ar", "joint", "sft"])
 def test_the_gpu_trains_like_the_cpu(
     toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    shared = [*toy_data.overrides(), "runtime.device=auto", f"stage={stage}", f"run.root={tmp_path}", tokens_of(5)]
+    data = [*toy_data.overrides(chats=stage == "sft"), tokens_of(5, chats=stage == "sft")]
+    shared = [*data, "runtime.device=auto", f"stage={stage}", f"run.root={tmp_path}"]
     train_many(1, [[*shared, "run.name=gpu"], [*shared, "run.name=gpu_bf16", "precision=bf16"]], tmp_path / "gpu_jobs")
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
     train_many(1, [[*shared, "run.name=cpu"]], tmp_path / "cpu_jobs")

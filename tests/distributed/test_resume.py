@@ -14,10 +14,10 @@ from tests.helpers.toy_data import ToyData, tokens_of
 STEPS = 12
 
 
-def overrides(data: ToyData, root: Path, name: str, *extra: str) -> list[str]:
-    """A joint run of 12 steps that saves every fourth."""
-    where = [f"run.root={root}", f"run.name={name}", "stage=joint"]
-    return [*data.overrides(), *where, tokens_of(STEPS), "checkpoint.every_steps=4", *extra]
+def overrides(data: ToyData, root: Path, name: str, *extra: str, chats: bool = False) -> list[str]:
+    """A joint run of 12 steps that saves every fourth; with chats, one of instruct tuning."""
+    where = [f"run.root={root}", f"run.name={name}", f"stage={'sft' if chats else 'joint'}"]
+    return [*data.overrides(chats), *where, tokens_of(STEPS, chats), "checkpoint.every_steps=4", *extra]
 
 
 def curve(run_dir: Path) -> list[tuple[object, ...]]:
@@ -80,10 +80,14 @@ def test_killed_during_training_it_resumes_under_other_layouts(
         assert mine[:3] == pytest.approx(its[:3], rel=1e-5)
 
 
-def test_an_asynchronous_save_resumes_bit_for_bit_in_bf16(toy_data: ToyData, tmp_path: Path) -> None:
-    asynchronous = ["parallel=single", "precision=bf16", "checkpoint.asynchronous=true"]
-    whole = overrides(toy_data, tmp_path, "whole", "parallel=single", "precision=bf16")
-    arguments = overrides(toy_data, tmp_path, "run", *asynchronous)
+def test_a_blend_of_packed_chats_resumes_bit_for_bit_in_bf16_after_an_asynchronous_save(
+    toy_data: ToyData, tmp_path: Path
+) -> None:
+    sources = {"some": (toy_data.train_chats, 3), "others": (toy_data.heldout_chats, 1)}
+    blend = ", ".join(f"{name}: {{path: {path}, weight: {weight}}}" for name, (path, weight) in sources.items())
+    same = ["parallel=single", "precision=bf16", f"data.train={{{blend}}}"]
+    whole = overrides(toy_data, tmp_path, "whole", *same, chats=True)
+    arguments = overrides(toy_data, tmp_path, "run", *same, "checkpoint.asynchronous=true", chats=True)
     train_many(2, [whole], tmp_path)
     kill_when("checkpoints/step_00000008", tmp_path / "run", 2, arguments)
     train_many(2, [arguments], tmp_path)
