@@ -23,7 +23,7 @@ def compose(data: ToyData, root: Path, *extra: str, chats: bool = True) -> RunCo
 
 
 def test_instruct_tuning_refuses_texts(toy_data: ToyData, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds texts, and stage.chats_only=true"):
+    with pytest.raises(UserError, match="holds texts, and stage"):
         open_data(compose(toy_data, tmp_path, f"data.train={toy_data.train}"))
 
 
