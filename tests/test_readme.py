@@ -85,7 +85,7 @@ def test_every_experiment_in_the_stage_table_is_one() -> None:
 
 
 def test_the_stage_table_gives_the_tokens_of_the_quickstart() -> None:
-    runs = [compose_run_config([f"experiment=quickstart_{stage}"]) for stage in ("ar", "joint")]
+    runs = [compose_run_config([f"experiment=quickstart_{stage}"]) for stage in ("ar", "joint", "sft")]
     assert f"| try it | {sum(run.train.tokens for run in runs) / 1e6:.1f}M |" in README
 
 

@@ -11,6 +11,7 @@ from conf.atomic import atomic_write_text
 from conf.compose import compose_run_config
 from conf.errors import UserError
 from conf.schema import RunConfig
+from launch.quickstart.answers import write_answers
 from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json, remove
 from launch.quickstart.phases import Phase, run_phases
@@ -20,7 +21,7 @@ from launch.quickstart.quiet import quiet_libraries
 from launch.quickstart.report import print_report
 from launch.quickstart.summary import build_summary, save_summary
 
-STAGES = ("ar", "joint")
+STAGES = ("ar", "joint", "sft")
 EXIT_CHECK_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -28,14 +29,13 @@ def main() -> None:
     """Parse the command line; exit status 1 if a check fails, 2 with one message if something cannot run."""
     parser = argparse.ArgumentParser(
         prog="python -m launch.quickstart",
-        description="Text, toy checkpoint, AR stage, joint stage, export, decoding in three modes, one report. "
+        description="Text, toy checkpoint, AR stage, joint stage, export, decoding in three modes, instruct tuning, "
+        "answers, one report. "
         "A second call continues where the first one stopped.",
     )
     parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of runs (default: %(default)s)")
     parser.add_argument("--fresh", action="store_true", help="delete an earlier quickstart and start over")
-    parser.add_argument(
-        "overrides", nargs="*", help="configuration overrides for both stages, such as train.tokens=1e5"
-    )
+    parser.add_argument("overrides", nargs="*", help="configuration overrides for all stages, such as train.tokens=1e5")
     arguments = parser.parse_args()
     quiet_libraries()
     try:
@@ -61,7 +61,7 @@ def run_quickstart(root: Path, fresh: bool, overrides: list[str]) -> bool:
         remove(folder.path)
     keep_request(folder, overrides)
     seconds = run_phases(
-        build_phases(folder, configs["ar"], overrides),
+        build_phases(folder, configs, overrides),
         folder.phases,
         say=lambda text: console.print(text, markup=False, soft_wrap=True),
     )
@@ -86,14 +86,15 @@ def keep_request(folder: QuickstartFolder, overrides: list[str]) -> None:
         )
 
 
-def build_phases(folder: QuickstartFolder, config: RunConfig, overrides: list[str]) -> list[Phase]:
-    """From text to measurements, in order."""
+def build_phases(folder: QuickstartFolder, configs: dict[str, RunConfig], overrides: list[str]) -> list[Phase]:
+    """From text to answers, in order. configs: by stage."""
+    config = configs["ar"]
     return [
         Phase(
             "data",
-            "text of Python's standard library: tokenizer, training and held-out tokens",
+            "text and docstring chats of Python's standard library: tokenizer, training and held-out tokens",
             [folder.tokenizer, folder.train_data.parent],
-            lambda: _prepare_data(config, folder),
+            lambda: _prepare_data(config, configs["sft"], folder),
         ),
         Phase(
             "start_checkpoint",
@@ -101,7 +102,7 @@ def build_phases(folder: QuickstartFolder, config: RunConfig, overrides: list[st
             [folder.start],
             lambda: _write_start_checkpoint(config, folder),
         ),
-        *(_training_phase(stage, folder, overrides) for stage in STAGES),
+        *(_training_phase(stage, folder, overrides) for stage in ("ar", "joint")),
         Phase(
             "export",
             "export to a Hugging Face directory",
@@ -114,11 +115,28 @@ def build_phases(folder: QuickstartFolder, config: RunConfig, overrides: list[st
             [folder.decoding],
             lambda: run_process("decoding", decode_command(folder.export, folder.heldout_data, folder.decoding)),
         ),
+        _training_phase("sft", folder, overrides),
+        Phase(
+            "export_instruct",
+            "export of the instruct checkpoint",
+            [folder.instruct],
+            lambda: run_process("the export", export_command(folder.run("sft"), folder.instruct)),
+        ),
+        Phase(
+            "answers",
+            "answers to held-out questions, in three modes",
+            [folder.answers],
+            lambda: write_answers(folder),
+        ),
     ]
 
 
 def _training_phase(stage: str, folder: QuickstartFolder, overrides: list[str]) -> Phase:
-    layout = {"ar": "tensor parallelism 2", "joint": "pipeline parallelism 2, from the AR weights"}[stage]
+    layout = {
+        "ar": "tensor parallelism 2",
+        "joint": "pipeline parallelism 2, from the AR weights",
+        "sft": "data parallelism 2, from the joint weights",
+    }[stage]
     command = train_command(f"quickstart_{stage}", folder.root, overrides)
     return Phase(
         stage,
@@ -129,10 +147,10 @@ def _training_phase(stage: str, folder: QuickstartFolder, overrides: list[str]) 
     )
 
 
-def _prepare_data(config: RunConfig, folder: QuickstartFolder) -> None:
+def _prepare_data(config: RunConfig, chats: RunConfig, folder: QuickstartFolder) -> None:
     from launch.quickstart.data import prepare_data  # imports megatron-core and tokenizers
 
-    prepare_data(config, folder)
+    prepare_data(config, chats.data, folder)
 
 
 def _write_start_checkpoint(config: RunConfig, folder: QuickstartFolder) -> None:

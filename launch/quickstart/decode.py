@@ -19,9 +19,7 @@ def main() -> None:
     """Entry of the process; exit status 2 with one message if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m launch.quickstart.decode", description="Measure an export.")
     parser.add_argument("--export", type=Path, required=True, help="exported Hugging Face directory")
-    parser.add_argument(
-        "--heldout", type=Path, required=True, help="held-out tokens, as prepare wrote them"
-    )
+    parser.add_argument("--heldout", type=Path, required=True, help="held-out tokens, as prepare wrote them")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     quiet_libraries()

@@ -73,6 +73,16 @@ class QuickstartFolder:
         return self.path / "decoding.json"
 
     @property
+    def instruct(self) -> Path:
+        """Exported instruct checkpoint."""
+        return self.path / "instruct"
+
+    @property
+    def answers(self) -> Path:
+        """What it answered, as JSON."""
+        return self.path / "answers.json"
+
+    @property
     def phases(self) -> Path:
         """Finished phases and their seconds, as JSON."""
         return self.path / "phases.json"

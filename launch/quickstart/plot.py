@@ -1,4 +1,4 @@
-"""The picture: AR and diffusion losses, training and held-out, over both stages."""
+"""The picture: AR and diffusion losses, training and held-out, over all stages."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from launch.quickstart.curves import StageCurves, smooth
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
 COLORS = {"ar_loss": "#2563eb", "diffusion_loss": "#d97706"}
 LABELS = {"ar_loss": "AR loss", "diffusion_loss": "diffusion loss"}
-STAGE_TITLES = {"ar": "AR stage", "joint": "joint stage"}
+STAGE_TITLES = {"ar": "AR stage", "joint": "joint stage", "sft": "SFT (answers)"}
 HEADROOM = 1.1  # of the y axis, for stage titles and legend
 
 
@@ -86,7 +86,7 @@ def _mark_unigram(axes: Any, unigram_entropy: float, last: float) -> None:
 
 
 def _style(axes: Any, last: float, heldout_losses: list[float]) -> None:
-    axes.set_title("Quickstart: losses over both stages", loc="left", color=INK, fontsize=13, pad=12)
+    axes.set_title("Quickstart: losses over the stages", loc="left", color=INK, fontsize=13, pad=12)
     axes.set_xlabel("clean tokens trained on (millions)", color=INK)
     axes.set_ylabel("nats per token", color=INK)
     axes.set_xlim(0, last)
@@ -101,7 +101,7 @@ def _style(axes: Any, last: float, heldout_losses: list[float]) -> None:
 
 
 def _add_legend(axes: Any) -> None:
-    """Each label once, although both stages draw it."""
+    """Each label once, although several stages draw it."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     place = {"loc": "upper right", "bbox_to_anchor": (1, 0.93), "frameon": False, "ncols": 2}

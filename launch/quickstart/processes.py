@@ -28,16 +28,34 @@ def decode_command(export: Path, heldout: Path, output: Path) -> list[str]:
     return [sys.executable, "-m", "launch.quickstart.decode", *arguments]
 
 
+def chat_command(export: Path, prompt: str, mode: str, max_new_tokens: int) -> list[str]:
+    """One answer as JSON, in a process of its own."""
+    arguments = ["--prompt", prompt, "--mode", mode, "--max-new-tokens", str(max_new_tokens), "--json"]
+    return [sys.executable, "-m", "model.chat", str(export), *arguments]
+
+
+def read_output(what: str, command: list[str]) -> str:
+    """Standard output of a command. Raises UserError naming it if it fails."""
+    process = subprocess.Popen(command, env=quiet_environment(), stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate()
+    if process.returncode:
+        raise UserError(f"{what} failed (its message is above). The command was:\n  {' '.join(command)}")
+    return output
+
+
 def run_process(what: str, command: list[str]) -> None:
     """Run a command with this terminal. Raises UserError naming it if it fails; its own message stands above."""
-    # More threads than cores make two gloo processes 20 to 50 times slower.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    status = _wait(subprocess.Popen(command, env=environment))
+    status = _wait(subprocess.Popen(command, env=quiet_environment()))
     if status:
         raise UserError(
             f"{what} failed with exit status {status} (its message is above). The command was:\n  {' '.join(command)}\n"
             "Run the quickstart again to continue from here, or with --fresh to start over."
         )
+
+
+def quiet_environment() -> dict[str, str]:
+    """More threads than cores make two gloo processes 20 to 50 times slower."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

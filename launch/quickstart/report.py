@@ -29,12 +29,21 @@ def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFo
     for name, stage in summary["stages"].items():
         console.print(describe_stage(name, stage), soft_wrap=True)
     console.print(f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats per token")
+    for answer in summary["answers"]:
+        console.print(Text.assemble(("question: ", "dim"), answer["prompt"]), soft_wrap=True)
+        told = f"answer ({MODE_TITLES[answer['mode']]}, {answer['tokens_per_forward']:.2f} tokens per forward): "
+        console.print(Text.assemble((told, "dim"), answer["text"]), soft_wrap=True)
     for check in summary["checks"]:
         mark = Text("ok  " if check["passed"] else "FAIL", style="green" if check["passed"] else "bold red")
         console.print(mark, f"{check['name']}: {check['value']} (wanted: {check['wanted']})", soft_wrap=True)
     phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in summary["seconds"].items())
     console.print(f"seconds: {phases}", soft_wrap=True)
-    for what, path in (("export", folder.export), ("curves", folder.curves), ("summary", folder.summary)):
+    for what, path in (
+        ("export", folder.export),
+        ("instruct", folder.instruct),
+        ("curves", folder.curves),
+        ("summary", folder.summary),
+    ):
         console.print(f"{what}: {path}", soft_wrap=True)
 
 

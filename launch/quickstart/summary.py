@@ -42,6 +42,7 @@ def build_summary(
         "export_dir": str(folder.export),
         "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+        "answers": load_json(folder.answers)["answers"],
         "decoding": {name: value for name, value in decoding.items() if name != "modes"},
     }
     summary["checks"] = [asdict(check) for check in check_summary(summary)]
@@ -77,8 +78,9 @@ def summarize_stage(curves: StageCurves, config: RunConfig) -> dict[str, Any]:
 
 
 def check_summary(summary: dict[str, Any]) -> list[Check]:
-    """What the issue of this program promises."""
-    joint = summary["stages"]["joint"]
+    """What a working system reaches."""
+    joint, sft = summary["stages"]["joint"], summary["stages"]["sft"]
+    answers = [entry["ar_loss"] for entry in sft["heldout_evaluations"]]
     linear = summary["modes"]["linear_speculation"]
     margin = summary["unigram_entropy"] - joint["heldout_ar_loss"]
     losses = [entry["diffusion_loss"] for entry in joint["heldout_evaluations"]]
@@ -108,5 +110,11 @@ def check_summary(summary: dict[str, Any]) -> list[Check]:
             "yes" if linear["equals_greedy_ar"] else "no",
             "yes",
             linear["equals_greedy_ar"],
+        ),
+        Check(
+            "held-out loss of answers falls in instruct tuning",
+            f"{answers[0]:.2f} -> {answers[-1]:.2f}",
+            "lower at the end",
+            answers[-1] < answers[0],
         ),
     ]

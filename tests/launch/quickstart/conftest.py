@@ -9,7 +9,7 @@ from conf.compose import compose_run_config
 from conf.schema import RunConfig
 from launch.quickstart.folder import QuickstartFolder
 
-EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2]}
+EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2], "sft": [2.5, 2.1, 1.9]}
 
 
 @pytest.fixture
@@ -31,6 +31,11 @@ def finished_folder(folder: QuickstartFolder) -> QuickstartFolder:
     modes = {mode: measurement(mode) for mode in ("ar", "block_diffusion", "linear_speculation")}
     settings = {"dtype": "float32", "num_prompts": 2, "prompt_tokens": 8, "num_contexts": 4, "block_length": 16}
     write_json(folder.decoding, {**settings, "modes": modes, "sample": {"prompt": "def", "continuation": " f():"}})
+    answers = [
+        {"prompt": f"What does {mode} do?", "text": "It answers.", "mode": mode, "tokens_per_forward": 1.5}
+        for mode in modes
+    ]
+    write_json(folder.answers, {"answers": answers})
     return folder
 
 
@@ -40,7 +45,7 @@ def write_run(folder: QuickstartFolder, stage: str, heldout: list[float]) -> Non
     run.mkdir(parents=True)
     lines = []
     for number, loss in enumerate(heldout):
-        diffusion = loss + 1 if stage == "joint" else None
+        diffusion = None if stage == "ar" else loss + 1
         entry = {"step": 10 * number, "tokens_seen": 1000 * number, "ar_loss": loss, "diffusion_loss": diffusion}
         if number:
             lines.append({"kind": "train", "loss": loss, **entry})

@@ -66,10 +66,13 @@ def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
     assert summary["modes"]["linear_speculation"]["equals_greedy_ar"]
     assert summary["stages"]["ar"]["layout"]["tensor_parallel"] == 2
     assert summary["stages"]["joint"]["layout"]["pipeline_parallel"] == 2
+    assert summary["stages"]["sft"]["layout"]["data_parallel"] == 2
+    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"])
+    assert all(answer["prompt"] for answer in summary["answers"])
     assert (tmp_path / "quickstart" / "loss_curves.png").stat().st_size > 10_000
     again = run_program(*arguments)
     assert again.returncode == 1
-    assert again.stdout.count("done before") == 6
+    assert again.stdout.count("done before") == 9
 
 
 def test_an_interrupt_waits_until_the_command_has_cleaned_up(tmp_path: Path) -> None:

@@ -20,7 +20,17 @@ def test_the_report_says_what_the_summary_holds(
     console = Console(width=140, record=True, file=io.StringIO())
     print_report(console, summary, finished_folder)
     text = console.export_text()
-    for expected in ("AR", "block diffusion", "linear speculation", "1.93", "TP2 PP1 DP1", "TP1 PP2 DP1", "4.100"):
+    for expected in (
+        "AR",
+        "block diffusion",
+        "linear speculation",
+        "1.93",
+        "TP2 PP1 DP1",
+        "TP1 PP2 DP1",
+        "TP1 PP1 DP2",
+        "4.100",
+        "It answers.",
+    ):
         assert expected in text
-    assert (text.count("ok  "), text.count("FAIL")) == (3, 1)
+    assert (text.count("ok  "), text.count("FAIL")) == (4, 1)
     assert str(finished_folder.export) in text

@@ -78,12 +78,13 @@ def test_a_good_run_passes_every_check(finished_folder: QuickstartFolder, summar
         (1, lambda s: s["stages"]["joint"].update(heldout_evaluations=s["stages"]["joint"]["heldout_evaluations"][:3])),
         (2, lambda s: s["modes"]["linear_speculation"].update(real_context_acceptance=1.8)),
         (3, lambda s: s["modes"]["linear_speculation"].update(equals_greedy_ar=False)),
+        (4, lambda s: s["stages"]["sft"]["heldout_evaluations"][-1].update(ar_loss=2.5)),
     ],
 )
 def test_each_broken_promise_fails_its_check(finished_folder: QuickstartFolder, summarize, number: int, spoil) -> None:
     summary = summarize(finished_folder)
     spoil(summary)
-    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(4)]
+    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(5)]
 
 
 @pytest.mark.parametrize("name", ["decoding", "unigram"])
