@@ -28,7 +28,7 @@ def print_results(results: dict[str, Any]) -> None:
     table = Table("figure", "measured", "wanted", title="data pipeline")
     peaks = results["peak_rss_bytes_by_corpus_size"]
     largest, smallest = max(peaks, key=int), min(peaks, key=int)
-    rates = results["loader_tokens_per_second"]
+    rates = results["loader_tokens_per_second_by_kind"]
     table.add_row(
         "tokenisation, throughput / raw encode_batch", f"{results['tokenize_vs_raw']:.2f}", f">= {SMALLEST_RATIO}"
     )
