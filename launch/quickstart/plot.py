@@ -28,7 +28,7 @@ def draw_curves(stages: list[StageCurves], unigram_entropy: float, path: Path) -
         last = first + stage.train[-1]["tokens_seen"] / 1e6
         _mark_stage(axes, STAGE_TITLES.get(stage.stage, stage.stage), first, last)
         first = last
-    _mark_unigram(axes, unigram_entropy, first)
+    _mark_unigram(axes, unigram_entropy, stages[0].train[-1]["tokens_seen"] / 1e6)
     _style(axes, first, [entry["ar_loss"] for stage in stages for entry in stage.heldout])
     _add_legend(axes)
     figure.tight_layout()
@@ -78,11 +78,12 @@ def _mark_stage(axes: Any, title: str, first: float, last: float) -> None:
     axes.annotate(title, place, xycoords=("data", "axes fraction"), ha="center", va="top", color=MUTED, fontsize=10)
 
 
-def _mark_unigram(axes: Any, unigram_entropy: float, last: float) -> None:
+def _mark_unigram(axes: Any, unigram_entropy: float, end_of_first_stage: float) -> None:
+    """Named where the first stage ends: its losses are far below by then, and the next ones not yet above."""
     axes.axhline(unigram_entropy, color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
     text = f"unigram entropy {unigram_entropy:.2f}"
     style = {"textcoords": "offset points", "ha": "right", "color": MUTED, "fontsize": 9}
-    axes.annotate(text, (last, unigram_entropy), xytext=(-4, 4), **style)
+    axes.annotate(text, (end_of_first_stage, unigram_entropy), xytext=(-4, 4), **style)
 
 
 def _style(axes: Any, last: float, heldout_losses: list[float]) -> None:
@@ -104,5 +105,6 @@ def _add_legend(axes: Any) -> None:
     """Each label once, although several stages draw it."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    place = {"loc": "upper right", "bbox_to_anchor": (1, 0.93), "frameon": False, "ncols": 2}
+    # Above the middle of the curves: at both ends of a stage losses are high.
+    place = {"loc": "upper center", "bbox_to_anchor": (0.61, 0.93), "frameon": False, "ncols": 2}
     axes.legend(unique.values(), unique.keys(), fontsize=9, labelcolor=INK, **place)
