@@ -64,8 +64,13 @@ def make_toy_data(directory: Path) -> ToyData:
     chats = load_docstring_chats()
     prepare_chats(choose_short(chats.train, 300), tokenizer_dir, directory / "train_chats")
     prepare_chats(choose_short(chats.heldout, 30), tokenizer_dir, directory / "heldout_chats")
-    folders = (directory / name for name in ("train", "heldout", "train_chats", "heldout_chats"))
-    return ToyData(*folders, tokenizer_dir)
+    return ToyData(
+        train=directory / "train",
+        heldout=directory / "heldout",
+        train_chats=directory / "train_chats",
+        heldout_chats=directory / "heldout_chats",
+        tokenizer=tokenizer_dir,
+    )
 
 
 def choose_short(chats: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:

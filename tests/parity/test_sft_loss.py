@@ -37,7 +37,7 @@ BLOCK, LENGTH, MASK = 8, 96, 100
 # Lengths of [context, answer, ...]: two sequences of packed chats, one of several turns.
 CHATS = [[[10, 13], [5, 8, 3, 9]], [[17, 30], [1, 1], [4, 6]]]
 MODEL = tiny_model_config()
-STAGES = {objective: StageConfig("sft", objective, BLOCK) for objective in Objective}
+STAGES = {objective: StageConfig("sft", objective, block_size=BLOCK) for objective in Objective}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch)
     """Through our head exactly 0, and at scored rows what transformers' logits give."""
     item = build_input(noisy, Objective.joint)
     hidden: list[Tensor] = []
-    hook = models.ours.decoder.final_layernorm.register_forward_hook(
+    last_norm: Any = models.ours.decoder.final_layernorm
+    hook = last_norm.register_forward_hook(
         lambda module, inputs, output: (output.retain_grad(), hidden.append(output))[0]
     )
     compute_ours(models, item, item.counts, Objective.joint).backward()
