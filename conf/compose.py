@@ -9,11 +9,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from conf.errors import ConfigError
 from conf.explain import explain, explain_unknown_keys, valid_keys
 from conf.schema import DataConfig, ParallelConfig, RunConfig
-from conf.sources import check_source_names, read_blends, to_schema_key
+from conf.sources import allow_new_keys, check_source_names, read_blends, to_schema_key
 
 CONFIG_MODULE = "conf"
 CONFIG_NAME = "config"
@@ -37,8 +38,8 @@ def compose_groups(overrides: list[str]) -> DictConfig:
     register_schema()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return compose(CONFIG_NAME, overrides)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+            return compose(CONFIG_NAME, allow_new_keys(overrides))
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise explain(error) from error
 
 

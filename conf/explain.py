@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from conf.errors import ConfigError
 from conf.schema import RunConfig
@@ -25,6 +26,12 @@ def explain(error: Exception) -> ConfigError:
         return ConfigError(
             f"cannot read the override {error.override!r}: {_first_line(error)}. "
             "Write key=value, with quotes inside quotes where the value has special characters: 'key=\"a=b\"'"
+        )
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return ConfigError(
+            f"{mark.name}, line {mark.line + 1}, column {mark.column + 1} is not YAML: {error.problem}; quote ??? and "
+            "${...} inside braces"
         )
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown and to_schema_key(unknown.group(1)) not in valid_keys():

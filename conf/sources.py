@@ -23,6 +23,15 @@ def to_schema_key(key: str) -> str:
     return key
 
 
+def allow_new_keys(overrides: list[str]) -> list[str]:
+    """`data.train.web.tokens=1e9` as `++data.train.web.tokens=1e9`: a blend need not spell every key of its sources.
+
+    Hydra itself only changes keys that a YAML file names; what the schema does not know is refused later as ever.
+    """
+    source_key = re.compile(rf"(?:{'|'.join(map(re.escape, BLEND_KEYS))})\.[\w-]+\.[\w.]+=")
+    return [f"++{override}" if source_key.match(override) else override for override in overrides]
+
+
 def read_blends(data: DataConfig) -> DataConfig:
     """`data` with train and heldout as dict[str, SourceConfig]; an absent heldout is empty. Raises ConfigError."""
     if data.train is None:

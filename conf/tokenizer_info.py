@@ -36,7 +36,8 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
     """Read tokenizer.json and tokenizer_config.json of a Hugging Face tokenizer directory.
 
     mask_token: text of the mask token; its id is looked up.
-    Raises: UserError if the directory has no readable tokenizer.json or the mask token is not one of its tokens.
+    Raises: UserError if the directory has no readable tokenizer.json or the mask token is not one of its reserved
+    tokens: text must not be able to contain it.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -47,6 +48,11 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
         raise UserError(
             f"the tokenizer in {directory} has no mask token {mask_token!r}: give the text of one of its reserved "
             "tokens as data.mask_token (converter: --mask-token), or add the token"
+        )
+    if mask_token not in {token.get("content") for token in content.get("added_tokens", [])}:
+        raise UserError(
+            f"the mask token {mask_token!r} is an ordinary entry of the vocabulary in {directory}, so text may contain "
+            "it: give the text of one of its reserved (added) tokens as data.mask_token (converter: --mask-token)"
         )
     config = _optional_json(directory / "tokenizer_config.json")
     return TokenizerInfo(

@@ -85,9 +85,10 @@ class TokenDataset:
         """Raises UserError if the data were made by another tokenizer; without a manifest nothing is known."""
         manifest = self.stored.manifest
         if manifest and manifest.tokenizer_fingerprint != tokenizer_fingerprint:
+            theirs, given = manifest.tokenizer_fingerprint[:12], tokenizer_fingerprint[:12]
             raise UserError(
-                f"{self.stored.path} was tokenised with tokenizer {manifest.tokenizer_fingerprint}, data.tokenizer is "
-                f"{tokenizer_fingerprint}: prepare the data again or point data.tokenizer at the one that made them."
+                f"{self.stored.path} was tokenised with tokenizer {theirs}, data.tokenizer is {given}: prepare the "
+                "data again or point data.tokenizer at the one that made them."
             )
 
     def _check_enough(self) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from conf.atomic import atomic_directory
@@ -12,6 +13,7 @@ from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.blend import Blend, build_blend
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import build_sequence_form
+from data_pipeline.stored import StoredTokens
 from model.checkpoint_layout import tokenizer_directory
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
 from model.convert.hf_target import write_chat_format
@@ -91,11 +93,24 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
 
 
 def describe_overlap(data: RunData) -> Iterator[str]:
-    """One line per held-out source that is trained on as well."""
-    trained = {source.stored.sha256: name for name, source in data.train.sources.items()}
-    for name, source in data.heldout.sources.items() if data.heldout else ():
-        if source.stored.sha256 in trained:
-            yield f"held-out source {name} is the training source {trained[source.stored.sha256]}: it is not held out"
+    """One line per pair of a held-out and a training source that have documents in common."""
+    heldout = data.heldout.sources.items() if data.heldout else ()
+    for (name, source), (trained_name, trained) in product(heldout, data.train.sources.items()):
+        if source.stored.sha256 == trained.stored.sha256 or _share_rows(source.stored, trained.stored):
+            yield f"held-out source {name} has documents of the training source {trained_name}: they are not held out"
+
+
+def _share_rows(heldout: StoredTokens, trained: StoredTokens) -> bool:
+    """Whether two datasets were made of the same files, and not of rows that exclude each other."""
+    if heldout.manifest is None or trained.manifest is None:
+        return False
+    files = [
+        {item.get("sample_sha256", item["name"]) for item in dataset.source.get("inputs", [])}
+        for dataset in (heldout.manifest, trained.manifest)
+    ]
+    rows = [(of.settings.get("rows"), of.settings.get("heldout_every")) for of in (heldout.manifest, trained.manifest)]
+    exclude = {kind for kind, _ in rows} == {"train", "heldout"} and rows[0][1] == rows[1][1]
+    return bool(files[0] & files[1]) and not exclude
 
 
 def read_chat_format(blends: list[Blend]) -> ChatFormat:

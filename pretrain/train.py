@@ -16,6 +16,7 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from conf.compose import CONFIG_NAME, register_schema, to_run_config
 from conf.errors import UserError
@@ -23,6 +24,7 @@ from conf.explain import explain
 from conf.help import help_text
 from conf.rules import check_rules
 from conf.schema import RunConfig
+from conf.sources import allow_new_keys
 
 EXIT_USER_ERROR = 2
 SECONDS_FOR_RANK_0 = 10.0  # longer than ranks drift apart while they import and read files
@@ -64,11 +66,12 @@ def main() -> None:
         if {"--help", "-h"} & set(sys.argv[1:]):
             print(help_text([word for word in sys.argv[1:] if not word.startswith("-")]))
             return
+        sys.argv[1:] = allow_new_keys(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # while composing: Hydra raises its errors here instead of printing them
         compose_and_run()
     except UserError as error:
         _exit_with(error)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         if "HYDRA_FULL_ERROR" not in os.environ:  # composing had succeeded: a defect, not a wrong override
             raise
         _exit_with(explain(error))

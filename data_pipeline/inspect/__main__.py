@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 DEFAULT_SAMPLES, DEFAULT_ROWS = 3, 512
 STAGE = "joint"
+STAGES_WITH_NOISE = ("joint", "sft")
 EXAMPLES = """examples:
   # statistics and three training sequences as the joint stage sees them
   python -m data_pipeline.inspect /tokens/corpus --tokenizer /models/tokenizer
@@ -75,7 +76,9 @@ def _add_sample_options(group: argparse._ArgumentGroup) -> None:
         "--rows", type=_count, default=DEFAULT_ROWS, metavar="N", help="shown of each, 0: all (%(default)s)"
     )
     group.add_argument("--seed", type=int, default=TrainConfig.seed, help="of order and noise (%(default)s)")
-    group.add_argument("--stage", default=STAGE, help="name of the stage whose noise is drawn (%(default)s)")
+    group.add_argument(
+        "--stage", default=STAGE, choices=STAGES_WITH_NOISE, help="name of the stage whose noise is drawn (%(default)s)"
+    )
 
 
 def _add_form_options(group: argparse._ArgumentGroup) -> None:

@@ -11,9 +11,13 @@ from data_pipeline.prepare.run import prepare_sources
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 EXAMPLES = """examples:
-  # the sources of conf/data/text.yaml that have an `input`
+  # one's own text (conf/data/text.yaml): /tokens/train and /tokens/heldout; data.heldout=null holds nothing out
   python -m data_pipeline.prepare data=text data.tokenizer=/models/tokenizer \\
-      data.train.corpus.input.files='/corpus/*.jsonl.zst' data.train.corpus.path=/tokens/corpus
+      data.train.text.input.files='/corpus/*.jsonl.zst' data.folder=/tokens
+
+  # one's own chats (conf/data/chats.yaml), in the template of the model family
+  python -m data_pipeline.prepare data=chats data.tokenizer=/models/tokenizer data.folder=/tokens \\
+      data.train.chats.input.files=/chats data.prepare.chat_template=chatml
 
   # own groups: configs/data/web.yaml
   python -m data_pipeline.prepare --config-dir configs data=web data.prepare.workers=16

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,6 +54,17 @@ def list_input_files(files: str) -> list[InputFile]:
     return inputs
 
 
+def list_left_out(files: str) -> list[str]:
+    """Names of the files in a folder of inputs that prepare does not read. Raises UserError as list_input_files."""
+    folder = Path(files).expanduser()
+    if not folder.is_dir() or is_saved_dataset(folder):
+        return []
+    root, paths = _find(files)
+    taken = set(paths)
+    others = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return sorted(path.relative_to(root).as_posix() for path in others if path not in taken)
+
+
 def sample_sha256(path: Path, size: int) -> str:
     """See InputFile."""
     stride = max(SAMPLED_PIECE_BYTES, size // NUM_SAMPLED_PIECES)
@@ -72,12 +82,21 @@ def _find(files: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [_known_format(path)]
     if path.is_dir():
+        _refuse_saved_datasets(filter(Path.is_dir, path.rglob("*")))
         return path, _non_empty(filter(_is_input, path.rglob("*")), f"the folder {path} holds no")
     if not GLOB_CHARACTERS.intersection(files):
         raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(SUFFIXES)}")
-    found = [Path(match) for match in glob.glob(str(path), recursive=True) if os.path.isfile(match)]
+    matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    _refuse_saved_datasets(filter(Path.is_dir, matches))
+    found = filter(Path.is_file, matches)
     root = Path(*_before_wildcard(path))
     return root, _non_empty(map(_known_format, found), f"the glob {files} matches no")
+
+
+def _refuse_saved_datasets(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if is_saved_dataset(folder):
+            raise UserError(f"{folder} is a folder that `datasets` saved, among others: make it a source of its own")
 
 
 def _before_wildcard(path: Path) -> list[str]:

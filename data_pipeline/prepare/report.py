@@ -12,7 +12,8 @@ def print_report(reports: list[SourceReport]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="prepared data")
     for heading in ("source", "documents", "tokens", "skipped", "tokens/s", "path"):
-        table.add_column(heading, justify="left" if heading in ("source", "skipped", "path") else "right")
+        is_text = heading in ("source", "skipped", "path")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
     for report in reports:
         table.add_row(*map(escape, _cells(report)))
     console.print(table)

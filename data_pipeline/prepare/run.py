@@ -17,6 +17,7 @@ from data_pipeline.manifest import FORMAT_VERSION, DatasetManifest, load_manifes
 from data_pipeline.prepare import finish
 from data_pipeline.prepare.encoders import RowEncoder, build_encoder
 from data_pipeline.prepare.identity import begin, lock_directory
+from data_pipeline.prepare.inputs import list_left_out
 from data_pipeline.prepare.messages import TokenizeTask
 from data_pipeline.prepare.plan import Part, Plan, build_plan
 from data_pipeline.prepare.pool import WorkerPool, num_cores
@@ -26,6 +27,7 @@ from data_pipeline.prepare.shards import Job, ShardRecord, check_files, load_rec
 from data_pipeline.prepare.writer import choose_dtype
 from data_pipeline.shard_files import check_shard_files
 
+NAMES_SHOWN = 5
 DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
 
 
@@ -85,7 +87,7 @@ def report_source(name: str, source: SourceConfig, data: DataConfig) -> SourceRe
 
 
 def _named_sources(data: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
-    for part in ("train", "heldout"):
+    for part in ("heldout", "train"):  # too few rows to hold some out is known before the long work begins
         for name, source in (getattr(data, part) or {}).items():
             yield f"data.{part}.{name}", source
 
@@ -175,6 +177,10 @@ class _Preparation:
         manifest = load_manifest(self._directory)
         for shard in manifest.shards:
             check_shard_files(self._directory, shard, manifest.dtype)
+        skipped, rows = sum(manifest.source["skipped"].values()), manifest.source["num_rows"]
+        if skipped:
+            share, path = self._data.prepare.max_skipped_share, self._directory / finish.SKIPPED_NAME
+            finish.refuse_skipped(skipped, rows, share, path)
         return self._report(plan, manifest, 0.0, 0.0)
 
     def _tokenize(self, plan: Plan) -> tuple[float, int]:
@@ -228,11 +234,14 @@ class _Preparation:
             return f"{where} holds no document"
         return (
             f"no row of {where} was selected as held-out, which is about one in {selection.every}: lower "
-            "data.prepare.heldout_every (for the training rows too), or give more rows"
+            "data.prepare.heldout_every, give more rows, or hold nothing out (data.heldout=null)"
         )
 
     def _report(self, plan: Plan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
         warnings = [f"{path} is empty" for path in plan.empty_inputs]
+        if left_out := list_left_out(self._input.files) if self._input.files else []:
+            more = ", ..." if len(left_out) > NAMES_SHOWN else ""
+            warnings.append(f"{len(left_out)} files are not read: {', '.join(left_out[:NAMES_SHOWN])}{more}")
         return SourceReport(self._name, self._directory, manifest, manifest.source["skipped"], seconds, rate, warnings)
 
 

@@ -30,7 +30,7 @@ def test_every_option_composes_when_its_open_values_are_given(option: str) -> No
     assert not any("None" in path or "???" in path for path in paths)
 
 
-@pytest.mark.parametrize("option", [option for option in group_options("data") if option != "quickstart"])
+@pytest.mark.parametrize("option", [option for option in group_options("data") if not option.startswith("quickstart")])
 def test_an_open_value_is_refused_by_its_name(option: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.tokenizer|data\.train\.text\.input\.files"):
         compose_data([f"data={option}"])

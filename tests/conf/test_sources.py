@@ -70,6 +70,23 @@ def test_a_wrong_blend_is_one_message(blend: str, parts: list[str]) -> None:
         assert part in str(caught.value)
 
 
+def test_a_source_may_be_given_keys_its_yaml_does_not_name(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("train: {web: {path: a}}\ntokenizer: t\n")
+    data = compose_data(["data=mine", "data.train.web.tokens=1e6", "data.train.web.input.files=x"], tmp_path)
+    assert (data.train["web"].tokens, data.train["web"].input.files) == (1e6, "x")
+    with pytest.raises(ConfigError, match=r"data\.train\.wbe\.path"):
+        compose_run_config([*GIVEN, "data.train={web: {path: a}}", "data.train.wbe.tokens=3"])
+
+
+def test_a_yaml_error_is_one_message_with_its_place(tmp_path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("tokenizer: t\ntrain: {web: {path: ???, weight: 1}}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml, line 2, column \d+ is not YAML") as caught:
+        compose_data(["data=mine"], tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_data_compose_without_a_run(tmp_path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()

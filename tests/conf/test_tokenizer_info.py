@@ -57,7 +57,12 @@ def test_tokens_added_later_count(tmp_path):
 
 
 def test_unigram_vocabularies_are_numbered_by_position(tmp_path):
-    Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), (MASK, -2.0)], 0)).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), (MASK, -2.0)], 0))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match="an ordinary entry of the vocabulary"):
+        read_tokenizer_info(tmp_path, MASK)
+    tokenizer.add_special_tokens([MASK])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     info = read_tokenizer_info(tmp_path, MASK)
     assert (info.vocab_size, info.mask_token_id, info.eos_token_id) == (3, 2, None)
 

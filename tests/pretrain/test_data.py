@@ -9,9 +9,10 @@ import pytest
 
 from conf.compose import compose_run_config
 from conf.errors import UserError
-from conf.schema import RunConfig
+from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, RunConfig, SourceConfig, Split
 from data_pipeline.chat.template import CHATML_PATH
 from data_pipeline.manifest import manifest_path
+from data_pipeline.prepare.run import prepare_source
 from pretrain.data import copy_tokenizer, describe_blend, describe_overlap, open_data
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -72,4 +73,23 @@ def test_held_out_data_that_are_trained_on_are_pointed_out(toy_data: ToyData, tm
     assert not list(describe_overlap(open_data(compose(toy_data, tmp_path))))
     same = replace(toy_data, heldout_chats=toy_data.train_chats)
     [line] = describe_overlap(open_data(compose(same, tmp_path)))
-    assert "it is not held out" in line
+    assert "they are not held out" in line
+
+
+def test_rows_held_out_with_another_distance_are_pointed_out(toy_data: ToyData, tmp_path: Path) -> None:
+    def prepare(name: str, rows: Split, every: int) -> Path:
+        file = toy_data.train_chats.with_suffix(".jsonl")
+        source = SourceConfig(path=str(tmp_path / name), input=InputConfig(DocumentKind.chat, str(file), rows=rows))
+        settings = PrepareConfig(workers=1, chat_template="chatml", heldout_every=every)
+        prepare_source(name, source, DataConfig(tokenizer=str(toy_data.tokenizer), prepare=settings))
+        return tmp_path / name
+
+    train, heldout = prepare("train", Split.train, 10), prepare("heldout", Split.heldout, 10)
+    assert not list(describe_overlap(open_data(compose(toy_data, tmp_path, *data_of(train, heldout)))))
+    other = prepare("other", Split.heldout, 5)
+    [line] = describe_overlap(open_data(compose(toy_data, tmp_path, *data_of(train, other))))
+    assert "they are not held out" in line
+
+
+def data_of(train: Path, heldout: Path) -> list[str]:
+    return [f"data.train={train}", f"data.heldout={heldout}"]

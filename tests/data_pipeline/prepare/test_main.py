@@ -32,7 +32,7 @@ def test_what_cannot_work_is_one_line(workshop) -> None:
     done = run("data=text", f"data.tokenizer={workshop.tokenizer_dir}", "data.train.text.input.files=/nowhere")
     assert done.returncode == 2
     assert done.stderr == (
-        "error: data.train.text: /nowhere does not exist: give a file, a folder or a glob of .jsonl, .jsonl.gz, "
+        "error: data.heldout.text: /nowhere does not exist: give a file, a folder or a glob of .jsonl, .jsonl.gz, "
         ".jsonl.zst, .parquet\n"
     )
 

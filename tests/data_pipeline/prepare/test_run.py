@@ -238,9 +238,9 @@ def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
     data.train = {"a": workshop.source(), "made": workshop.source()}
     data.train["made"].input = None
     data.heldout = {"b": workshop.source()}
-    assert [report.name for report in prepare_sources(data)] == ["data.train.a"]
+    assert [report.name for report in prepare_sources(data)] == ["data.heldout.b"]
     data.heldout["b"].input.column = "id"
-    with pytest.raises(UserError, match=r"data.train.a and data.heldout.b have the same path"):
+    with pytest.raises(UserError, match=r"data.heldout.b and data.train.a have the same path"):
         prepare_sources(data)
     data.train = data.heldout = None
     with pytest.raises(UserError, match="nothing to prepare"):
@@ -258,3 +258,17 @@ def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
     assert len(segments) == 6
     assert manifest.shards[0].scored_tokens == sum(len(answer) for answer in segments[1::2])
     assert segments[1][-1] == manifest.completion_token_id == 11
+
+
+def test_files_that_are_not_read_are_named(workshop, rows) -> None:
+    jsonl(workshop, rows)
+    (workshop.folder / "in" / "notes.txt").write_text("not a row")
+    assert "1 files are not read: notes.txt" in workshop.prepare().warnings
+
+
+@pytest.mark.parametrize("files", ["in", "in/*"])
+def test_a_saved_dataset_among_other_files_is_refused(workshop, rows, files: str) -> None:
+    jsonl(workshop, rows)
+    write_saved(workshop.folder / "in" / "saved", b"", rows)
+    with pytest.raises(UserError, match="make it a source of its own"):
+        workshop.prepare(input_={"files": str(workshop.folder / files)})
