@@ -102,7 +102,8 @@ class Trainer:
     def run(self) -> None:
         """Trains until the token budget is spent; evaluates and saves on the way and at the end."""
         done_before = self.is_finished
-        self._report_data()
+        if not done_before:
+            self._report_data()
         with self.console.progress(self.state):
             if self.state.step == 0:
                 self.evaluate()
