@@ -7,7 +7,7 @@ sequence it is. So any sequence is found in constant time, whatever was read bef
 from pathlib import Path
 
 from conf.errors import UserError
-from conf.schema import DocumentKind
+from conf.schema import DocumentKind, OverlongChat
 from data_pipeline.form import SequenceForm
 from data_pipeline.packing import PackingCounts, build_packer
 from data_pipeline.packing_index import PackingIndexBuilder
@@ -94,7 +94,8 @@ class TokenDataset:
     def _check_enough(self) -> None:
         length, path = self.form.sequence_length, self.stored.path
         if not self.num_sequences:
-            raise UserError(f"{path}: no chat has an answer within data.sequence_length={length}; raise it.")
+            other = "" if self.form.overlong_chats is OverlongChat.truncate else ", or set data.overlong_chats=truncate"
+            raise UserError(f"{path}: no chat fits into data.sequence_length={length} with an answer; raise it{other}.")
         if self.stored.kind is DocumentKind.text and self.stored.num_tokens < length:
             raise UserError(
                 f"{path} holds {self.stored.num_tokens} tokens, fewer than one sequence of {length}: use "

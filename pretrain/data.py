@@ -15,8 +15,8 @@ from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import build_sequence_form
 from data_pipeline.stored import StoredTokens
 from model.checkpoint_layout import tokenizer_directory
+from model.convert.hf_target import CHAT_TEMPLATE_NAME, write_chat_format
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
-from model.convert.hf_target import write_chat_format
 
 HELDOUT_SEED = 0
 
@@ -124,7 +124,7 @@ def read_chat_format(blends: list[Blend]) -> ChatFormat:
                 "prepare chats (data=chats, or input.kind: chat)."
             )
         chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.completion_token_id)
-        formats.setdefault(chat, name)
+        formats.setdefault(chat, str(source.stored.path))
     if len(formats) > 1:
         names = " and ".join(list(formats.values())[:2])
         raise UserError(f"{names} were rendered by different chat templates: prepare them with the same one.")
@@ -148,5 +148,11 @@ def copy_tokenizer(config: RunConfig, data: RunData) -> None:
 
 def _is_copy(directory: Path, config: RunConfig, data: RunData) -> bool:
     info = read_tokenizer_info(directory, config.data.mask_token)
-    wanted_end = data.chat.end_of_turn_id if data.chat else data.tokenizer.eos_token_id
-    return (info.fingerprint, info.eos_token_id) == (data.tokenizer.fingerprint, wanted_end)
+    if data.chat is None:
+        return (info.fingerprint, info.eos_token_id) == (data.tokenizer.fingerprint, data.tokenizer.eos_token_id)
+    template = directory / CHAT_TEMPLATE_NAME
+    has_template = template.is_file() and template.read_text(encoding="utf-8") == data.chat.template
+    return has_template and (info.fingerprint, info.eos_token_id) == (
+        data.tokenizer.fingerprint,
+        data.chat.end_of_turn_id,
+    )

@@ -230,8 +230,12 @@ class _Preparation:
 
     def _no_document(self, rows: int) -> str:
         where, selection = self._input.files or self._input.dataset, self._job.selection
-        if rows or selection.rows != "heldout":
+        if rows or selection.rows == "all":
             return f"{where} holds no document"
+        if selection.rows == "train":
+            return (
+                f"every row of {where} was held out (copies of a row are on one side), or it holds none: give more rows"
+            )
         return (
             f"no row of {where} was selected as held-out, which is about one in {selection.every}: lower "
             "data.prepare.heldout_every, give more rows, or hold nothing out (data.heldout=null)"

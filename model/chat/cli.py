@@ -95,7 +95,7 @@ def _add_decode_options(group: argparse._ArgumentGroup) -> None:
         "linear_speculation: end drafts before less probable ones (default 0: never)",
     )
     group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
-    group.add_argument("--seed", type=int, metavar="N", help="of sampling; without it every run differs")
+    group.add_argument("--seed", type=seed, metavar="N", help="of sampling; without it every run differs")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -184,6 +184,14 @@ def answer_as_json(session: "ChatSession", prompt: str) -> str:
         "stopped": answer.stopped,
     }
     return json.dumps(values, ensure_ascii=False)
+
+
+def seed(text: str) -> int:
+    """A seed that torch takes."""
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{value} is too large: it must fit into 64 bits")
+    return value
 
 
 def count(text: str) -> int:

@@ -122,7 +122,7 @@ def test_a_chat_whose_first_answer_does_not_fit_is_dropped(tmp_path: Path) -> No
     dataset = open_in_order(write_dataset(tmp_path / "d", [documents], "chat"))
     assert (dataset.counts.dropped_chats, dataset.counts.dropped_tokens) == (1, LENGTH + 2)
     only_long = write_dataset(tmp_path / "long", [documents[:1]], "chat")
-    with pytest.raises(UserError, match="no chat has an answer"):
+    with pytest.raises(UserError, match="no chat fits into"):
         open_in_order(only_long)
 
 

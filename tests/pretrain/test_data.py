@@ -47,6 +47,9 @@ def test_a_run_on_chats_keeps_an_instruct_tokenizer(toy_data: ToyData, tmp_path:
     stamp = (folder / "tokenizer_config.json").stat().st_mtime_ns
     copy_tokenizer(config, data)
     assert (folder / "tokenizer_config.json").stat().st_mtime_ns == stamp, "a second start finds it as it must be"
+    assert data.chat is not None
+    copy_tokenizer(config, replace(data, chat=replace(data.chat, template="another")))
+    assert (folder / "chat_template.jinja").read_text() == "another", "other chats, another template"
 
 
 def test_a_run_on_texts_keeps_the_tokenizer_as_it_is(toy_data: ToyData, tmp_path: Path) -> None:
