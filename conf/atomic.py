@@ -7,6 +7,7 @@ Standard library only; everyone may import this.
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,8 +25,8 @@ def partial_path(path: Path | str) -> Path:
 
 
 def own_partial_path(path: Path) -> Path:
-    """partial_path of this process alone, so that two writers of the same file do not share it."""
-    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    """partial_path of this process alone, so that two writers of the same file, on any host, do not share it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL_SUFFIX}")
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:

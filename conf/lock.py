@@ -2,9 +2,17 @@
 
 import fcntl
 import logging
+from contextlib import suppress
 from typing import IO
 
 logger = logging.getLogger(__name__)
+
+
+def wait_for_lock(file: IO) -> None:
+    """Lock the open `file` as soon as no other process holds it. Where there are no locks nothing is held: whoever
+    waits so must write what any of them may write."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock(file: IO) -> bool:

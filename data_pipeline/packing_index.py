@@ -5,22 +5,19 @@ data in a folder that cannot be written lies in the temporary folder. It remembe
 a shard that is not what it was is compared with its manifest before it is read.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import socket
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from conf.atomic import atomic_write_text
+from conf.atomic import atomic_file, atomic_write_text
+from conf.lock import wait_for_lock
 from data_pipeline.packing import CHATS_PER_WINDOW, Packer, PackingCounts
 from data_pipeline.shard_files import Stamp
 from data_pipeline.stored import StoredTokens
@@ -67,7 +64,8 @@ class PackingIndexBuilder:
         found = _find(path, stamps)
         if found is not None:
             return found
-        with _locked(path):
+        with open(f"{path}.lock", "a") as lock:
+            wait_for_lock(lock)
             return _find(path, stamps) or self._build(path, stamps)
 
     def _choose_path(self) -> Path:
@@ -94,16 +92,10 @@ class PackingIndexBuilder:
                 self.stored.verify(number, was_known=before is not None)
         length = self.packer.form.sequence_length
         logger.info("%s: packing %d shards into sequences of %d", self.stored.path, self.stored.num_shards, length)
-        partial = Path(f"{path}.{socket.gethostname()}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                starts, counts = self._write(file)
-                os.fsync(file.fileno())
-            os.replace(partial, f"{path}.entries")
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_file(_entries_path(path)) as file:
+            starts, counts = self._write(file)
         values = {"counts": asdict(counts), "starts": starts, "stamps": stamps}
-        atomic_write_text(Path(f"{path}.json"), json.dumps(values) + "\n")
+        atomic_write_text(_manifest_path(path), json.dumps(values) + "\n")
         return _map(path, values)
 
     def _write(self, file: IO[bytes]) -> tuple[list[list[int]], PackingCounts]:
@@ -117,13 +109,13 @@ class PackingIndexBuilder:
         return starts, counts
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks; without them several build the same, each atomically."""
-    with open(f"{path}.lock", "a") as lock:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _entries_path(path: Path) -> Path:
+    return Path(f"{path}.entries")
+
+
+def _manifest_path(path: Path) -> Path:
+    """Written after the entries, which it declares complete."""
+    return Path(f"{path}.json")
 
 
 def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
@@ -140,7 +132,7 @@ def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
 def _read(path: Path) -> dict[str, Any]:
     """What the .json file says; nothing if it is not there or broken."""
     try:
-        values = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        values = json.loads(_manifest_path(path).read_text(encoding="utf-8"))
         return values if {"counts", "starts", "stamps"} <= values.keys() else {}
     except (OSError, ValueError, AttributeError):
         return {}
@@ -152,6 +144,6 @@ def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
     num_entries = starts[-1][0]
     entries = np.zeros((0, 2), dtype=np.int32)
     if num_entries:
-        entries = np.memmap(f"{path}.entries", dtype=np.int32, mode="r", shape=(num_entries, 2))
+        entries = np.memmap(_entries_path(path), dtype=np.int32, mode="r", shape=(num_entries, 2))
     counts = PackingCounts(**values["counts"])
     return PackingIndex(entries, [start[0] for start in starts], [start[1] for start in starts], counts)
