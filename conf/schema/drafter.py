@@ -1,0 +1,195 @@
+"""Training of a draft adapter: everything `python -m lora.train` composes."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from omegaconf import MISSING
+
+from conf.schema.optimization import Dtype
+from conf.schema.run import Device, ResumeMode
+
+
+class DraftLoss(Enum):
+    """What one drafted position costs; q is the drafter's distribution there, p the verifier's (frozen, causal).
+
+    argmax: cross entropy to the token the verifier would choose. data: cross entropy to the token that stands there.
+    kl: KL(p || q). tv: total variation, 1 - sum min(p, q). hybrid: lambda KL + (1 - lambda) TV with
+    lambda = exp(-hybrid_rate * acceptance) (arXiv 2602.23881). expected_length: minus the expected number of accepted
+    tokens of the block, the sum of cumulative products of acceptances; it has its own position weights.
+    """
+
+    argmax = "argmax"
+    data = "data"
+    kl = "kl"
+    tv = "tv"
+    hybrid = "hybrid"
+    expected_length = "expected_length"
+
+
+class PositionWeights(Enum):
+    """none: every drafted position counts alike. reach: by the chance that all earlier ones are accepted."""
+
+    none = "none"
+    reach = "reach"
+
+
+class AnswerSource(Enum):
+    """Text that is drafted. given: what the data holds. greedy, sampled: what the model itself answers (on-policy)."""
+
+    given = "given"
+    greedy = "greedy"
+    sampled = "sampled"
+
+
+@dataclass
+class AdapterConfig:
+    """LoRA on every o_proj. rank: r. alpha: the update is scaled by alpha / rank."""
+
+    rank: int = 128
+    alpha: float = 512.0
+
+
+@dataclass
+class DraftObjectiveConfig:
+    """loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length.
+
+    hybrid_rate: of hybrid.
+    """
+
+    loss: DraftLoss = DraftLoss.argmax
+    position_weights: PositionWeights = PositionWeights.reach
+    hybrid_rate: float = 3.0
+
+
+@dataclass
+class AnswersConfig:
+    """Where drafted text comes from.
+
+    source: see AnswerSource. temperature: of sampled. max_new_tokens: of one answer.
+    prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own contexts.
+    prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length decoded
+    together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
+    """
+
+    source: AnswerSource = AnswerSource.given
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    prompt_tokens: int = 64
+    prompts_per_shard: int = 256
+    batch_size: int = 32
+    cache: Optional[str] = None
+
+
+@dataclass
+class ZeroConfig:
+    """DeepSpeed ZeRO. stage: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 weights too.
+
+    offload_optimizer, offload_parameters: keep these in the CPU's memory (the latter with stage 3 alone).
+    """
+
+    stage: int = 2
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+
+@dataclass
+class DrafterTrainConfig:
+    """Length, batch and learning rate.
+
+    steps: optimizer steps. global_batch_size: sequences per step. micro_batch_size: sequences per forward of a rank.
+    sequence_length: tokens; longer documents are cut. blocks_per_sequence: drafted blocks per sequence and step, at
+    random anchors. peak_lr, final_lr, warmup_fraction: linear warm-up, then half a cosine. seed: of the adapter, the
+    order of the data and the anchors.
+    """
+
+    steps: int = 2000
+    global_batch_size: int = 64
+    micro_batch_size: int = 1
+    sequence_length: int = 4096
+    blocks_per_sequence: int = 64
+    peak_lr: float = 1e-3
+    final_lr: float = 1e-5
+    warmup_fraction: float = 0.03
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    seed: int = 1234
+
+
+@dataclass
+class DrafterEvaluationConfig:
+    """Held-out acceptance while training, always on the same blocks.
+
+    every_steps: steps between evaluations; there is always one before the first step and one at the end.
+    sequences: held-out sequences used. share: of the documents of `data` that are held out where `heldout` is null.
+    """
+
+    every_steps: int = 200
+    sequences: int = 64
+    share: float = 0.02
+
+
+@dataclass
+class DrafterCheckpointConfig:
+    """every_steps: steps between checkpoints; 0 saves at the end only. keep: newest complete ones kept."""
+
+    every_steps: int = 200
+    keep: int = 2
+
+
+@dataclass
+class DrafterRuntimeConfig:
+    """How a process runs; nothing here changes the result beyond rounding.
+
+    device: see Device. dtype: of the frozen model; the adapter is fp32. gradient_checkpointing: recompute the drafted
+    blocks' layers. loss_chunk_blocks: drafted blocks whose logits are in memory at a time.
+    log_every_steps: steps between console lines (every step is in metrics.jsonl). timeout_minutes: of collectives.
+    """
+
+    device: Device = Device.auto
+    dtype: Dtype = Dtype.bf16
+    gradient_checkpointing: bool = False
+    loss_chunk_blocks: int = 16
+    log_every_steps: int = 10
+    progress_bar: bool = True
+    tensorboard: bool = True
+    timeout_minutes: float = 30.0
+
+
+@dataclass
+class DrafterRunConfig:
+    """Where the run lives: `dir` holds config.yaml, metrics.jsonl, tensorboard/, data/, answers/ and checkpoints/.
+
+    root, name: parent folder and name; dir defaults to root/name.
+    """
+
+    root: str = "runs"
+    name: str = "drafter"
+    dir: str = "${run.root}/${run.name}"
+
+
+@dataclass
+class DrafterConfig:
+    """One training of a draft adapter.
+
+    checkpoint: directory in the exported format, ours or a released one. data, heldout: chats or texts (.jsonl,
+    .parquet, a folder of them) or a folder of tokens that `make prepare-data` wrote; heldout null takes a share of
+    data. output: folder of the adapter; null is linear_spec_lora/ in the checkpoint. block_size: tokens of a drafted
+    block, its seed included; null is the checkpoint's. resume: auto continues the run folder's newest checkpoint.
+    """
+
+    checkpoint: str = MISSING
+    data: str = MISSING
+    heldout: Optional[str] = None
+    output: Optional[str] = None
+    block_size: Optional[int] = None
+    resume: ResumeMode = ResumeMode.auto
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    objective: DraftObjectiveConfig = field(default_factory=DraftObjectiveConfig)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    train: DrafterTrainConfig = field(default_factory=DrafterTrainConfig)
+    evaluation: DrafterEvaluationConfig = field(default_factory=DrafterEvaluationConfig)
+    checkpointing: DrafterCheckpointConfig = field(default_factory=DrafterCheckpointConfig)
+    runtime: DrafterRuntimeConfig = field(default_factory=DrafterRuntimeConfig)
+    run: DrafterRunConfig = field(default_factory=DrafterRunConfig)
