@@ -1,24 +1,22 @@
-"""An exported checkpoint, loaded with this repository's classes: no code from its directory is executed."""
+"""An exported checkpoint to chat with: model, tokenizer with a chat template, stop tokens and draft adapter."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from conf.errors import UserError
-from conf.json_file import read_json_object
-from model.convert.hf_config import CONFIG_NAME, NLD_TYPE
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.hf.session_nemotron_labs_diffusion import resolve_stop_ids
-
-ADAPTER_FOLDER = "linear_spec_lora"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+from model.load import (
+    ADAPTER_FOLDER,
+    attach_adapter,
+    check_export,
+    check_vocabulary,
+    find_stop_ids,
+    load_export,
+    load_tokenizer,
+    resolve_device,
+)
 
 
 @dataclass(frozen=True)
@@ -36,66 +34,23 @@ def load_chat_model(
 ) -> ChatModel:
     """Load a directory in the exported format, ours or a released one; it is checked before weights are read.
 
-    dtype: bf16 or fp32; None is bf16 on a GPU and fp32 on a CPU. device: None is the GPU if there is one.
-    use_adapter: attach the draft adapter in linear_spec_lora/, where there is one.
+    dtype, device: as in load_export. use_adapter: attach the draft adapter in linear_spec_lora/, where there is one.
 
     Raises: UserError if the directory is no such checkpoint, lacks what a chat needs, or does not fit the device.
     """
-    transformers.logging.set_verbosity_error()  # what is wrong is said here, in one message
-    transformers.logging.disable_progress_bar()
-    _check_directory(directory)
-    target = resolve_device(device)
-    tokenizer = _load_tokenizer(directory)
-    number_type = DTYPES[dtype] if dtype else torch.bfloat16 if target.type == "cuda" else torch.float32
-    try:
-        model = _load_model(directory, number_type)
-        _check_vocabulary(directory, tokenizer, model.config.vocab_size)
-        has_adapter = use_adapter and (directory / ADAPTER_FOLDER).is_dir()
-        if has_adapter:
-            _attach_adapter(model, directory / ADAPTER_FOLDER)
-        model.to(target).eval()  # pyright: ignore[reportArgumentType] (a wrapped method)
-    except torch.OutOfMemoryError:
-        raise UserError(f"{directory} does not fit into the memory of {target}: try --device cpu") from None
-    return ChatModel(model, tokenizer, _find_stop_ids(model), has_adapter)
+    check_export(directory)
+    resolve_device(device)
+    tokenizer = _load_chat_tokenizer(directory)
+    model = load_export(directory, dtype=dtype, device=device)
+    check_vocabulary(directory, tokenizer, model.config.vocab_size)
+    has_adapter = use_adapter and (directory / ADAPTER_FOLDER).is_dir()
+    if has_adapter:
+        _attach_adapter(model, directory / ADAPTER_FOLDER)
+    return ChatModel(model, tokenizer, find_stop_ids(model), has_adapter)
 
 
-def resolve_device(device: str | None) -> torch.device:
-    """The device named, else the GPU if there is one, else the CPU. Raises: UserError if it is not there."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError):  # the latter from a torch built without CUDA
-        raise UserError(f"there is no device {device!r} here: use cpu, cuda or cuda:N") from None
-    return resolved
-
-
-def _check_directory(directory: Path) -> None:
-    """Raises: UserError unless config.json, weights and tokenizer of the exported format are there."""
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory: give the folder of an export")
-    if (directory / "checkpoints").is_dir():
-        raise UserError(f"{directory} is a run: export it first, python -m model.convert --from {directory} --to DIR")
-    config = read_json_object(
-        directory / CONFIG_NAME, f"{directory} is no checkpoint in the exported format: it has no {CONFIG_NAME}"
-    )
-    if config.get("model_type") != NLD_TYPE:
-        raise UserError(
-            f"{directory} is no tri-mode checkpoint: {CONFIG_NAME} has model_type {config.get('model_type')!r}, "
-            f"not {NLD_TYPE!r}"
-        )
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{directory} has no weights (*.safetensors): copy or export them again")
-    if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"{directory} has no tokenizer.json: put the tokenizer's files there")
-
-
-def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # the Rust part raises plain Exception
-        raise UserError(f"the tokenizer in {directory} cannot be read: {error}") from None
+def _load_chat_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    tokenizer = load_tokenizer(directory)
     if not tokenizer.chat_template:
         raise UserError(
             f"{directory} has no chat_template.jinja (nor a chat_template in tokenizer_config.json): it is a base "
@@ -104,60 +59,8 @@ def _load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionModel:
-    try:
-        loaded: Any = NemotronLabsDiffusionModel.from_pretrained(
-            directory,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,  # a pair then, which its annotation does not say
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
-    model, report = loaded
-    _refuse_other_keys(f"the weights in {directory}", report["missing_keys"], report["unexpected_keys"])
-    return model
-
-
-def _refuse_other_keys(what: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """What is missing would be random numbers. Raises: UserError naming an example."""
-    for problem, keys in (("lack", sorted(missing)), ("have unknown", sorted(unexpected))):
-        if keys:
-            raise UserError(f"{what} {problem} {len(keys)} of the model's tensors, such as {keys[0]}")
-
-
-def _check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
-    if len(tokenizer) > vocab_size:
-        raise UserError(
-            f"the tokenizer in {directory} has {len(tokenizer)} tokens, but the model only {vocab_size}: "
-            "it belongs to another model"
-        )
-
-
 def _attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
-    """Attach the adapter; the decoders switch it on for drafts alone. Raises: UserError if it does not fit."""
     try:
-        report = model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
-    except ImportError:
-        raise UserError(f"reading the draft adapter {folder} needs peft: install it, or use --no-adapter") from None
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"the draft adapter {folder} cannot be used: {_first_line(error)}; --no-adapter chats without it"
-        ) from None
-    _refuse_other_keys(f"the draft adapter's weights in {folder}", report.missing_keys, report.unexpected_keys)
-    if not find_draft_adapter_layers(model):
-        raise UserError(f"the adapter in {folder} is no drafter (o_proj alone): use --no-adapter")
-
-
-def _find_stop_ids(model: NemotronLabsDiffusionModel) -> tuple[int, ...]:
-    """Those of generation_config.json, else of config.json; one or several."""
-    generation = getattr(model.generation_config, "eos_token_id", None)
-    return resolve_stop_ids(model.config, generation)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        attach_adapter(model, folder)
+    except UserError as error:
+        raise UserError(f"{error}; --no-adapter chats without it") from None

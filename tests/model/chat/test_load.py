@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from model.chat.load import load_chat_model, resolve_device
+from model.chat.load import load_chat_model
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from model.load import resolve_device
 
 
 def edit_json(path, **changes):

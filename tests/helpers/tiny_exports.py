@@ -1,0 +1,61 @@
+"""A tiny random tri-mode model in the exported format with its tokenizer, and draft adapters that PEFT itself made."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from data_pipeline.chat.template import load_chat_template
+from data_pipeline.tokenizer import train_tokenizer
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+
+TEXT = "Tell me a story about the sea. The sea is wide and blue, and the ships go out every day. Why? " * 4
+VOCAB_SIZE = 380
+MAX_POSITIONS = 256
+
+
+def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
+    """Always the same weights, wide enough for lively greedy decoding; changes: of the configuration."""
+    torch.manual_seed(0)
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": MAX_POSITIONS,
+        "initializer_range": 0.3,
+        "block_size": 8,
+        "eos_token_id": 11,
+        "rope_parameters": {**default_rope_parameters(), "original_max_position_embeddings": 32},
+    }
+    return NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(**(values | changes))).eval()
+
+
+def save_tiny_export(directory: Path, *, chat_template: bool = True, **changes: Any) -> Path:
+    """Weights, code, tokenizer and (unless unwanted) the ChatML template of make_tiny_model(**changes)."""
+    make_tiny_model(**changes).save_pretrained(directory)
+    tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
+    if chat_template:
+        tokenizer.chat_template = load_chat_template(directory, "chatml")
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def save_random_adapter(
+    folder: Path, *, targets: tuple[str, ...] = ("o_proj",), rank: int = 4, std: float = 0.5, **changes: Any
+) -> Path:
+    """A LoRA with random weights (not the zeros it would start from) of make_tiny_model(**changes)."""
+    wrapped = get_peft_model(
+        make_tiny_model(**changes),  # pyright: ignore[reportArgumentType]
+        LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=list(targets)),
+    )
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, std)
+    wrapped.save_pretrained(str(folder))
+    return folder
