@@ -1,4 +1,4 @@
-"""From YAML groups and command-line overrides to the typed RunConfig. Knows Hydra; imports no torch."""
+"""From YAML groups and command-line overrides to typed dataclasses. Knows Hydra; imports no torch."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +12,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from conf.errors import ConfigError
-from conf.explain import explain, explain_unknown_keys, valid_keys
+from conf.explain import explain, explain_unknown_keys
 from conf.schema import DataConfig, ParallelConfig, RunConfig
+from conf.schema.drafter import DrafterConfig
 from conf.sources import allow_new_keys, check_source_names, read_blends, to_schema_key
-
-CONFIG_MODULE = "conf"
-CONFIG_NAME = "config"
+from conf.trees import CONFIG_NAME, DRAFTER_TREE, RUN_TREE, ConfigTree
 
 
-def register_schema() -> None:
-    """Make RunConfig known to Hydra under the name conf/config.yaml uses. Calling it again changes nothing."""
-    ConfigStore.instance().store(name="run_config", node=RunConfig)
+def register_schema(tree: ConfigTree) -> None:
+    """Make the tree's schema known to Hydra under the name its config.yaml uses. Again: changes nothing."""
+    ConfigStore.instance().store(name=tree.schema_name, node=tree.schema)
 
 
 def compose_run_config(overrides: list[str]) -> RunConfig:
@@ -30,17 +29,22 @@ def compose_run_config(overrides: list[str]) -> RunConfig:
 
     Raises ConfigError naming the key or group option that is wrong and the nearest valid one.
     """
-    return to_run_config(compose_groups(overrides))
+    return to_config(compose_groups(overrides), RUN_TREE)
 
 
-def compose_groups(overrides: list[str]) -> DictConfig:
+def compose_drafter_config(overrides: list[str]) -> DrafterConfig:
+    """As compose_run_config, for the command line of lora.train. Raises ConfigError."""
+    return to_config(compose_groups(overrides, DRAFTER_TREE), DRAFTER_TREE)
+
+
+def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictConfig:
     """What Hydra makes of the overrides: values may be missing (???) and unresolved. Raises ConfigError."""
-    register_schema()
+    register_schema(tree)
     try:
-        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            return compose(CONFIG_NAME, allow_new_keys(overrides))
+        with initialize_config_module(tree.module, version_base="1.3"):
+            return compose(CONFIG_NAME, allow_new_keys(overrides) if tree.has_blends else overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        raise explain(error) from error
+        raise explain(error, tree) from error
 
 
 def compose_layout(option: str) -> ParallelConfig:
@@ -60,31 +64,32 @@ def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataCo
             raise ConfigError(f"the configuration folder {config_dir} does not exist")
         overrides = [*overrides, f"hydra.searchpath=[file://{config_dir.resolve()}]"]
     composed = compose_groups(overrides)
-    _refuse_unknown(OmegaConf.to_container(composed, resolve=False))
+    _refuse_unknown(OmegaConf.to_container(composed, resolve=False), RUN_TREE)
     _refuse_missing(OmegaConf.to_container(composed.data, resolve=False), "data")
     try:
         plain = OmegaConf.to_container(composed.data, resolve=True)
         merged = OmegaConf.merge(OmegaConf.structured(DataConfig), plain)
         return read_blends(cast(DataConfig, OmegaConf.to_object(merged)))
     except OmegaConfBaseException as error:
-        raise explain(error) from error
+        raise explain(error, RUN_TREE) from error
 
 
-def to_run_config(composed: DictConfig) -> RunConfig:
+def to_config[Config](composed: DictConfig, tree: ConfigTree[Config]) -> Config:
     """Check a composed configuration against the schema and give it as dataclasses, interpolations resolved.
 
     Raises ConfigError for keys the schema does not have (Hydra itself accepts `+x=1`), for values of the wrong type,
     and, in one message, for every value still missing.
     """
     plain = OmegaConf.to_container(composed, resolve=False)
-    _refuse_unknown(plain)
+    _refuse_unknown(plain, tree)
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), plain)
+        merged = OmegaConf.merge(OmegaConf.structured(tree.schema), plain)
         _refuse_missing(OmegaConf.to_container(merged, resolve=False))
-        config = cast(RunConfig, OmegaConf.to_object(merged))
+        config = cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        raise explain(error) from error
-    read_blends(config.data)
+        raise explain(error, tree) from error
+    if isinstance(config, RunConfig):
+        read_blends(config.data)
     return config
 
 
@@ -101,7 +106,7 @@ def load_run_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} does not hold the configuration of a run")
-    return to_run_config(loaded)
+    return to_config(loaded, RUN_TREE)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -113,12 +118,13 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
 
 
-def _refuse_unknown(plain: Any) -> None:
-    check_source_names(plain.get("data") or {})
-    known = set(valid_keys())
+def _refuse_unknown(plain: Any, tree: ConfigTree) -> None:
+    if tree.has_blends:
+        check_source_names(plain.get("data") or {})
+    known = set(tree.keys)
     unknown = [key for key, _ in _leaves(plain) if to_schema_key(key) not in known]
     if unknown:
-        raise explain_unknown_keys(unknown)
+        raise explain_unknown_keys(unknown, tree)
 
 
 def _refuse_missing(plain: Any, prefix: str = "") -> None:

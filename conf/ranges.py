@@ -1,11 +1,28 @@
-"""The range every number of the configuration must lie in, as one table."""
+"""The range every number of a run's configuration must lie in, as one table; another configuration has its own."""
 
 from collections.abc import Iterator
 from functools import reduce
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
-from conf.schema import RunConfig
+
+class Ranges(NamedTuple):
+    """Dotted keys of numbers, by the range they must lie in. Every number is also finite; null is no number.
+
+    below_one: from 0, 1 excluded. between: 0 and 1 excluded.
+    """
+
+    positive: tuple[str, ...] = ()
+    not_negative: tuple[str, ...] = ()
+    zero_to_one: tuple[str, ...] = ()
+    below_one: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return sum(self, ())
+
 
 POSITIVE = (
     "model.num_layers",
@@ -56,26 +73,27 @@ NOT_NEGATIVE = (
     "checkpoint.every_steps",
 )
 ZERO_TO_ONE = ("schedule.warmup_fraction", "schedule.decay_fraction", "data.prepare.max_skipped_share")
-BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")  # from 0, 1 excluded
-BETWEEN = ("stage.noise_epsilon",)  # 0 and 1 excluded
+BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")
+BETWEEN = ("stage.noise_epsilon",)
+RUN_RANGES = Ranges(POSITIVE, NOT_NEGATIVE, ZERO_TO_ONE, BELOW_ONE, BETWEEN)
 
 
-def broken_ranges(config: RunConfig) -> Iterator[str]:
-    """One message per number out of its range, or not finite."""
+def broken_ranges(config: Any, ranges: Ranges) -> Iterator[str]:
+    """One message per number of `config`, a dataclass, that is out of its range or not finite."""
     tables = (
-        (POSITIVE, lambda value: value > 0, "must be positive"),
-        (NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
-        (ZERO_TO_ONE, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
-        (BELOW_ONE, lambda value: 0 <= value < 1, "must lie between 0 and 1, 1 excluded"),
-        (BETWEEN, lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded"),
+        (ranges.positive, lambda value: value > 0, "must be positive"),
+        (ranges.not_negative, lambda value: value >= 0, "must not be negative"),
+        (ranges.zero_to_one, lambda value: 0 <= value <= 1, "must lie between 0 and 1"),
+        (ranges.below_one, lambda value: 0 <= value < 1, "must lie between 0 and 1, 1 excluded"),
+        (ranges.between, lambda value: 0 < value < 1, "must lie between 0 and 1, both excluded"),
     )
     for keys, fits, requirement in tables:
         for key in keys:
             value = read_key(config, key)
-            if not (isfinite(value) and fits(value)):
+            if value is not None and not (isfinite(value) and fits(value)):
                 yield f"{key}={value} {requirement}"
 
 
-def read_key(config: RunConfig, dotted: str) -> Any:
+def read_key(config: Any, dotted: str) -> Any:
     """The value at a dotted key."""
     return reduce(getattr, dotted.split("."), config)

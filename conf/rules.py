@@ -6,11 +6,10 @@ attempt shows everything there is to mend. What depends on files or hardware is 
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import isfinite
 
-from conf.errors import ConfigError
-from conf.ranges import broken_ranges, read_key
+from conf.ranges import RUN_RANGES, broken_ranges, read_key
 from conf.schema import (
     AttentionBackend,
     DecayShape,
@@ -22,8 +21,8 @@ from conf.schema import (
     ScheduleKind,
     SourceConfig,
 )
+from conf.violations import Violations, refuse_violations
 
-Violations = Iterator[str]
 BUDGET_TOLERANCE = 0.01  # relative, between the sources' token budgets and the run's
 
 
@@ -32,37 +31,20 @@ def check_rules(config: RunConfig, world_size: int) -> None:
 
     Raises ConfigError listing every violated rule.
     """
-    violations = list(broken_ranges(config))
-    for rule in _RULES:
-        violations += _collect(rule(config))
-    for rule in _WORLD_RULES:
-        violations += _collect(rule(config, world_size))
-    if len(violations) == 1:
-        raise ConfigError(violations[0])
-    if violations:
-        numbered = "\n".join(f"  {number}. {message}" for number, message in enumerate(violations, 1))
-        raise ConfigError(f"{len(violations)} settings cannot work:\n{numbered}")
+    of_world = [rule(config, world_size) for rule in _WORLD_RULES]
+    refuse_violations([broken_ranges(config, RUN_RANGES), *(rule(config) for rule in _RULES), *of_world])
 
 
 def check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
     """Check that `model` can be laid out so, outside a run (a conversion). Raises ConfigError."""
     config = RunConfig(model=model, parallel=parallel)
     rules = (_tensor_parallel_divides_model, _chunks_divide_layers, _interleaving_needs_pipeline)
-    violations = [message for rule in rules for message in _collect(rule(config))]
-    if violations:
-        raise ConfigError("\n".join(violations))
+    refuse_violations(rule(config) for rule in rules)
 
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
     """Ranks left for data parallelism; `world_size` is a multiple of tensor * pipeline degrees."""
     return world_size // config.parallel.model_parallel
-
-
-def _collect(messages: Violations) -> list[str]:
-    try:
-        return list(messages)
-    except ZeroDivisionError:  # a zero that broken_ranges has already reported
-        return []
 
 
 def _names_are_given(config: RunConfig) -> Violations:

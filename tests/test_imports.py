@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "model": ("conf", "model"),
     "model/hf": (),  # shipped with exports: its siblings only, relatively
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
-    "lora": ("conf", "data_pipeline", "model.hf", "pretrain", "lora"),
+    "lora": ("conf", "data_pipeline", "model.draft_adapter", "model.hf", "model.load", "pretrain", "lora"),
     "launch": ("conf", "data_pipeline", "model.hf", "launch"),
 }
 
@@ -39,7 +39,7 @@ HOMES = {
 MODULE_OF = {"megatron-core": "megatron", "hydra-core": "hydra", "pyyaml": "yaml"}
 
 # Composing is for entry files; what lies below them receives dataclasses.
-COMPOSING = ("conf.compose", "conf.explain", "conf.help")
+COMPOSING = ("conf.compose", "conf.explain", "conf.help", "conf.hydra_entry")
 
 
 @dataclass(frozen=True)

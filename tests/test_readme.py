@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from conf.compose import compose_data, compose_run_config
-from conf.explain import group_options
 from conf.rules import check_rules
+from conf.trees import RUN_TREE
 from data_pipeline.manifest import load_manifest
 from tests.helpers.toy_data import ToyData
 
@@ -81,7 +81,7 @@ def test_every_training_command_composes_and_fits_its_ranks(words: list[str]) ->
 
 def test_every_experiment_in_the_stage_table_is_one() -> None:
     named = set(re.findall(r"experiment=(\w+)", README))
-    assert {"nld_8b_ar", "nld_8b_joint"} <= named <= set(group_options("experiment"))
+    assert {"nld_8b_ar", "nld_8b_joint"} <= named <= set(RUN_TREE.options("experiment"))
 
 
 def test_the_stage_table_gives_the_tokens_of_the_quickstart() -> None:
@@ -91,7 +91,7 @@ def test_the_stage_table_gives_the_tokens_of_the_quickstart() -> None:
 
 def test_the_layout_table_names_every_layout() -> None:
     table = README.split("## Layouts")[1].split("## ")[0]
-    assert set(re.findall(r"`(\w+)`", table.split("Single degrees")[0])) == set(group_options("parallel"))
+    assert set(re.findall(r"`(\w+)`", table.split("Single degrees")[0])) == set(RUN_TREE.options("parallel"))
 
 
 def test_the_annotated_tree_and_the_reading_order_show_what_exists() -> None:

@@ -44,7 +44,7 @@ class AnswerSource(Enum):
 
 @dataclass
 class AdapterConfig:
-    """LoRA on every o_proj. rank: r. alpha: the update is scaled by alpha / rank."""
+    """LoRA on every o_proj. rank: r of the update B A. alpha: the update is scaled by alpha / rank."""
 
     rank: int = 128
     alpha: float = 512.0
@@ -52,14 +52,17 @@ class AdapterConfig:
 
 @dataclass
 class DraftObjectiveConfig:
-    """loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length.
+    """What drafting is trained for.
 
-    hybrid_rate: of hybrid.
+    loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length.
+    hybrid_rate: of hybrid. reach_floor: of reach; an acceptance counts at least this much, so that late positions learn
+    from the beginning.
     """
 
     loss: DraftLoss = DraftLoss.argmax
     position_weights: PositionWeights = PositionWeights.reach
     hybrid_rate: float = 3.0
+    reach_floor: float = 0.3
 
 
 @dataclass
@@ -99,8 +102,9 @@ class DrafterTrainConfig:
 
     steps: optimizer steps. global_batch_size: sequences per step. micro_batch_size: sequences per forward of a rank.
     sequence_length: tokens; longer documents are cut. blocks_per_sequence: drafted blocks per sequence and step, at
-    random anchors. peak_lr, final_lr, warmup_fraction: linear warm-up, then half a cosine. seed: of the adapter, the
-    order of the data and the anchors.
+    random anchors. peak_lr, final_lr, warmup_fraction: linear warm-up, then half a cosine.
+    weight_decay: decoupled, of AdamW. clip_norm: largest global gradient norm; 0 switches clipping off. seed: of the
+    adapter, the order of the data and the anchors.
     """
 
     steps: int = 2000
@@ -131,7 +135,10 @@ class DrafterEvaluationConfig:
 
 @dataclass
 class DrafterCheckpointConfig:
-    """every_steps: steps between checkpoints; 0 saves at the end only. keep: newest complete ones kept."""
+    """Checkpoints of a run.
+
+    every_steps: steps between checkpoints; 0 saves at the end only. keep: newest complete ones kept.
+    """
 
     every_steps: int = 200
     keep: int = 2
@@ -143,7 +150,8 @@ class DrafterRuntimeConfig:
 
     device: see Device. dtype: of the frozen model; the adapter is fp32. gradient_checkpointing: recompute the drafted
     blocks' layers. loss_chunk_blocks: drafted blocks whose logits are in memory at a time.
-    log_every_steps: steps between console lines (every step is in metrics.jsonl). timeout_minutes: of collectives.
+    log_every_steps: steps between console lines (every step is in metrics.jsonl). progress_bar: show one on
+    rank 0's terminal. tensorboard: write event files. timeout_minutes: of collectives.
     """
 
     device: Device = Device.auto
@@ -160,7 +168,7 @@ class DrafterRuntimeConfig:
 class DrafterRunConfig:
     """Where the run lives: `dir` holds config.yaml, metrics.jsonl, tensorboard/, data/, answers/ and checkpoints/.
 
-    root, name: parent folder and name; dir defaults to root/name.
+    root, name: parent folder and name. dir: the folder itself, root/name unless given.
     """
 
     root: str = "runs"
@@ -175,7 +183,7 @@ class DrafterConfig:
     checkpoint: directory in the exported format, ours or a released one. data, heldout: chats or texts (.jsonl,
     .parquet, a folder of them) or a folder of tokens that `make prepare-data` wrote; heldout null takes a share of
     data. output: folder of the adapter; null is linear_spec_lora/ in the checkpoint. block_size: tokens of a drafted
-    block, its seed included; null is the checkpoint's. resume: auto continues the run folder's newest checkpoint.
+    block, its seed included; null is the checkpoint's. resume: see ResumeMode.
     """
 
     checkpoint: str = MISSING

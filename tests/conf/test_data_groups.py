@@ -7,8 +7,8 @@ import pytest
 
 from conf.compose import compose_data
 from conf.errors import ConfigError
-from conf.explain import CONF_DIR, group_options
 from conf.schema.data import DataConfig, DocumentKind, InputConfig, Split
+from conf.trees import RUN_TREE
 from tests.helpers.data_options import PLACE, complete_data, open_weights
 
 NEMOTRON = ["nemotron_pretraining", "nemotron_post_training"]
@@ -22,7 +22,7 @@ def inputs(config: DataConfig) -> dict[str, InputConfig]:
     return {name: source.input for name, source in config.train.items()}
 
 
-@pytest.mark.parametrize("option", group_options("data"))
+@pytest.mark.parametrize("option", RUN_TREE.options("data"))
 def test_every_option_composes_when_its_open_values_are_given(option: str) -> None:
     config = compose_complete(option)
     paths = [source.path for blend in (config.train, config.heldout or {}) for source in blend.values()]
@@ -30,7 +30,9 @@ def test_every_option_composes_when_its_open_values_are_given(option: str) -> No
     assert not any("None" in path or "???" in path for path in paths)
 
 
-@pytest.mark.parametrize("option", [option for option in group_options("data") if not option.startswith("quickstart")])
+@pytest.mark.parametrize(
+    "option", [option for option in RUN_TREE.options("data") if not option.startswith("quickstart")]
+)
 def test_an_open_value_is_refused_by_its_name(option: str) -> None:
     with pytest.raises(ConfigError, match=r"data\.tokenizer|data\.train\.text\.input\.files"):
         compose_data([f"data={option}"])
@@ -78,7 +80,7 @@ def test_held_out_rows_are_those_that_training_leaves(option: str) -> None:
 
 @pytest.mark.parametrize("option", NEMOTRON)
 def test_every_nemotron_weight_says_where_it_is_from(option: str) -> None:
-    text = Path(CONF_DIR, "data", f"{option}.yaml").read_text(encoding="utf-8").partition("\nheldout:")[0]
+    text = Path(RUN_TREE.folder, "data", f"{option}.yaml").read_text(encoding="utf-8").partition("\nheldout:")[0]
     weights = re.findall(r"^    weight: (.*)$", text, re.MULTILINE)
     assert len(weights) == len(compose_complete(option).train)
     assert all("  # " in weight for weight in weights)

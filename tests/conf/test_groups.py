@@ -7,16 +7,16 @@ from functools import cache
 import pytest
 
 from conf.compose import compose_groups, compose_run_config
-from conf.explain import CONF_DIR, group_options, groups
 from conf.help import describe_option
 from conf.rules import check_rules
 from conf.schema import Objective, RunConfig
+from conf.trees import RUN_TREE
 from tests.helpers.data_options import complete_data
 
 DATA = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer"]
 GIVEN = [*DATA, "train.tokens=1e9"]
-OPTIONS = [(group, option) for group in groups() for option in group_options(group)]
-RECIPES = [option for option in group_options("experiment") if option.startswith("nld_")]
+OPTIONS = [(group, option) for group in RUN_TREE.groups for option in RUN_TREE.options(group)]
+RECIPES = [option for option in RUN_TREE.options("experiment") if option.startswith("nld_")]
 
 # name: hidden, ffn, layers, heads, kv heads, head_dim, rope theta (FACTS.md section 1)
 RELEASED_SIZES = {
@@ -50,13 +50,13 @@ def test_every_yaml_file_composes_and_obeys_the_rules(group: str, option: str) -
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_yaml_file_says_in_a_comment_what_it_is(group: str, option: str) -> None:
-    assert describe_option(group, option).endswith(".")
+    assert describe_option(RUN_TREE, group, option).endswith(".")
 
 
 def test_every_group_is_in_the_defaults_list() -> None:
     composed = compose_groups([])
     chosen = {"stage", "model", "data", "parallel", "optimizer", "schedule", "precision", "runtime", "resume"}
-    assert set(groups()) == chosen | {"experiment"}
+    assert set(RUN_TREE.groups) == chosen | {"experiment"}
     assert chosen | {"experiment"} <= set(composed)
 
 
@@ -118,18 +118,18 @@ def test_the_quickstart_stages_share_data_and_model_and_chain() -> None:
     assert (ar.parallel.tensor_parallel, joint.parallel.pipeline_parallel) == (2, 2)
 
 
-@pytest.mark.parametrize("name", group_options("experiment"))
+@pytest.mark.parametrize("name", RUN_TREE.options("experiment"))
 def test_an_experiment_records_its_own_name(name: str) -> None:
     assert compose_groups([f"experiment={name}"]).experiment == name
 
 
 def test_the_documented_groups_and_options_are_those_that_exist() -> None:
-    text = (CONF_DIR / "README.md").read_text(encoding="utf-8")
+    text = (RUN_TREE.folder / "README.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE))
-    assert set(rows) == set(groups())
+    assert set(rows) == set(RUN_TREE.groups)
     for group, options in rows.items():
         listed = {option for pattern in re.findall(r"`([^`]+)`", options) for option in expand_braces(pattern)}
-        assert listed == set(group_options(group)), group
+        assert listed == set(RUN_TREE.options(group)), group
 
 
 def expand_braces(pattern: str) -> list[str]:

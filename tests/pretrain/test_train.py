@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import conf.entry
 import pretrain.train
 from conf.errors import UserError
-from conf.explain import group_options, groups
+from conf.trees import RUN_TREE
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=1e6"]
@@ -44,7 +45,7 @@ def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
     Trainer.configs = []
     monkeypatch.setitem(sys.modules, "pretrain.trainer", Trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["pretrain.train", *GIVEN])
-    monkeypatch.setattr(pretrain.train, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setattr(conf.entry, "SECONDS_FOR_RANK_0", 0.0)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     return Trainer
@@ -52,9 +53,9 @@ def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
 
 def test_help_shows_every_group_every_option_and_the_usage() -> None:
     shown = run_command("--help").stdout
-    for group in groups():
+    for group in RUN_TREE.groups:
         assert f"\n  {group}\n" in shown
-        assert all(f"\n    {option} " in shown for option in group_options(group))
+        assert all(f"\n    {option} " in shown for option in RUN_TREE.options(group))
     assert "torchrun" in shown and "init_from" in shown and "global_batch_size" in shown
 
 
@@ -111,7 +112,9 @@ def test_hydra_writes_nothing_and_stays_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_good_configuration_reaches_the_trainer_as_dataclasses(imported_trainer: type) -> None:
-    pretrain.train.main()
+    with pytest.raises(SystemExit) as caught:
+        pretrain.train.main()
+    assert caught.value.code == 0
     assert [config.train.tokens for config in imported_trainer.configs] == [1e6]
 
 

@@ -1,0 +1,55 @@
+"""Entry of the drafter's training: `torchrun --nproc_per_node=N -m lora.train checkpoint=DIR data=PATH`.
+
+Composes the configuration, checks its rules and hands dataclasses to run_drafter. torch, peft and deepspeed are
+imported only once the configuration is known to be good.
+"""
+
+import sys
+
+from conf.drafter_rules import check_drafter_rules
+from conf.entry import quiet_libraries
+from conf.hydra_entry import run_composed
+from conf.schema.drafter import DrafterConfig
+from conf.trees import DRAFTER_TREE
+
+USAGE = """\
+Train the draft adapter of a checkpoint: a LoRA on every o_proj, switched on while drafting alone, so that linear
+self-speculation accepts longer drafts and still gives the text of autoregressive decoding.
+
+usage: python -m lora.train checkpoint=DIR data=PATH [experiment=NAME] [key=value ...] [--cfg job [--resolve]] [--help]
+       torchrun --nproc_per_node=N -m lora.train ...
+
+examples:
+  # a released checkpoint, your own prompts, one GPU: the model answers them, the adapter learns to draft its answers
+  python -m lora.train checkpoint=Nemotron-Labs-Diffusion-8B data=chats.jsonl answers.source=greedy
+  # eight GPUs, the weights sharded over them; twice offloaded, a model that would not fit otherwise
+  torchrun --nproc_per_node=8 -m lora.train checkpoint=Nemotron-Labs-Diffusion-14B data=chats.jsonl \\
+      zero.stage=3 zero.offload_parameters=true zero.offload_optimizer=true
+  # what would run, without running it
+  python -m lora.train checkpoint=DIR data=chats.jsonl --cfg job
+  # afterwards: longer drafts, on prompts that were not trained on?
+  python -m lora.evaluate Nemotron-Labs-Diffusion-8B --prompts prompts.jsonl
+
+Data are rows {"messages": [...]} or {"text": ...} in .jsonl or .parquet files, or tokens that `make prepare-data`
+wrote. The adapter lands in CHECKPOINT/linear_spec_lora (output=...), the run in run.dir. The same command again
+continues the run (resume=auto), also on another number of GPUs that divides the batch.
+"""
+
+
+def run(config: DrafterConfig, world_size: int) -> None:
+    """Check the rules, then train. Raises UserError for whatever the user can mend."""
+    check_drafter_rules(config, world_size)
+    quiet_libraries("torch.distributed", "deepspeed", "DeepSpeed")
+
+    from lora.trainer import run_drafter  # imports torch, transformers, peft and deepspeed
+
+    run_drafter(config)
+
+
+def main() -> None:
+    """Exit with the status of the training; see run_composed."""
+    sys.exit(run_composed(DRAFTER_TREE, USAGE, run))
+
+
+if __name__ == "__main__":
+    main()
