@@ -2,19 +2,16 @@
 
 import argparse
 import io
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.errors import UserError
+from conf.entry import exit_status, quiet_libraries
 from conf.schema import DataConfig, OverlongChat, StageConfig, TrainConfig
 
 if TYPE_CHECKING:
     from data_pipeline.inspect.run import Inspection
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 DEFAULT_SAMPLES, DEFAULT_ROWS = 3, 512
 STAGE = "joint"
 STAGES_WITH_NOISE = ("joint", "sft")
@@ -38,13 +35,7 @@ the run's. Like a run it keeps the packing of that form beside the data, for the
 def main() -> None:
     """Parse the command line; exit status 2 with one message if something cannot work, 130 after Ctrl-C."""
     arguments = build_parser().parse_args()
-    try:
-        _run(arguments)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(exit_status(lambda: _run(arguments)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,15 +90,8 @@ def _add_form_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _silence_libraries() -> None:
-    """Megatron reports what a machine without GPUs lacks, which is no use here."""
-    warnings.filterwarnings("ignore", module=r"megatron\b")
-    for name in ("megatron", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def _run(arguments: argparse.Namespace) -> None:
-    _silence_libraries()
+    quiet_libraries()
     from rich.console import Console  # here, so that --help does not wait for torch
 
     from data_pipeline.inspect.run import run_inspection

@@ -5,11 +5,10 @@ import sys
 from pathlib import Path
 
 from conf.compose import compose_data
-from conf.errors import UserError
+from conf.entry import exit_status
 from data_pipeline.prepare.report import print_report
 from data_pipeline.prepare.run import prepare_sources
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 EXAMPLES = """examples:
   # one's own text (conf/data/text.yaml): /tokens/train and /tokens/heldout; data.heldout=null holds nothing out
   python -m data_pipeline.prepare data=text data.tokenizer=/models/tokenizer \\
@@ -40,14 +39,12 @@ def main() -> None:
         "overrides", nargs="*", help="data=<option of conf/data> and settings, such as data.tokenizer=..."
     )
     arguments = parser.parse_intermixed_args()
-    try:
-        print_report(prepare_sources(compose_data(arguments.overrides, arguments.config_dir)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(
+        exit_status(
+            lambda: print_report(prepare_sources(compose_data(arguments.overrides, arguments.config_dir))),
+            interrupted="interrupted: the same command continues from here",
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from conf.atomic import atomic_write_text
 from conf.compose import compose_run_config
+from conf.entry import exit_status
 from conf.errors import UserError
 from conf.schema import RunConfig
 from launch.quickstart.answers import write_answers
@@ -22,7 +23,7 @@ from launch.quickstart.report import print_report
 from launch.quickstart.summary import build_summary, save_summary
 
 STAGES = ("ar", "joint", "sft")
-EXIT_CHECK_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_CHECK_FAILED = 1
 
 
 def main() -> None:
@@ -38,15 +39,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="configuration overrides for all stages, such as train.tokens=1e5")
     arguments = parser.parse_args()
     quiet_libraries()
-    try:
-        passed = run_quickstart(arguments.root, arguments.fresh, arguments.overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from here", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(0 if passed else EXIT_CHECK_FAILED)
+    sys.exit(
+        exit_status(
+            lambda: 0 if run_quickstart(arguments.root, arguments.fresh, arguments.overrides) else EXIT_CHECK_FAILED,
+            interrupted="interrupted: the same command continues from here",
+        )
+    )
 
 
 def run_quickstart(root: Path, fresh: bool, overrides: list[str]) -> bool:

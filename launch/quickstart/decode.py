@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 from conf.atomic import atomic_write_text
-from conf.errors import UserError
+from conf.entry import exit_status
 from launch.quickstart.quiet import quiet_libraries
-
-EXIT_USER_ERROR = 2
 
 
 def main() -> None:
@@ -25,12 +23,11 @@ def main() -> None:
     quiet_libraries()
     from launch.quickstart.measure import run_decoding  # imports torch and transformers
 
-    try:
+    def decode() -> None:
         values = run_decoding(arguments.export, arguments.heldout)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    atomic_write_text(arguments.output, json.dumps(values, indent=2) + "\n")
+        atomic_write_text(arguments.output, json.dumps(values, indent=2) + "\n")
+
+    sys.exit(exit_status(decode))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
+from conf.entry import exit_status
 from conf.errors import UserError
 from model.chat.options import MODES, DecodeOptions, check_text
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 DEFAULT_MODE, DEFAULT_MAX_NEW_TOKENS = "linear_speculation", 1024
 EXAMPLES = """examples:
   # a conversation; /reset, /mode NAME, /exit; Ctrl-C ends an answer, Ctrl-D the chat
@@ -41,24 +41,12 @@ class _Parser(argparse.ArgumentParser):
     """Errors are one line, as those of everything else here."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USER_ERROR, f"error: {message} (--help shows the options)\n")
+        raise UserError(f"{message} (--help shows the options)")
 
 
 def run_chat(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, 2 after one clear message, 130 after Ctrl-C."""
-    options = build_parser().parse_args(arguments)
-    try:
-        _run(options)
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter still flushes at exit
-        print("error: the reader of standard output has gone", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+    return exit_status(lambda: _run(build_parser().parse_args(arguments)))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -99,6 +87,14 @@ def _add_decode_options(group: argparse._ArgumentGroup) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    try:
+        _chat(options)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter still flushes at exit
+        raise UserError("the reader of standard output has gone") from None
+
+
+def _chat(options: argparse.Namespace) -> None:
     prompt = _read_prompt(options)
     import torch
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 
+from conf.entry import exit_status
 from conf.errors import UserError
 from conf.rules import check_layout
 from conf.schema import DataConfig, ParallelConfig
@@ -31,23 +32,23 @@ DRAFTER_FOLDER = "linear_spec_lora"
 
 
 def run_convert(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, or 2 after one clear message."""
+    """The command line. Returns the exit status: 0, 2 after one clear message, 130 after Ctrl-C."""
     options = _parse(arguments)
+    return exit_status(lambda: _convert(options), interrupted="interrupted: nothing half-written was kept")
+
+
+def _convert(options: argparse.Namespace) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    source, target = Path(options.source), Path(options.target)
+    begin = time.monotonic()
     try:
-        source, target = Path(options.source), Path(options.target)
         check_target(source, target, options.overwrite)
-        begin = time.monotonic()
         # Weights without a config.json are a damaged Hugging Face directory: the import says so.
         is_import = is_hf_directory(source) or any(source.glob("*.safetensors"))
         converted = _import(options, console) if is_import else _export(options, console)
-        console.print(_summary(source, target, converted, time.monotonic() - begin))
-        return 0
-    except UserError as error:
-        console.print(f"error: {error}", markup=False)
     except OSError as error:
-        console.print(f"error: cannot write {options.target}: {error}; nothing half-written was kept", markup=False)
-    return 2
+        raise UserError(f"cannot write {target}: {error}; nothing half-written was kept") from error
+    console.print(_summary(source, target, converted, time.monotonic() - begin))
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
