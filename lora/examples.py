@@ -150,6 +150,15 @@ def split_heldout(examples: StoredExamples, share: float) -> tuple[StoredExample
     return examples.select(~is_heldout, f"without {name}"), examples.select(is_heldout, name)
 
 
+def select_examples(examples: StoredExamples, count: int, seed: int) -> StoredExamples:
+    """A random choice of `count` examples, in their order; all of them if there are no more."""
+    if count >= len(examples):
+        return examples
+    chosen = np.zeros(len(examples), dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(len(examples))[:count]] = True
+    return examples.select(chosen, f"{count} chosen with seed {seed}")
+
+
 def hash_values(*values: object) -> str:
     """Hexadecimal SHA-256 of JSON values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from conf.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 from data_pipeline.jsonl import write_jsonl
-from lora.examples import StoredExamples, open_examples, split_heldout
+from lora.examples import StoredExamples, open_examples, select_examples, split_heldout
 from lora.rows import prepare_examples
 from tests.helpers.stored import random_chats, random_texts, write_dataset
 from tests.helpers.tiny_checkpoints import MASK_TOKEN
@@ -229,3 +229,15 @@ def test_another_chat_template_is_said(checkpoint: Path, tmp_path: Path, caplog:
     (other / "chat_template.jinja").write_text("{{ messages }}")
     open_stored(other, tmp_path / "data", 256)
     assert "another chat template" in caplog.text
+
+
+def test_fewer_examples_are_a_random_choice_in_the_same_order(checkpoint: Path, tmp_path: Path) -> None:
+    path = write_tokens(checkpoint, tmp_path / "tokens", [random_texts(60, 9)], "text")
+    examples = open_stored(checkpoint, path, 9)
+    everything = [tuple(example.tokens.tolist()) for example in examples]
+    few, more = ([everything.index(tuple(e.tokens.tolist())) for e in select_examples(examples, n, 1)] for n in (9, 20))
+    assert (len(few), len(more)) == (9, 20)
+    assert few == sorted(few) and set(few) < set(more)
+    assert few != list(range(9))
+    assert select_examples(examples, len(examples), 1) is examples
+    assert select_examples(examples, 9, 2).fingerprint != select_examples(examples, 9, 1).fingerprint
