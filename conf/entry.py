@@ -1,5 +1,6 @@
 """What the entry files share: one message and an exit status for whatever the user can mend. Standard library only."""
 
+import argparse
 import logging
 import os
 import re
@@ -8,6 +9,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from conf.errors import UserError
 
@@ -34,6 +36,14 @@ def exit_status(action: Callable[[], int | None], *, interrupted: str = "", show
         return EXIT_INTERRUPTED
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A command line whose mistakes are told as everything else is: one message, EXIT_USER_ERROR."""
+
+    def error(self, message: str) -> NoReturn:
+        _say_once(UserError(f"{message} (--help shows the options)"))
+        sys.exit(EXIT_USER_ERROR)
+
+
 def quiet_libraries(*modules: str) -> None:
     """Hide what libraries tell their own developers, on every rank, of choices made here; `python -W default` shows it.
 
@@ -48,7 +58,7 @@ def quiet_libraries(*modules: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _say_once(error: UserError, show_traceback: bool) -> None:
+def _say_once(error: UserError, show_traceback: bool = False) -> None:
     """Rank 0 prints at once; another rank only if rank 0 has not ended the job in the meantime."""
     rank = _rank()
     if rank:

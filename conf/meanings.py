@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import re
-import typing
 from collections.abc import Iterator
 from enum import Enum
 
@@ -20,9 +19,8 @@ def _meanings(schema: type, prefix: str) -> Iterator[tuple[str, str]]:
     for field in dataclasses.fields(schema):
         text = described.get(field.name, "")
         nested = list(nested_schemas(field))
-        enums = [kind for kind in (field.type, *typing.get_args(field.type)) if _is_enum(kind)]
-        for kind in enums:
-            text = " ".join(part for part in ("" if text.startswith("see ") else text, _one_line(kind)) if part)
+        if isinstance(field.type, type) and issubclass(field.type, Enum):
+            text = " ".join(part for part in ("" if text.startswith("see ") else text, _one_line(field.type)) if part)
         for _, inner in nested:
             text = text or _summary(inner)
         yield prefix + field.name, text
@@ -61,7 +59,3 @@ def _listed(start: re.Match[str]) -> list[str]:
 
 def _one_line(kind: type) -> str:
     return " ".join((inspect.getdoc(kind) or "").split())
-
-
-def _is_enum(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Enum)

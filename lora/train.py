@@ -21,25 +21,25 @@ usage: python -m lora.train checkpoint=DIR data=PATH [experiment=NAME] [key=valu
 
 examples:
   # a released checkpoint, your own prompts, one GPU: the model answers them, the adapter learns to draft its answers
-  python -m lora.train checkpoint=Nemotron-Labs-Diffusion-8B data=chats.jsonl answers.source=greedy
+  python -m lora.train checkpoint=Nemotron-Labs-Diffusion-8B data=chats.jsonl answers.source=greedy output=my_adapter
   # eight GPUs, the weights sharded over them; twice offloaded, a model that would not fit otherwise
   torchrun --nproc_per_node=8 -m lora.train checkpoint=Nemotron-Labs-Diffusion-14B data=chats.jsonl \\
-      zero.stage=3 zero.offload_parameters=true zero.offload_optimizer=true
+      output=my_adapter zero.stage=3 zero.offload_parameters=true zero.offload_optimizer=true
   # what would run, without running it
   python -m lora.train checkpoint=DIR data=chats.jsonl --cfg job
   # afterwards: longer drafts, on prompts that were not trained on?
-  python -m lora.evaluate Nemotron-Labs-Diffusion-8B --prompts prompts.jsonl
+  python -m lora.evaluate Nemotron-Labs-Diffusion-8B --adapter my_adapter --prompts prompts.jsonl
 
 Data are rows {"messages": [...]} or {"text": ...} in .jsonl or .parquet files, or tokens that `make prepare-data`
-wrote. The adapter lands in CHECKPOINT/linear_spec_lora (output=...), the run in run.dir. The same command again
-continues the run (resume=auto), also on another number of GPUs that divides the batch.
+wrote. Without output=... the adapter lands in DIR/linear_spec_lora, where decoding finds it by itself; one that is
+there is not replaced. The same command again continues the run (resume=auto).
 """
 
 
 def run(config: DrafterConfig, world_size: int) -> None:
     """Check the rules, then train. Raises UserError for whatever the user can mend."""
     check_drafter_rules(config, world_size)
-    quiet_libraries("torch.distributed", "deepspeed", "DeepSpeed")
+    quiet_libraries("torch.distributed", "deepspeed")
 
     from lora.trainer import run_drafter  # imports torch, transformers, peft and deepspeed
 

@@ -20,8 +20,11 @@ MAY_IMPORT = {
     "model": ("conf", "model"),
     "model/hf": (),  # shipped with exports: its siblings only, relatively
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
-    "lora": ("conf", "data_pipeline", "model.draft_adapter", "model.hf", "model.load", "pretrain", "lora"),
-    "launch": ("conf", "data_pipeline", "model.hf", "launch"),
+    "lora": (
+        *("conf", "data_pipeline", "pretrain", "lora"),
+        *("model.checkpoint_layout", "model.draft_adapter", "model.hf", "model.identity", "model.load"),
+    ),
+    "launch": ("conf", "data_pipeline", "lora.evaluation", "model.hf", "launch"),
 }
 
 # Library: the folders that may import it ("entry": also files that are run, hydra's home).

@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conf.entry import exit_status
+from conf.entry import OneLineParser, exit_status
 from conf.errors import UserError
 from model.chat.options import MODES, DecodeOptions, check_text
 
@@ -37,21 +37,15 @@ Answers end at the checkpoint's eos, at --max-new-tokens, or when the model has 
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors are one line, as those of everything else here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help shows the options)")
-
-
 def run_chat(arguments: list[str] | None = None) -> int:
     """The command line. Returns the exit status: 0, 2 after one clear message, 130 after Ctrl-C."""
-    return exit_status(lambda: _run(build_parser().parse_args(arguments)))
+    options = build_parser().parse_args(arguments)
+    return exit_status(lambda: _run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line; what is not given here has the default of the model's entry points."""
-    parser = _Parser(
+    parser = OneLineParser(
         prog="python -m model.chat",
         description="Chat with an exported checkpoint; text appears as it is committed.",
         epilog=EXAMPLES,

@@ -1,0 +1,126 @@
+"""The drafter's configuration: composed as strictly as a run's, from a tree of its own."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from conf.compose import compose_drafter_config, compose_groups
+from conf.drafter_rules import check_drafter_rules
+from conf.errors import ConfigError
+from conf.help import describe_option, help_text
+from conf.meanings import meanings
+from conf.schema import Dtype, ResumeMode
+from conf.schema.drafter import AnswerSource, DrafterConfig, DraftLoss, PositionWeights
+from conf.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
+
+GIVEN = ["checkpoint=export", "data=chats.jsonl"]
+EXPERIMENTS = DRAFTER_TREE.options("experiment")
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        compose_drafter_config([*GIVEN, *overrides])
+    return str(caught.value)
+
+
+def test_without_overrides_every_value_is_the_schemas() -> None:
+    composed = compose_drafter_config(GIVEN)
+    plain = OmegaConf.merge(OmegaConf.structured(DrafterConfig), {"checkpoint": "export", "data": "chats.jsonl"})
+    assert composed == OmegaConf.to_object(plain)
+
+
+def test_the_published_shape_is_the_default() -> None:
+    config = compose_drafter_config(GIVEN)
+    assert (config.adapter.rank, config.adapter.alpha) == (128, 512.0)
+    assert config.runtime.dtype is Dtype.bf16
+    assert config.run.dir == "runs/drafter"
+
+
+def test_the_command_line_reaches_enums_and_open_values() -> None:
+    config = compose_drafter_config(
+        [
+            *GIVEN,
+            *("resume=never", "answers.source=sampled", "objective.loss=hybrid", "objective.position_weights=none"),
+            *("block_size=16", "run.name=mine"),
+        ]
+    )
+    assert (config.resume, config.answers.source) == (ResumeMode.never, AnswerSource.sampled)
+    assert (config.objective.loss, config.objective.position_weights) == (DraftLoss.hybrid, PositionWeights.none)
+    assert (config.block_size, config.run.dir) == (16, "runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("checkpont=x", "unknown key 'checkpont'; did you mean 'checkpoint'?"),
+        ("train.setps=1", "did you mean 'train.steps'?"),
+        ("rank=64", "did you mean 'adapter.rank'?"),
+        ("stage=3", "did you mean 'zero.stage'?"),
+        ("experment=quickstart", "did you mean 'experiment'?"),
+        ("experiment=quickstrat", "did you mean experiment=quickstart?"),
+        ("+zero.stge=1", "did you mean 'zero.stage'?"),
+        ("+model=tiny", "unknown key 'model'"),
+        ("+x=1", "unknown key 'x'; see --help"),
+        ("objective.loss=mse", "objective.loss: Invalid value 'mse', expected one of [argmax, data, kl"),
+        ("train.steps=many", "train.steps: "),
+        ("data.train.web.path=x", "data: "),
+        ("adapter", "key=value"),
+    ],
+)
+def test_a_mistake_is_named_with_the_nearest_valid_spelling(override: str, told: str) -> None:
+    message = refusal(override)
+    assert told in message and "\n" not in message
+
+
+def test_everything_missing_is_listed_in_one_message() -> None:
+    with pytest.raises(ConfigError, match=r"give: checkpoint=\.\.\. data=\.\.\.$"):
+        compose_drafter_config([])
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_obeys_the_rules_and_says_what_it_is(name: str) -> None:
+    config = compose_drafter_config([f"experiment={name}", "checkpoint=export", "data=chats.jsonl"])
+    check_drafter_rules(config, world_size=2)
+    assert describe_option(DRAFTER_TREE, "experiment", name).endswith(".")
+
+
+def test_the_quickstart_needs_nothing_but_its_name() -> None:
+    config = compose_drafter_config(["experiment=quickstart", "run.root=elsewhere"])
+    assert config.checkpoint == "elsewhere/quickstart/export"
+    assert config.run.dir == "elsewhere/quickstart/drafter"
+
+
+def test_the_two_trees_do_not_see_each_other() -> None:
+    assert DRAFTER_TREE.groups == ["experiment"]
+    assert "drafter" not in RUN_TREE.groups and "schema" not in RUN_TREE.groups
+    with pytest.raises(ConfigError, match="unknown key 'drafter'"):
+        compose_groups(["drafter=config"])
+
+
+@pytest.mark.parametrize("tree", [RUN_TREE, DRAFTER_TREE], ids=lambda tree: tree.module)
+def test_help_gives_every_group_option_key_and_choice(tree: ConfigTree) -> None:
+    text = help_text(tree, "the usage", [])
+    assert text.startswith("the usage\n")
+    assert all(f"\n    {option} " in text for group in tree.groups for option in tree.options(group))
+    assert all(f" {key.rpartition('.')[2]}:" in text for key in tree.keys if "<" not in key and ".input" not in key)
+    assert max(len(line) for line in text.partition("\nkeys ")[2].splitlines()) <= 120
+
+
+def test_help_shows_values_under_the_overrides() -> None:
+    text = help_text(DRAFTER_TREE, "", ["adapter.rank=8", "experiment=quickstart"])
+    assert "    rank: 8 " in text and "  checkpoint: ${run.root}/quickstart/export # directory" in text
+
+
+def test_every_key_of_the_drafter_has_a_meaning() -> None:
+    known = meanings(DRAFTER_TREE)
+    assert list(known) == DRAFTER_TREE.keys
+    assert [key for key, meaning in known.items() if not meaning] == []
+
+
+def test_meanings_are_those_of_the_docstrings() -> None:
+    known = meanings(DRAFTER_TREE)
+    assert known["train.steps"] == "optimizer steps."
+    assert known["adapter"] == "LoRA on every o_proj."
+    assert known["train.peak_lr"] == known["train.final_lr"]
+    assert "never: refuse a used folder." in known["resume"]
+    assert known["objective.position_weights"].startswith("none: every drafted position counts alike.")
+    assert meanings(RUN_TREE)["data.train.<source>.path"]
