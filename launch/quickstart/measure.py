@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
+from lora.evaluation.statistics import compute_distinct_share
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96
@@ -142,12 +143,6 @@ def measure(run: Continuations, ar: Continuations, real_context_acceptance: floa
         equals_greedy_ar=run.tokens == ar.tokens,
         distinct_4grams=sum(map(compute_distinct_share, run.tokens)) / len(run.tokens),
     )
-
-
-def compute_distinct_share(tokens: list[int], length: int = 4) -> float:
-    """Share of different n-grams among all n-grams of `length`; 1 where there is none."""
-    grams = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
-    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def describe_sample(export: Path, prompt: Tensor, continuation: list[int]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 TEXT = "Tell me a story about the sea. The sea is wide and blue, and the ships go out every day. Why? " * 4
 VOCAB_SIZE = 380
+REPEATED_TOKEN = 200
 MAX_POSITIONS = 256
 
 
@@ -36,9 +37,20 @@ def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
     return NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(**(values | changes))).eval()
 
 
-def save_tiny_export(directory: Path, *, chat_template: bool = True, **changes: Any) -> Path:
-    """Weights, code, tokenizer and (unless unwanted) the ChatML template of make_tiny_model(**changes)."""
-    make_tiny_model(**changes).save_pretrained(directory)
+def make_repetitive_model(**changes: Any) -> NemotronLabsDiffusionModel:
+    """It answers everything with REPEATED_TOKEN in all modes, so that every draft without an adapter is accepted."""
+    model = make_tiny_model(**changes)
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight += 5.0
+        model.diffusion_head.weight[REPEATED_TOKEN] = 1.0
+    return model
+
+
+def save_tiny_export(
+    directory: Path, *, model: NemotronLabsDiffusionModel | None = None, chat_template: bool = True
+) -> Path:
+    """Weights, code, tokenizer and (unless unwanted) the ChatML template of a model, by default make_tiny_model()."""
+    (model or make_tiny_model()).save_pretrained(directory)
     tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
     if chat_template:
         tokenizer.chat_template = load_chat_template(directory, "chatml")

@@ -79,13 +79,6 @@ def test_acceptance_length_counts_cycles_not_forwards() -> None:
     assert measured.equals_greedy_ar
 
 
-@pytest.mark.parametrize(
-    ("tokens", "share"), [([1, 2, 3, 4, 5], 1.0), ([1] * 10, 1 / 7), ([1, 2] * 5, 2 / 7), ([1, 2], 1.0)]
-)
-def test_share_of_distinct_4grams(tokens: list[int], share: float) -> None:
-    assert measure.compute_distinct_share(tokens) == pytest.approx(share)
-
-
 def test_a_missing_export_is_named(tmp_path: Path, heldout: Path) -> None:
     with pytest.raises(UserError, match="export the joint run first"):
         measure.run_decoding(tmp_path / "nothing", heldout)
