@@ -60,7 +60,7 @@ class ExampleSet(ABC):
 class StoredExamples(ExampleSet):
     """Examples of a dataset on disk.
 
-    places: [n, 4] int64, of each example: shard, document, its first token and the number of its tokens.
+    places: [n, 4] int64, of each example: shard, document, its first token and the number of its tokens; in order.
     """
 
     def __init__(self, stored: StoredTokens, sequence_length: int, places: np.ndarray, fingerprint: str) -> None:
@@ -88,13 +88,13 @@ class StoredExamples(ExampleSet):
 
     def hash_documents(self) -> np.ndarray:
         """[n] uint64, of every example a hash of its whole document's tokens; reads all of them."""
-        documents, inverse = np.unique(self._places[:, :2], axis=0, return_inverse=True)
-        hashes = [self._hash_document(int(shard), int(document)) for shard, document in documents]
-        return np.array(hashes, dtype=np.uint64)[inverse.reshape(-1)]
+        is_first = np.append(True, (np.diff(self._places[:, :2], axis=0) != 0).any(axis=1))
+        hashes = [self._hash_document(shard, document) for shard, document in self._places[is_first, :2].tolist()]
+        return np.array(hashes, dtype=np.uint64)[np.cumsum(is_first) - 1]
 
     def _hash_document(self, number: int, document: int) -> int:
         shard = self._stored.open_shard(number)
-        length = int(shard.document_lengths(document, document + 1)[0])
+        length = int(shard.segment_lengths(*shard.segment_bounds(document, document + 1)).sum())
         tokens = shard.read(document, 0, length).astype("<i8")
         return int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=HASH_BYTES).digest())
 
