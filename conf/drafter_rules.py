@@ -15,6 +15,7 @@ DRAFTER_RANGES = Ranges(
     positive=(
         "adapter.rank",
         "adapter.alpha",
+        "answers.prompts",
         "answers.max_new_tokens",
         "answers.prompt_tokens",
         "answers.prompts_per_shard",

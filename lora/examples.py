@@ -14,6 +14,7 @@ from conf.errors import UserError
 from conf.schema import DocumentKind
 from conf.tokenizer_info import read_tokenizer_info, token_text
 from data_pipeline.chat.template import load_chat_template
+from data_pipeline.permutation import derive_key, permute
 from data_pipeline.shard import Shard
 from data_pipeline.stored import StoredTokens
 from lora.rows import find_tokens, read_checkpoint_value
@@ -155,7 +156,8 @@ def select_examples(examples: StoredExamples, count: int, seed: int) -> StoredEx
     if count >= len(examples):
         return examples
     chosen = np.zeros(len(examples), dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(len(examples))[:count]] = True
+    key = derive_key(seed, len(examples))
+    chosen[[permute(place, len(examples), key) for place in range(count)]] = True
     return examples.select(chosen, f"{count} chosen with seed {seed}")
 
 

@@ -2,17 +2,15 @@
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from conf.schema import RunConfig
 from pretrain.data import RunData, describe_blend, describe_overlap
 from pretrain.distributed import Ranks
 from pretrain.objective.losses import LossStats
+from pretrain.progress import StepProgress
 from pretrain.start import StartPoint
 from pretrain.state import TrainState
 
@@ -25,25 +23,12 @@ class Console:
     def __init__(self, config: RunConfig, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
         self.rich = RichConsole(file=sys.stderr, highlight=False)
-        self._progress: Progress | None = None
-        self._task: Any = None
+        shown = config.runtime.progress_bar and ranks.is_first
+        self._progress = StepProgress(f"{config.stage.name} stage", self.rich, shown)
 
-    @contextmanager
-    def progress(self, state: TrainState) -> Iterator[None]:
+    def progress(self, state: TrainState) -> AbstractContextManager[None]:
         """Shows a progress bar over the token budget while the block runs."""
-        columns = (
-            TextColumn(f"{self._config.stage.name} stage"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        shown = self._config.runtime.progress_bar and self._ranks.is_first
-        with Progress(*columns, console=self.rich, disable=not shown, refresh_per_second=2) as self._progress:
-            total = self._config.num_steps
-            self._task = self._progress.add_task("", total=total, completed=state.step, note="")
-            yield
+        return self._progress.show(self._config.num_steps, state.step)
 
     def say_start(self, start: StartPoint, parameters: int) -> None:
         """Layout, size and where the run begins."""
@@ -74,8 +59,7 @@ class Console:
     def say_step(self, state: TrainState, values: dict[str, float | int | None]) -> None:
         """Moves the bar; prints a line every runtime.log_every_steps steps."""
         note = f"loss {values['loss']:.4f} · {values['tokens_per_second']:.0f} tokens/s"
-        if self._progress is not None:
-            self._progress.update(self._task, completed=state.step, note=note)
+        self._progress.update(state.step, note)
         if state.step % self._config.runtime.log_every_steps == 0:
             shown = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_second")
             parts = [f"{name} {values[name]:.5g}" for name in shown if values[name] is not None]

@@ -1,20 +1,17 @@
 """Processes, devices and megatron-core's process groups of a run."""
 
 import math
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 
-from conf.errors import UserError
-from conf.schema import Device, ParallelConfig, RuntimeConfig
+from conf.schema import ParallelConfig, RuntimeConfig
 from model import cpu
+from pretrain.process_group import choose_device, start_process_group
 
 
 @dataclass(frozen=True)
@@ -41,17 +38,6 @@ class Ranks:
         return parallel_state.get_data_parallel_world_size()
 
 
-def choose_device(device: Device) -> torch.device:
-    """The device of this process; errors if CUDA is asked for and not there."""
-    if device is Device.cuda and not torch.cuda.is_available():
-        raise UserError("runtime.device=cuda, but torch finds no CUDA device: use runtime.device=auto or cpu.")
-    if device is Device.cpu or not torch.cuda.is_available():
-        if torch.cuda.is_available():
-            raise UserError("runtime.device=cpu on a machine with CUDA: hide the GPUs with CUDA_VISIBLE_DEVICES=''.")
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
 @contextmanager
 def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: int) -> Iterator[Ranks]:
     """Process group (from torchrun's environment, or of a single process) and megatron-core's groups, while it lasts.
@@ -62,7 +48,7 @@ def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: 
     cpu.install()
     owns_process_group = not dist.is_initialized()
     if owns_process_group:
-        _start_process_group(device, runtime.timeout_minutes)
+        start_process_group(device, runtime.timeout_minutes)
     virtual = parallel.virtual_pipeline_parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_parallel,
@@ -76,21 +62,3 @@ def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: 
     parallel_state.destroy_model_parallel()
     if owns_process_group:
         dist.destroy_process_group()
-
-
-def _start_process_group(device: torch.device, timeout_minutes: float) -> None:
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    _default_single_process_environment()
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-
-
-def _default_single_process_environment() -> None:
-    """`python -m pretrain.train` without torchrun is a run of one process."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 LOG_FILE = "train.log"
-OUR_PACKAGES = ("model", "pretrain", "data_pipeline")
+OUR_PACKAGES = ("model", "pretrain", "data_pipeline", "lora")
 
 
 class ConsoleHandler(logging.Handler):

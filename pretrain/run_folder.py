@@ -15,17 +15,15 @@ import yaml
 from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.lock import try_lock
-from conf.schema import RunConfig
-from pretrain.start import StartPoint
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
 
 
-def record_run(config: RunConfig, run_dir: Path, start: StartPoint) -> None:
-    """Writes config.yaml of this start. Raises UserError if the run folder cannot be written."""
+def record_run(config: Any, run_dir: Path, step: int) -> None:
+    """Writes config.yaml, a dataclass, of the start at `step`. Raises UserError if the run folder cannot be written."""
     text = yaml.safe_dump(plain(config), sort_keys=False)
-    header = f"# Resolved configuration of the start at step {start.state.step}.\n"
+    header = f"# Resolved configuration of the start at step {step}.\n"
     try:
         atomic_write_text(run_dir / CONFIG_FILE, header + text)
     except OSError as error:

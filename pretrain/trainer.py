@@ -49,7 +49,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     run_dir = Path(config.run.dir)
     console = Console(config, ranks)
     if ranks.is_first:
-        record_run(config, run_dir, start)
+        record_run(config, run_dir, start.state.step)
         copy_tokenizer(config, data)
     start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)

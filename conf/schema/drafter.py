@@ -69,13 +69,14 @@ class DraftObjectiveConfig:
 class AnswersConfig:
     """Where drafted text comes from.
 
-    source: see AnswerSource. temperature: of sampled. max_new_tokens: of one answer.
+    source: see AnswerSource. prompts: how many of the training sequences are prompts of answers. temperature: of sampled. max_new_tokens: of one answer.
     prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own contexts.
     prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length decoded
     together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
     """
 
     source: AnswerSource = AnswerSource.given
+    prompts: int = 16384
     temperature: float = 1.0
     max_new_tokens: int = 256
     prompt_tokens: int = 64

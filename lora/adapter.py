@@ -1,0 +1,63 @@
+"""The adapter itself: where it sits, how it begins, how it is written."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from conf.atomic import atomic_directory
+from conf.schema.drafter import AdapterConfig
+from model.draft_adapter import CONFIG_FILE, TARGET, WEIGHTS_FILE
+
+RECORD_FILE = "drafter.json"  # beside PEFT's two files: what the adapter was trained with
+
+
+def attach_new_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> PeftModel:
+    """A new LoRA in fp32 on every o_proj of `model`, whose own weights are frozen; at first it changes nothing."""
+    torch.manual_seed(seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] (any number will do)
+        target_modules=[TARGET],
+        lora_dropout=0.0,
+        bias="none",
+    )
+    adapted = peft.get_peft_model(model, lora)  # type: ignore[arg-type]
+    check_trainable(adapted, count_adapter_parameters(model.config, config.rank))  # pyright: ignore[reportArgumentType]
+    return adapted
+
+
+def count_adapter_parameters(config: Any, rank: int) -> int:
+    """layers * r * (q_width + hidden): 23.9M, 35.7M and 47.2M for 3B, 8B and 14B at rank 128."""
+    q_width = config.num_attention_heads * config.head_dim
+    return config.num_hidden_layers * rank * (q_width + config.hidden_size)
+
+
+def check_trainable(model: nn.Module, expected: int) -> None:
+    """Exactly the adapter trains, in fp32."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert all(f".self_attn.{TARGET}.lora_" in name for name in trainable), sorted(trainable)
+    assert all(parameter.dtype == torch.float32 for parameter in trainable.values())
+    count = sum(parameter.numel() for parameter in trainable.values())
+    assert count == expected, f"{count} trainable parameters, expected {expected}"
+
+
+def save_adapter(model: PeftModel, tensors: dict[str, Tensor], folder: Path, record: dict[str, Any]) -> None:
+    """Write `folder` as PEFT reads it; it appears complete or not at all and replaces a former one.
+
+    tensors: the adapter's, gathered, under PEFT's names. record: what drafter.json says.
+    """
+    config = copy.deepcopy(model.peft_config["default"])
+    config.inference_mode = True
+    with atomic_directory(folder, replace=True) as partial:
+        config.save_pretrained(str(partial))
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, partial / WEIGHTS_FILE, {"format": "pt"})
+        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    assert (folder / CONFIG_FILE).is_file()

@@ -1,0 +1,279 @@
+"""The training loop of a draft adapter."""
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import ResumeMode, ScheduleConfig, ScheduleKind
+from conf.schema.drafter import DrafterConfig
+from lora.adapter import attach_new_adapter, count_adapter_parameters, save_adapter
+from lora.batches import DraftBatches
+from lora.blocks import DraftBatch
+from lora.console import DrafterConsole
+from lora.data import DrafterData, answer_data, open_data
+from lora.engine import EngineCheckpoints, build_engine, gather_adapter
+from lora.run_state import RunFacts, describe_state, read_state
+from lora.step import NUM_SUMS, DraftStep
+from model.checkpoint_layout import find_newest_complete, step_of
+from model.identity import identify_checkpoint
+from model.load import ADAPTER_FOLDER, check_export, load_export
+from pretrain.logs import start_console_logging, start_logging
+from pretrain.metrics import MetricsWriter, measure_memory_bytes
+from pretrain.process_group import choose_device, start_process_group
+from pretrain.run_folder import lock_run_folder, record_run
+from pretrain.schedule import compute_learning_rate
+from pretrain.state import TrainState
+
+PACKAGES = ("torch", "transformers", "peft", "deepspeed")
+
+
+def run_drafter(config: DrafterConfig) -> None:
+    """Trains (or continues) the draft adapter that `config` describes. Raises UserError for what the user can mend."""
+    start_console_logging()
+    check_export(Path(config.checkpoint))
+    check_output(config)
+    device = choose_device(config.runtime.device)
+    owns_process_group = not dist.is_initialized()
+    if owns_process_group:
+        start_process_group(device, config.runtime.timeout_minutes)
+    with lock_run_folder(Path(config.run.dir)) if dist.get_rank() == 0 else nullcontext():
+        build_trainer(config, device).run()
+    # Not after an error: taking the group down waits for peers that may be inside a collective.
+    if owns_process_group:
+        dist.destroy_process_group()
+
+
+def output_folder(config: DrafterConfig) -> Path:
+    """Where the adapter goes."""
+    return Path(config.output) if config.output else Path(config.checkpoint, ADAPTER_FOLDER)
+
+
+def check_output(config: DrafterConfig) -> None:
+    """Raises: UserError if a new run would replace an adapter that is there."""
+    output, run_dir = output_folder(config), Path(config.run.dir)
+    if find_newest_complete(run_dir) is None and output.exists() and any(output.iterdir()):
+        raise UserError(
+            f"{output} holds an adapter already: choose another folder with output=, or move it away. (A run that made "
+            f"it would have checkpoints in {run_dir}.)"
+        )
+
+
+def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTrainer":
+    """Everything a run needs, its newest checkpoint loaded. All ranks together."""
+    is_first, run_dir = dist.get_rank() == 0, Path(config.run.dir)
+    console = DrafterConsole(config, is_first)
+    start_folder(config, console, is_first)
+    data = open_data(config)
+    identity = identify_checkpoint(Path(config.checkpoint))
+    model = load_export(Path(config.checkpoint), dtype=config.runtime.dtype.value, device=str(device))
+    with console.answers():
+        data = answer_data(config, data, model, identity, console.answered)
+    block_size = config.block_size or model.config.block_size
+    adapted = attach_new_adapter(model, config.adapter, config.train.seed)
+    if config.runtime.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    step = DraftStep(adapted, config.objective, model.config.mask_token_id, config.runtime.loss_chunk_blocks)
+    engine = build_engine(step, config, device)
+    facts = RunFacts(
+        checkpoint=identity,
+        data=data.fingerprint,
+        rank=config.adapter.rank,
+        alpha=config.adapter.alpha,
+        block_size=block_size,
+        seed=config.train.seed,
+        num_ranks=dist.get_world_size(),
+        zero_stage=config.zero.stage,
+    )
+    checkpoints = EngineCheckpoints(run_dir, engine, config.checkpointing.keep)
+    newest = find_newest_complete(run_dir)
+    state = read_state(newest, facts) if newest else TrainState()
+    if newest:
+        checkpoints.load(newest)
+    origin = f"resuming {newest}" if newest else f"a new adapter for {config.checkpoint}"
+    console.say_start(data, count_adapter_parameters(model.config, config.adapter.rank), origin)
+    return DrafterTrainer(
+        config=config,
+        facts=facts,
+        engine=engine,
+        state=state,
+        batches=_build_batches(config, data, block_size, is_heldout=False),
+        heldout=_build_batches(config, data, block_size, is_heldout=True),
+        num_heldout=len(data.heldout),
+        checkpoints=checkpoints,
+        metrics=MetricsWriter(run_dir, state.step, config.runtime.tensorboard) if is_first else None,
+        console=console,
+        device=device,
+    )
+
+
+def start_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> None:
+    """The run folder's record and log; rank 0 writes them. Raises: UserError for a used folder that is not wanted."""
+    run_dir = Path(config.run.dir)
+    newest = find_newest_complete(run_dir)
+    if config.resume is ResumeMode.never and newest:
+        raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
+    if is_first:
+        record_run(config, run_dir, step_of(newest) if newest else 0)
+    dist.barrier()
+    start_logging(run_dir, console.rich, is_first)
+
+
+def _build_batches(config: DrafterConfig, data: DrafterData, block_size: int, *, is_heldout: bool) -> DraftBatches:
+    return DraftBatches(
+        data.heldout if is_heldout else data.train,
+        seed=config.train.seed,
+        blocks=config.train.blocks_per_sequence,
+        block_size=block_size,
+        micro_batch_size=config.train.micro_batch_size,
+        is_heldout=is_heldout,
+    )
+
+
+@dataclass
+class DrafterTrainer:
+    """One run in progress. engine: DeepSpeed's, around a DraftStep. num_heldout: held-out sequences."""
+
+    config: DrafterConfig
+    facts: RunFacts
+    engine: Any
+    state: TrainState
+    batches: DraftBatches
+    heldout: DraftBatches
+    num_heldout: int
+    checkpoints: EngineCheckpoints
+    metrics: MetricsWriter | None
+    console: DrafterConsole
+    device: torch.device
+
+    def run(self) -> None:
+        """Trains to the last step; evaluates and saves on the way and at the end, where the adapter is written."""
+        done_before = self.is_finished
+        with self.console.steps(self.state):
+            if self.state.step == 0:
+                self.evaluate()
+            while not self.is_finished:
+                self.train_step()
+                if self._is_due(self.config.evaluation.every_steps):
+                    self.evaluate()
+                if self._is_due(self.config.checkpointing.every_steps):
+                    self.save()
+        self.write_adapter()
+        self.console.say_end(self.state, str(output_folder(self.config)), done_before)
+        if self.metrics is not None:
+            self.metrics.close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.state.step >= self.config.train.steps
+
+    def train_step(self) -> None:
+        """One optimizer step on the next global batch."""
+        started = time.perf_counter()
+        count = self.config.train.global_batch_size
+        batches = self._draw(self.batches, self.state.samples_seen, count)
+        held = [[batch.num_tokens, batch.num_blocks] for batch in batches]
+        num_tokens, num_blocks = self._add_up(torch.tensor(held).sum(0)).tolist()
+        learning_rate = self._learning_rate()
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # DeepSpeed averages over microbatches and ranks; the loss is a mean over all blocks of the global batch.
+        scale = len(batches) * dist.get_world_size() / max(num_blocks, 1)
+        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
+        for batch in batches:
+            loss, counts = self.engine(batch.to(self.device))
+            self.engine.backward(loss * scale)
+            self.engine.step()
+            sums += counts
+        self.state.step += 1
+        self.state.samples_seen += count
+        self.state.tokens_seen += num_tokens
+        seconds = time.perf_counter() - started
+        self._report(self._add_up(sums), learning_rate, seconds)
+
+    def evaluate(self) -> None:
+        """Acceptance on held-out blocks, into metrics and console."""
+        count = dist.get_world_size() * self.config.train.micro_batch_size
+        sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            # Whole rounds over all ranks: the last one begins anew rather than being left out.
+            for first in range(0, self.num_heldout, count):
+                for batch in self._draw(self.heldout, first, count):
+                    sums += self.engine(batch.to(self.device))[1]
+        values = _describe_sums(self._add_up(sums))
+        if self.metrics is not None:
+            self.metrics.write("heldout", self.state.step, self.state.tokens_seen, values)
+        self.console.say_heldout(self.state, values)
+
+    def save(self) -> None:
+        """Saves a checkpoint of this moment."""
+        self.checkpoints.save(self.state.step, describe_state(self.state, self.facts))
+
+    def write_adapter(self) -> None:
+        """The adapter in PEFT's format, where the checkpoint's users look for it."""
+        tensors = gather_adapter(self.engine)
+        if dist.get_rank() == 0:
+            record = {
+                "step": self.state.step,
+                "tokens_seen": self.state.tokens_seen,
+                **asdict(self.facts),
+                "versions": {name: version(name) for name in PACKAGES},
+            }
+            save_adapter(self.engine.module.model, tensors, output_folder(self.config), record)
+        dist.barrier()
+
+    def _draw(self, batches: DraftBatches, first: int, count: int) -> list[DraftBatch]:
+        """This rank's microbatches, with as many blocks per sequence as any sequence of any rank has."""
+        drawn = batches.draw(first, count, dist.get_rank(), dist.get_world_size())
+        most = torch.tensor(max(int(batch.scored[..., 0].sum(1).max()) for batch in drawn), device=self.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return [batch.trim(max(int(most), 1)) for batch in drawn]
+
+    def _add_up(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, on the CPU."""
+        values = values.to(self.device)
+        dist.all_reduce(values)
+        return values.cpu()
+
+    def _learning_rate(self) -> float:
+        train = self.config.train
+        schedule = ScheduleConfig(
+            ScheduleKind.cosine, train.peak_lr, train.final_lr, warmup_fraction=train.warmup_fraction
+        )
+        return compute_learning_rate(schedule, (self.state.step + 1) / train.steps)
+
+    def _is_due(self, every_steps: int) -> bool:
+        return self.is_finished or (every_steps > 0 and self.state.step % every_steps == 0)
+
+    def _report(self, sums: Tensor, learning_rate: float, seconds: float) -> None:
+        values = {
+            **_describe_sums(sums),
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "lr": learning_rate,
+            "step_seconds": seconds,
+            "blocks_per_second": float(sums[1]) / seconds,
+            "memory_bytes": measure_memory_bytes(self.device),
+        }
+        if self.metrics is not None:
+            self.metrics.write("train", self.state.step, self.state.tokens_seen, values)
+        self.console.say_step(self.state, values)
+
+
+def _describe_sums(sums: Tensor) -> dict[str, float | int | None]:
+    """sums [NUM_SUMS] over blocks -> loss per block and tokens per draft-verify cycle, the bonus token included."""
+    loss, blocks, greedy, sampled = sums.tolist()
+    blocks = max(blocks, 1.0)
+    return {
+        "loss": loss / blocks,
+        "acceptance_length": 1 + greedy / blocks,
+        "acceptance_length_sampled": 1 + sampled / blocks,
+        "blocks": int(blocks),
+    }

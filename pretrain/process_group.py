@@ -1,0 +1,41 @@
+"""The processes of a job and what each computes on. No megatron-core here: other trainers use it too."""
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from conf.errors import UserError
+from conf.schema import Device
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device of this process; errors if CUDA is asked for and not there."""
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("runtime.device=cuda, but torch finds no CUDA device: use runtime.device=auto or cpu.")
+    if device is Device.cpu or not torch.cuda.is_available():
+        if torch.cuda.is_available():
+            raise UserError("runtime.device=cpu on a machine with CUDA: hide the GPUs with CUDA_VISIBLE_DEVICES=''.")
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def start_process_group(device: torch.device, timeout_minutes: float) -> None:
+    """Join the processes of torchrun's environment; without one this process is the only one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _default_single_process_environment()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+
+
+def _default_single_process_environment() -> None:
+    """A command without torchrun is a run of one process."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
