@@ -78,7 +78,7 @@ def _open(config: DrafterConfig, path: str, split: str) -> Any:
     folder = Path(config.run.dir, "data", split)
     checkpoint = Path(config.checkpoint)
     if dist.get_rank() == 0:
-        prepare_examples(path, checkpoint=checkpoint, folder=folder)
+        prepare_examples(path, checkpoint=checkpoint, folder=folder, chat_template=config.chat_template)
     dist.barrier()
     return open_examples(
         path,

@@ -28,11 +28,11 @@ def find_tokens(path: Path | str, folder: Path) -> Path:
     return given if is_tokenised(given) else folder
 
 
-def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path) -> Path:
+def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_template: str | None = None) -> Path:
     """Tokenise the rows of `path` into `folder` unless that is done; nothing to do where `path` holds tokens.
 
-    One process calls this while the others wait. Rows are chats (column `messages`, in the checkpoint's own chat
-    template) or texts (column `text`). Interrupted, the next call continues.
+    One process calls this while the others wait. Rows are chats (column `messages`) or texts (column `text`).
+    chat_template: as DrafterConfig.chat_template. Interrupted, the next call continues.
 
     Returns: the folder of the tokens. Raises: UserError if rows, checkpoint or `folder` cannot be used, and if `folder`
     was begun with other rows.
@@ -44,7 +44,10 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path) -> Pat
     source = SourceConfig(path=str(folder), input=InputConfig(kind=kind, files=str(rows)))
     mask_token = token_text(checkpoint, read_checkpoint_value(checkpoint, "mask_token_id"))
     try:
-        prepare_source(rows.name, source, DataConfig(tokenizer=str(checkpoint), mask_token=mask_token))
+        settings = PrepareConfig(chat_template=chat_template)
+        prepare_source(
+            rows.name, source, DataConfig(tokenizer=str(checkpoint), mask_token=mask_token, prepare=settings)
+        )
     except UserError as error:
         raise _explain(error, kind) from error
     return folder

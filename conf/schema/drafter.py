@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Optional
+from typing import Any, Optional
 
 from omegaconf import MISSING
 
@@ -69,10 +69,10 @@ class DraftObjectiveConfig:
 class AnswersConfig:
     """Where drafted text comes from.
 
-    source: see AnswerSource. prompts: how many of the training sequences are prompts of answers. temperature: of sampled. max_new_tokens: of one answer.
-    prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own contexts.
-    prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length decoded
-    together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
+    source: see AnswerSource. prompts: how many sequences are prompts of answers. temperature: of sampled.
+    max_new_tokens: of one answer. prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own
+    contexts. prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length
+    decoded together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
     """
 
     source: AnswerSource = AnswerSource.given
@@ -183,13 +183,16 @@ class DrafterConfig:
 
     checkpoint: directory in the exported format, ours or a released one. data, heldout: chats or texts (.jsonl,
     .parquet, a folder of them) or a folder of tokens that `make prepare-data` wrote; heldout null takes a share of
-    data. output: folder of the adapter; null is linear_spec_lora/ in the checkpoint. block_size: tokens of a drafted
-    block, its seed included; null is the checkpoint's. resume: see ResumeMode.
+    data. chat_template: of chats that are not tokenised yet; null is the checkpoint's own, chatml the model family's,
+    else the path of a jinja file. output: folder of the adapter; null is linear_spec_lora/ in the checkpoint.
+    block_size: tokens of a drafted block, its seed included; null is the checkpoint's. resume: see ResumeMode.
+    experiment: name of the composed experiment, for the record.
     """
 
     checkpoint: str = MISSING
     data: str = MISSING
     heldout: Optional[str] = None
+    chat_template: Optional[str] = None
     output: Optional[str] = None
     block_size: Optional[int] = None
     resume: ResumeMode = ResumeMode.auto
@@ -202,3 +205,4 @@ class DrafterConfig:
     checkpointing: DrafterCheckpointConfig = field(default_factory=DrafterCheckpointConfig)
     runtime: DrafterRuntimeConfig = field(default_factory=DrafterRuntimeConfig)
     run: DrafterRunConfig = field(default_factory=DrafterRunConfig)
+    experiment: Any = None
