@@ -18,13 +18,13 @@ from conf.errors import UserError
 from conf.json_file import read_json_object
 from conf.schema.drafter import AnswersConfig
 from lora.evaluation.options import EvaluationOptions
+from model.draft_adapter import ADAPTER_FOLDER
 
 if TYPE_CHECKING:
     from lora.evaluation.evaluate import Evaluation
     from lora.evaluation.records import Prompt
 
 EXIT_DIFFERENCE = 1
-ADAPTER_FOLDER = "linear_spec_lora"
 PACKAGES = ("torch", "transformers", "peft")
 DEFAULTS = EvaluationOptions()
 DEFAULT_PROMPT_TOKENS = AnswersConfig.prompt_tokens  # those a model is trained to answer, unless told otherwise

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from conf.errors import UserError
 from conf.json_file import read_json_object
 
+ADAPTER_FOLDER = "linear_spec_lora"  # of the released checkpoints, inside them
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 TARGET = "o_proj"
 KEY_PREFIX = "base_model.model."

@@ -18,7 +18,6 @@ from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from model.hf.session_nemotron_labs_diffusion import resolve_stop_ids
 
-ADAPTER_FOLDER = "linear_spec_lora"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 

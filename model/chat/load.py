@@ -6,9 +6,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from conf.errors import UserError
+from model.draft_adapter import ADAPTER_FOLDER
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from model.load import (
-    ADAPTER_FOLDER,
     attach_adapter,
     check_export,
     check_vocabulary,
