@@ -23,8 +23,9 @@ from lora.engine import EngineCheckpoints, build_engine, gather_adapter
 from lora.run_state import RunFacts, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete, step_of
+from model.draft_adapter import ADAPTER_FOLDER
 from model.identity import identify_checkpoint
-from model.load import ADAPTER_FOLDER, check_export, load_export
+from model.load import check_export, load_export
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.process_group import choose_device, start_process_group
