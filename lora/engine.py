@@ -9,8 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns, when it is imported, that it found no other
+
+import deepspeed
 import torch.distributed as dist
 from deepspeed import ops
 from peft import PeftModel, get_peft_model_state_dict
@@ -31,7 +35,6 @@ def build_engine(step: DraftStep, config: DrafterConfig, device: torch.device) -
     if device.type == "cpu":
         # It would compile a kernel at start, for shared memory all-reduces that gloo does as well.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     trainable = [parameter for parameter in step.parameters() if parameter.requires_grad]
     # A learning rate is set before every step (see pretrain.schedule).

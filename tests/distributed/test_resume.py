@@ -3,12 +3,11 @@
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, torchrun, train_many
+from tests.helpers.processes import kill_tree, kill_when, load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 
 STEPS = 12
@@ -29,22 +28,6 @@ def curve(run_dir: Path) -> list[tuple[object, ...]]:
     return train + heldout
 
 
-def kill_when(condition: str, run_dir: Path, num_ranks: int, arguments: list[str]) -> None:
-    """Starts a run and kills all its processes (SIGKILL) once `run_dir` shows `condition`."""
-    command = torchrun(num_ranks, "pretrain.train", *arguments)
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(command, env=rank_environment(), cwd=ROOT, stdout=quiet, stderr=quiet)
-    deadline = time.monotonic() + 200
-    try:
-        while not list(run_dir.glob(condition)):
-            assert process.poll() is None, f"the run ended before {condition} appeared"
-            assert time.monotonic() < deadline, f"{condition} never appeared"
-            time.sleep(0.002)
-    finally:
-        kill_tree(process.pid)
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run nobody kills, under pipeline parallelism 2."""
@@ -57,7 +40,7 @@ def test_killed_during_a_checkpoint_write_it_resumes_bit_for_bit(
     undisturbed: Path, toy_data: ToyData, tmp_path: Path
 ) -> None:
     arguments = overrides(toy_data, tmp_path, "run", "parallel=pp2")
-    kill_when("checkpoints/step_00000008.partial", tmp_path / "run", 2, arguments)
+    kill_when("checkpoints/step_00000008.partial", tmp_path / "run", 2, "pretrain.train", arguments)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*4")] == ["step_00000004"]
     assert not (tmp_path / "run" / "checkpoints" / "step_00000008").exists()
     train_many(2, [arguments], tmp_path)
@@ -73,8 +56,8 @@ def test_killed_during_training_it_resumes_under_other_layouts(
 ) -> None:
     """PP2 killed after step 4, then TP2 for four steps, then one process: optimizer state crosses two reshards."""
     arguments = overrides(toy_data, tmp_path, "run")
-    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, [*arguments, "parallel=pp2"])
-    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, [*arguments, "parallel=tp2_sp"])
+    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, "pretrain.train", [*arguments, "parallel=pp2"])
+    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, "pretrain.train", [*arguments, "parallel=tp2_sp"])
     train_many(1, [[*arguments, "parallel=single"]], tmp_path)
     for mine, its in zip(curve(tmp_path / "run"), curve(undisturbed), strict=True):
         assert mine[:3] == pytest.approx(its[:3], rel=1e-5)
@@ -89,7 +72,7 @@ def test_a_blend_of_packed_chats_resumes_bit_for_bit_in_bf16_after_an_asynchrono
     whole = overrides(toy_data, tmp_path, "whole", *same, chats=True)
     arguments = overrides(toy_data, tmp_path, "run", *same, "checkpoint.asynchronous=true", chats=True)
     train_many(2, [whole], tmp_path)
-    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, arguments)
+    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, "pretrain.train", arguments)
     train_many(2, [arguments], tmp_path)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
 

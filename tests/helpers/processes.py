@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,31 @@ def kill_tree(pid: int) -> None:
             child.kill()
 
 
-def train_many(num_ranks: int, jobs: list[list[str]], directory: Path) -> None:
+def train_many(
+    num_ranks: int, jobs: list[list[str]], directory: Path, worker: str = "tests.helpers.train_jobs"
+) -> None:
     """Several training runs (a list of overrides each), one after another in one set of processes."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
-    run_ranks(num_ranks, "tests.helpers.train_jobs", str(path))
+    run_ranks(num_ranks, worker, str(path))
+
+
+def kill_when(condition: str, run_dir: Path, num_ranks: int, module: str, arguments: list[str]) -> None:
+    """Starts a command and kills all its processes (SIGKILL) once `run_dir` shows `condition`."""
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(
+        torchrun(num_ranks, module, *arguments), env=rank_environment(), cwd=ROOT, stdout=quiet, stderr=quiet
+    )
+    deadline = time.monotonic() + 200
+    try:
+        while not list(run_dir.glob(condition)):
+            assert process.poll() is None, f"the run ended before {condition} appeared"
+            assert time.monotonic() < deadline, f"{condition} never appeared"
+            time.sleep(0.002)
+    finally:
+        kill_tree(process.pid)
+        process.wait()
 
 
 def load_lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,0 +1,117 @@
+"""A drafter trains alike on one process and on two under every ZeRO stage, and continues exactly where it was killed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data_pipeline.jsonl import write_jsonl
+from tests.helpers.processes import kill_when, load_lines, train_many
+from tests.helpers.tiny_exports import TEXT, save_tiny_export
+
+STEPS = 6
+WORKER = "tests.helpers.drafter_jobs"
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with an export and texts of different lengths."""
+    folder = tmp_path_factory.mktemp("start")
+    save_tiny_export(folder / "export")
+    sentences = TEXT.split(". ")
+    write_jsonl(
+        ({"text": ". ".join(sentences[i % 5 :] * (1 + i % 3)) + str(i)} for i in range(40)), folder / "texts.jsonl"
+    )
+    return folder
+
+
+def overrides(start: Path, run_dir: Path, *extra: str) -> list[str]:
+    return [
+        f"checkpoint={start}/export",
+        f"data={start}/texts.jsonl",
+        f"output={run_dir}/adapter",
+        f"run.dir={run_dir}",
+        "adapter.rank=4",
+        "adapter.alpha=16",
+        f"train.steps={STEPS}",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=1",
+        "train.sequence_length=64",
+        "train.blocks_per_sequence=6",
+        "train.peak_lr=1e-2",
+        "evaluation.every_steps=3",
+        "evaluation.share=0.2",
+        "checkpointing.every_steps=2",
+        "runtime.dtype=fp32",
+        "runtime.device=cpu",
+        "runtime.loss_chunk_blocks=4",
+        "runtime.progress_bar=false",
+        "runtime.tensorboard=false",
+        *extra,
+    ]
+
+
+def read_losses(run_dir: Path) -> torch.Tensor:
+    """[steps + evaluations]: losses of training, acceptance held out."""
+    losses = [line["loss"] for line in load_lines(run_dir, "train")]
+    assert len(losses) == STEPS
+    return torch.tensor(losses + [line["acceptance_length_sampled"] for line in load_lines(run_dir, "heldout")])
+
+
+@pytest.fixture(scope="module")
+def single(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One process, nothing sharded."""
+    root = tmp_path_factory.mktemp("single")
+    train_many(1, [overrides(start, root / "run", "zero.stage=0")], root, WORKER)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def sharded(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes: runs zero0 ... zero3, offload and bf16."""
+    root = tmp_path_factory.mktemp("sharded")
+    jobs = {f"zero{stage}": [f"zero.stage={stage}"] for stage in range(4)}
+    jobs["offload"] = ["zero.stage=3", "zero.offload_optimizer=true", "zero.offload_parameters=true"]
+    jobs["bf16"] = ["zero.stage=2", "runtime.dtype=bf16"]
+    train_many(2, [overrides(start, root / name, *extra) for name, extra in jobs.items()], root, WORKER)
+    return root
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero1", "zero2", "zero3", "offload"])
+def test_every_zero_stage_follows_the_curve_of_one_process_to_the_same_adapter(
+    single: Path, sharded: Path, name: str
+) -> None:
+    expected = read_losses(single)
+    assert expected[0] != expected[STEPS - 1]
+    assert torch.allclose(read_losses(sharded / name), expected, rtol=1e-4)
+    adapters = [load_file(run / "adapter" / "adapter_model.safetensors") for run in (single, sharded / name)]
+    assert adapters[0].keys() == adapters[1].keys()
+    assert all(value.any() for value in adapters[0].values())
+    for key, value in adapters[0].items():
+        assert (adapters[1][key] - value).norm() <= 1e-3 * value.norm(), key
+
+
+def test_a_bf16_model_trains_an_fp32_adapter_along_nearly_the_same_curve(single: Path, sharded: Path) -> None:
+    assert torch.allclose(read_losses(sharded / "bf16"), read_losses(single), rtol=0.05)
+    adapter = load_file(sharded / "bf16" / "adapter" / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in adapter.values())
+
+
+def test_killed_while_it_trains_it_continues_to_the_same_bits(start: Path, sharded: Path, tmp_path: Path) -> None:
+    arguments = overrides(start, tmp_path / "run", "zero.stage=2")
+    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, "lora.train", arguments)
+    assert not (tmp_path / "run" / "adapter").exists()
+    train_many(2, [arguments], tmp_path, WORKER)
+    undisturbed = sharded / "zero2"
+    assert torch.equal(read_losses(tmp_path / "run"), read_losses(undisturbed))
+    ours, theirs = (run / "adapter" / "adapter_model.safetensors" for run in (tmp_path / "run", undisturbed))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_the_adapter_says_what_it_was_trained_with(single: Path) -> None:
+    record = json.loads((single / "adapter" / "drafter.json").read_text())
+    assert record["step"] == STEPS
+    assert (record["rank"], record["alpha"], record["block_size"]) == (4, 16, 8)
+    assert record["versions"].keys() == {"torch", "transformers", "peft", "deepspeed"}

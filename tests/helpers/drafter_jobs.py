@@ -1,0 +1,21 @@
+"""Worker of train_drafters: `python -m lora.train` for each job of a JSON file, in one process group."""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Runs the jobs of argv[1] in order."""
+    from conf.compose import compose_drafter_config
+    from conf.schema import Device
+    from lora.trainer import run_drafter
+    from pretrain.process_group import choose_device, start_process_group
+
+    start_process_group(choose_device(Device.cpu), 5)
+    for overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        run_drafter(compose_drafter_config(overrides))
+
+
+if __name__ == "__main__":
+    main()
