@@ -1,4 +1,4 @@
-"""A drafter trains alike on one process and on two under every ZeRO stage, and continues exactly where it was killed."""
+"""A drafter trains alike on one process and under every ZeRO stage, and continues exactly where it was killed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One training forward against the shipped decoder: the same drafts, the same verdicts; gradients only in the adapter."""
+"""One training forward against the shipped decoder: the same drafts and verdicts; gradients in the adapter alone."""
 
 from typing import Any
 
