@@ -25,7 +25,7 @@ SETTINGS_NAME = "settings.json"
 class AnswerShard:
     """Answered prompts, one after another.
 
-    examples: [p] int64, which example each prompt is of. prompt_lengths, lengths: [p] int64, tokens of the prompt, and
+    examples: [p] int64, number of each prompt among all. prompt_lengths, lengths: [p] int64, tokens of the prompt, and
     of prompt and answer. tokens: [sum(lengths)] int32, prompts and answers.
     """
 

@@ -1,8 +1,8 @@
 """The model's own answers as text to draft (on-policy), decoded once and kept.
 
-    examples --> prompts, by length --> shards --> batches of equal length --decode_ar--> cache --> examples
+    prompts, by length --> shards --> batches of equal length --decode_ar--> cache --> examples
 
-Which prompts a shard and a batch hold depends on examples and settings alone, and every batch has a seed of its own: so
+Which prompts a shard and a batch hold depends on prompts and settings alone, and every batch has a seed of its own: so
 answers do not depend on the number of ranks, nor on where an earlier run was interrupted.
 """
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from conf.errors import UserError
-from conf.schema import DocumentKind
 from conf.schema.drafter import AnswersConfig, AnswerSource
 from data_pipeline.permutation import derive_key
 from lora.answer_cache import AnswerCache, AnswerShard
 from lora.examples import Example, ExampleSet, hash_values
+from lora.prompts import PromptSet
 from model.hf.decoding_nemotron_labs_diffusion import decode_ar
 
 VERSION = 1  # of how prompts are chosen, ordered and answered
@@ -35,12 +35,12 @@ Progress = Callable[[int, int], None]  # prompts answered, prompts to answer: of
 class AnswerPlan:
     """What is to be answered, and how.
 
-    numbers, prompt_lengths: [p] int64, of each prompt the example it begins and its tokens; shortest first.
-    left_out: examples that give no prompt. temperature: 0 is greedy. stop_ids: tokens that end an answer.
+    numbers, prompt_lengths: [p] int64, of each prompt its number in `prompts` and its tokens; shortest first.
+    left_out: numbers without a prompt. temperature: 0 is greedy. stop_ids: tokens that end an answer.
     cache: where the answers are kept.
     """
 
-    examples: ExampleSet
+    prompts: PromptSet
     config: AnswersConfig
     numbers: np.ndarray
     prompt_lengths: np.ndarray
@@ -62,7 +62,7 @@ class AnswerPlan:
 
 
 def plan_answers(
-    examples: ExampleSet,
+    prompts: PromptSet,
     config: AnswersConfig,
     *,
     cache: Path,
@@ -71,14 +71,13 @@ def plan_answers(
     stop_ids: tuple[int, ...],
     seed: int,
 ) -> AnswerPlan:
-    """Choose the prompts: of a chat the context of the last answer that begins within the example, of a text its first
-    config.prompt_tokens tokens if more follow.
+    """Order the prompts by length, and find what decides their answers.
 
     cache: parent folder. checkpoint: identity of the weights. dtype: they are computed in. seed: of sampled answers.
-    Raises: UserError if no example gives a prompt.
+    Raises: UserError if there is no prompt.
     """
     assert config.source is not AnswerSource.given
-    lengths = np.array([_find_prompt(example, examples.kind, config) for example in examples], dtype=np.int64)
+    lengths = prompts.lengths
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     left_out = len(lengths) - len(order)
@@ -91,7 +90,7 @@ def plan_answers(
         logger.warning("%d of %d sequences have no room for a prompt and an answer: left out", left_out, len(lengths))
     is_sampled = config.source is AnswerSource.sampled
     temperature, seed = (config.temperature, seed) if is_sampled else (0.0, 0)
-    settings = _spell_out(examples, config) | {
+    settings = _spell_out(prompts, config) | {
         "checkpoint": checkpoint,
         "dtype": str(dtype),
         "temperature": temperature,
@@ -99,7 +98,7 @@ def plan_answers(
         "stop_ids": sorted(stop_ids),
     }
     found = AnswerCache(cache, settings)
-    return AnswerPlan(examples, config, order, lengths[order], left_out, temperature, seed, stop_ids, found)
+    return AnswerPlan(prompts, config, order, lengths[order], left_out, temperature, seed, stop_ids, found)
 
 
 def answer_prompts(
@@ -132,13 +131,13 @@ def load_answers(plan: AnswerPlan) -> "AnsweredExamples":
 
 
 class AnsweredExamples(ExampleSet):
-    """Prompts with the model's answers, in the order of the examples they are of; the answers may be drafted.
+    """Prompts with the model's answers, in the order of the prompts; the answers may be drafted.
 
     All tokens are in memory, 4 bytes each.
     """
 
     def __init__(self, plan: AnswerPlan, shards: list[AnswerShard]) -> None:
-        self.kind, self.sequence_length = plan.examples.kind, plan.examples.sequence_length
+        self.sequence_length = plan.prompts.sequence_length
         self.fingerprint = hash_values("answers", plan.cache.identity)
         self._tokens = np.concatenate([shard.tokens for shard in shards])
         self._prompt_lengths = np.concatenate([shard.prompt_lengths for shard in shards])
@@ -155,31 +154,21 @@ class AnsweredExamples(ExampleSet):
         return Example(tokens, np.arange(len(tokens)) >= self._prompt_lengths[place])
 
 
-def _spell_out(examples: ExampleSet, config: AnswersConfig) -> dict[str, Any]:
+def _spell_out(prompts: PromptSet, config: AnswersConfig) -> dict[str, Any]:
     """What decides the prompts and their batches, for the cache."""
-    return {
+    return prompts.identity | {
         "version": VERSION,
-        "examples": examples.fingerprint,
         "source": config.source.value,
         "max_new_tokens": config.max_new_tokens,
-        "prompt_tokens": config.prompt_tokens if examples.kind is DocumentKind.text else None,
         "prompts_per_shard": config.prompts_per_shard,
         "batch_size": config.batch_size,
     }
 
 
-def _find_prompt(example: Example, kind: DocumentKind, config: AnswersConfig) -> int:
-    """Tokens of the example's prompt; 0 if it has none."""
-    if kind is DocumentKind.text:
-        return config.prompt_tokens if len(example.tokens) > config.prompt_tokens else 0
-    begins_answer = example.drafted & ~np.append(False, example.drafted[:-1])
-    return int(np.flatnonzero(begins_answer)[-1])
-
-
 def _answer_shard(model: Any, plan: AnswerPlan, shard: int, advance: Callable[[int], None]) -> AnswerShard:
     rows: list[np.ndarray] = []
-    for number, (prompts, length) in enumerate(_cut_batches(plan, shard)):
-        tokens = np.stack([plan.examples[example].tokens[:length] for example in prompts.tolist()])
+    for number, prompts in enumerate(_cut_batches(plan, shard)):
+        tokens = np.stack([plan.prompts.read(prompt) for prompt in prompts.tolist()])
         rows += _answer_batch(model, plan, torch.from_numpy(tokens), derive_key(plan.seed, shard, number))
         advance(len(prompts))
     chosen = plan.shard_range(shard)
@@ -191,21 +180,21 @@ def _answer_shard(model: Any, plan: AnswerPlan, shard: int, advance: Callable[[i
     )
 
 
-def _cut_batches(plan: AnswerPlan, shard: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(examples, tokens of their prompts) of up to config.batch_size prompts of equal length, in the shard's order."""
+def _cut_batches(plan: AnswerPlan, shard: int) -> Iterator[np.ndarray]:
+    """Numbers of up to config.batch_size prompts of equal length, in the shard's order."""
     chosen = plan.shard_range(shard)
     numbers, lengths = plan.numbers[chosen], plan.prompt_lengths[chosen]
     start = 0
-    for length, group in groupby(lengths.tolist()):
+    for _, group in groupby(lengths.tolist()):
         end = start + len(list(group))
         for first in range(start, end, plan.config.batch_size):
-            yield numbers[first : min(first + plan.config.batch_size, end)], length
+            yield numbers[first : min(first + plan.config.batch_size, end)]
         start = end
 
 
 def _answer_batch(model: Any, plan: AnswerPlan, prompt_ids: Tensor, seed: int) -> list[np.ndarray]:
     """Prompt and answer of every row of prompt_ids [B, P], up to its stop token or the end of the sequence."""
-    room = plan.examples.sequence_length - prompt_ids.shape[1]
+    room = plan.prompts.sequence_length - prompt_ids.shape[1]
     device = model.get_input_embeddings().weight.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -39,11 +40,10 @@ class Example:
 class ExampleSet(ABC):
     """Examples by number.
 
-    kind: of the documents. sequence_length: tokens of the longest possible example. fingerprint: hash of what decides
-    the examples and their order.
+    sequence_length: tokens of the longest possible example. fingerprint: hash of what decides the examples and their
+    order.
     """
 
-    kind: DocumentKind
     sequence_length: int
     fingerprint: str
 
@@ -58,9 +58,24 @@ class ExampleSet(ABC):
         return (self[index] for index in range(len(self)))
 
 
+class Selectable(Protocol):
+    """What can be split and chosen from: examples, or prompts of them."""
+
+    def __len__(self) -> int: ...
+
+    def select(self, chosen: np.ndarray, name: str) -> Self:
+        """Those where `chosen` [n] bool. name: what they are."""
+        ...
+
+    def hash_documents(self) -> np.ndarray:
+        """[n] uint64, of each a hash of the whole document it is of."""
+        ...
+
+
 class StoredExamples(ExampleSet):
     """Examples of a dataset on disk.
 
+    kind: of the documents.
     places: [n, 4] int64, of each example: shard, document, its first token and the number of its tokens; in order.
     """
 
@@ -96,8 +111,7 @@ class StoredExamples(ExampleSet):
     def _hash_document(self, number: int, document: int) -> int:
         shard = self._stored.open_shard(number)
         length = int(shard.segment_lengths(*shard.segment_bounds(document, document + 1)).sum())
-        tokens = shard.read(document, 0, length).astype("<i8")
-        return int.from_bytes(hashlib.blake2b(tokens.tobytes(), digest_size=HASH_BYTES).digest())
+        return hash_tokens(shard.read(document, 0, length))
 
 
 def open_examples(
@@ -131,7 +145,7 @@ def open_examples(
     return StoredExamples(stored, sequence_length, places, hash_values(VERSION, stored.sha256, sequence_length))
 
 
-def split_heldout(examples: StoredExamples, share: float) -> tuple[StoredExamples, StoredExamples]:
+def split_heldout[T: Selectable](examples: T, share: float) -> tuple[T, T]:
     """(train, heldout): about `share` (0..1) of the documents are held out, whole and with all their copies.
 
     The hash of a document's tokens decides: neither the order of the documents nor other ones matter, but each side has
@@ -151,7 +165,7 @@ def split_heldout(examples: StoredExamples, share: float) -> tuple[StoredExample
     return examples.select(~is_heldout, f"without {name}"), examples.select(is_heldout, name)
 
 
-def select_examples(examples: StoredExamples, count: int, seed: int) -> StoredExamples:
+def select_examples[T: Selectable](examples: T, count: int, seed: int) -> T:
     """A random choice of `count` examples, in their order; all of them if there are no more."""
     if count >= len(examples):
         return examples
@@ -159,6 +173,11 @@ def select_examples(examples: StoredExamples, count: int, seed: int) -> StoredEx
     key = derive_key(seed, len(examples))
     chosen[[permute(place, len(examples), key) for place in range(count)]] = True
     return examples.select(chosen, f"{count} chosen with seed {seed}")
+
+
+def hash_tokens(tokens: np.ndarray) -> int:
+    """64 bits that depend on the tokens alone."""
+    return int.from_bytes(hashlib.blake2b(tokens.astype("<i8").tobytes(), digest_size=HASH_BYTES).digest())
 
 
 def hash_values(*values: object) -> str:

@@ -1,5 +1,8 @@
 """What a user gives as data: tokens that prepare wrote, or rows that are tokenised once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,15 @@ from data_pipeline.prepare.identity import PLAN_NAME
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
+from lora.prompt_rows import lacks_answer, read_rows
 
 CONFIG_NAME = "config.json"
 # Keys of another command, which messages of prepare name.
 FOREIGN_KEYS = ("data.prepare.", "input.")
+# What prepare says of chats that end before the assistant speaks.
+LACKS_ANSWER = (": no answer", ": chat ends with")
+NUM_FIRST_ROWS = 16  # enough to tell a file of prompts from one with some chats that lack their answer
+ANSWER_THEM = "set answers.source=greedy (or sampled), and the model itself answers them"
 
 
 def is_tokenised(path: Path) -> bool:
@@ -34,20 +42,21 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_t
     One process calls this while the others wait. Rows are chats (column `messages`) or texts (column `text`).
     chat_template: as DrafterConfig.chat_template. Interrupted, the next call continues.
 
-    Returns: the folder of the tokens. Raises: UserError if rows, checkpoint or `folder` cannot be used, and if `folder`
-    was begun with other rows.
+    Returns: the folder of the tokens. Raises: UserError if rows, checkpoint or `folder` cannot be used, if the rows are
+    prompts without answers, and if `folder` was begun with other rows.
     """
     rows = Path(path).expanduser()
     if is_tokenised(rows):
         return rows
+    _refuse_prompts(rows)
     kind = _find_kind(rows)
     source = SourceConfig(path=str(folder), input=InputConfig(kind=kind, files=str(rows)))
     mask_token = token_text(checkpoint, read_checkpoint_value(checkpoint, "mask_token_id"))
     try:
         settings = PrepareConfig(chat_template=chat_template)
-        prepare_source(
-            rows.name, source, DataConfig(tokenizer=str(checkpoint), mask_token=mask_token, prepare=settings)
-        )
+        data = DataConfig(tokenizer=str(checkpoint), mask_token=mask_token, prepare=settings)
+        with name_own_keys():
+            prepare_source(rows.name, source, data)
     except UserError as error:
         raise _explain(error, kind) from error
     return folder
@@ -62,10 +71,33 @@ def read_checkpoint_value(checkpoint: Path, key: str) -> Any:
     return content[key]
 
 
+@contextmanager
+def name_own_keys() -> Iterator[None]:
+    """Errors of prepare name the key that DrafterConfig has, too."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.prepare.chat_template", "chat_template")) from error
+
+
+def _refuse_prompts(rows: Path) -> None:
+    """Raises: UserError if the first rows of a .jsonl file are prompts without answers."""
+    files = [] if is_saved_dataset(rows) else list_input_files(str(rows))
+    for file in files:
+        first = _read_first(file.path) if file.suffix == ".jsonl" else []
+        if first and all(lacks_answer(row) for row in first):
+            raise UserError(f"{file.path} holds prompts without answers: {ANSWER_THEM}, or give answers")
+
+
+def _read_first(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [row for _, row in islice(read_rows(path), NUM_FIRST_ROWS)]
+    except UserError:  # prepare counts broken lines, and says so
+        return []
+
+
 def _find_kind(rows: Path) -> DocumentKind:
-    """Chats if the rows have messages, else texts. Raises: UserError if there are no rows or they have neither."""
-    if not is_saved_dataset(rows):
-        list_input_files(str(rows))  # for its errors
+    """Chats if the rows have messages, else texts. Raises: UserError if they have neither."""
     for kind in (DocumentKind.chat, DocumentKind.text):
         try:
             build_plan(InputConfig(files=str(rows)), DEFAULT_COLUMNS[kind.value], int(PrepareConfig().shard_bytes))
@@ -75,16 +107,19 @@ def _find_kind(rows: Path) -> DocumentKind:
     raise UserError(
         f"{rows} has neither a column 'messages' (chats) nor a column 'text' ({reason.partition(': set input')[0]}): "
         "name the column so, or prepare the data with input.column set (python -m data_pipeline.prepare) and give its "
-        "folder"
+        "folder. Prompts that the model is to answer are .jsonl files."
     )
 
 
 def _explain(error: UserError, kind: DocumentKind) -> UserError:
-    """The same error; where it names settings of prepare, with the way to them."""
-    if not any(key in str(error) for key in FOREIGN_KEYS):
-        return error
-    option = "chats" if kind is DocumentKind.chat else "text"
-    return UserError(
-        f"{error}\nThose are settings of `python -m data_pipeline.prepare data={option}`: prepare the data with it and "
-        "give its folder instead of the rows."
-    )
+    """The same error; where it names settings of prepare, with the way to them, and with that to answers."""
+    text = str(error)
+    if any(reason in text for reason in LACKS_ANSWER):
+        text += f"\nFor chats that lack their last answer, {ANSWER_THEM}."
+    if any(key in text for key in FOREIGN_KEYS):
+        option = "chats" if kind is DocumentKind.chat else "text"
+        text += (
+            f"\nThose are settings of `python -m data_pipeline.prepare data={option}`: prepare the data with it and "
+            "give its folder instead of the rows."
+        )
+    return UserError(text)

@@ -21,18 +21,21 @@ usage: python -m lora.train checkpoint=DIR data=PATH [experiment=NAME] [key=valu
 
 examples:
   # a released checkpoint, your own prompts, one GPU: the model answers them, the adapter learns to draft its answers
-  python -m lora.train checkpoint=Nemotron-Labs-Diffusion-8B data=chats.jsonl answers.source=greedy output=my_adapter
+  python -m lora.train checkpoint=Nemotron-Labs-Diffusion-8B data=questions.jsonl answers.source=greedy \\
+      output=my_adapter
   # eight GPUs, the weights sharded over them; twice offloaded, a model that would not fit otherwise
   torchrun --nproc_per_node=8 -m lora.train checkpoint=Nemotron-Labs-Diffusion-14B data=chats.jsonl \\
       output=my_adapter zero.stage=3 zero.offload_parameters=true zero.offload_optimizer=true
   # what would run, without running it
   python -m lora.train checkpoint=DIR data=chats.jsonl --cfg job
   # afterwards: longer drafts, on prompts that were not trained on?
-  python -m lora.evaluate Nemotron-Labs-Diffusion-8B --adapter my_adapter --prompts prompts.jsonl
+  python -m lora.evaluate Nemotron-Labs-Diffusion-8B --adapter my_adapter --prompts others.jsonl
 
 Data are rows {"messages": [...]} or {"text": ...} in .jsonl or .parquet files, or tokens that `make prepare-data`
-wrote. Without output=... the adapter lands in DIR/linear_spec_lora, where decoding finds it by itself; one that is
-there is not replaced. The same command again continues the run (resume=auto).
+wrote. With answers.source=greedy or sampled, rows of .jsonl files are prompts, which need no answers: {"prompt": ...},
+{"messages": [...]} that end with the user's turn (an answer behind it is left out), {"text": ...} to be continued.
+Without output=... the adapter lands in DIR/linear_spec_lora, where decoding finds it by itself; one that is there is
+not replaced. The same command again continues the run (resume=auto).
 """
 
 

@@ -35,7 +35,11 @@ class PositionWeights(Enum):
 
 
 class AnswerSource(Enum):
-    """Text that is drafted. given: what the data holds. greedy, sampled: what the model itself answers (on-policy)."""
+    """Text that is drafted. given: what the data holds. greedy, sampled: what the model itself answers (on-policy).
+
+    Of .jsonl files the model answers one prompt per row, {"prompt": text}, {"messages": [...]} before any answer at the
+    end, or the beginning of {"text": text}; of other data each text's beginning and each chat's last turn.
+    """
 
     given = "given"
     greedy = "greedy"
@@ -69,7 +73,7 @@ class DraftObjectiveConfig:
 class AnswersConfig:
     """Where drafted text comes from.
 
-    source: see AnswerSource. prompts: how many sequences are prompts of answers. temperature: of sampled.
+    source: see AnswerSource. prompts: how many are answered at most, a random choice. temperature: of sampled.
     max_new_tokens: of one answer. prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own
     contexts. prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length
     decoded together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
@@ -182,9 +186,10 @@ class DrafterConfig:
     """One training of a draft adapter.
 
     checkpoint: directory in the exported format, ours or a released one. data, heldout: chats or texts (.jsonl,
-    .parquet, a folder of them) or a folder of tokens that `make prepare-data` wrote; heldout null takes a share of
-    data. chat_template: of chats that are not tokenised yet; null is the checkpoint's own, chatml the model family's,
-    else the path of a jinja file. output: folder of the adapter; null is linear_spec_lora/ in the checkpoint.
+    .parquet, a folder of them), prompts (.jsonl) that the model answers if answers.source says so, or a folder of
+    tokens that `make prepare-data` wrote; heldout null takes a share of data. chat_template: of chats that are not
+    tokenised yet; null is the checkpoint's own, chatml the model family's, else the path of a jinja file.
+    output: folder of the adapter; null is linear_spec_lora/ in the checkpoint.
     block_size: tokens of a drafted block, its seed included; null is the checkpoint's. resume: see ResumeMode.
     experiment: name of the composed experiment, for the record.
     """

@@ -11,7 +11,8 @@ from conf.errors import UserError
 from conf.schema.drafter import AnswersConfig, AnswerSource
 from conf.tokenizer_info import read_tokenizer_info
 from lora.answers import AnswerPlan, answer_prompts, load_answers, plan_answers
-from lora.examples import ExampleSet, StoredExamples, open_examples
+from lora.examples import StoredExamples, open_examples
+from lora.prompts import ExamplePrompts
 from tests.helpers.stored import write_dataset
 from tests.helpers.tiny_checkpoints import MASK_TOKEN
 from tests.helpers.tiny_exports import VOCAB_SIZE, make_tiny_model, save_tiny_export
@@ -53,12 +54,15 @@ def store(checkpoint: Path, path: Path, lengths: list[list[int]], kind: str) -> 
     return open_examples(path, checkpoint=checkpoint, sequence_length=SEQUENCE_LENGTH, folder=path)
 
 
-def plan(examples: ExampleSet, cache: Path, *, checkpoint: str = "one", seed: int = 1, **changes: Any) -> AnswerPlan:
+def plan(
+    examples: StoredExamples, cache: Path, *, checkpoint: str = "one", seed: int = 1, **changes: Any
+) -> AnswerPlan:
     values: dict[str, Any] = {"source": AnswerSource.greedy, "max_new_tokens": MAX_NEW_TOKENS, "prompt_tokens": 6}
     values |= {"prompts_per_shard": 5, "batch_size": 3}
     dtype, stop_ids = changes.pop("dtype", torch.float32), changes.pop("stop_ids", STOP_IDS)
     config = AnswersConfig(**(values | changes))
-    return plan_answers(examples, config, cache=cache, checkpoint=checkpoint, dtype=dtype, stop_ids=stop_ids, seed=seed)
+    prompts = ExamplePrompts(examples, config.prompt_tokens)
+    return plan_answers(prompts, config, cache=cache, checkpoint=checkpoint, dtype=dtype, stop_ids=stop_ids, seed=seed)
 
 
 def read_files(what: AnswerPlan) -> dict[str, bytes]:
@@ -215,7 +219,7 @@ def test_answers_tell_what_they_are(model: Any, texts: StoredExamples, tmp_path:
     what = plan(texts, tmp_path)
     answer_prompts(model, what)
     answered = load_answers(what)
-    assert answered.kind is texts.kind and answered.sequence_length == SEQUENCE_LENGTH
+    assert answered.sequence_length == SEQUENCE_LENGTH
     assert answered.fingerprint != texts.fingerprint
     other = dataclasses.replace(what, cache=plan(texts, tmp_path, checkpoint="two").cache)
     answer_prompts(model, other)

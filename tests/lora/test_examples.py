@@ -203,13 +203,30 @@ def test_nothing_to_draft_is_an_error(checkpoint: Path, tmp_path: Path, kind: st
     ("row", "message"),
     [
         ({"question": "Why?"}, r"neither a column 'messages' \(chats\) nor a column 'text'.* but question\)"),
-        ({"messages": CHAT[:1]}, r"unusable.*\n.*\nThose are settings of `python -m data_pipeline.prepare data=chats`"),
+        (
+            {"messages": [*CHAT[:1], {"role": "assistant", "content": ""}]},
+            r"unusable.*\n.*\nThose are settings of `python -m data_pipeline.prepare data=chats`",
+        ),
+        ({"messages": CHAT[:1]}, r"rows\.jsonl holds prompts without answers: set answers\.source=greedy"),
+        ({"prompt": "Why?"}, r"rows\.jsonl holds prompts without answers: set answers\.source=greedy"),
     ],
 )
 def test_rows_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path, row: Any, message: str) -> None:
     write_jsonl([row], tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match=message):
         prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
+
+
+def test_chats_that_lack_their_answer_among_others_are_explained(checkpoint: Path, tmp_path: Path) -> None:
+    write_jsonl([{"messages": CHAT}, {"messages": CHAT[:3]}], tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: chat ends with the user\n.*set answers\.source=greedy"):
+        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
+
+
+def test_errors_name_the_drafters_own_key(checkpoint: Path, tmp_path: Path) -> None:
+    write_jsonl([{"messages": CHAT}], tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match=r": chat_template is null"):
+        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data", chat_template="none")
 
 
 def test_missing_data_are_named(checkpoint: Path, tmp_path: Path) -> None:
