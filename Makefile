@@ -53,6 +53,10 @@ prepare-data: setup  ## CONFIG=<option of conf/data> [ARGS="data.tokenizer=..."]
 bench-data: setup  ## Benchmarks of tokenisation, loader and memory (5 minutes), into runs/bench/data.json
 	$(PYTHON_OF_VENV) -m tests.bench.bench_data
 
+.PHONY: bench-drafter
+bench-drafter: setup  ## Benchmark of the draft adapter on a model trained for it (3 hours), into runs/bench/drafter.json
+	$(PYTHON_OF_VENV) -m tests.bench.bench_drafter
+
 .PHONY: clean
 clean:  ## Delete caches and build leftovers; .venv and runs/ stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache build ./*.egg-info

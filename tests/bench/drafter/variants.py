@@ -1,0 +1,60 @@
+"""The adapters that are compared: each a set of overrides of `python -m lora.train experiment=medium`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.medium import ROOT
+
+SHORT_STEPS = 200  # of the comparison at equal steps
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: of the run. question: what it answers. overrides: what differs from experiment=medium."""
+
+    name: str
+    question: str
+    overrides: tuple[str, ...]
+
+    @property
+    def run_dir(self) -> Path:
+        """Where it trains."""
+        return ROOT / "drafters" / self.name
+
+    @property
+    def adapter(self) -> Path:
+        """Where its adapter lands."""
+        return self.run_dir / "adapter"
+
+    def command(self, python: str) -> list[str]:
+        """As a user would type it."""
+        return [python, "-m", "lora.train", "experiment=medium", f"run.dir={self.run_dir}", *self.overrides]
+
+
+def _objective(loss: str, weights: str) -> Variant:
+    overrides = (f"objective.loss={loss}", f"objective.position_weights={weights}", f"train.steps={SHORT_STEPS}")
+    return Variant(f"{loss}_{weights}", "objective", overrides)
+
+
+def _source(source: str) -> Variant:
+    return Variant(f"text_{source}", "text", (f"answers.source={source}", f"train.steps={SHORT_STEPS}"))
+
+
+# The published rank, and the published ratio of rank to hidden size (8B: 128 / 4096); hidden is 512 here.
+MAIN = (
+    Variant("rank_128", "rank", ("adapter.rank=128", "adapter.alpha=512")),
+    Variant("rank_16", "rank", ("adapter.rank=16", "adapter.alpha=64")),
+)
+DEFAULT_OBJECTIVE = "argmax_reach"
+OBJECTIVES = (
+    _objective("argmax", "reach"),
+    _objective("argmax", "none"),
+    _objective("data", "none"),
+    _objective("kl", "reach"),
+    _objective("kl", "none"),
+    _objective("tv", "none"),
+    _objective("hybrid", "reach"),
+    _objective("hybrid", "none"),
+    _objective("expected_length", "none"),
+)
+TEXTS = (_source("given"), _source("sampled"))  # greedy is the first of the objectives
