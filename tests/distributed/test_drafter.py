@@ -110,6 +110,13 @@ def test_killed_while_it_trains_it_continues_to_the_same_bits(start: Path, shard
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+def test_training_leaves_every_byte_of_the_checkpoint_alone(start: Path, single: Path, tmp_path: Path) -> None:
+    assert single.exists()
+    untouched = save_tiny_export(tmp_path / "export")
+    for path in (start / "export").iterdir():
+        assert path.read_bytes() == (untouched / path.name).read_bytes(), path.name
+
+
 def test_the_adapter_says_what_it_was_trained_with(single: Path) -> None:
     record = json.loads((single / "adapter" / "drafter.json").read_text())
     assert record["step"] == STEPS
