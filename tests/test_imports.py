@@ -24,7 +24,7 @@ MAY_IMPORT = {
         *("conf", "data_pipeline", "pretrain", "lora"),
         *("model.checkpoint_layout", "model.draft_adapter", "model.hf", "model.identity", "model.load"),
     ),
-    "launch": ("conf", "data_pipeline", "lora.evaluation", "model.hf", "launch"),
+    "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
 }
 
 # Library: the folders that may import it ("entry": also files that are run, hydra's home).

@@ -1,4 +1,4 @@
-"""Phase 6, a process of its own: load the export as any user would and decode held-out text in three modes.
+"""A phase, a process of its own: load the export and its draft adapter as any user would and decode held-out text.
 
 python -m launch.quickstart.decode --export DIR --heldout PREFIX --output FILE
 """

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from conf.errors import UserError
+from model.draft_adapter import ADAPTER_FOLDER
 
 
 @dataclass(frozen=True)
 class QuickstartFolder:
-    """`<root>/quickstart/`; the same names as conf/data/quickstart.yaml and conf/experiment/quickstart_*.yaml use.
+    """`<root>/quickstart/`; the same names as conf/data/quickstart.yaml, conf/experiment/quickstart_*.yaml and
+    conf/drafter/experiment/quickstart.yaml use.
 
     root: parent of run folders (`run.root`).
     """
@@ -66,6 +68,11 @@ class QuickstartFolder:
     def export(self) -> Path:
         """Exported tri-mode Hugging Face checkpoint."""
         return self.path / "export"
+
+    @property
+    def adapter(self) -> Path:
+        """Its draft adapter."""
+        return self.export / ADAPTER_FOLDER
 
     @property
     def decoding(self) -> Path:

@@ -1,8 +1,8 @@
-"""What the decoding process does: load the export as any user would, decode held-out text in three modes, count."""
+"""What the decoding process does: load the export as any user would, decode held-out text in every mode, count."""
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
+from lora.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
 from lora.evaluation.statistics import compute_distinct_share
+from model.draft_adapter import ADAPTER_FOLDER, check_adapter
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96
 NEW_TOKENS = 128
 NUM_CONTEXTS = 800
 CONTEXTS_PER_CALL = 50
+BLOCK_DIFFUSION = "block_diffusion"
 SPECULATION_MODULE = "speculation_nemotron_labs_diffusion"
 
 Generate = Callable[..., tuple[Tensor, int]]
@@ -58,35 +61,53 @@ class Continuations:
 
 
 def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
-    """Decode and measure; returns {"modes": {mode: ModeMeasurement}, "sample": text, settings...}."""
+    """Decode and measure; returns {"modes": {mode: ModeMeasurement}, "sample": text, settings...}.
+
+    Raises: UserError if there is no export, no draft adapter in it, or too little held-out text.
+    """
     model = load_export(export)
+    check_adapter(export / ADAPTER_FOLDER, model.config)
     prefixes = choose_prefixes(heldout, NUM_CONTEXTS)
     prompts = prefixes[:: NUM_CONTEXTS // NUM_PROMPTS][:NUM_PROMPTS]
-    generators = {
-        "ar": model.ar_generate,
-        "block_diffusion": model.generate,
-        "linear_speculation": model.linear_spec_generate,
-    }
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
-        runs = {
-            mode: decode_prompts(generate, progress.track(prompts, description=mode))
-            for mode, generate in generators.items()
-        }
-        contexts = progress.track(prefixes.split(CONTEXTS_PER_CALL), description="real contexts")
-        acceptance = measure_real_context_acceptance(model, contexts)
+        runs, acceptances = decode_all_modes(model, export, prompts, prefixes, progress)
     return {
         "dtype": "float32",
         "num_prompts": NUM_PROMPTS,
         "prompt_tokens": PROMPT_TOKENS,
         "num_contexts": NUM_CONTEXTS,
         "block_length": model.config.block_size,
-        "modes": {
-            mode: asdict(measure(run, runs["ar"], acceptance if mode == "linear_speculation" else None))
-            for mode, run in runs.items()
-        },
-        "sample": describe_sample(export, prompts[0], runs["linear_speculation"].tokens[0]),
+        "modes": {mode: asdict(measure(run, runs[AR], acceptances.get(mode))) for mode, run in runs.items()},
+        "sample": describe_sample(export, prompts[0], runs[LINEAR].tokens[0]),
     }
+
+
+def decode_all_modes(
+    model: Any, export: Path, prompts: Tensor, prefixes: Tensor, progress: Progress
+) -> tuple[dict[str, Continuations], dict[str, float]]:
+    """Continuations of the prompts by mode, and the real-context acceptance of the modes that draft.
+
+    The adapter is attached for the last mode alone: the others are decoded by a model that has none.
+    """
+
+    def decode(mode: str, generate: Generate) -> None:
+        runs[mode] = decode_prompts(generate, progress.track(prompts, description=mode))
+
+    def draft(mode: str) -> None:
+        groups = progress.track(prefixes.split(CONTEXTS_PER_CALL), description=f"real contexts, {mode}")
+        acceptances[mode] = measure_real_context_acceptance(model, groups)
+
+    runs: dict[str, Continuations] = {}
+    acceptances: dict[str, float] = {}
+    decode(AR, model.ar_generate)
+    decode(BLOCK_DIFFUSION, model.generate)
+    decode(LINEAR, model.linear_spec_generate)
+    draft(LINEAR)
+    model.load_adapter(str(export / ADAPTER_FOLDER))
+    decode(LINEAR_ADAPTER, model.linear_spec_generate)
+    draft(LINEAR_ADAPTER)
+    return runs, acceptances
 
 
 def load_export(export: Path) -> Any:
@@ -108,7 +129,7 @@ def choose_prefixes(heldout: Path, count: int) -> Tensor:
     return torch.from_numpy(np.stack([row.tokens for row in rows]))
 
 
-def decode_prompts(generate: Generate, prompts: Any) -> Continuations:
+def decode_prompts(generate: Generate, prompts: Iterable[Tensor]) -> Continuations:
     """Continue every prompt [PROMPT_TOKENS] greedily by up to NEW_TOKENS tokens."""
     tokens, forwards, seconds = [], [], 0.0
     for prompt in prompts:
@@ -120,7 +141,7 @@ def decode_prompts(generate: Generate, prompts: Any) -> Continuations:
     return Continuations(tokens, forwards, seconds)
 
 
-def measure_real_context_acceptance(model: Any, contexts: Any) -> float:
+def measure_real_context_acceptance(model: Any, contexts: Iterable[Tensor]) -> float:
     """Mean tokens of one greedy draft-verify cycle from every true prefix, by the function shipped with the export."""
     package = type(model).__module__.rpartition(".")[0]
     speculation = importlib.import_module(f"{package}.{SPECULATION_MODULE}")

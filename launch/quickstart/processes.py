@@ -13,8 +13,12 @@ SECONDS_TO_STOP = 60.0
 
 def train_command(experiment: str, root: Path, overrides: list[str]) -> list[str]:
     """A training stage on two processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}"]
-    return [*launcher, "-m", "pretrain.train", f"experiment={experiment}", f"run.root={root}", *overrides]
+    return [*_launcher(), "-m", "pretrain.train", f"experiment={experiment}", f"run.root={root}", *overrides]
+
+
+def drafter_command(root: Path, overrides: list[str]) -> list[str]:
+    """Training of the draft adapter on two processes."""
+    return [*_launcher(), "-m", "lora.train", "experiment=quickstart", f"run.root={root}", *overrides]
 
 
 def export_command(run_dir: Path, directory: Path) -> list[str]:
@@ -56,6 +60,10 @@ def run_process(what: str, command: list[str]) -> None:
 def quiet_environment() -> dict[str, str]:
     """More threads than cores make two gloo processes 20 to 50 times slower."""
     return os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _launcher() -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}"]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

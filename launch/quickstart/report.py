@@ -8,7 +8,12 @@ from rich.text import Text
 
 from launch.quickstart.folder import QuickstartFolder
 
-MODE_TITLES = {"ar": "AR", "block_diffusion": "block diffusion", "linear_speculation": "linear speculation"}
+MODE_TITLES = {
+    "ar": "AR",
+    "block_diffusion": "block diffusion",
+    "linear_speculation": "linear speculation",
+    "linear_speculation_adapter": "linear + adapter",
+}
 # Field of a mode's measurement, what the table calls it, digits after the point.
 ROWS = (
     ("new_tokens", "new tokens", 0),
@@ -28,6 +33,7 @@ def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFo
     console.print(build_mode_table(summary))
     for name, stage in summary["stages"].items():
         console.print(describe_stage(name, stage), soft_wrap=True)
+    console.print(describe_drafter(summary["drafter"]), soft_wrap=True)
     console.print(f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats per token")
     for answer in summary["answers"]:
         console.print(Text.assemble(("question: ", "dim"), answer["prompt"]), soft_wrap=True)
@@ -40,6 +46,7 @@ def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFo
     console.print(f"seconds: {phases}", soft_wrap=True)
     for what, path in (
         ("export", folder.export),
+        ("adapter", folder.adapter),
         ("instruct", folder.instruct),
         ("curves", folder.curves),
         ("summary", folder.summary),
@@ -59,7 +66,7 @@ def build_mode_table(summary: dict[str, Any]) -> Table:
     )
     table.add_column("")
     for mode in summary["modes"]:
-        table.add_column(MODE_TITLES[mode], justify="right")
+        table.add_column(MODE_TITLES[mode].replace(" ", "\n", 1), justify="right")
     for name, title, digits in ROWS:
         table.add_row(title, *(_cell(values[name], digits) for values in summary["modes"].values()))
     return table
@@ -83,4 +90,15 @@ def describe_stage(name: str, stage: dict[str, Any]) -> str:
         f"{name} stage, {short}: {stage['steps']} steps, {stage['tokens'] / 1e6:.2f}M tokens, training loss "
         f"{stage['first_train_loss']:.3f} -> {stage['last_train_loss']:.3f}, held-out AR {stage['heldout_ar_loss']:.3f}"
         + ("" if diffusion is None else f", held-out diffusion {diffusion:.3f}")
+    )
+
+
+def describe_drafter(drafter: dict[str, Any]) -> str:
+    """One line about the draft adapter's training."""
+    evaluations = drafter["heldout_evaluations"]
+    lengths = [f"{entry['acceptance_length']:.2f}" for entry in (evaluations[0], evaluations[-1])]
+    return (
+        f"drafter, rank {drafter['rank']}: {drafter['steps']} steps, {drafter['tokens'] / 1e6:.2f}M tokens, training "
+        f"loss {drafter['first_train_loss']:.3f} -> {drafter['last_train_loss']:.3f}, held-out acceptance length "
+        + " -> ".join(lengths)
     )

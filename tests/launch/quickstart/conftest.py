@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config
+from conf.compose import compose_drafter_config, compose_run_config
 from conf.schema import RunConfig
+from conf.schema.drafter import DrafterConfig
 from launch.quickstart.folder import QuickstartFolder
 
+MODES = ("ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter")
 EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2], "sft": [2.5, 2.1, 1.9]}
 
 
@@ -23,17 +25,23 @@ def configs() -> dict[str, RunConfig]:
 
 
 @pytest.fixture
+def drafter() -> DrafterConfig:
+    return compose_drafter_config(["experiment=quickstart", "adapter.rank=32"])
+
+
+@pytest.fixture
 def finished_folder(folder: QuickstartFolder) -> QuickstartFolder:
     """A folder as the phases leave it; losses and measurements are made up but consistent."""
     for stage, losses in EVALUATIONS.items():
         write_run(folder, stage, losses)
     write_json(folder.unigram, {"unigram_entropy": 4.1, "train_tokens": 1000, "heldout_tokens": 100})
-    modes = {mode: measurement(mode) for mode in ("ar", "block_diffusion", "linear_speculation")}
+    write_drafter_run(folder)
+    modes = {mode: measurement(mode) for mode in MODES}
     settings = {"dtype": "float32", "num_prompts": 2, "prompt_tokens": 8, "num_contexts": 4, "block_length": 16}
     write_json(folder.decoding, {**settings, "modes": modes, "sample": {"prompt": "def", "continuation": " f():"}})
     answers = [
         {"prompt": f"What does {mode} do?", "text": "It answers.", "mode": mode, "tokens_per_forward": 1.5}
-        for mode in modes
+        for mode in MODES[:3]
     ]
     write_json(folder.answers, {"answers": answers})
     return folder
@@ -53,14 +61,26 @@ def write_run(folder: QuickstartFolder, stage: str, heldout: list[float]) -> Non
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def write_drafter_run(folder: QuickstartFolder) -> None:
+    """As lora.train writes it: an evaluation before training and one at the end."""
+    folder.run("drafter").mkdir(parents=True)
+    lines = []
+    for step, length in ((0, 1.9), (10, 2.3)):
+        entry = {"step": step, "tokens_seen": 1000 * step, "acceptance_length": length}
+        entry |= {"acceptance_length_sampled": length - 0.1, "loss": 5 - length}
+        lines += [{"kind": "train", **entry}] * (step > 0) + [{"kind": "heldout", **entry}]
+    (folder.run("drafter") / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def measurement(mode: str) -> dict:
-    drafts = mode == "linear_speculation"
+    drafts = mode.startswith("linear_speculation")
+    acceptance = {"linear_speculation": 1.93, "linear_speculation_adapter": 2.21}.get(mode)
     return {
         "new_tokens": 100,
         "num_forwards": 50 if drafts else 100,
         "tokens_per_forward": 2.0 if drafts else 1.0,
         "acceptance_length": 4.0 if drafts else None,
-        "real_context_acceptance": 1.93 if drafts else None,
+        "real_context_acceptance": acceptance,
         "tokens_per_second": 321.0,
         "equals_greedy_ar": mode != "block_diffusion",
         "distinct_4grams": 0.5,

@@ -1,18 +1,21 @@
 """The decoding process measures an export it knows only by its directory."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from conf.errors import UserError
 from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart import measure
-from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
+from model.load import attach_adapter, load_export
+from tests.helpers.tiny_exports import make_repetitive_model, save_random_adapter
 from tests.helpers.toy_data import prepare_texts
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}\n" * 8 for i in range(40)]
+SHAPE: dict[str, Any] = {"vocab_size": 360, "max_position_embeddings": 1024}
 
 
 @pytest.fixture(scope="module")
@@ -25,21 +28,10 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, heldout: Path) -> Path:
-    """An untrained model of a few thousand parameters with its code and tokenizer files."""
+    """A model whose every draft is accepted, an adapter that spoils them, its code and tokenizer files."""
     directory = tmp_path_factory.mktemp("export") / "export"
-    torch.manual_seed(0)
-    config = NemotronLabsDiffusionConfig(
-        vocab_size=360,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=1024,
-        block_size=8,
-    )
-    NemotronLabsDiffusionModel(config).save_pretrained(directory)
+    make_repetitive_model(**SHAPE).save_pretrained(directory)
+    save_random_adapter(directory / "linear_spec_lora", rank=16, std=3.0, **SHAPE)
     for path in (heldout.parent / "tokenizer").iterdir():
         (directory / path.name).write_bytes(path.read_bytes())
     return directory
@@ -51,17 +43,36 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(measure, name, value)
 
 
-def test_three_modes_are_measured(export: Path, heldout: Path) -> None:
+def test_every_mode_is_measured(export: Path, heldout: Path) -> None:
     values = measure.run_decoding(export, heldout)
     modes = values["modes"]
-    assert set(modes) == {"ar", "block_diffusion", "linear_speculation"}
+    assert list(modes) == ["ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter"]
     assert modes["ar"]["tokens_per_forward"] == 1
-    assert modes["linear_speculation"]["equals_greedy_ar"] is True
     assert modes["ar"]["real_context_acceptance"] is modes["block_diffusion"]["acceptance_length"] is None
-    linear = modes["linear_speculation"]
-    assert 1 <= linear["acceptance_length"] <= 8
-    assert 1 <= linear["real_context_acceptance"] <= 8
-    assert linear["tokens_per_forward"] == pytest.approx(linear["new_tokens"] / linear["num_forwards"])
+    for mode in ("linear_speculation", "linear_speculation_adapter"):
+        linear = modes[mode]
+        assert linear["equals_greedy_ar"] is True
+        assert 1 <= linear["acceptance_length"] <= 8
+        assert linear["tokens_per_forward"] == pytest.approx(linear["new_tokens"] / linear["num_forwards"])
+
+
+def test_only_the_last_mode_drafts_with_the_adapter(export: Path, heldout: Path) -> None:
+    """Against the repository's own loading, without and with the adapter attached."""
+    modes = measure.run_decoding(export, heldout)["modes"]
+    model = load_export(export, dtype="fp32", device="cpu")
+    prefixes = measure.choose_prefixes(heldout, 20)
+    without = real_context_acceptance(model, prefixes, 8).double().mean()
+    attach_adapter(model, export / "linear_spec_lora")
+    adapted = real_context_acceptance(model, prefixes, 8).double().mean()
+    assert modes["linear_speculation"]["real_context_acceptance"] == without
+    assert modes["linear_speculation_adapter"]["real_context_acceptance"] == adapted
+    assert adapted < without == 8
+
+
+def test_an_export_without_a_draft_adapter_is_named(export: Path, heldout: Path, tmp_path: Path) -> None:
+    shutil.copytree(export, tmp_path / "export", ignore=shutil.ignore_patterns("linear_spec_lora"))
+    with pytest.raises(UserError, match="no draft adapter in"):
+        measure.run_decoding(tmp_path / "export", heldout)
 
 
 def test_prefixes_are_spread_over_the_heldout_text(heldout: Path) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from conf.errors import UserError
-from launch.quickstart.__main__ import keep_request
+from launch.quickstart.__main__ import compose_drafter, keep_request
 from launch.quickstart.folder import QuickstartFolder
-from launch.quickstart.processes import decode_command, run_process, train_command
+from launch.quickstart.processes import decode_command, drafter_command, run_process, train_command
 
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +27,20 @@ def test_a_wrong_override_is_one_message_before_anything_runs(tmp_path: Path) ->
     assert "train.tokenz" in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "quickstart").exists()
+
+
+def test_a_wrong_override_of_the_drafter_is_one_message_before_anything_runs(tmp_path: Path) -> None:
+    result = run_program("--root", str(tmp_path), "drafter.train.stepz=10")
+    assert result.returncode == 2
+    assert "draft adapter" in result.stderr
+    assert "did you mean 'train.steps'" in result.stderr
+    assert not (tmp_path / "quickstart").exists()
+
+
+def test_the_drafter_is_checked_for_two_processes_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"draft adapter[\s\S]*not divisible"):
+        compose_drafter(tmp_path, ["train.global_batch_size=3"])
+    assert compose_drafter(tmp_path, []).checkpoint == str(QuickstartFolder(tmp_path).export)
 
 
 def test_other_overrides_do_not_continue_a_begun_folder(folder: QuickstartFolder) -> None:
@@ -54,25 +68,32 @@ def test_training_commands_are_those_of_the_readme() -> None:
     command = train_command("quickstart_ar", Path("runs"), ["train.tokens=1e5"])
     assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     assert command[5:] == ["-m", "pretrain.train", "experiment=quickstart_ar", "run.root=runs", "train.tokens=1e5"]
+    command = drafter_command(Path("runs"), ["train.steps=10"])
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[5:] == ["-m", "lora.train", "experiment=quickstart", "run.root=runs", "train.steps=10"]
 
 
 @pytest.mark.slow
 def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
     """Hardly any training: everything is written, linear speculation is exact, the learning checks fail."""
-    arguments = ("--root", str(tmp_path), "train.tokens=13e3", "evaluation.every_steps=1", "evaluation.sequences=8")
+    stages = ("train.tokens=13e3", "evaluation.every_steps=1", "evaluation.sequences=8")
+    arguments = ("--root", str(tmp_path), *stages, "drafter.train.steps=2", "drafter.evaluation.sequences=8")
     first = run_program(*arguments)
     assert first.returncode == 1, first.stderr
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
     assert summary["modes"]["linear_speculation"]["equals_greedy_ar"]
+    assert summary["modes"]["linear_speculation_adapter"]["equals_greedy_ar"]
+    assert summary["drafter"]["steps"] == 2
+    assert (tmp_path / "quickstart" / "export" / "linear_spec_lora" / "adapter_config.json").is_file()
     assert summary["stages"]["ar"]["layout"]["tensor_parallel"] == 2
     assert summary["stages"]["joint"]["layout"]["pipeline_parallel"] == 2
     assert summary["stages"]["sft"]["layout"]["data_parallel"] == 2
-    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"])
+    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"]) - {"linear_speculation_adapter"}
     assert all(answer["prompt"] for answer in summary["answers"])
     assert (tmp_path / "quickstart" / "loss_curves.png").stat().st_size > 10_000
     again = run_program(*arguments)
     assert again.returncode == 1
-    assert again.stdout.count("done before") == 9
+    assert again.stdout.count("done before") == 10
 
 
 def test_an_interrupt_waits_until_the_command_has_cleaned_up(tmp_path: Path) -> None:

@@ -5,26 +5,30 @@ import io
 from rich.console import Console
 
 from conf.schema import RunConfig
+from conf.schema.drafter import DrafterConfig
 from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder
-from launch.quickstart.report import print_report
+from launch.quickstart.report import build_mode_table, print_report
 from launch.quickstart.summary import build_summary
 
 
 def test_the_report_says_what_the_summary_holds(
-    finished_folder: QuickstartFolder, configs: dict[str, RunConfig]
+    finished_folder: QuickstartFolder, configs: dict[str, RunConfig], drafter: DrafterConfig
 ) -> None:
     stages = [load_curves(stage, finished_folder.run(stage)) for stage in configs]
-    summary = build_summary(finished_folder, stages, configs, {"data": 2.0})
+    summary = build_summary(finished_folder, stages, configs, drafter, {"data": 2.0})
     summary["checks"][2]["passed"] = False
     console = Console(width=140, record=True, file=io.StringIO())
     print_report(console, summary, finished_folder)
     text = console.export_text()
     for expected in (
         "AR",
-        "block diffusion",
-        "linear speculation",
+        "diffusion",
+        "speculation",
+        "+ adapter",
         "1.93",
+        "2.21",
+        "acceptance length 1.90 -> 2.30",
         "TP2 PP1 DP1",
         "TP1 PP2 DP1",
         "TP1 PP1 DP2",
@@ -32,5 +36,13 @@ def test_the_report_says_what_the_summary_holds(
         "It answers.",
     ):
         assert expected in text
-    assert (text.count("ok  "), text.count("FAIL")) == (4, 1)
-    assert str(finished_folder.export) in text
+    assert (text.count("ok  "), text.count("FAIL")) == (6, 1)
+    assert str(finished_folder.adapter) in text
+
+
+def test_the_table_fits_a_terminal_of_80_columns(
+    finished_folder: QuickstartFolder, configs: dict[str, RunConfig], drafter: DrafterConfig
+) -> None:
+    stages = [load_curves(stage, finished_folder.run(stage)) for stage in configs]
+    table = build_mode_table(build_summary(finished_folder, stages, configs, drafter, {}))
+    assert Console(width=200).measure(table).maximum <= 80

@@ -7,6 +7,7 @@ import pytest
 
 from conf.errors import UserError
 from conf.schema import RunConfig
+from conf.schema.drafter import DrafterConfig
 from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.summary import build_summary, check_summary, save_summary
@@ -32,10 +33,10 @@ STAGE_FIELDS = {
 
 
 @pytest.fixture
-def summarize(configs: dict[str, RunConfig]) -> Callable[[QuickstartFolder], dict]:
+def summarize(configs: dict[str, RunConfig], drafter: DrafterConfig) -> Callable[[QuickstartFolder], dict]:
     def call(folder: QuickstartFolder) -> dict:
         stages = [load_curves(stage, folder.run(stage)) for stage in configs]
-        return build_summary(folder, stages, configs, {"data": 2.0, "joint": 200.5})
+        return build_summary(folder, stages, configs, drafter, {"data": 2.0, "joint": 200.5})
 
     return call
 
@@ -43,12 +44,12 @@ def summarize(configs: dict[str, RunConfig]) -> Callable[[QuickstartFolder], dic
 def test_promised_fields_are_there(finished_folder: QuickstartFolder, summarize) -> None:
     save_summary(finished_folder, summarize(finished_folder))
     summary = json.loads(finished_folder.summary.read_text())
-    assert set(summary) >= {"modes", "stages", "unigram_entropy", "export_dir", "seconds", "versions"}
-    assert set(summary["modes"]) == {"ar", "block_diffusion", "linear_speculation"}
+    assert set(summary) >= {"modes", "stages", "drafter", "unigram_entropy", "export_dir", "seconds", "versions"}
+    assert list(summary["modes"]) == ["ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter"]
     assert all(set(values) >= MODE_FIELDS for values in summary["modes"].values())
     assert all(set(values) >= STAGE_FIELDS for values in summary["stages"].values())
     assert summary["seconds"] == {"data": 2.0, "joint": 200.5, "total": 202.5}
-    assert set(summary["versions"]) >= {"python", "torch", "megatron-core", "transformers"}
+    assert set(summary["versions"]) >= {"python", "torch", "megatron-core", "transformers", "peft", "deepspeed"}
 
 
 def test_stages_are_described_by_their_runs(finished_folder: QuickstartFolder, summarize) -> None:
@@ -66,6 +67,12 @@ def test_stages_are_described_by_their_runs(finished_folder: QuickstartFolder, s
     assert stages["ar"]["heldout_diffusion_loss"] is None
 
 
+def test_the_drafter_is_described_by_its_run(finished_folder: QuickstartFolder, summarize) -> None:
+    drafter = summarize(finished_folder)["drafter"]
+    assert (drafter["rank"], drafter["steps"], drafter["tokens"]) == (32, 10, 10_000)
+    assert [entry["acceptance_length"] for entry in drafter["heldout_evaluations"]] == [1.9, 2.3]
+
+
 def test_a_good_run_passes_every_check(finished_folder: QuickstartFolder, summarize) -> None:
     assert all(check["passed"] for check in summarize(finished_folder)["checks"])
 
@@ -76,15 +83,17 @@ def test_a_good_run_passes_every_check(finished_folder: QuickstartFolder, summar
         (0, lambda s: s.update(unigram_entropy=2.69)),
         (1, lambda s: s["stages"]["joint"]["heldout_evaluations"][2].update(diffusion_loss=3.7)),
         (1, lambda s: s["stages"]["joint"].update(heldout_evaluations=s["stages"]["joint"]["heldout_evaluations"][:3])),
-        (2, lambda s: s["modes"]["linear_speculation"].update(real_context_acceptance=1.8)),
-        (3, lambda s: s["modes"]["linear_speculation"].update(equals_greedy_ar=False)),
-        (4, lambda s: s["stages"]["sft"]["heldout_evaluations"][-1].update(ar_loss=2.5)),
+        (2, lambda s: s["stages"]["sft"]["heldout_evaluations"][-1].update(ar_loss=2.5)),
+        (3, lambda s: s["modes"]["linear_speculation"].update(real_context_acceptance=1.8)),
+        (4, lambda s: s["modes"]["linear_speculation"].update(equals_greedy_ar=False)),
+        (5, lambda s: s["modes"]["linear_speculation_adapter"].update(real_context_acceptance=2.0)),
+        (6, lambda s: s["modes"]["linear_speculation_adapter"].update(equals_greedy_ar=False)),
     ],
 )
 def test_each_broken_promise_fails_its_check(finished_folder: QuickstartFolder, summarize, number: int, spoil) -> None:
     summary = summarize(finished_folder)
     spoil(summary)
-    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(5)]
+    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(7)]
 
 
 @pytest.mark.parametrize("name", ["decoding", "unigram"])
