@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from conf.schema.drafter import AnswerSource, DrafterConfig
 from lora.answers import answer_prompts, load_answers, plan_answers
 from lora.examples import ExampleSet, StoredExamples, hash_values, open_examples, select_examples, split_heldout
 from lora.prompts import ExamplePrompts, PromptSet, RowPrompts, find_prompt_files, open_row_prompts
+from lora.ranks import run_on_first_rank
 from lora.rows import prepare_examples
 from model.load import find_stop_ids
 
@@ -95,14 +97,14 @@ def _open(config: DrafterConfig, path: str, split: str) -> StoredExamples | RowP
 
 def _open_examples(config: DrafterConfig, path: str, folder: Path) -> StoredExamples:
     """Tokens of `path`, made in `folder` by the first rank if it holds rows."""
-    checkpoint, is_first = Path(config.checkpoint), dist.get_rank() == 0
-    if is_first:
-        prepare_examples(path, checkpoint=checkpoint, folder=folder, chat_template=config.chat_template)
-    dist.barrier()
+    checkpoint = Path(config.checkpoint)
+    run_on_first_rank(
+        partial(prepare_examples, path, checkpoint=checkpoint, folder=folder, chat_template=config.chat_template)
+    )
     return open_examples(
         path,
         checkpoint=checkpoint,
         sequence_length=config.train.sequence_length,
         folder=folder,
-        checks_files=is_first,
+        checks_files=dist.get_rank() == 0,
     )

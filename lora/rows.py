@@ -81,11 +81,11 @@ def name_own_keys() -> Iterator[None]:
 
 
 def _refuse_prompts(rows: Path) -> None:
-    """Raises: UserError if the first rows of a .jsonl file are prompts without answers."""
+    """Raises: UserError if most of the first rows of a .jsonl file are prompts without answers."""
     files = [] if is_saved_dataset(rows) else list_input_files(str(rows))
     for file in files:
         first = _read_first(file.path) if file.suffix == ".jsonl" else []
-        if first and all(lacks_answer(row) for row in first):
+        if 2 * sum(map(lacks_answer, first)) > len(first):
             raise UserError(f"{file.path} holds prompts without answers: {ANSWER_THEM}, or give answers")
 
 

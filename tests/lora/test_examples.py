@@ -218,7 +218,7 @@ def test_rows_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path
 
 
 def test_chats_that_lack_their_answer_among_others_are_explained(checkpoint: Path, tmp_path: Path) -> None:
-    write_jsonl([{"messages": CHAT}, {"messages": CHAT[:3]}], tmp_path / "rows.jsonl")
+    write_jsonl([{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT}], tmp_path / "rows.jsonl")
     with pytest.raises(UserError, match=r"rows\.jsonl:2: chat ends with the user\n.*set answers\.source=greedy"):
         prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
 

@@ -1,0 +1,86 @@
+"""A whole training from prompts alone, on one process; and what becomes of the others when the first one fails."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from data_pipeline.jsonl import write_jsonl
+from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, torchrun, train_many
+from tests.helpers.tiny_exports import save_tiny_export
+
+STEPS, NUM_PROMPTS = 2, 12
+# Marks no answers, as those of many released checkpoints: it can render prompts, not given answers.
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """Folder with an export and prompts of all three kinds."""
+    export = save_tiny_export(tmp_path / "export")
+    (export / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
+    rows: list[dict[str, Any]] = []
+    for number in range(NUM_PROMPTS // 3):
+        rows += [
+            {"messages": [{"role": "user", "content": f"Why {number}?"}]},
+            {"prompt": f"The sea {number}"},
+            {"text": f"{number} ships go out every day."},
+        ]
+    write_jsonl(rows, tmp_path / "prompts.jsonl")
+    return tmp_path
+
+
+def overrides(start: Path, *extra: str) -> list[str]:
+    return [
+        f"checkpoint={start}/export",
+        f"data={start}/prompts.jsonl",
+        f"output={start}/adapter",
+        f"run.dir={start}/run",
+        "answers.prompt_tokens=8",
+        "answers.max_new_tokens=12",
+        "answers.prompts_per_shard=4",
+        "adapter.rank=4",
+        f"train.steps={STEPS}",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=2",
+        "train.sequence_length=64",
+        "train.blocks_per_sequence=6",
+        "evaluation.share=0.2",
+        "runtime.dtype=fp32",
+        "runtime.device=cpu",
+        "runtime.progress_bar=false",
+        "runtime.tensorboard=false",
+        *extra,
+    ]
+
+
+def test_a_drafter_trains_on_answers_to_prompts_alone(start: Path) -> None:
+    train_many(1, [overrides(start, "answers.source=greedy")] * 2, start, "tests.helpers.drafter_jobs")
+    run_dir = start / "run"
+    assert [line["step"] for line in load_lines(run_dir, "train")] == [1, 2]
+    assert [line["step"] for line in load_lines(run_dir, "heldout")] == [0, 2]
+    assert all(line["blocks"] > 0 for line in load_lines(run_dir, "train"))
+    log = next(run_dir.glob("*.log")).read_text(encoding="utf-8")
+    assert f"{NUM_PROMPTS} prompts" in log and "nothing was left to do" in log
+    assert len(list((run_dir / "answers").iterdir())) == 2  # of those trained on and of those held out
+    assert not (run_dir / "data").exists()  # nothing is tokenised beforehand
+    adapter = load_file(start / "adapter" / "adapter_model.safetensors")
+    assert any(value.any() for key, value in adapter.items() if "lora_B" in key)
+
+
+def test_the_failure_of_the_first_process_is_told_once_and_ends_the_others(start: Path) -> None:
+    """It alone reads the rows, and finds no answers."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        torchrun(2, "lora.train", *overrides(start)), env=rank_environment(), cwd=ROOT, stderr=pipe, text=True
+    ) as process:
+        try:
+            _, told = process.communicate(timeout=200)
+        except subprocess.TimeoutExpired:
+            kill_tree(process.pid)
+            raise
+    assert process.returncode != 0
+    assert told.count("error: ") == 1 and "holds prompts without answers: set answers.source=greedy" in told
+    assert "[rank1]" not in told  # where the traceback of a broken collective begins
