@@ -19,7 +19,9 @@ from tests.helpers.tiny_exports import make_tiny_model
 
 @pytest.mark.parametrize(("size", "millions"), [("3b", 23.9), ("8b", 35.7), ("14b", 47.2)])
 def test_exactly_the_published_number_of_parameters_trains(size: str, millions: float) -> None:
-    model = compose_run_config([f"experiment=nld_{size}_joint", "data.train=x", "data.tokenizer=y", "init_from=z"]).model
+    model = compose_run_config(
+        [f"experiment=nld_{size}_joint", "data.train=x", "data.tokenizer=y", "init_from=z"]
+    ).model
     config = NemotronLabsDiffusionConfig(
         vocab_size=512,
         hidden_size=model.hidden_size,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.bench.medium import ROOT
 
-SHORT_STEPS = 200  # of the comparison at equal steps
+SHORT_STEPS = 120  # of the comparison at equal steps
 
 
 @dataclass(frozen=True)
