@@ -31,6 +31,7 @@ class DraftStep(nn.Module):
         self._mask_token_id = mask_token_id
         self._chunk_blocks = chunk_blocks
         self._adapter = DraftAdapter(model)
+        self.train()  # layers are recomputed in training mode alone; there is no dropout that it would switch on
 
     @property
     def base(self) -> Any:

@@ -22,7 +22,7 @@ from lora.data import DrafterData, answer_data, open_data
 from lora.engine import EngineCheckpoints, build_engine, gather_adapter
 from lora.run_state import RunFacts, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
-from model.checkpoint_layout import find_newest_complete, step_of
+from model.checkpoint_layout import find_newest_complete
 from model.draft_adapter import ADAPTER_FOLDER
 from model.identity import identify_checkpoint
 from model.load import check_export, load_export
@@ -71,7 +71,7 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
     """Everything a run needs, its newest checkpoint loaded. All ranks together."""
     is_first, run_dir = dist.get_rank() == 0, Path(config.run.dir)
     console = DrafterConsole(config, is_first)
-    start_folder(config, console, is_first)
+    newest = open_folder(config, console, is_first)
     data = open_data(config)
     identity = identify_checkpoint(Path(config.checkpoint))
     model = load_export(Path(config.checkpoint), dtype=config.runtime.dtype.value, device=str(device))
@@ -94,10 +94,11 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
         zero_stage=config.zero.stage,
     )
     checkpoints = EngineCheckpoints(run_dir, engine, config.checkpointing.keep)
-    newest = find_newest_complete(run_dir)
     state = read_state(newest, facts) if newest else TrainState()
     if newest:
         checkpoints.load(newest)
+    if is_first:
+        record_run(config, run_dir, state.step)
     origin = f"resuming {newest}" if newest else f"a new adapter for {config.checkpoint}"
     console.say_start(data, count_adapter_parameters(model.config, config.adapter.rank), origin)
     return DrafterTrainer(
@@ -115,16 +116,14 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
     )
 
 
-def start_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> None:
-    """The run folder's record and log; rank 0 writes them. Raises: UserError for a used folder that is not wanted."""
+def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> Path | None:
+    """The newest checkpoint of the run folder, if any; logs go there. Raises: UserError if one is there and unwanted."""
     run_dir = Path(config.run.dir)
     newest = find_newest_complete(run_dir)
     if config.resume is ResumeMode.never and newest:
         raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
-    if is_first:
-        record_run(config, run_dir, step_of(newest) if newest else 0)
-    dist.barrier()
     start_logging(run_dir, console.rich, is_first)
+    return newest
 
 
 def _build_batches(config: DrafterConfig, data: DrafterData, block_size: int, *, is_heldout: bool) -> DraftBatches:

@@ -130,18 +130,32 @@ def test_only_the_adapter_gets_gradients_and_the_clean_pass_runs_without_it(batc
     assert not torch.allclose(step(batch)[1][2:], before[2:])
 
 
-def test_recomputing_layers_changes_nothing(batch: DraftBatch) -> None:
-    losses = []
+def test_recomputing_layers_happens_and_changes_nothing(batch: DraftBatch) -> None:
+    losses, calls = [], []
     for recomputes in (False, True):
-        step = make_step().train()
+        step = make_step()
         if recomputes:
             step.base.gradient_checkpointing_enable()
+        step.base.encoder.layers[0].mlp.register_forward_hook(lambda *_: calls.append(recomputes))  # noqa: B023
         loss, _ = step(batch)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
         losses.append((loss.item(), gradient))
     assert losses[0][0] == losses[1][0]
     assert torch.allclose(losses[0][1], losses[1][1], rtol=1e-9, atol=1e-12)
+    assert (calls.count(False), calls.count(True)) == (2, 3)  # clean pass, drafted blocks; those once more
+
+
+def test_an_optimizer_step_leaves_the_model_bit_identical(batch: DraftBatch) -> None:
+    step = make_step()
+    frozen = {name: value.clone() for name, value in step.state_dict().items() if ".lora_" not in name}
+    adapter = {name: value.clone() for name, value in step.state_dict().items() if ".lora_" in name}
+    optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=0.1)
+    step(batch)[0].backward()
+    optimizer.step()
+    after = step.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in frozen.items())
+    assert not any(torch.equal(after[name], value) for name, value in adapter.items())
 
 
 def test_the_mask_token_is_never_what_is_drafted_or_wanted(batch: DraftBatch) -> None:

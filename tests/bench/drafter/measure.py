@@ -12,7 +12,7 @@ from tests.bench.drafter.variants import Variant
 from tests.bench.medium import EXPORT, GROUPS, ROOT, load_texts
 
 PROMPTS = 64  # per group
-SHORT_PROMPTS = 16  # per group, where many adapters are compared
+SHORT_PROMPTS = 12  # per group, where many adapters are compared
 PROMPT_CHARACTERS = 2000  # enough for the tokens that --prompt-tokens takes
 MAX_NEW_TOKENS = 128
 
