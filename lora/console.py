@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 from rich.console import Console as RichConsole
 
-from conf.schema.drafter import DrafterConfig
+from conf.schema.drafter import AnswerSource, DrafterConfig
 from lora.data import DrafterData
 from pretrain.progress import StepProgress
 from pretrain.state import TrainState
@@ -23,7 +23,7 @@ class DrafterConsole:
         self.rich = RichConsole(file=sys.stderr, highlight=False)
         shown = config.runtime.progress_bar and is_first
         self._steps = StepProgress("drafter", self.rich, shown)
-        self._answers = StepProgress("answers", self.rich, shown)
+        self._answers = StepProgress("answers", self.rich, shown and config.answers.source is not AnswerSource.given)
 
     def steps(self, state: TrainState) -> AbstractContextManager[None]:
         """A bar over the steps while the block runs."""

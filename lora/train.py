@@ -42,7 +42,7 @@ not replaced. The same command again continues the run (resume=auto).
 def run(config: DrafterConfig, world_size: int) -> None:
     """Check the rules, then train. Raises UserError for whatever the user can mend."""
     check_drafter_rules(config, world_size)
-    quiet_libraries("torch.distributed", "deepspeed")
+    quiet_libraries("torch.distributed", "deepspeed", "transformers")
 
     from lora.trainer import run_drafter  # imports torch, transformers, peft and deepspeed
 

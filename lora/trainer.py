@@ -117,7 +117,7 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
 
 
 def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> Path | None:
-    """The newest checkpoint of the run folder, if any; logs go there. Raises: UserError if one is there and unwanted."""
+    """The newest checkpoint of the run folder, if any; logs go there. Raises: UserError if one is not wanted."""
     run_dir = Path(config.run.dir)
     newest = find_newest_complete(run_dir)
     if config.resume is ResumeMode.never and newest:

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def collect_results() -> dict[str, Any]:
-    """Everything that was measured; the figures of the published rank come first."""
+    """Everything that was measured; those of the published rank come first."""
     by_rank = {variant.name: read_result(variant) for variant in MAIN}
     return {
         **by_rank[MAIN[0].name],
