@@ -15,9 +15,10 @@ class DraftBatches:
     def __init__(
         self, examples: ExampleSet, *, seed: int, blocks: int, block_size: int, micro_batch_size: int, is_heldout: bool
     ) -> None:
-        """is_heldout: a fixed order and fixed anchors, whatever the seed."""
+        """is_heldout: a fixed order and fixed anchors, whatever the seed, and every sequence counts once."""
         self._examples, self._blocks, self._block_size = examples, blocks, block_size
         self._micro_batch_size = micro_batch_size
+        self._end = len(examples) if is_heldout else None  # sample index from which on nothing counts
         self._order_key = derive_key(HELDOUT if is_heldout else seed, ORDER)
         self._anchor_key = derive_key(HELDOUT if is_heldout else seed, ANCHORS)
 
@@ -32,13 +33,16 @@ class DraftBatches:
         return [self._build(range(start, start + step)) for start in mine]
 
     def _build(self, sample_indices: Sequence[int]) -> DraftBatch:
-        return build_draft_batch(
+        batch = build_draft_batch(
             [self._examples[self._find(index)] for index in sample_indices],
             sample_indices,
             blocks=self._blocks,
             block_size=self._block_size,
             seed=self._anchor_key,
         )
+        if self._end is not None:
+            batch.scored[[row for row, index in enumerate(sample_indices) if index >= self._end]] = False
+        return batch
 
     def _find(self, sample_index: int) -> int:
         """The example at a position of the endless order: every epoch a permutation of its own."""

@@ -50,7 +50,10 @@ class DrafterConsole:
         """Moves the bar; prints a line every runtime.log_every_steps steps."""
         self._steps.update(state.step, f"loss {values['loss']:.4f} · {values['acceptance_length']:.2f} tokens a cycle")
         if state.step % self._config.runtime.log_every_steps == 0:
-            logger.info(f"step {state.step}: " + ", ".join(f"{name} {values[name]:.5g}" for name in SHOWN))
+            logger.info(
+                f"step {state.step}: "
+                + ", ".join(f"{name} {values[name]:.5g}" for name in SHOWN if values[name] is not None)
+            )
 
     def say_heldout(self, state: TrainState, values: dict[str, float | int | None]) -> None:
         """Held-out acceptance."""

@@ -39,14 +39,22 @@ def build_engine(step: DraftStep, config: DrafterConfig, device: torch.device) -
     trainable = [parameter for parameter in step.parameters() if parameter.requires_grad]
     # A learning rate is set before every step (see pretrain.schedule).
     optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=BETAS, weight_decay=config.train.weight_decay)
-    engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=build_deepspeed_config(config))
+    settings = build_deepspeed_config(config, sum(map(torch.numel, trainable)))
+    engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings)
     return engine
 
 
-def build_deepspeed_config(config: DrafterConfig) -> dict[str, Any]:
-    """DeepSpeed's own configuration; without fp16 and bf16 it leaves every weight in the format it has."""
+def build_deepspeed_config(config: DrafterConfig, num_trainable: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration; without fp16 and bf16 it leaves every weight in the format it has.
+
+    num_trainable: parameters, all of which fit one bucket; DeepSpeed's default would take 2 GB whatever trains.
+    """
     train, zero = config.train, config.zero
-    zero_optimization: dict[str, Any] = {"stage": zero.stage, "contiguous_gradients": True}
+    zero_optimization: dict[str, Any] = {
+        "stage": zero.stage,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": num_trainable,
+    }
     if zero.offload_optimizer:
         zero_optimization["offload_optimizer"] = {"device": "cpu"}
     if zero.offload_parameters:

@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, write the files, print the table. Raises: UserError if something given cannot work."""
+    """Evaluate, print the table, write the files. Raises: UserError if something given cannot work."""
     output = choose_output(options.export, options.output)
     quiet_libraries("deepspeed", "transformers")
     evaluation = _evaluate(options)
@@ -112,12 +112,16 @@ def run(options: argparse.Namespace) -> int:
         "limit": options.limit,
         "versions": {name: version(name) for name in PACKAGES},
     }
-    save_evaluation(evaluation, output, about)
     console = Console(highlight=False)
     if options.json:
         print(json.dumps(describe(evaluation, about), indent=2), flush=True)
     else:
         console.print(build_table(evaluation))
+    try:
+        save_evaluation(evaluation, output, about)
+    except OSError as error:
+        raise UserError(f"the report cannot be written to {output}: {error}; choose another --output") from error
+    if not options.json:
         console.print(f"numbers and picture: {output}", soft_wrap=True)
     return _report_differences(evaluation)
 

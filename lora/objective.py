@@ -14,6 +14,9 @@ from torch import Tensor
 
 from conf.schema.drafter import DraftLoss, DraftObjectiveConfig, PositionWeights
 
+# Losses that are made of the acceptance itself; the others need no gradient of it.
+USE_OVERLAP = (DraftLoss.tv, DraftLoss.hybrid, DraftLoss.expected_length)
+
 
 @dataclass(frozen=True)
 class DraftScore:
@@ -30,16 +33,17 @@ class DraftScore:
 
 
 def score_drafts(
-    draft_logits: Tensor, teacher_logits: Tensor, targets: Tensor, scored: Tensor, config: DraftObjectiveConfig
+    draft_logits: Tensor, verifier_logits: Tensor, targets: Tensor, scored: Tensor, config: DraftObjectiveConfig
 ) -> DraftScore:
     """Judge drafted blocks.
 
-    draft_logits, teacher_logits: [M, D, V], q and p before the softmax. targets: [M, D] true tokens. scored: [M, D]
+    draft_logits, verifier_logits: [M, D, V], q and p before the softmax. targets: [M, D] true tokens. scored: [M, D]
     bool, from the first position on without gaps.
     """
-    log_q, log_p = _log_softmax(draft_logits), _log_softmax(teacher_logits)
-    overlap = torch.minimum(log_p, log_q).exp().sum(-1) * scored
-    matches = (_choose(draft_logits) == _choose(teacher_logits)) & scored
+    log_q, log_p = _log_softmax(draft_logits), _log_softmax(verifier_logits)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and config.loss in USE_OVERLAP):
+        overlap = torch.minimum(log_p, log_q).exp().sum(-1) * scored
+    matches = (_choose(draft_logits) == _choose(verifier_logits)) & scored
     if config.loss is DraftLoss.expected_length:
         loss = -overlap.cumprod(-1)
     else:

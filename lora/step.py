@@ -15,7 +15,7 @@ from lora.blocks import DraftBatch, build_block_mask, build_block_positions, bui
 from lora.objective import score_drafts
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.cache_nemotron_labs_diffusion import PrefixCache
-from model.hf.layers_nemotron_labs_diffusion import build_visibility
+from model.hf.layers_nemotron_labs_diffusion import Visibility, build_visibility
 
 NUM_SUMS = 4  # loss, blocks, tokens accepted under greedy decoding, expected under rejection sampling
 
@@ -82,13 +82,16 @@ class DraftStep(nn.Module):
         if positions is None:
             positions = torch.arange(num_new, device=tokens.device)[None]
         encoder = self.base.encoder
-        return encoder(encoder.embed_tokens(tokens), positions, visibility, cache, commit)
+        hidden = encoder.embed_tokens(tokens)
+        if visibility.mask is not None:
+            visibility = Visibility(False, build_bias(visibility.mask, hidden.dtype))
+        return encoder(hidden, positions, visibility, cache, commit)
 
     def score(self, drafted: Tensor, verifier: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, sums) as forward gives them, for one chunk of hidden rows [M, D, hidden]."""
         with torch.no_grad():
-            teacher_logits = self._project(verifier)
-        score = score_drafts(self._project(drafted), teacher_logits, targets, scored, self._objective)
+            verifier_logits = self._project(verifier)
+        score = score_drafts(self._project(drafted), verifier_logits, targets, scored, self._objective)
         greedy, sampled = score.accepted_greedy.sum(), score.accepted_sampled.sum()
         counts = torch.stack([score.loss.detach(), scored[:, 0].sum().to(sampled), greedy.to(sampled), sampled])
         return score.loss, counts.double()
@@ -135,6 +138,11 @@ class ScoreChunks(torch.autograd.Function):
         """Scales what the forward formed."""
         (gradient,) = ctx.saved_tensors
         return gradient * gradients[0], None, None, None, None
+
+
+def build_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask as what is added to scores. Attention would make it of a bool mask in every layer, and keep each of them."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def gather_verifier_rows(clean: Tensor, batch: DraftBatch) -> Tensor:

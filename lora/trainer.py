@@ -13,17 +13,18 @@ from torch import Tensor
 
 from conf.errors import UserError
 from conf.schema import ResumeMode, ScheduleConfig, ScheduleKind
-from conf.schema.drafter import DrafterConfig
+from conf.schema.drafter import AnswerSource, DrafterConfig
 from lora.adapter import attach_new_adapter, count_adapter_parameters, save_adapter
 from lora.batches import DraftBatches
 from lora.blocks import DraftBatch
 from lora.console import DrafterConsole
 from lora.data import DrafterData, answer_data, open_data
 from lora.engine import EngineCheckpoints, build_engine, gather_adapter
+from lora.output import check_output, draw_run_id, is_written, output_folder, read_run_id
+from lora.ranks import run_on_first_rank
 from lora.run_state import RunFacts, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete
-from model.draft_adapter import ADAPTER_FOLDER
 from model.identity import identify_checkpoint
 from model.load import check_export, load_export
 from pretrain.logs import start_console_logging, start_logging
@@ -33,6 +34,7 @@ from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.state import TrainState
 
+SHARDS_WEIGHTS = 3  # the ZeRO stage that does
 PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
@@ -45,26 +47,13 @@ def run_drafter(config: DrafterConfig) -> None:
     owns_process_group = not dist.is_initialized()
     if owns_process_group:
         start_process_group(device, config.runtime.timeout_minutes)
-    with lock_run_folder(Path(config.run.dir)) if dist.get_rank() == 0 else nullcontext():
+    run_dir = Path(config.run.dir)
+    with lock_run_folder(run_dir) if dist.get_rank() == 0 else nullcontext():
+        run_on_first_rank(lambda: draw_run_id(run_dir))
         build_trainer(config, device).run()
     # Not after an error: taking the group down waits for peers that may be inside a collective.
     if owns_process_group:
         dist.destroy_process_group()
-
-
-def output_folder(config: DrafterConfig) -> Path:
-    """Where the adapter goes."""
-    return Path(config.output) if config.output else Path(config.checkpoint, ADAPTER_FOLDER)
-
-
-def check_output(config: DrafterConfig) -> None:
-    """Raises: UserError if a new run would replace an adapter that is there."""
-    output, run_dir = output_folder(config), Path(config.run.dir)
-    if find_newest_complete(run_dir) is None and output.exists() and any(output.iterdir()):
-        raise UserError(
-            f"{output} holds an adapter already: choose another folder with output=, or move it away. (A run that made "
-            f"it would have checkpoints in {run_dir}.)"
-        )
 
 
 def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTrainer":
@@ -74,10 +63,11 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
     newest = open_folder(config, console, is_first)
     data = open_data(config)
     identity = identify_checkpoint(Path(config.checkpoint))
-    model = load_export(Path(config.checkpoint), dtype=config.runtime.dtype.value, device=str(device))
+    model = load_export(Path(config.checkpoint), dtype=config.runtime.dtype.value, device=choose_place(config, device))
+    block_size = config.block_size or model.config.block_size
+    check_lengths(config, block_size, model.config.max_position_embeddings)
     with console.answers():
         data = answer_data(config, data, model, identity, console.answered)
-    block_size = config.block_size or model.config.block_size
     adapted = attach_new_adapter(model, config.adapter, config.train.seed)
     if config.runtime.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -114,6 +104,28 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
         console=console,
         device=device,
     )
+
+
+def choose_place(config: DrafterConfig, device: torch.device) -> str:
+    """Where the model is loaded: ZeRO-3 takes it apart from the CPU, so that it need not fit on one device; to answer
+    prompts it must."""
+    is_given = config.answers.source is AnswerSource.given
+    return "cpu" if config.zero.stage == SHARDS_WEIGHTS and is_given else str(device)
+
+
+def check_lengths(config: DrafterConfig, block_size: int, max_positions: int) -> None:
+    """Raises: UserError if sequences do not fit the model, or blocks not the sequences."""
+    length = config.train.sequence_length
+    if length + block_size > max_positions:
+        raise UserError(
+            f"train.sequence_length={length} and a drafted block of {block_size} exceed the {max_positions} positions "
+            f"of {config.checkpoint}: give train.sequence_length={max_positions - block_size} or less"
+        )
+    if not 1 < block_size < length:
+        raise UserError(
+            f"a block of {block_size} tokens (block_size, by default the checkpoint's) does not fit sequences of "
+            f"train.sequence_length={length}: give a block_size between 2 and {length - 1}, or longer sequences"
+        )
 
 
 def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> Path | None:
@@ -165,7 +177,8 @@ class DrafterTrainer:
                     self.evaluate()
                 if self._is_due(self.config.checkpointing.every_steps):
                     self.save()
-        self.write_adapter()
+        if not is_written(self.config, self.state.step):
+            self.write_adapter()
         self.console.say_end(self.state, str(output_folder(self.config)), done_before)
         if self.metrics is not None:
             self.metrics.close()
@@ -196,15 +209,15 @@ class DrafterTrainer:
         self.state.step += 1
         self.state.samples_seen += count
         self.state.tokens_seen += num_tokens
-        seconds = time.perf_counter() - started
-        self._report(self._add_up(sums), learning_rate, seconds)
+        sums = self._add_up(sums)  # waits for the device
+        self._report(sums, learning_rate, time.perf_counter() - started)
 
     def evaluate(self) -> None:
         """Acceptance on held-out blocks, into metrics and console."""
         count = dist.get_world_size() * self.config.train.micro_batch_size
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            # Whole rounds over all ranks: the last one begins anew rather than being left out.
+            # Whole rounds over all ranks; behind the last sequence nothing counts.
             for first in range(0, self.num_heldout, count):
                 for batch in self._draw(self.heldout, first, count):
                     sums += self.engine(batch.to(self.device))[1]
@@ -220,15 +233,25 @@ class DrafterTrainer:
     def write_adapter(self) -> None:
         """The adapter in PEFT's format, where the checkpoint's users look for it."""
         tensors = gather_adapter(self.engine)
-        if dist.get_rank() == 0:
-            record = {
-                "step": self.state.step,
-                "tokens_seen": self.state.tokens_seen,
-                **asdict(self.facts),
-                "versions": {name: version(name) for name in PACKAGES},
-            }
-            save_adapter(self.engine.module.model, tensors, output_folder(self.config), record)
-        dist.barrier()
+        record = {
+            "run_id": read_run_id(Path(self.config.run.dir)),
+            "step": self.state.step,
+            "tokens_seen": self.state.tokens_seen,
+            **asdict(self.facts),
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        run_on_first_rank(lambda: self._write(tensors, record))
+
+    def _write(self, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+        check_output(self.config)
+        output = output_folder(self.config)
+        try:
+            save_adapter(self.engine.module.model, tensors, output, record)
+        except OSError as error:
+            raise UserError(
+                f"the adapter cannot be written to {output}: {error}. Nothing is lost: mend the cause, or choose "
+                "another folder with output=, and give the same command again"
+            ) from error
 
     def _draw(self, batches: DraftBatches, first: int, count: int) -> list[DraftBatch]:
         """This rank's microbatches, with as many blocks per sequence as any sequence of any rank has."""
@@ -254,9 +277,15 @@ class DrafterTrainer:
         return self.is_finished or (every_steps > 0 and self.state.step % every_steps == 0)
 
     def _report(self, sums: Tensor, learning_rate: float, seconds: float) -> None:
+        if not torch.isfinite(sums).all():
+            raise UserError(
+                f"the loss of step {self.state.step} is not finite: lower train.peak_lr, or take runtime.dtype=fp32; "
+                "the same command continues from the newest checkpoint"
+            )
+        grad_norm = self.engine.get_global_grad_norm()  # none without ZeRO, which does not keep it
         values = {
             **_describe_sums(sums),
-            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "grad_norm": None if grad_norm is None else float(grad_norm),
             "lr": learning_rate,
             "step_seconds": seconds,
             "blocks_per_second": float(sums[1]) / seconds,

@@ -96,12 +96,12 @@ def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
 
 
 def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) -> None:
-    """The adapter's weights as stored (fp32), as PEFT itself loads them; transformers rounds them to the model's."""
+    """The adapter's weights in fp32, as PEFT itself loads them; transformers rounds them to the model's dtype."""
     stored = load_file(folder / WEIGHTS_FILE)
     for key, weight in stored.items():
         layer, _, side = key.removeprefix(KEY_PREFIX).removesuffix(".weight").rpartition(".")
         parameter = model.get_parameter(f"{layer}.{side}.default.weight")
-        parameter.data = weight.to(parameter.device)
+        parameter.data = weight.to(parameter.device, torch.float32)
 
 
 def find_stop_ids(model: NemotronLabsDiffusionModel) -> tuple[int, ...]:

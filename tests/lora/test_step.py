@@ -136,7 +136,7 @@ def test_recomputing_layers_happens_and_changes_nothing(batch: DraftBatch) -> No
         step = make_step()
         if recomputes:
             step.base.gradient_checkpointing_enable()
-        step.base.encoder.layers[0].mlp.register_forward_hook(lambda *_: calls.append(recomputes))  # noqa: B023
+        step.base.encoder.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(recomputes))  # noqa: B023
         loss, _ = step(batch)
         loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])

@@ -1,0 +1,67 @@
+"""Where the adapter lands: never in the place of anything but what the same run put there before."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+from conf.atomic import atomic_write_text
+from conf.errors import UserError
+from conf.schema.drafter import DrafterConfig
+from lora.adapter import RECORD_FILE
+from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+
+RUN_ID_FILE = "run_id"
+ADAPTER_FILES = {CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE}
+
+
+def output_folder(config: DrafterConfig) -> Path:
+    """Where the adapter goes."""
+    return Path(config.output) if config.output else Path(config.checkpoint, ADAPTER_FOLDER)
+
+
+def read_run_id(run_dir: Path) -> str | None:
+    """What names the run in this folder, wherever the folder is moved; None before its first start."""
+    path = run_dir / RUN_ID_FILE
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def draw_run_id(run_dir: Path) -> None:
+    """Name the run, unless it has a name. One process calls this."""
+    if read_run_id(run_dir) is None:
+        atomic_write_text(run_dir / RUN_ID_FILE, uuid.uuid4().hex + "\n")
+
+
+def check_output(config: DrafterConfig) -> None:
+    """Raises: UserError if the adapter could not be written, or would replace what this run did not make."""
+    output, run_dir = output_folder(config), Path(config.run.dir)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output} is a file: give a folder for the adapter")
+    parent = next(folder for folder in output.resolve().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"the adapter cannot be written to {output}: {parent} is no folder, or not writable")
+    if output.is_dir() and any(output.iterdir()) and not _is_own(output, read_run_id(run_dir)):
+        raise UserError(
+            f"{output} is not empty and not what the run in {run_dir} put there: it is kept. Choose another folder "
+            "with output=, or move it away"
+        )
+
+
+def is_written(config: DrafterConfig, step: int) -> bool:
+    """Whether this run's adapter of this step is already where it belongs."""
+    output = output_folder(config)
+    return _is_own(output, read_run_id(Path(config.run.dir))) and _read_record(output).get("step") == step
+
+
+def _is_own(output: Path, run_id: str | None) -> bool:
+    if run_id is None or not output.is_dir():
+        return False
+    return {path.name for path in output.iterdir()} == ADAPTER_FILES and _read_record(output).get("run_id") == run_id
+
+
+def _read_record(output: Path) -> dict:
+    try:
+        values = json.loads((output / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
