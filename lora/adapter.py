@@ -8,7 +8,7 @@ from typing import Any
 import peft
 import torch
 from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from conf.atomic import atomic_directory
@@ -58,6 +58,7 @@ def save_adapter(model: PeftModel, tensors: dict[str, Tensor], folder: Path, rec
     with atomic_directory(folder, replace=True) as partial:
         config.save_pretrained(str(partial))
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, partial / WEIGHTS_FILE, {"format": "pt"})
+        # Not save_file, whose files only their owner may read.
+        (partial / WEIGHTS_FILE).write_bytes(save(contiguous, {"format": "pt"}))
         (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     assert (folder / CONFIG_FILE).is_file()

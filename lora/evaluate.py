@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     decoding.add_argument(
         "--max-new-tokens", type=count, default=DEFAULTS.max_new_tokens, metavar="N", help="default: %(default)s"
     )
-    decoding.add_argument("--block-length", type=count, metavar="N", help="default: block_size of the checkpoint")
+    decoding.add_argument(
+        "--block-length", type=block_length, metavar="N", help="default: block_size of the checkpoint"
+    )
     decoding.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     decoding.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
     report = parser.add_argument_group("report")
@@ -203,6 +205,14 @@ def _report_differences(evaluation: "Evaluation") -> int:
         file=sys.stderr,
     )
     return EXIT_DIFFERENCE
+
+
+def block_length(text: str) -> int:
+    """Tokens of a drafted block: the seed and at least one."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft beside the seed: it must be at least 2")
+    return value
 
 
 def count(text: str) -> int:

@@ -92,7 +92,10 @@ def _encode_text(text: str, kind: str, tokenizer: "PreTrainedTokenizerFast", pro
 
 def _encode_chat(messages: Any, place: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     if not tokenizer.chat_template:
-        raise UserError(f'{place} has "messages", but the checkpoint has no chat template: give "prompt" or "text"')
+        raise UserError(
+            f'{place} has "messages", but the checkpoint has no chat template: put chat_template.jinja there (training '
+            'takes chat_template=chatml), or give "prompt" or "text"'
+        )
     try:
         encoded: Any = tokenizer.apply_chat_template(
             _check_messages(messages, place), add_generation_prompt=True, return_dict=True

@@ -1,5 +1,6 @@
 """What a user gives as data: tokens that prepare wrote, or rows that are tokenised once."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -10,6 +11,7 @@ from conf.errors import UserError
 from conf.json_file import read_json_object
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
 from conf.tokenizer_info import token_text
+from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.prepare.identity import PLAN_NAME
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
@@ -58,6 +60,13 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_t
         with name_own_keys():
             prepare_source(rows.name, source, data)
     except UserError as error:
+        if "was begun with" in str(error):
+            raise UserError(
+                f"{folder} was begun with other rows or another chat template: choose another run.name, or give the "
+                "former data"
+            ) from error
+        if not (folder / MANIFEST_NAME).is_file():  # or mended rows would be refused as other ones
+            shutil.rmtree(folder, ignore_errors=True)
         raise _explain(error, kind) from error
     return folder
 

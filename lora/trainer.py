@@ -26,11 +26,11 @@ from lora.run_state import RunFacts, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete
 from model.identity import identify_checkpoint
-from model.load import check_export, load_export
+from model.load import check_export, check_vocabulary, load_export, load_tokenizer
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.process_group import choose_device, start_process_group
-from pretrain.run_folder import lock_run_folder, record_run
+from pretrain.run_folder import lock_run_folder, plain, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.state import TrainState
 
@@ -62,10 +62,13 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
     console = DrafterConsole(config, is_first)
     newest = open_folder(config, console, is_first)
     data = open_data(config)
-    identity = identify_checkpoint(Path(config.checkpoint))
-    model = load_export(Path(config.checkpoint), dtype=config.runtime.dtype.value, device=choose_place(config, device))
+    checkpoint = Path(config.checkpoint)
+    identity = identify_checkpoint(checkpoint)
+    model = load_export(checkpoint, dtype=config.runtime.dtype.value, device=choose_place(config, device))
     block_size = config.block_size or model.config.block_size
     check_lengths(config, block_size, model.config.max_position_embeddings)
+    check_rank(config, model.config)
+    check_vocabulary(checkpoint, load_tokenizer(checkpoint), model.config.vocab_size)
     with console.answers():
         data = answer_data(config, data, model, identity, console.answered)
     adapted = attach_new_adapter(model, config.adapter, config.train.seed)
@@ -125,6 +128,16 @@ def check_lengths(config: DrafterConfig, block_size: int, max_positions: int) ->
         raise UserError(
             f"a block of {block_size} tokens (block_size, by default the checkpoint's) does not fit sequences of "
             f"train.sequence_length={length}: give a block_size between 2 and {length - 1}, or longer sequences"
+        )
+
+
+def check_rank(config: DrafterConfig, model: Any) -> None:
+    """Raises: UserError if the adapter would have more rank than o_proj. model: the checkpoint's configuration."""
+    largest = min(model.hidden_size, model.num_attention_heads * model.head_dim)
+    if config.adapter.rank > largest:
+        raise UserError(
+            f"adapter.rank={config.adapter.rank} is above the rank of o_proj itself: give at most {largest} for "
+            f"{config.checkpoint}"
         )
 
 
@@ -238,6 +251,8 @@ class DrafterTrainer:
             "step": self.state.step,
             "tokens_seen": self.state.tokens_seen,
             **asdict(self.facts),
+            "objective": plain(self.config.objective),
+            "answers": self.config.answers.source.value,
             "versions": {name: version(name) for name in PACKAGES},
         }
         run_on_first_rank(lambda: self._write(tensors, record))

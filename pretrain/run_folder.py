@@ -48,9 +48,12 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
                 f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
                 "run.name."
             )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        file.flush()
+        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+            file.flush()
+        except OSError as error:
+            raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
         yield
 
 

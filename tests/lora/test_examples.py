@@ -113,7 +113,7 @@ def test_other_rows_do_not_go_into_the_same_folder(checkpoint: Path, tmp_path: P
     write_jsonl([{"text": text} for text in TEXTS], rows)
     prepare_examples(rows, checkpoint=checkpoint, folder=tmp_path / "data")
     write_jsonl([{"text": text} for text in TEXTS[1:]], rows)
-    with pytest.raises(UserError, match=r"begun with other inputs.*changed since: texts\.jsonl"):
+    with pytest.raises(UserError, match="begun with other rows"):
         prepare_examples(rows, checkpoint=checkpoint, folder=tmp_path / "data")
 
 
@@ -262,3 +262,13 @@ def test_fewer_examples_are_a_random_choice_in_the_same_order(checkpoint: Path, 
     assert few != list(range(9))
     assert select_examples(examples, len(examples), 1) is examples
     assert select_examples(examples, 9, 2).fingerprint != select_examples(examples, 9, 1).fingerprint
+
+
+def test_mended_rows_begin_anew(checkpoint: Path, tmp_path: Path) -> None:
+    rows, folder = tmp_path / "rows.jsonl", tmp_path / "tokens"
+    rows.write_text(json.dumps({"text": TEXTS[0]}) + "\n{broken\n")
+    with pytest.raises(UserError, match="unusable"):
+        prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+    assert not folder.exists()
+    write_jsonl(({"text": text} for text in TEXTS), rows)
+    assert prepare_examples(rows, checkpoint=checkpoint, folder=folder) == folder

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from conf.compose import compose_drafter_config
+from conf.errors import UserError
 from data_pipeline.jsonl import write_jsonl
+from lora.trainer import check_lengths, check_rank
 from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, torchrun, train_many
-from tests.helpers.tiny_exports import save_tiny_export
+from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 
 STEPS, NUM_PROMPTS = 2, 12
 # Marks no answers, as those of many released checkpoints: it can render prompts, not given answers.
@@ -54,6 +57,29 @@ def overrides(start: Path, *extra: str) -> list[str]:
         "runtime.tensorboard=false",
         *extra,
     ]
+
+
+@pytest.mark.parametrize(
+    ("block_size", "max_positions", "message"),
+    [
+        (8, 70, r"exceed the 70 positions .* give train.sequence_length=62"),
+        (64, 512, "does not fit"),
+        (1, 512, "not fit"),
+    ],
+)
+def test_sequences_must_fit_the_model_and_blocks_the_sequences(
+    start: Path, block_size: int, max_positions: int, message: str
+) -> None:
+    config = compose_drafter_config(overrides(start))
+    check_lengths(config, 8, 72)
+    with pytest.raises(UserError, match=message):
+        check_lengths(config, block_size, max_positions)
+
+
+def test_a_rank_above_that_of_o_proj_is_refused(start: Path) -> None:
+    config = compose_drafter_config([*overrides(start), "adapter.rank=25"])
+    with pytest.raises(UserError, match="give at most 24"):
+        check_rank(config, make_tiny_model().config)
 
 
 def test_a_drafter_trains_on_answers_to_prompts_alone(start: Path) -> None:
