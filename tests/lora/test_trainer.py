@@ -11,7 +11,8 @@ from conf.compose import compose_drafter_config
 from conf.errors import UserError
 from data_pipeline.jsonl import write_jsonl
 from lora.trainer import check_lengths, check_rank
-from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, torchrun, train_many
+from model.draft_adapter import WEIGHTS_FILE
+from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, run_ranks, torchrun, train_many
 from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 
 STEPS, NUM_PROMPTS = 2, 12
@@ -110,3 +111,12 @@ def test_the_failure_of_the_first_process_is_told_once_and_ends_the_others(start
     assert process.returncode != 0
     assert told.count("error: ") == 1 and "holds prompts without answers: set answers.source=greedy" in told
     assert "[rank1]" not in told  # where the traceback of a broken collective begins
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_a_bf16_model_trains_on_a_gpu(start: Path, zero_stage: int) -> None:
+    given = ["runtime.device=cuda", "runtime.dtype=bf16", f"zero.stage={zero_stage}", "answers.source=greedy"]
+    run_ranks(1, "lora.train", *overrides(start, *given))
+    assert [line["step"] for line in load_lines(start / "run", "train")] == [1, 2]
+    assert all(weight.isfinite().all() for weight in load_file(start / "adapter" / WEIGHTS_FILE).values())
