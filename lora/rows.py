@@ -12,7 +12,7 @@ from conf.json_file import read_json_object
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
 from conf.tokenizer_info import token_text
 from data_pipeline.manifest import MANIFEST_NAME
-from data_pipeline.prepare.identity import PLAN_NAME
+from data_pipeline.prepare.identity import PLAN_NAME, BegunOtherwise
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
@@ -42,10 +42,11 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_t
     """Tokenise the rows of `path` into `folder` unless that is done; nothing to do where `path` holds tokens.
 
     One process calls this while the others wait. Rows are chats (column `messages`) or texts (column `text`).
-    chat_template: as DrafterConfig.chat_template. Interrupted, the next call continues.
+    chat_template: as DrafterConfig.chat_template. Interrupted, the next call continues; if the rows have changed since,
+    it begins anew.
 
     Returns: the folder of the tokens. Raises: UserError if rows, checkpoint or `folder` cannot be used, if the rows are
-    prompts without answers, and if `folder` was begun with other rows.
+    prompts without answers, and if `folder` was made of other rows.
     """
     rows = Path(path).expanduser()
     if is_tokenised(rows):
@@ -54,21 +55,30 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_t
     kind = _find_kind(rows)
     source = SourceConfig(path=str(folder), input=InputConfig(kind=kind, files=str(rows)))
     mask_token = token_text(checkpoint, read_checkpoint_value(checkpoint, "mask_token_id"))
+    data = DataConfig(
+        tokenizer=str(checkpoint), mask_token=mask_token, prepare=PrepareConfig(chat_template=chat_template)
+    )
     try:
-        settings = PrepareConfig(chat_template=chat_template)
-        data = DataConfig(tokenizer=str(checkpoint), mask_token=mask_token, prepare=settings)
         with name_own_keys():
-            prepare_source(rows.name, source, data)
+            _prepare(rows.name, source, data)
     except UserError as error:
-        if "was begun with" in str(error):
+        raise _explain(error, kind) from error
+    return folder
+
+
+def _prepare(name: str, source: SourceConfig, data: DataConfig) -> None:
+    """As prepare_source; an unfinished folder of other rows, which have been mended since, is made anew."""
+    folder = Path(source.path)
+    try:
+        prepare_source(name, source, data)
+    except BegunOtherwise as error:
+        if (folder / MANIFEST_NAME).is_file():
             raise UserError(
                 f"{folder} was begun with other rows or another chat template: choose another run.name, or give the "
                 "former data"
             ) from error
-        if not (folder / MANIFEST_NAME).is_file():  # or mended rows would be refused as other ones
-            shutil.rmtree(folder, ignore_errors=True)
-        raise _explain(error, kind) from error
-    return folder
+        shutil.rmtree(folder)
+        prepare_source(name, source, data)
 
 
 def read_checkpoint_value(checkpoint: Path, key: str) -> Any:

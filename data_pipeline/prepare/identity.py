@@ -17,6 +17,10 @@ PLAN_NAME = "plan.json"
 LOCK_NAME = ".lock"
 
 
+class BegunOtherwise(UserError):
+    """A folder is being made, or was made, of other inputs or with other settings."""
+
+
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
     """Hold `directory` (made if it is not there) for this process; the system lets go of it however the process ends.
@@ -43,13 +47,14 @@ def _open_lock(directory: Path) -> AbstractContextManager[IO | None]:
 def begin(directory: Path, identity: dict[str, Any]) -> None:
     """Declare that `directory` is made of `identity`, or find that it was begun with the same.
 
-    Raises UserError if it was begun with something else (saying what differs) or holds files of somebody else.
+    Raises BegunOtherwise if it was begun with something else (saying what differs), UserError if it holds files of
+    somebody else.
     """
     path = directory / PLAN_NAME
     if path.exists():
         former = read_json_object(path, f"{path} has disappeared")
         if differences := _differences(former, identity):
-            raise UserError(
+            raise BegunOtherwise(
                 f"{directory} was begun with other inputs or settings: {'; '.join(differences)}. Give what it was "
                 "begun with, choose another path, or delete the folder"
             )

@@ -98,7 +98,7 @@ def _explaining(name: str, directory: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except OSError as error:
         raise UserError(f"{name}: {error.filename or directory}: {error.strerror}") from error
 

@@ -1,6 +1,7 @@
 """What a user gives as data becomes sequences with the tokens that may be drafted."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -267,8 +268,19 @@ def test_fewer_examples_are_a_random_choice_in_the_same_order(checkpoint: Path, 
 def test_mended_rows_begin_anew(checkpoint: Path, tmp_path: Path) -> None:
     rows, folder = tmp_path / "rows.jsonl", tmp_path / "tokens"
     rows.write_text(json.dumps({"text": TEXTS[0]}) + "\n{broken\n")
-    with pytest.raises(UserError, match="unusable"):
+    with pytest.raises(UserError, match="unusable") as caught:
         prepare_examples(rows, checkpoint=checkpoint, folder=folder)
-    assert not folder.exists()
+    (listing,) = re.findall(r"All are in (\S+)\. The first", str(caught.value))
+    assert Path(listing).is_file()
     write_jsonl(({"text": text} for text in TEXTS), rows)
     assert prepare_examples(rows, checkpoint=checkpoint, folder=folder) == folder
+
+
+def test_files_of_somebody_else_are_left_alone(checkpoint: Path, tmp_path: Path) -> None:
+    rows, folder = tmp_path / "rows.jsonl", tmp_path / "tokens"
+    write_jsonl(({"text": text} for text in TEXTS), rows)
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"did not make \(thesis\.txt\)"):
+        prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+    assert (folder / "thesis.txt").read_text() == "mine"
