@@ -44,6 +44,14 @@ class OneLineParser(argparse.ArgumentParser):
         sys.exit(EXIT_USER_ERROR)
 
 
+def count(text: str) -> int:
+    """Type of a command-line option: a number of things, at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
+    return value
+
+
 def quiet_libraries(*modules: str) -> None:
     """Hide what libraries tell their own developers, on every rank, of choices made here; `python -W default` shows it.
 

@@ -18,9 +18,14 @@ class DraftBatches:
         """is_heldout: a fixed order and fixed anchors, whatever the seed, and every sequence counts once."""
         self._examples, self._blocks, self._block_size = examples, blocks, block_size
         self._micro_batch_size = micro_batch_size
-        self._end = len(examples) if is_heldout else None  # sample index from which on nothing counts
+        self._is_heldout = is_heldout
         self._order_key = derive_key(HELDOUT if is_heldout else seed, ORDER)
         self._anchor_key = derive_key(HELDOUT if is_heldout else seed, ANCHORS)
+
+    @property
+    def num_examples(self) -> int:
+        """Sequences of an epoch."""
+        return len(self._examples)
 
     def draw(self, first: int, count: int, rank: int, num_ranks: int) -> list[DraftBatch]:
         """The microbatches of `rank` among the `count` sequences from sample index `first` on.
@@ -40,11 +45,11 @@ class DraftBatches:
             block_size=self._block_size,
             seed=self._anchor_key,
         )
-        if self._end is not None:
-            batch.scored[[row for row, index in enumerate(sample_indices) if index >= self._end]] = False
+        if self._is_heldout:  # behind the last sequence nothing counts
+            batch.scored[[row for row, index in enumerate(sample_indices) if index >= self.num_examples]] = False
         return batch
 
     def _find(self, sample_index: int) -> int:
         """The example at a position of the endless order: every epoch a permutation of its own."""
-        epoch, place = divmod(sample_index, len(self._examples))
-        return permute(place, len(self._examples), derive_key(self._order_key, epoch))
+        epoch, place = divmod(sample_index, self.num_examples)
+        return permute(place, self.num_examples, derive_key(self._order_key, epoch))

@@ -1,6 +1,5 @@
 """The sequences of a run: opened, split, and, where asked for, answered by the model itself."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,14 +8,12 @@ from typing import Any
 import torch.distributed as dist
 
 from conf.schema.drafter import AnswerSource, DrafterConfig
-from lora.answers import answer_prompts, load_answers, plan_answers
+from lora.answers import Progress, answer_prompts, load_answers, plan_answers
 from lora.examples import ExampleSet, StoredExamples, hash_values, open_examples, select_examples, split_heldout
 from lora.prompts import ExamplePrompts, PromptSet, RowPrompts, find_prompt_files, open_row_prompts
-from lora.ranks import run_on_first_rank
 from lora.rows import prepare_examples
 from model.load import find_stop_ids
-
-Progress = Callable[[int, int], None]
+from pretrain.process_group import run_on_first_rank
 
 
 @dataclass(frozen=True)

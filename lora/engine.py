@@ -20,11 +20,12 @@ from deepspeed import ops
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from conf.atomic import atomic_write_text, fsync_tree, publish_directory
+from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
 from lora.step import DraftStep
-from model.checkpoint_layout import MANIFEST_NAME, list_complete_steps, partial_directory, step_directory
+from model.checkpoint_layout import MANIFEST_NAME, partial_directory, publish_step, step_directory
+from pretrain.process_group import run_on_first_rank
 
 TAG = "deepspeed"  # folder of DeepSpeed's own files in a step directory
 BETAS = (0.9, 0.95)
@@ -92,25 +93,20 @@ class EngineCheckpoints:
         final = step_directory(self._run_dir, step)
         partial = partial_directory(final)
         try:
-            if dist.get_rank() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            dist.barrier()
+            run_on_first_rank(lambda: _make_empty(partial))
             self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
             dist.barrier()
-            if dist.get_rank() == 0:
-                atomic_write_text(partial / MANIFEST_NAME, manifest)
-                fsync_tree(partial)
-                publish_directory(partial, final)
-                for old in list_complete_steps(self._run_dir)[: -self._keep]:
-                    shutil.rmtree(old)
-            dist.barrier()
+            run_on_first_rank(lambda: self._publish(partial, final, manifest))
         except (OSError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
                 f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; free space or mend the "
                 "cause, then give the same command again."
             ) from error
+
+    def _publish(self, partial: Path, final: Path, manifest: str) -> None:
+        atomic_write_text(partial / MANIFEST_NAME, manifest)
+        publish_step(partial, final, self._keep)
 
     def load(self, step_dir: Path) -> None:
         """Continue from `step_dir`. Raises: UserError if DeepSpeed cannot read it."""
@@ -120,3 +116,8 @@ class EngineCheckpoints:
             raise UserError(f"{step_dir} cannot be read ({error}): delete it to continue from an older one") from error
         if path is None:
             raise UserError(f"{step_dir} cannot be read: delete it to continue from an older one")
+
+
+def _make_empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from conf.entry import OneLineParser, exit_status, quiet_libraries
+from conf.entry import OneLineParser, count, exit_status, quiet_libraries
 from conf.errors import UserError
 from conf.json_file import read_json_object
 from conf.schema.drafter import AnswersConfig
@@ -212,14 +212,6 @@ def block_length(text: str) -> int:
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft beside the seed: it must be at least 2")
-    return value
-
-
-def count(text: str) -> int:
-    """A number of things."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
     return value
 
 

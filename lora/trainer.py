@@ -21,7 +21,6 @@ from lora.console import DrafterConsole
 from lora.data import DrafterData, answer_data, open_data
 from lora.engine import EngineCheckpoints, build_engine, gather_adapter
 from lora.output import check_output, draw_run_id, is_written, output_folder, read_run_id
-from lora.ranks import run_on_first_rank
 from lora.run_state import RunFacts, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete
@@ -29,7 +28,7 @@ from model.identity import identify_checkpoint
 from model.load import check_export, check_vocabulary, load_export, load_tokenizer
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
-from pretrain.process_group import choose_device, start_process_group
+from pretrain.process_group import choose_device, run_on_first_rank, start_process_group
 from pretrain.run_folder import lock_run_folder, plain, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.state import TrainState
@@ -101,7 +100,6 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
         state=state,
         batches=_build_batches(config, data, block_size, is_heldout=False),
         heldout=_build_batches(config, data, block_size, is_heldout=True),
-        num_heldout=len(data.heldout),
         checkpoints=checkpoints,
         metrics=MetricsWriter(run_dir, state.step, config.runtime.tensorboard) if is_first else None,
         console=console,
@@ -164,7 +162,7 @@ def _build_batches(config: DrafterConfig, data: DrafterData, block_size: int, *,
 
 @dataclass
 class DrafterTrainer:
-    """One run in progress. engine: DeepSpeed's, around a DraftStep. num_heldout: held-out sequences."""
+    """One run in progress. engine: DeepSpeed's, around a DraftStep."""
 
     config: DrafterConfig
     facts: RunFacts
@@ -172,7 +170,6 @@ class DrafterTrainer:
     state: TrainState
     batches: DraftBatches
     heldout: DraftBatches
-    num_heldout: int
     checkpoints: EngineCheckpoints
     metrics: MetricsWriter | None
     console: DrafterConsole
@@ -231,7 +228,7 @@ class DrafterTrainer:
         sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             # Whole rounds over all ranks; behind the last sequence nothing counts.
-            for first in range(0, self.num_heldout, count):
+            for first in range(0, self.heldout.num_examples, count):
                 for batch in self._draw(self.heldout, first, count):
                     sums += self.engine(batch.to(self.device))[1]
         values = _describe_sums(self._add_up(sums))

@@ -11,11 +11,12 @@ a complete checkpoint.
 
 import json
 import re
+import shutil
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, partial_path
+from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, fsync_tree, partial_path, publish_directory
 from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
 
@@ -98,6 +99,14 @@ def find_newest_complete(run_dir: Path | str) -> Path | None:
     """The complete step directory with the most steps, or None."""
     steps = list_complete_steps(run_dir)
     return steps[-1] if steps else None
+
+
+def publish_step(partial: Path, final: Path, keep: int) -> None:
+    """Give a complete step directory its final name; of the run's complete ones the newest `keep` stay."""
+    fsync_tree(partial)
+    publish_directory(partial, final)
+    for old in list_complete_steps(run_directory_of(final))[:-keep]:
+        shutil.rmtree(old)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:

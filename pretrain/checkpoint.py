@@ -26,16 +26,16 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from conf.atomic import fsync_tree, publish_directory
 from conf.errors import UserError
 from model.checkpoint_layout import (
     CheckpointManifest,
-    list_complete_steps,
     partial_directory,
+    publish_step,
     save_manifest,
     step_directory,
 )
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
+from pretrain.process_group import run_on_first_rank
 
 # Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
 SPACE_MARGIN = 1.05
@@ -96,10 +96,7 @@ class Checkpointer:
     def _publish(self, partial: Path, final: Path, manifest: CheckpointManifest) -> None:
         def publish() -> None:
             save_manifest(partial, manifest)
-            fsync_tree(partial)
-            publish_directory(partial, final)
-            for old in list_complete_steps(self._run_dir)[: -self._keep]:
-                shutil.rmtree(old)
+            publish_step(partial, final, self._keep)
 
         _on_first_rank(publish)
 
@@ -193,15 +190,10 @@ def _make_empty(directory: Path) -> None:
 
 def _on_first_rank(action: Callable[[], None]) -> None:
     """Runs a file operation on rank 0; an error there is raised everywhere."""
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except OSError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome)
-    if outcome[0] is not None:
-        raise UserError(f"cannot write the checkpoint: {outcome[0]}. Earlier checkpoints are untouched.")
+    try:
+        run_on_first_rank(action)
+    except OSError as error:
+        raise UserError(f"cannot write the checkpoint: {error}. Earlier checkpoints are untouched.") from error
 
 
 @contextmanager

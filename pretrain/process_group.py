@@ -2,7 +2,9 @@
 
 import os
 import socket
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,22 @@ def choose_device(device: Device) -> torch.device:
             raise UserError("runtime.device=cpu on a machine with CUDA: hide the GPUs with CUDA_VISIBLE_DEVICES=''.")
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def run_on_first_rank(action: Callable[[], object]) -> None:
+    """Rank 0 runs `action` while the others wait. All ranks together.
+
+    Raises: on every rank the UserError or OSError of rank 0, so that none waits in vain, whatever launched them.
+    """
+    failure: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            action()
+        except (UserError, OSError) as error:
+            failure = [error]
+    dist.broadcast_object_list(failure)
+    if failure[0] is not None:
+        raise failure[0]
 
 
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conf.entry import OneLineParser, exit_status
+from conf.entry import OneLineParser, count, exit_status
 from conf.errors import UserError
 from model.chat.options import MODES, DecodeOptions, check_text
 
@@ -181,13 +181,6 @@ def seed(text: str) -> int:
     value = int(text)
     if not -(1 << 63) <= value < 1 << 63:
         raise argparse.ArgumentTypeError(f"{value} is too large: it must fit into 64 bits")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
     return value
 
 

@@ -19,6 +19,7 @@ from tests.bench.processes import run_all
 
 ROOT = Path("runs/medium")
 EXPORT = ROOT / "export"
+TEXTS = ROOT / "data" / "text"  # as conf/data/medium.yaml reads it
 GROUPS = ("library", "torch")  # of held-out prompts: where the text is from
 
 
@@ -36,15 +37,12 @@ def build_medium_model() -> Path:
 def prepare_data() -> None:
     """Tokenizer, texts and tokens; both are packages of this environment, the same for everyone with its versions."""
     config = compose_run_config(["experiment=medium_ar"])
-    texts = load_texts()
-    if not Path(config.data.tokenizer).exists():
-        save_tokenizer(train_tokenizer(texts["library"].train, config.model.vocab_size), Path(config.data.tokenizer))
-    text_folder = Path(config.data.folder or ROOT) / "text"
-    for split in ("train", "heldout"):
-        path = text_folder / f"{split}.jsonl"
-        if not path.exists():
-            rows = [{"text": text} for group in GROUPS for text in getattr(texts[group], split)]
-            write_jsonl(rows, path)
+    tokenizer, files = Path(config.data.tokenizer), {split: TEXTS / f"{split}.jsonl" for split in ("train", "heldout")}
+    if not all(path.exists() for path in (tokenizer, *files.values())):
+        texts = load_texts()
+        save_tokenizer(train_tokenizer(texts["library"].train, config.model.vocab_size), tokenizer)
+        for split, path in files.items():
+            write_jsonl(({"text": text} for group in GROUPS for text in getattr(texts[group], split)), path)
     prepare_sources(config.data)
 
 

@@ -19,9 +19,9 @@ MAX_NEW_TOKENS = 128
 
 def write_prompts() -> list[Path]:
     """One file per group: beginnings of held-out text at places spread over each document."""
-    files = []
+    files, splits = [], load_texts()
     for group in GROUPS:
-        heldout = [text for text in load_texts()[group].heldout if len(text) > 2 * PROMPT_CHARACTERS]
+        heldout = [text for text in splits[group].heldout if len(text) > 2 * PROMPT_CHARACTERS]
         texts = [heldout[number % len(heldout)] for number in range(PROMPTS)]
         starts = [(number * 7919) % (len(text) - PROMPT_CHARACTERS) for number, text in enumerate(texts)]
         rows = [{"text": text[start : start + PROMPT_CHARACTERS]} for text, start in zip(texts, starts, strict=True)]

@@ -10,10 +10,9 @@ SHORT_STEPS = 80  # of the comparison at equal steps
 
 @dataclass(frozen=True)
 class Variant:
-    """name: of the run. question: what it answers. overrides: what differs from experiment=medium."""
+    """name: of the run. overrides: what differs from experiment=medium."""
 
     name: str
-    question: str
     overrides: tuple[str, ...]
 
     @property
@@ -33,21 +32,21 @@ class Variant:
 
 def _objective(loss: str, weights: str) -> Variant:
     overrides = (f"objective.loss={loss}", f"objective.position_weights={weights}", f"train.steps={SHORT_STEPS}")
-    return Variant(f"{loss}_{weights}", "objective", overrides)
+    return Variant(f"{loss}_{weights}", overrides)
 
 
 def _source(source: str) -> Variant:
     # As many prompts as there are sequences in so many steps.
     prompts = 8 * SHORT_STEPS
     overrides = (f"answers.source={source}", f"answers.prompts={prompts}", f"train.steps={SHORT_STEPS}")
-    return Variant(f"text_{source}", "text", overrides)
+    return Variant(f"text_{source}", overrides)
 
 
 # The published rank, and the published ratio of rank to hidden size (8B: 128 / 4096); hidden is 512 here.
 MAIN = (
-    Variant("rank_128", "rank", ("adapter.rank=128", "adapter.alpha=512")),
+    Variant("rank_128", ("adapter.rank=128", "adapter.alpha=512")),
     # Learns more slowly, so twice as long.
-    Variant("rank_16", "rank", ("adapter.rank=16", "adapter.alpha=64", "train.steps=1600")),
+    Variant("rank_16", ("adapter.rank=16", "adapter.alpha=64", "train.steps=1600")),
 )
 DEFAULT_OBJECTIVE = "argmax_reach"
 # On greedy answers, where the text is the verifier's choice, `data` and `argmax` are the same loss.
