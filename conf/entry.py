@@ -13,7 +13,8 @@ from typing import NoReturn
 
 from conf.errors import UserError
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+# EXIT_STOPPED (sysexits.h: EX_TEMPFAIL): told to stop, saved, and to be started again; what launchers requeue on.
+EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
 SECONDS_FOR_RANK_0 = 10.0  # longer than ranks drift apart while they import and read files
 
 

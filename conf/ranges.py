@@ -57,6 +57,11 @@ POSITIVE = (
     "runtime.loss_chunk_rows",
     "runtime.log_every_steps",
     "runtime.timeout_minutes",
+    "runtime.stall_timeout_minutes",
+    "runtime.straggler_factor",
+    "guard.max_nonfinite_steps",
+    "guard.spike_factor",
+    "guard.window",
 )
 NOT_NEGATIVE = (
     "model.rope.mscale",
@@ -71,6 +76,7 @@ NOT_NEGATIVE = (
     "train.seed",
     "evaluation.every_steps",
     "checkpoint.every_steps",
+    "guard.max_spikes",
 )
 ZERO_TO_ONE = ("schedule.warmup_fraction", "schedule.decay_fraction", "data.prepare.max_skipped_share")
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")

@@ -20,7 +20,7 @@ from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, fsync_tree, partial_p
 from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "checkpoint.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 TOKENIZER_FOLDER = "tokenizer"
@@ -38,7 +38,8 @@ class CheckpointManifest:
     stage: name of the stage that wrote it (`import` for a converted checkpoint).
     block_size: tokens per diffusion block the weights were trained for; the export's default for decoding.
     model: asdict(ModelConfig). tokenizer: {fingerprint, mask_token_id, vocab_size}.
-    data: fingerprint of the dataset, or {}. eos_token_id: what the export declares as the end of an answer.
+    data: fingerprint of the dataset, or {}. data_position: where each source is read on, or {}.
+    config: the resolved configuration of the run, or {}. guard: what the loss guard remembers, or {}. eos_token_id: what the export declares as the end of an answer.
     export: keys of an imported Hugging Face config that ModelConfig does not hold but an export gives back.
     versions: package name -> version that wrote the checkpoint. dtype: `bfloat16` or `float32`, of the weights.
     """
@@ -53,6 +54,9 @@ class CheckpointManifest:
     eos_token_id: int
     dtype: str
     data: dict[str, Any] = field(default_factory=dict)
+    data_position: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    guard: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION

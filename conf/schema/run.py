@@ -36,6 +36,22 @@ class ResumeMode(Enum):
     never = "never"
 
 
+class SaveFailure(Enum):
+    """stop: end the run with the error. go_on: say so, train on and save again when the next checkpoint is due."""
+
+    stop = "stop"
+    go_on = "go_on"
+
+
+class SpikePolicy(Enum):
+    """What follows on a loss far above those before it: report says so; skip leaves out the update; roll_back loads the
+    newest checkpoint and leaves out the data since."""
+
+    report = "report"
+    skip = "skip"
+    roll_back = "roll_back"
+
+
 @dataclass
 class TrainConfig:
     """Length and batch of the run.
@@ -70,11 +86,29 @@ class CheckpointConfig:
     every_steps: steps between checkpoints; 0 saves at the end only.
     keep: newest complete checkpoints kept; older ones are deleted after a newer one is complete.
     asynchronous: write in the background where the machine supports it.
+    on_failure: see SaveFailure; of a save that the disk does not take.
     """
 
     every_steps: int = 1000
     keep: int = 2
     asynchronous: bool = False
+    on_failure: SaveFailure = SaveFailure.stop
+
+
+@dataclass
+class GuardConfig:
+    """Steps that cannot be trusted. An update of NaN or infinite gradients is never applied.
+
+    max_nonfinite_steps: such steps in a row after which the run stops.
+    spike_policy: see SpikePolicy. spike_factor: a loss above this multiple of the median of the last `window` losses is
+    a spike. window: steps. max_spikes: updates skipped, or times rolled back, in one run before it stops.
+    """
+
+    max_nonfinite_steps: int = 5
+    spike_policy: SpikePolicy = SpikePolicy.report
+    spike_factor: float = 2.0
+    window: int = 64
+    max_spikes: int = 10
 
 
 @dataclass
@@ -85,7 +119,10 @@ class RuntimeConfig:
     loss_chunk_rows: hidden rows per piece of head and cross entropy; bounds logits memory.
     log_every_steps: steps between lines on the console (every step is in metrics.jsonl).
     progress_bar: show one on rank 0's terminal. tensorboard: write event files.
-    timeout_minutes: of collectives.
+    wandb_project: project of Weights & Biases to report to; null reports nowhere.
+    timeout_minutes: of collectives. stall_timeout_minutes: without a step, save or evaluation after which a process
+    writes its stacks to the log and ends.
+    straggler_factor: a rank whose part of a step takes longer than this multiple of the median is named in the log.
     """
 
     device: Device = Device.auto
@@ -94,7 +131,10 @@ class RuntimeConfig:
     log_every_steps: int = 10
     progress_bar: bool = True
     tensorboard: bool = True
+    wandb_project: Optional[str] = None
     timeout_minutes: float = 30.0
+    stall_timeout_minutes: float = 60.0
+    straggler_factor: float = 1.5
 
 
 @dataclass
@@ -132,6 +172,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     init_from: Optional[str] = None
