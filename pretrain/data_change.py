@@ -1,0 +1,79 @@
+"""The data of a run that resumes: what may change, and where each source is read on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from conf.errors import UserError
+from data_pipeline.blend_order import BlendOrder, SourceOrder
+from model.checkpoint_layout import CheckpointManifest
+from pretrain.data import RunData
+
+
+def check_data_change(data: RunData, manifest: CheckpointManifest, step_dir: Path, is_allowed: bool) -> None:
+    """Shares may change, sources may come and go. What a source or a sequence of it holds changes only when asked to.
+
+    is_allowed: resume.allow_data_change. Raises UserError listing what changed.
+    """
+    former = read_former_order(manifest, step_dir)
+    changes = [*_describe_form_change(data, manifest), *_describe_other_content(data.train.order, former)]
+    if changes and not is_allowed:
+        raise UserError(
+            f"{step_dir} was trained on other data ({'; '.join(changes)}). Give back the former data, or continue on "
+            "the new data with resume.allow_data_change=true."
+        )
+
+
+def read_former_order(manifest: CheckpointManifest, step_dir: Path) -> BlendOrder:
+    """Order of the samples in which the checkpoint was trained. Raises UserError if the manifest holds none."""
+    return BlendOrder.from_dict(manifest.data_position, str(step_dir))
+
+
+def continue_order(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> BlendOrder:
+    """Order of the samples from here on: the checkpoint's own, or one that begins here where the blend has changed."""
+    return data.train.order.follow(read_former_order(manifest, step_dir), manifest.samples_seen)
+
+
+def with_order(data: RunData, order: BlendOrder | None) -> RunData:
+    """`data` with its training samples in `order`; as they are without one."""
+    return data if order is None else replace(data, train=replace(data.train, order=order))
+
+
+def describe_data_change(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> Iterator[str]:
+    """Lines on a changed blend: which source goes on where. None where the samples go on as they were."""
+    former, order = read_former_order(manifest, step_dir), continue_order(data, manifest, step_dir)
+    if form := list(_describe_form_change(data, manifest)):
+        yield (
+            f"resume: sequences are others than before ({'; '.join(form)}): each source goes on after as much of its "
+            "epoch as was read, in another order; parts of this epoch come twice, others not at all"
+        )
+    if data.train.order.means_the_same_as(former):
+        return
+    shares = {source.sha256: source.share for source in former.live}
+    parts = [_describe_source(source, shares.get(source.sha256)) for source in order.sources]
+    yield f"resume: a new blend begins at sample {order.first_sample}: " + "; ".join(filter(None, parts))
+
+
+def _describe_source(source: SourceOrder, former_share: float | None) -> str:
+    if not source.slots:
+        return f"{source.name} left out after {source.read} sequences" if former_share else ""
+    then = "new" if former_share is None else f"{former_share:.1%}"
+    return f"{source.name} {then} -> {source.share:.1%}, from its sequence {source.read}"
+
+
+def _describe_form_change(data: RunData, manifest: CheckpointManifest) -> Iterator[str]:
+    then, now = manifest.data, data.train.fingerprint()
+    for key in sorted(then | now):
+        if then.get(key) != now.get(key):
+            yield f"{key}: {then.get(key)} then, {now.get(key)} now"
+
+
+def _describe_other_content(order: BlendOrder, former: BlendOrder) -> Iterator[str]:
+    """Sources that hold something else under their former name; and a blend with nothing of the former one."""
+    known = {source.sha256 for source in former.sources}
+    names = {source.name: source.sha256 for source in former.live}
+    replaced = [source for source in order.live if source.name in names and source.sha256 not in known]
+    for source in replaced:
+        yield f"sources: {source.name} is {names[source.name][:12]} then, {source.sha256[:12]} now"
+    if not replaced and not {source.sha256 for source in order.live} & {source.sha256 for source in former.live}:
+        yield f"sources: {', '.join(names)} then, none of them now"
