@@ -21,7 +21,7 @@ class BatchLoader:
     data_parallel_rank, data_parallel_size: this rank's place.
     prefetch_steps: steps read ahead in the background while the one asked for is trained on; changes nothing but
         waiting.
-    num_samples: of the whole run; nothing after them is read ahead. None: there is no end.
+    num_samples: of the whole run; nothing after them is read ahead. None: there is no end. It may be raised on the way.
     """
 
     blend: Blend

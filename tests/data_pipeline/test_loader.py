@@ -69,6 +69,14 @@ def test_nothing_is_read_ahead_of_the_end(dataset_dir: Path) -> None:
         assert sorted(loader._ahead) == [later * GLOBAL for later in ahead]
 
 
+def test_a_run_that_leaves_out_data_reads_ahead_to_its_later_end(dataset_dir: Path) -> None:
+    loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps=1, num_samples=3 * GLOBAL)
+    loader.microbatches(0)
+    loader.num_samples = 6 * GLOBAL
+    assert loader.microbatches(4 * GLOBAL)[0].sample_indices[0] == 4 * GLOBAL
+    assert sorted(loader._ahead) == [5 * GLOBAL], "what was read ahead of the gap is dropped"
+
+
 def test_what_fails_ahead_fails_when_it_is_asked_for(dataset_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps=1)
     loader.microbatches(0)
