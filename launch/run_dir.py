@@ -1,0 +1,41 @@
+"""Where a command puts its run: `WORLD_SIZE=16 python -m launch.run_dir pretrain.train [overrides]` prints the folder.
+
+The launchers ask before the first rank starts, because that is where they put logs. It needs no torch: a mistake in the
+overrides, or a number of ranks that does not fit the layout, is one message before anything is occupied.
+"""
+
+import sys
+
+from conf.drafter_rules import check_drafter_rules
+from conf.entry import OneLineParser
+from conf.hydra_entry import run_composed
+from conf.rules import check_rules
+from conf.schema import RunConfig
+from conf.schema.drafter import DrafterConfig
+from conf.trees import DRAFTER_TREE, RUN_TREE
+
+
+def main() -> None:
+    """Exit status 0 and one line on standard output, or 2 and one message."""
+    parser = OneLineParser(prog="python -m launch.run_dir", description="Print the run folder of a command.")
+    parser.add_argument("module", choices=("pretrain.train", "lora.train"), help="what will run")
+    parser.add_argument("overrides", nargs="...", help="its command line")
+    arguments = parser.parse_args()
+    sys.argv[1:] = arguments.overrides  # where Hydra reads them
+    if arguments.module == "pretrain.train":
+        sys.exit(run_composed(RUN_TREE, "", _print_run_dir))
+    sys.exit(run_composed(DRAFTER_TREE, "", _print_drafter_dir))
+
+
+def _print_run_dir(config: RunConfig, world_size: int) -> None:
+    check_rules(config, world_size)
+    print(config.run.dir)
+
+
+def _print_drafter_dir(config: DrafterConfig, world_size: int) -> None:
+    check_drafter_rules(config, world_size)
+    print(config.run.dir)
+
+
+if __name__ == "__main__":
+    main()

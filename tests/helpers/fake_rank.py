@@ -1,0 +1,40 @@
+"""A rank without torch: `python -m tests.helpers.fake_rank FOLDER PLAN...`, one word of PLAN per rank.
+
+exit:N      exits with status N               kill:N     dies by signal N
+wait:N      says it is ready (FOLDER/ready_<r>), waits for a signal, notes it (FOLDER/signal_<r>), exits with status N
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+SECONDS_AT_MOST = 60
+
+
+def main() -> None:
+    """Does what the word of this rank says."""
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    kind, number = sys.argv[2 + rank].split(":")
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']} speaking", flush=True)
+    if kind == "kill":
+        os.kill(os.getpid(), int(number))
+    if kind == "wait":
+        _wait(folder, rank)
+    sys.exit(int(number))
+
+
+def _wait(folder: Path, rank: int) -> None:
+    received: list[int] = []
+    for stop in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(stop, lambda given, frame: received.append(given))
+    (folder / f"ready_{rank}").touch()
+    deadline = time.monotonic() + SECONDS_AT_MOST
+    while not received and time.monotonic() < deadline:
+        time.sleep(0.02)
+    (folder / f"signal_{rank}").write_text(signal.Signals(received[0]).name if received else "none")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A Slurm of one's own on this machine: munged, slurmctld and slurmd from Debian packages, in a temporary folder.
+
+No systemd, no cgroups, no database; own key, sockets and ports, so that a Slurm that runs here already is not touched.
+Root is needed for the packages and for slurmd.
+"""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.helpers.processes import ROOT
+
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+NUM_TASKS = 8  # the node claims as many cores, so that two jobs of two tasks never wait for each other
+CREDENTIAL_SECONDS = 5  # a requeued job is held back for so long; the least that Slurm takes, its default is 120
+CONFIG = """\
+ClusterName=toy
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket,cred_expire={expire}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=1,bf_interval=1,sched_min_interval=0,batch_sched_delay=0
+DependencyParameters=disable_remote_singleton
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
+SlurmdParameters=config_overrides
+MailProg=/bin/true
+KillWait=60
+MinJobAge=3600
+InactiveLimit=0
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus} State=UNKNOWN
+PartitionName=toy Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
+"""
+
+
+class SlurmCluster:
+    """Started by `start`, gone after `stop`, also where starting failed. folder: short (sockets lie in it) and new."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        self.environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Installs what is missing, writes the configuration, starts the daemons and waits for the node."""
+        install_packages()
+        for name in ("munge", "state", "spool"):
+            (self.folder / name).mkdir(mode=0o700)
+        self._write_configuration()
+        munge = self.folder / "munge"
+        files = [f"--{name}-file={munge / name}" for name in ("key", "pid", "log", "seed")]
+        self._launch("munged", "--foreground", "--force", "--num-threads=2", f"--socket={munge}/socket", *files)
+        wait_for("munge's socket", (munge / "socket").exists, 30)
+        self._launch("slurmctld", "-D", "-i", "-f", str(self.folder / "slurm.conf"))
+        self._launch("slurmd", "-D", "-f", str(self.folder / "slurm.conf"))
+        wait_for("the node", lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"), 60)
+
+    def stop(self) -> None:
+        """Cancels every job, ends the daemons and whatever they started."""
+        if len(self._daemons) == 3:
+            self._cancel_all()
+        for daemon in reversed(self._daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        for process in self.processes():
+            process.kill()
+
+    def submit(self, *words: str, **environment: str) -> int:
+        """sbatch from the repository's root; the job's number. The options of a toy node are in front."""
+        output = self.run("sbatch", "--parsable", *words, **environment)
+        return int(output.strip())
+
+    def run(self, *command: str, **environment: str) -> str:
+        """A command of Slurm, or one that calls them; its standard output. Raises AssertionError if it fails."""
+        result = subprocess.run(
+            command, cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, timeout=60
+        )
+        assert result.returncode == 0, f"{' '.join(command)}: {result.stdout}{result.stderr}{self.logs()}"
+        return result.stdout
+
+    def ask(self, *command: str) -> str:
+        """Output of a command that may fail while the daemons start."""
+        result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        return result.stdout
+
+    def show(self, job: int | str) -> dict[str, str]:
+        """What scontrol knows of a job."""
+        return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "--oneliner", str(job))))
+
+    def state(self, job: int | str) -> str:
+        """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT ..."""
+        return self.show(job)["JobState"]
+
+    def wait(self, job: int | str, state: str, seconds: float = 300) -> dict[str, str]:
+        """Until the job is in `state`; raises AssertionError if it ends in another one."""
+        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"} - {state}
+
+        def reached() -> bool:
+            now = self.state(job)
+            assert now not in ended, f"job {job} is {now}, not {state}\n{self.logs()}"
+            return now == state
+
+        wait_for(f"job {job} to be {state}", reached, seconds)
+        return self.show(job)
+
+    def logs(self) -> str:
+        """The ends of the daemons' logs."""
+        paths = [self.folder / "slurmctld.log", self.folder / "slurmd.log"]
+        return "\n".join(f"--- {path}\n{path.read_text()[-3000:]}" for path in paths if path.exists())
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything alive that belongs to this cluster: its configuration is in the command or the environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                words = [*process.cmdline(), *process.environ().values()]
+            except psutil.Error:
+                continue
+            if process.pid != os.getpid() and any(str(self.folder) in word for word in words):
+                found.append(process)
+        return found
+
+    def _write_configuration(self) -> None:
+        (self.folder / "munge" / "key").write_bytes(os.urandom(128))
+        (self.folder / "munge" / "key").chmod(0o600)
+        text = CONFIG.format(
+            host=socket.gethostname().split(".")[0],
+            folder=self.folder,
+            controller_port=find_free_port(),
+            node_port=find_free_port(),
+            expire=CREDENTIAL_SECONDS,
+            cpus=NUM_TASKS,
+        )
+        (self.folder / "slurm.conf").write_text(text)
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File=/dev/tty[1-{NUM_TASKS}]\n")
+
+    def _launch(self, *command: str) -> None:
+        """A daemon in the foreground, which the kernel ends should this process be killed."""
+        program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
+        log = (self.folder / f"{command[0]}.out").open("wb")
+        words = ["setpriv", "--pdeathsig", "KILL", program, *command[1:]]
+        self._daemons.append(
+            subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        )
+
+    def _cancel_all(self) -> None:
+        self.ask("scancel", "--user=root", "--signal=KILL", "--full")
+        self.ask("scancel", "--user=root")
+        deadline = time.monotonic() + 20
+        while self.ask("squeue", "--noheader").strip() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+
+def install_packages() -> None:
+    """Debian's Slurm, if it is not there. Raises AssertionError with apt's output if that fails."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    if all(shutil.which(program) for program in PROGRAMS):
+        return
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        result = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, f"apt-get {' '.join(command)}: {result.stdout}{result.stderr}"
+
+
+def why_not() -> str | None:
+    """Why this machine can have no Slurm of its own, or None."""
+    if os.geteuid() != 0:
+        return "a Slurm of one's own needs root: it installs packages and runs slurmd"
+    if not shutil.which("apt-get") and not shutil.which("slurmctld"):
+        return "neither slurmctld nor apt-get to install it with"
+    return None
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
+    """Raises AssertionError if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+
+
+def find_free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
