@@ -23,10 +23,11 @@ from conf.trees import CONFIG_NAME, ConfigTree
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], None]) -> int:
+def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
     """Compose what the command line says and call `run` with it and the number of ranks. Returns the exit status.
 
-    What the user can mend (UserError) is one message and status 2; HYDRA_FULL_ERROR=1 shows its traceback too.
+    It is the first one other than 0 that `run` returns. What the user can mend (UserError) is one message and status 2;
+    HYDRA_FULL_ERROR=1 shows its traceback too.
     usage: the beginning of --help. run: raises UserError for rules that are broken, before it imports torch.
     """
     show_traceback = os.environ.pop(FULL_ERROR, "") == "1"
@@ -37,13 +38,15 @@ def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Co
     )
 
 
-def _answer[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], None]) -> None:
+def _answer[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
     words = sys.argv[1:]
     if {"--help", "-h"} & set(words):
         print(help_text(tree, usage, [word for word in words if not word.startswith("-")]), end="")
-        return
+        return 0
     for config in _compose_command_line(tree):
-        run(config, int(os.environ.get("WORLD_SIZE", "1")))
+        if status := run(config, int(os.environ.get("WORLD_SIZE", "1"))):
+            return status
+    return 0
 
 
 def _compose_command_line[Config](tree: ConfigTree[Config]) -> list[Config]:

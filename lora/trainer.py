@@ -29,6 +29,7 @@ from model.load import check_export, check_vocabulary, load_export, load_tokeniz
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.process_group import choose_device, run_on_first_rank, start_process_group
+from pretrain.reporters import open_reporters
 from pretrain.run_folder import lock_run_folder, plain, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.state import TrainState
@@ -101,10 +102,15 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTraine
         batches=_build_batches(config, data, block_size, is_heldout=False),
         heldout=_build_batches(config, data, block_size, is_heldout=True),
         checkpoints=checkpoints,
-        metrics=MetricsWriter(run_dir, state.step, config.runtime.tensorboard) if is_first else None,
+        metrics=_open_metrics(config, state.step) if is_first else None,
         console=console,
         device=device,
     )
+
+
+def _open_metrics(config: DrafterConfig, step: int) -> MetricsWriter:
+    run_dir = Path(config.run.dir)
+    return MetricsWriter(run_dir, step, open_reporters(run_dir, step, tensorboard=config.runtime.tensorboard))
 
 
 def choose_place(config: DrafterConfig, device: torch.device) -> str:

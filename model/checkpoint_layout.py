@@ -3,10 +3,12 @@
     <run>/tokenizer/                          the tokenizer the weights were trained with
     <run>/checkpoints/step_00000100/          one step directory: a megatron torch_dist checkpoint ...
     <run>/checkpoints/step_00000100/checkpoint.json           ... and its CheckpointManifest
+    <run>/checkpoints/step_00000100/SHA256SUMS                ... and the sums of all its files (model/checksums.py)
     <run>/checkpoints/step_00000200.partial/  being written (or left by a killed process); nobody reads it
+    <run>/checkpoints/step_00000300.corrupt/  set aside because a file had changed since it was written
 
-A step directory is renamed to its final name when everything in it is on disk, the manifest last: a final name means
-a complete checkpoint.
+A step directory is renamed to its final name when everything in it is on disk, the sums last: a final name means a
+complete checkpoint.
 """
 
 import json
@@ -19,10 +21,12 @@ from typing import Any
 from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, fsync_tree, partial_path, publish_directory
 from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
+from model.checksums import find_damage, write_sums
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "checkpoint.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+CORRUPT_SUFFIX = ".corrupt"
 TOKENIZER_FOLDER = "tokenizer"
 
 _STEP_NAME = re.compile(r"step_(\d{8,})")
@@ -39,7 +43,8 @@ class CheckpointManifest:
     block_size: tokens per diffusion block the weights were trained for; the export's default for decoding.
     model: asdict(ModelConfig). tokenizer: {fingerprint, mask_token_id, vocab_size}.
     data: fingerprint of the dataset, or {}. data_position: where each source is read on, or {}.
-    config: the resolved configuration of the run, or {}. guard: what the loss guard remembers, or {}. eos_token_id: what the export declares as the end of an answer.
+    config: the resolved configuration of the run, or {}. guard: what the loss guard remembers, or {}.
+    eos_token_id: what the export declares as the end of an answer.
     export: keys of an imported Hugging Face config that ModelConfig does not hold but an export gives back.
     versions: package name -> version that wrote the checkpoint. dtype: `bfloat16` or `float32`, of the weights.
     """
@@ -105,8 +110,21 @@ def find_newest_complete(run_dir: Path | str) -> Path | None:
     return steps[-1] if steps else None
 
 
+def list_set_aside(run_dir: Path | str) -> list[Path]:
+    """Step directories of a run that were found damaged."""
+    return sorted((Path(run_dir) / CHECKPOINTS_FOLDER).glob(f"step_*{CORRUPT_SUFFIX}"))
+
+
+def set_aside(step_dir: Path) -> Path:
+    """Take a damaged step directory out of the way of resuming, keeping it; an earlier one of its name is deleted."""
+    target = step_dir.with_name(step_dir.name + CORRUPT_SUFFIX)
+    publish_directory(step_dir, target)
+    return target
+
+
 def publish_step(partial: Path, final: Path, keep: int) -> None:
-    """Give a complete step directory its final name; of the run's complete ones the newest `keep` stay."""
+    """Sum the files of a complete step directory and give it its final name; the run's newest `keep` stay."""
+    write_sums(partial)
     fsync_tree(partial)
     publish_directory(partial, final)
     for old in list_complete_steps(run_directory_of(final))[:-keep]:
@@ -127,6 +145,12 @@ def resolve_checkpoint(path: Path | str) -> Path:
     if newest is None:
         raise UserError(f"{path} holds no complete checkpoint: expected {_what_is_missing(path)}")
     return newest
+
+
+def check_intact(step_dir: Path) -> None:
+    """Read every file of a step directory and compare its sum. Raises: UserError naming what has changed."""
+    if damage := find_damage(step_dir):
+        raise UserError(f"{step_dir} is damaged: {damage}. Use another step of the run, or a copy of this one.")
 
 
 def _what_is_missing(path: Path) -> str:
@@ -153,9 +177,15 @@ def load_manifest(step_dir: Path | str) -> CheckpointManifest:
         raise UserError(f"{step_dir} is not a complete checkpoint: it has no {MANIFEST_NAME}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): use another step of the run") from None
-    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
-        found = values.get("format_version") if isinstance(values, dict) else None
-        raise UserError(f"{path} has format_version {found}; this program reads {FORMAT_VERSION}")
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if found != FORMAT_VERSION:
+        is_newer = isinstance(found, int) and found > FORMAT_VERSION
+        remedy = "update the code" if is_newer else "use the version of the code that wrote it, or another checkpoint"
+        age = "a newer" if is_newer else "another"
+        raise UserError(
+            f"{path} was written by {age} version of this program (format_version {found}; this one reads "
+            f"{FORMAT_VERSION}): {remedy}."
+        )
     return CheckpointManifest(**_exact_fields(CheckpointManifest, values, str(path)))
 
 

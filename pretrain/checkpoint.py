@@ -5,8 +5,10 @@ Weights, optimizer state and all can be read back under any other layout.
 """
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,44 @@ from model.checkpoint_layout import (
     save_manifest,
     step_directory,
 )
+from pretrain.integrity import sum_own_files, summing
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
-from pretrain.process_group import run_on_first_rank
+from pretrain.process_group import run_on_every_rank, run_on_first_rank
 
 # Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
 SPACE_MARGIN = 1.05
+
+
+class SaveError(UserError):
+    """A checkpoint that could not be written. Nothing with a final name is left of it, earlier ones are untouched."""
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """A checkpoint that is complete on disk.
+
+    save_seconds: training waited. write_seconds: from its beginning until it was complete. num_bytes: of all tensors.
+    """
+
+    step: int
+    save_seconds: float
+    write_seconds: float
+    num_bytes: int
+
+
+@dataclass
+class _Save:
+    """A save under way. waited: seconds training has stood still for it so far."""
+
+    final: Path
+    manifest: CheckpointManifest
+    num_bytes: int = 0
+    started: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+
+    @property
+    def partial(self) -> Path:
+        return partial_directory(self.final)
 
 
 class Checkpointer:
@@ -48,35 +83,52 @@ class Checkpointer:
         self, run_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer, keep: int, asynchronous: bool
     ) -> None:
         self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
-        self._queue = AsyncCallsQueue(persistent=False) if asynchronous else None
-        self._in_flight: tuple[Path, Path] | None = None
+        self._asynchronous = asynchronous
+        self._queue = AsyncCallsQueue(persistent=False)
+        self._in_flight: _Save | None = None
+        self._reports: list[SaveReport] = []
+        self.last_step: int | None = None  # of the newest checkpoint this one completed
 
     def save(self, manifest: CheckpointManifest) -> None:
         """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
 
-        Raises: UserError if the disk cannot hold or cannot take it; nothing with a final name is left then.
+        Raises: SaveError if the disk cannot hold or cannot take it, or could not take the one before.
         """
         self.finish()
+        save = _Save(step_directory(self._run_dir, manifest.step), manifest)
         _gather_parameters(self._chunks)
-        final = step_directory(self._run_dir, manifest.step)
-        partial = partial_directory(final)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
-        _on_first_rank(lambda: _make_empty(partial))
-        check_free_space(partial, state)
-        with _explained(final, partial):
+        with _explained(save), _timed(save):
+            _on_first_rank(lambda: _make_empty(save.partial))
+            save.num_bytes = _sum_over_ranks(_count_bytes(state))
+            check_free_space(save.partial, save.num_bytes)
+            self._write(state, save)
+        if not self._asynchronous:
+            self._report(save)
+
+    def _write(self, state: dict[str, Any], save: _Save) -> None:
+        requests = []
+
+        def write() -> None:
             request = dist_checkpointing.save(
                 state,
-                str(partial),
+                str(save.partial),
                 _spread_over_data_parallel(),
-                async_sharded_save=self._queue is not None,
+                async_sharded_save=self._asynchronous,
                 async_strategy="mcore",
             )
-            if self._queue is None or request is None:
-                self._publish(partial, final, manifest)
-            else:
-                request.add_finalize_fn(lambda: self._publish(partial, final, manifest))
-                self._queue.schedule_async_request(request)
-                self._in_flight = (final, partial)
+            requests.append(request)
+            if request is None:
+                sum_own_files(save.partial, dist.get_rank())
+
+        # Of a failed write megatron-core tells the first rank alone.
+        run_on_every_rank(lambda: _first_cause_of(write))
+        if self._asynchronous:
+            request = requests[0]
+            self._queue.schedule_async_request(request._replace(async_fn=summing(request.async_fn, save.partial)))
+            self._in_flight = save
+        else:
+            self._publish(save)
 
     def poll(self) -> None:
         """Completes an asynchronous save that has been written meanwhile. Raises: as save."""
@@ -86,19 +138,47 @@ class Checkpointer:
         """Waits for an asynchronous save. Raises: as save."""
         self._complete(blocking=True)
 
-    def _complete(self, blocking: bool) -> None:
-        if self._queue is None or self._in_flight is None:
-            return
-        with _explained(*self._in_flight):
-            if self._queue.maybe_finalize_async_calls(blocking=blocking):
-                self._in_flight = None
+    def take_reports(self) -> list[SaveReport]:
+        """What was completed since the last call."""
+        taken, self._reports = self._reports, []
+        return taken
 
-    def _publish(self, partial: Path, final: Path, manifest: CheckpointManifest) -> None:
+    def _complete(self, blocking: bool) -> None:
+        save = self._in_flight
+        if save is None:
+            return
+        try:
+            with _explained(save), _timed(save):
+                if not self._is_written(blocking):
+                    return
+                self._publish(save)
+        except SaveError:
+            self._queue, self._in_flight = AsyncCallsQueue(persistent=False), None
+            raise
+        self._in_flight = None
+        self._report(save)
+
+    def _is_written(self, blocking: bool) -> bool:
+        """Whether the background writers of all ranks are done. Raises: OSError on every rank if one has failed."""
+        failure: OSError | None = None
+        try:
+            if not self._queue.maybe_finalize_async_calls(blocking=blocking):
+                return False
+        except (Exception, CheckpointException) as error:
+            failure = OSError(_first_cause(error))
+        run_on_every_rank(lambda: _raise(failure))
+        return True
+
+    def _publish(self, save: _Save) -> None:
         def publish() -> None:
-            save_manifest(partial, manifest)
-            publish_step(partial, final, self._keep)
+            save_manifest(save.partial, save.manifest)
+            publish_step(save.partial, save.final, self._keep)
 
         _on_first_rank(publish)
+
+    def _report(self, save: _Save) -> None:
+        seconds, self.last_step = time.monotonic() - save.started, save.manifest.step
+        self._reports.append(SaveReport(save.manifest.step, save.waited, seconds, save.num_bytes))
 
 
 def _gather_parameters(chunks: list[Any]) -> None:
@@ -148,14 +228,13 @@ def _data_parallel_group() -> Any:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
 
 
-def check_free_space(directory: Path, state: dict[str, Any]) -> None:
-    """Raises UserError before anything is written if the parts of all ranks do not fit on the disk."""
-    needed = int(_sum_over_ranks(_count_bytes(state)) * SPACE_MARGIN)
+def check_free_space(directory: Path, num_bytes: int) -> None:
+    """Raises UserError before anything is written if tensors of `num_bytes` do not fit on the disk."""
+    needed = int(num_bytes * SPACE_MARGIN)
 
     def check() -> None:
         free = shutil.disk_usage(directory).free
         if needed > free:
-            shutil.rmtree(directory, ignore_errors=True)
             raise OSError(
                 f"{directory.parent} has {free / 1e9:.2f} GB free, it needs {needed / 1e9:.2f} GB: free some space or "
                 "lower checkpoint.keep, then give the same command again"
@@ -193,25 +272,45 @@ def _on_first_rank(action: Callable[[], None]) -> None:
     try:
         run_on_first_rank(action)
     except OSError as error:
-        raise UserError(f"cannot write the checkpoint: {error}. Earlier checkpoints are untouched.") from error
+        raise SaveError(f"cannot write the checkpoint: {error}. Earlier checkpoints are untouched.") from error
 
 
 @contextmanager
-def _explained(final: Path, partial: Path) -> Iterator[None]:
+def _timed(save: _Save) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    save.waited += time.monotonic() - started
+
+
+@contextmanager
+def _explained(save: _Save) -> Iterator[None]:
     """Turns a failed write into one clear message and removes what was half written."""
     try:
         yield
-    except UserError:
-        raise
-    except (Exception, CheckpointException) as error:  # torch's CheckpointException is no Exception
-        free = shutil.disk_usage(partial.parent).free
+    except (UserError, OSError) as error:
+        free = shutil.disk_usage(save.partial.parent).free
         if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(
-            f"cannot write checkpoint {final}: {_first_cause(error)} ({free / 1e6:.0f} MB were free). Nothing "
+            shutil.rmtree(save.partial, ignore_errors=True)
+        if isinstance(error, SaveError):
+            raise
+        raise SaveError(
+            f"cannot write checkpoint {save.final}: {_first_cause(error)} ({free / 1e6:.0f} MB were free). Nothing "
             "half-written is left and earlier checkpoints are untouched; free space or mend the cause, then give the "
             "same command again to resume."
         ) from error
+
+
+def _first_cause_of(write: Callable[[], None]) -> None:
+    """Calls `write`. Raises: OSError with one line, which can be sent to other ranks, for any failure."""
+    try:
+        write()
+    except (Exception, CheckpointException) as error:  # torch's CheckpointException is no Exception
+        raise OSError(_first_cause(error)) from error
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
 
 
 def _first_cause(error: BaseException) -> str:

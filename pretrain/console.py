@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from rich.console import Console as RichConsole
 
 from conf.schema import RunConfig
-from pretrain.data import RunData, describe_blend, describe_overlap
+from pretrain.data import RunData, count_samples, describe_blend, describe_overlap
 from pretrain.distributed import Ranks
 from pretrain.objective.losses import LossStats
 from pretrain.progress import StepProgress
@@ -43,9 +43,9 @@ class Console:
             f"{self._ranks.device.type}; {origin}"
         )
 
-    def say_data(self, data: RunData) -> None:
-        """What the run will read of every source."""
-        for line in describe_blend(data.train, self._config.num_steps * self._config.train.global_batch_size):
+    def say_data(self, data: RunData, state: TrainState) -> None:
+        """What the run will have read of every source in the end."""
+        for line in describe_blend(data.train, count_samples(self._config, state)):
             logger.info(line)
         if self._ranks.is_first:
             for line in describe_overlap(data):
@@ -69,11 +69,6 @@ class Console:
         """Held-out losses."""
         diffusion = "" if stats.diffusion_loss is None else f", diffusion_loss {stats.diffusion_loss:.4f}"
         logger.info(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
-
-    def say_saved(self, state: TrainState, seconds: float) -> None:
-        """A checkpoint is on disk, or handed to the background writer."""
-        done = "handed to the background" if self._config.checkpoint.asynchronous else "saved"
-        logger.info(f"step {state.step}: checkpoint {done} in {seconds:.1f} s")
 
 
 def describe_layout(config: RunConfig, world_size: int) -> str:

@@ -1,43 +1,57 @@
-"""What a run writes down: one JSON object per line in metrics.jsonl, TensorBoard events, lines on the console."""
+"""What a run writes down: one JSON object per line in metrics.jsonl."""
 
 import json
+import math
 import os
 import resource
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from conf.atomic import atomic_write_text
+from pretrain.reporters import Reporter
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Rank 0's writer. Lines of steps after `step` (of a run that was killed later) are dropped first; all at 0."""
+    """Rank 0's writer. Lines of steps after `step` (of a run that was killed later) are dropped first; all at 0.
 
-    def __init__(self, run_dir: Path, step: int, tensorboard: bool) -> None:
+    reporters: who gets the numbers too (pretrain/reporters.py).
+    """
+
+    def __init__(self, run_dir: Path, step: int, reporters: Sequence[Reporter] = ()) -> None:
         self._path = run_dir / METRICS_FILE
-        _drop_lines_after(self._path, step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._tensorboard = _open_tensorboard(run_dir, step) if tensorboard else None
+        self._reporters = reporters
+        self._file = self._open_after(step)
 
-    def write(self, kind: str, step: int, tokens_seen: int, values: dict[str, float | int | None]) -> None:
-        """Appends one line {"kind", "step", "tokens_seen", **values} and the values as TensorBoard scalars."""
+    def write(self, kind: str, step: int, tokens_seen: int, values: Mapping[str, float | int | str | None]) -> None:
+        """Appends one line {"kind", "step", "tokens_seen", **values}; reporters get the numbers among the values."""
+        values = {name: None if _is_nan(value) else value for name, value in values.items()}  # JSON has no NaN
         line = {"kind": kind, "step": step, "tokens_seen": tokens_seen, **values}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, float | int)}
+        for reporter in self._reporters:
+            reporter.report(numbers, step)
+
+    def drop_after(self, step: int) -> None:
+        """Forgets later steps: the run goes back to `step`."""
+        self._file.close()
+        self._file = self._open_after(step)
 
     def close(self) -> None:
         """Brings everything to disk."""
         os.fsync(self._file.fileno())
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for reporter in self._reporters:
+            reporter.close()
+
+    def _open_after(self, step: int) -> IO[str]:
+        _drop_lines_after(self._path, step)
+        return self._path.open("a", encoding="utf-8")
 
 
 def load_metrics(run_dir: Path | str, kind: str) -> list[dict[str, Any]]:
@@ -53,6 +67,10 @@ def measure_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
@@ -65,9 +83,3 @@ def _drop_lines_after(path: Path, step: int) -> None:
         if step > 0 and entry["step"] <= step:  # a start from step 0 evaluates it again
             kept.append(line + "\n")
     atomic_write_text(path, "".join(kept))
-
-
-def _open_tensorboard(run_dir: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)

@@ -1,5 +1,7 @@
 """Data-parallel wrapping and megatron-core's mixed-precision AdamW."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,36 +14,46 @@ from model.transformer_config import TORCH_DTYPES
 from model.tri_mode import TriModeModel
 
 
-def wrap_data_parallel(chunks: list[TriModeModel], parallel: ParallelConfig) -> list[DistributedDataParallel]:
-    """Gradients summed (not averaged: the loss is normalised globally) in fp32 over the data-parallel ranks."""
+def wrap_data_parallel(
+    chunks: list[TriModeModel], parallel: ParallelConfig, gradients_ready: Callable[[], None] = lambda: None
+) -> list[DistributedDataParallel]:
+    """Gradients summed (not averaged: the loss is normalised globally) in fp32 over the data-parallel ranks.
+
+    gradients_ready: called in every step when this rank has its own gradients, before it waits for those of others.
+    """
     settings = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
         overlap_param_gather=parallel.overlap_param_gather,
         use_distributed_optimizer=True,
         bucket_size=parallel.bucket_parameters,
-        check_for_nan_in_grad=True,
+        check_for_nan_in_grad=False,  # it would end the run; pretrain/guard.py decides
     )
     wrapped = [
         DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
     ]
-    _connect_schedules(wrapped, parallel)
+    _connect_schedules(wrapped, parallel, gradients_ready)
     return wrapped
 
 
-def _connect_schedules(wrapped: list[DistributedDataParallel], parallel: ParallelConfig) -> None:
+def _connect_schedules(
+    wrapped: list[DistributedDataParallel], parallel: ParallelConfig, gradients_ready: Callable[[], None]
+) -> None:
     """Tells megatron-core's pipeline schedules how to hold back, start and finish gradient reduction."""
     config = wrapped[0].config
-    config.finalize_model_grads_func = _finalize_without_averaging
+    config.finalize_model_grads_func = partial(_finalize_without_averaging, gradients_ready)
     if parallel.overlap_grad_reduce:
         config.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
     if parallel.overlap_param_gather:
         config.param_sync_func = _one_or_all([chunk.start_param_sync for chunk in wrapped])
 
 
-def _finalize_without_averaging(model: list[Any], num_tokens: Any = None, **options: Any) -> None:
+def _finalize_without_averaging(
+    gradients_ready: Callable[[], None], model: list[Any], num_tokens: Any = None, **options: Any
+) -> None:
     """megatron-core would divide by its own token count; row weights already hold the global denominator."""
+    gradients_ready()
     finalize_model_grads(model, None, **options)
 
 
@@ -73,6 +85,15 @@ def build_optimizer(
     built = get_megatron_optimizer(settings, wrapped)
     wrapped[0].config.grad_scale_func = built.scale_loss
     return built
+
+
+def compute_grad_norm(built: MegatronOptimizer) -> float:
+    """Norm of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
+
+    `step` computes it again: what it does in between depends on the kind of optimizer.
+    """
+    built.prepare_grads()
+    return float(built.get_grad_norm())
 
 
 def set_hyperparameters(built: MegatronOptimizer, optimizer: OptimizerConfig, learning_rate: float) -> None:

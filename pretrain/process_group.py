@@ -40,6 +40,22 @@ def run_on_first_rank(action: Callable[[], object]) -> None:
         raise failure[0]
 
 
+def run_on_every_rank(action: Callable[[], object]) -> None:
+    """Every rank runs `action`; none goes on before all have. All ranks together.
+
+    Raises: on every rank the first rank's UserError or OSError, whichever ranks failed.
+    """
+    failure: UserError | OSError | None = None
+    try:
+        action()
+    except (UserError, OSError) as error:
+        failure = error
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    if failure := next((found for found in failures if found is not None), None):
+        raise failure
+
+
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:
     """Join the processes of torchrun's environment; without one this process is the only one."""
     if device.type == "cuda":

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -18,6 +18,7 @@ from conf.lock import try_lock
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 def record_run(config: Any, run_dir: Path, step: int) -> None:
@@ -45,16 +46,26 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
         if not try_lock(file):
             file.seek(0)
             raise UserError(
-                f"{run_dir} is in use by another run ({file.read().strip()}): wait for it, stop it, or choose another "
-                "run.name."
+                f"{run_dir} is in use by another run ({_describe_owner(file.read())}): wait for it, stop it, or choose "
+                "another run.name."
             )
         try:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():{TIME_FORMAT}}\n")
             file.flush()
         except OSError as error:
             raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
         yield
+
+
+def _describe_owner(text: str) -> str:
+    """What the owner of a lock wrote, and how long ago."""
+    text = text.strip() or "which is just starting"
+    with suppress(ValueError):
+        since = datetime.strptime(text.rpartition(" since ")[2], TIME_FORMAT)
+        minutes = (datetime.now() - since).total_seconds() / 60
+        text += f", {minutes:.0f} minutes ago" if minutes < 120 else f", {minutes / 60:.0f} hours ago"
+    return text
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,9 @@
 """Where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
 
-from dataclasses import asdict, dataclass, field
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,23 +12,34 @@ import torch.distributed as dist
 
 from conf.errors import UserError
 from conf.schema import Objective, ResumeMode, RunConfig
+from data_pipeline.blend_order import BlendOrder
 from model.checkpoint_layout import (
     CheckpointManifest,
     check_same_model,
     find_newest_complete,
+    list_set_aside,
     load_manifest,
     model_config_from,
     resolve_checkpoint,
+    set_aside,
 )
+from model.checksums import SUMS_NAME
 from model.convert.dist_reader import DistReader
 from model.convert.facts import is_hf_directory, read_facts
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
 from model.convert.mapping import build_table
 from model.initialise import initialise_weights
 from model.transformer_config import TORCH_DTYPES
+from pretrain.config_changes import ConfigChange, compare_configs, describe_changes, describe_learning_rate
 from pretrain.data import RunData
+from pretrain.data_change import check_data_change, continue_order, describe_data_change
+from pretrain.integrity import find_damage_over_ranks
 from pretrain.metrics import METRICS_FILE
+from pretrain.process_group import run_on_first_rank
+from pretrain.run_folder import plain
 from pretrain.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,18 +47,79 @@ class StartPoint:
     """Where a run begins; the same on every rank.
 
     step_dir: checkpoint to resume, or None. weights: HF directory or step directory to take weights from, or None.
-    eos_token_id, export: values an export gives back, handed from checkpoint to checkpoint.
+    guard: what the loss guard remembers. eos_token_id, export: values an export gives back, handed from checkpoint to
+    checkpoint.
+    order: of the training samples from here on; None: as opened, from sample 0.
+    changes: settings that are others than the checkpoint's. remarks: what they do to learning rate and data.
+    verify_seconds: it took to choose, of which comparing checksums is nearly all.
     """
 
     eos_token_id: int
     state: TrainState = field(default_factory=TrainState)
     step_dir: Path | None = None
     weights: Path | None = None
+    guard: dict[str, Any] = field(default_factory=dict)
     export: dict[str, Any] = field(default_factory=dict)
+    order: BlendOrder | None = None
+    changes: tuple[ConfigChange, ...] = ()
+    remarks: tuple[str, ...] = ()
+    verify_seconds: float = 0.0
+
+    def describe_changes(self) -> Iterator[str]:
+        """Few lines for the log on what is done otherwise from here on; none where everything is as before."""
+        yield from describe_changes(self.changes, self.state.step)
+        yield from self.remarks
+
+    def list_changes(self) -> Iterator[str]:
+        """The same for a file: one line per setting."""
+        yield from map(str, self.changes)
+        yield from self.remarks
+
+
+def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
+    """Rank 0 decides, for every rank: another one may look while a checkpoint is appearing. All ranks together.
+
+    Every file that will be read is compared with its checksum first. A damaged checkpoint of the run is set aside and
+    the one before is taken. Raises UserError on every rank where the checkpoint and the run do not fit.
+    """
+    began = time.perf_counter()
+    if config.resume.mode is ResumeMode.auto:
+        find_intact_checkpoint(Path(config.run.dir))
+    start = _share(lambda: find_start(config, data))
+    if start.weights is not None and not is_hf_directory(start.weights) and (damage := _find_damage(start.weights)):
+        raise UserError(f"init_from={start.weights} is damaged: {damage}. Use another step, or a copy of this one.")
+    return replace(start, verify_seconds=time.perf_counter() - began)
+
+
+def find_intact_checkpoint(run_dir: Path) -> Path | None:
+    """The run's newest checkpoint with its files as written; damaged ones are set aside. All ranks together."""
+    while (newest := _share(lambda: find_newest_complete(run_dir))) is not None:
+        damage = _find_damage(newest)
+        if damage is None:
+            return newest
+        logger.warning(f"{newest} is damaged ({damage}): it is set aside, the checkpoint before it is used")
+        run_on_first_rank(lambda newest=newest: set_aside(newest))
+    return None
+
+
+def _find_damage(step_dir: Path) -> str | None:
+    """Damage of a checkpoint, told apart from one that another version of this program wrote."""
+    if not (step_dir / SUMS_NAME).exists():
+        run_on_first_rank(lambda: load_manifest(step_dir))
+    return find_damage_over_ranks(step_dir)
+
+
+def _share[Value](decide: Callable[[], Value]) -> Value:
+    """What rank 0 decides. Raises: its error, on every rank."""
+    decided: list[Any] = []
+    run_on_first_rank(lambda: decided.append(decide()))
+    shared = decided or [None]
+    dist.broadcast_object_list(shared)
+    return shared[0]
 
 
 def find_start(config: RunConfig, data: RunData) -> StartPoint:
-    """Decides before anything is built. Raises UserError where the checkpoint and the run do not fit."""
+    """What one process decides; reads no weights. Raises UserError where the checkpoint and the run do not fit."""
     newest = find_newest_complete(config.run.dir)
     if config.resume.mode is ResumeMode.never and (newest or (Path(config.run.dir) / METRICS_FILE).exists()):
         raise UserError(
@@ -53,16 +128,14 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
         )
     if newest is not None:
         return _resume(config, data, newest)
+    if aside := list_set_aside(config.run.dir):
+        raise UserError(
+            f"no checkpoint of {config.run.dir} is left that could be read ({len(aside)} set aside as "
+            f"{aside[-1].name}): put back a copy of one, or choose another run.name to start anew."
+        )
     if config.init_from is not None:
         return _start_from_weights(config, data, config.init_from)
     return StartPoint(_end_of_answer(data, data.tokenizer.eos_token_id))
-
-
-def share_start(start: StartPoint) -> StartPoint:
-    """Rank 0's decision, for every rank: another rank may have looked while a checkpoint was appearing."""
-    shared = [start]
-    dist.broadcast_object_list(shared)
-    return shared[0]
 
 
 def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
@@ -70,7 +143,20 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
     check_resumable(config, data, manifest, step_dir)
     DistReader(step_dir).check(build_table(config.model))
     state = TrainState(manifest.step, manifest.tokens_seen, manifest.samples_seen)
-    return StartPoint(manifest.eos_token_id, state, step_dir=step_dir, export=manifest.export)
+    then, now = manifest.config, plain(config)
+    return StartPoint(
+        manifest.eos_token_id,
+        state,
+        step_dir=step_dir,
+        guard=manifest.guard,
+        export=manifest.export,
+        order=continue_order(data, manifest, step_dir),
+        changes=compare_configs(then, now),
+        remarks=(
+            *describe_learning_rate(then, now, state.tokens_seen),
+            *describe_data_change(data, manifest, step_dir),
+        ),
+    )
 
 
 def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> StartPoint:
@@ -90,7 +176,7 @@ def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:
 
 
 def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManifest, step_dir: Path) -> None:
-    """A run may change its layout and its settings, not its model, tokenizer or (unasked) its data."""
+    """A run may change its layout and its settings, not its model, its tokenizer or (unasked) what its data hold."""
     check_same_model(model_config_from(manifest.model, str(step_dir)), config.model, str(step_dir))
     if manifest.stage != config.stage.name:
         raise UserError(
@@ -98,14 +184,7 @@ def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManife
             "run.name and give the earlier run as init_from."
         )
     _check_same_tokenizer(manifest.tokenizer, config, data, step_dir)
-    now = data_fingerprint(data)
-    changed = sorted(key for key in now | manifest.data if now.get(key) != manifest.data.get(key))
-    if changed and not config.resume.allow_data_change:
-        listing = "; ".join(f"{key}: {manifest.data.get(key)} then, {now.get(key)} now" for key in changed)
-        raise UserError(
-            f"{step_dir} was trained on other data ({listing}). Give back the former data, or continue on the new "
-            "data with resume.allow_data_change=true."
-        )
+    check_data_change(data, manifest, step_dir, config.resume.allow_data_change)
 
 
 def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunData, where: Path) -> None:
@@ -122,11 +201,6 @@ def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunDa
         )
 
 
-def data_fingerprint(data: RunData) -> dict[str, Any]:
-    """What decides which tokens a step sees: the sources, their shares, the form of a sequence, the seed."""
-    return data.train.fingerprint()
-
-
 def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]) -> None:
     """Fills a live model that does not resume: from start.weights, or with fresh weights."""
     if start.weights is None:
@@ -137,7 +211,9 @@ def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]
         load_megatron_weights(chunks, start.weights, config.model)
 
 
-def build_manifest(config: RunConfig, data: RunData, state: TrainState, start: StartPoint) -> CheckpointManifest:
+def build_manifest(
+    config: RunConfig, data: RunData, state: TrainState, start: StartPoint, guard: dict[str, Any]
+) -> CheckpointManifest:
     """What the checkpoint of this moment says about itself."""
     export = dict(start.export)
     if config.stage.objective is Objective.joint:
@@ -156,7 +232,10 @@ def build_manifest(config: RunConfig, data: RunData, state: TrainState, start: S
         },
         eos_token_id=start.eos_token_id,
         dtype=str(TORCH_DTYPES[config.precision.dtype]).removeprefix("torch."),
-        data=data_fingerprint(data),
+        data=data.train.fingerprint(),
+        data_position=data.train.order.to_dict(),
+        config=plain(config),
+        guard=guard,
         export=export,
         versions=_versions(),
     )

@@ -11,6 +11,7 @@ from conf.hydra_entry import run_composed
 from conf.rules import check_rules
 from conf.schema import RunConfig
 from conf.trees import RUN_TREE
+from pretrain.stop import listen
 
 USAGE = """\
 Train a tri-mode language model: autoregressive (AR) or joint AR + block-diffusion stage.
@@ -34,18 +35,19 @@ a Hugging Face directory or another run: init_from=...
 """
 
 
-def run(config: RunConfig, world_size: int) -> None:
-    """Check the rules, then train. Raises UserError for whatever the user can mend."""
+def run(config: RunConfig, world_size: int) -> int:
+    """Check the rules, then train. Returns the exit status; raises UserError for whatever the user can mend."""
     check_rules(config, world_size)
     quiet_libraries("torch.distributed")
 
     from pretrain.trainer import run_training  # imports torch and megatron-core
 
-    run_training(config)
+    return run_training(config)
 
 
 def main() -> None:
-    """Exit with the status of the run; see run_composed."""
+    """Exit with the status of the run; see run_composed and pretrain/stop.py."""
+    listen()
     sys.exit(run_composed(RUN_TREE, USAGE, run))
 
 

@@ -1,66 +1,98 @@
 """The training loop of the AR, joint and SFT stages."""
 
+import logging
+import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
-from conf.schema import Objective, RunConfig
+from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
 from data_pipeline.noise import NoiseSource
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks, count_parameters
+from model.checkpoint_layout import load_manifest
 from model.transformer_config import TORCH_DTYPES
-from pretrain.checkpoint import Checkpointer, load_checkpoint
+from pretrain import stop
+from pretrain.checkpoint import Checkpointer, SaveError, load_checkpoint
 from pretrain.console import Console
-from pretrain.data import HELDOUT_SEED, RunData, copy_tokenizer, open_data
+from pretrain.data import HELDOUT_SEED, RunData, copy_tokenizer, count_samples, open_data
+from pretrain.data_change import with_order
 from pretrain.distributed import Ranks, distributed_session
 from pretrain.evaluation import HeldoutEvaluation
-from pretrain.flops import compute_step_flops, find_peak_flops
+from pretrain.guard import LossGuard, Verdict
+from pretrain.heartbeat import OwnTime, Stragglers, exchange
 from pretrain.logs import start_console_logging, start_logging
-from pretrain.metrics import MetricsWriter, measure_memory_bytes
+from pretrain.metrics import MetricsWriter
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
-from pretrain.objective.rows import StepCounts
-from pretrain.optimizer import build_optimizer, set_hyperparameters, wrap_data_parallel
-from pretrain.run_folder import lock_run_folder, record_run
+from pretrain.optimizer import build_optimizer, compute_grad_norm, set_hyperparameters, wrap_data_parallel
+from pretrain.report import RunReport, StepOutcome, describe_bad_step
+from pretrain.reporters import open_reporters
+from pretrain.run_folder import lock_run_folder, plain, record_run
 from pretrain.schedule import compute_learning_rate
-from pretrain.start import StartPoint, build_manifest, find_start, load_initial_weights, share_start
+from pretrain.start import (
+    StartPoint,
+    agree_on_start,
+    build_manifest,
+    find_intact_checkpoint,
+    load_initial_weights,
+)
+from pretrain.start_record import record_start
 from pretrain.state import TrainState
+from pretrain.status import RunPhase, StatusWriter
 from pretrain.step import run_schedule
+from pretrain.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 
-def run_training(config: RunConfig) -> None:
-    """Trains (or continues) the run that `config` describes. Raises UserError for what the user must change."""
+def run_training(config: RunConfig) -> int:
+    """Trains (or continues) the run that `config` describes; returns the exit status of the process.
+
+    0: complete. EXIT_STOPPED or EXIT_INTERRUPTED: a signal came, everything is saved. Raises UserError for what the
+    user must change.
+    """
     start_console_logging()
     data = open_data(config)
-    start = find_start(config, data)
     session = distributed_session(config.parallel, config.runtime, config.train.seed)
     with session as ranks, lock_run_folder(Path(config.run.dir)) if ranks.is_first else nullcontext():
-        build_trainer(config, data, share_start(start), ranks).run()
+        return build_trainer(config, data, agree_on_start(config, data), ranks).run()
 
 
 def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ranks) -> "Trainer":
     """Model, optimizer and everything around them, with weights (and optimizer state, when resuming) loaded."""
-    run_dir = Path(config.run.dir)
+    run_dir, data = Path(config.run.dir), with_order(data, start.order)
     console = Console(config, ranks)
     if ranks.is_first:
         record_run(config, run_dir, start.state.step)
+        record_start(config, run_dir, ranks.world_size, start.list_changes())
         copy_tokenizer(config, data)
     start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
+    for line in start.describe_changes():
+        logger.info(line)
     if start.step_dir is None:
         load_initial_weights(config, start, chunks)
-    model = wrap_data_parallel(chunks, config.parallel)
+    own_time = OwnTime(ranks.device)
+    model = wrap_data_parallel(chunks, config.parallel, own_time.gradients_ready)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
+    report = _build_report(config, ranks, console, start)
+    guard = LossGuard(config.guard)
+    guard.restore(start.guard)
     if start.step_dir is not None:
+        began = time.perf_counter()
         load_checkpoint(start.step_dir, model, optimizer)
+        report.say_restored(start.state, time.perf_counter() - began, start.verify_seconds)
     plans = PlanBuilder(
         config.model, config.runtime.attention_backend, TORCH_DTYPES[config.precision.dtype], ranks.device
     )
@@ -72,12 +104,15 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         optimizer=optimizer,
         state=start.state,
         start=start,
-        loader=_build_loader(config, data, ranks),
+        loader=_build_loader(config, data, start.state, ranks),
         builder=_build_microbatch_builder(config, data, plans, "train"),
         evaluation=_build_evaluation(config, data, plans),
         checkpointer=Checkpointer(run_dir, model, optimizer, config.checkpoint.keep, config.checkpoint.asynchronous),
-        metrics=MetricsWriter(run_dir, start.state.step, config.runtime.tensorboard) if ranks.is_first else None,
-        console=console,
+        guard=guard,
+        own_time=own_time,
+        stragglers=Stragglers(config.runtime.straggler_factor),
+        watchdog=Watchdog(run_dir, ranks.rank, config.runtime.stall_timeout_minutes),
+        report=report,
     )
 
 
@@ -96,28 +131,47 @@ class Trainer:
     builder: MicrobatchBuilder
     evaluation: HeldoutEvaluation | None
     checkpointer: Checkpointer
-    metrics: MetricsWriter | None
-    console: Console
+    guard: LossGuard
+    own_time: OwnTime
+    stragglers: Stragglers
+    watchdog: Watchdog
+    report: RunReport
 
-    def run(self) -> None:
-        """Trains until the token budget is spent; evaluates and saves on the way and at the end."""
+    def run(self) -> int:
+        """Trains until the token budget is spent or a signal comes; evaluates and saves on the way and at the end.
+
+        Returns the exit status of the process.
+        """
+        try:
+            with self.watchdog.watching(), stop.deferred(), self.report.console.progress(self.state):
+                status = self._train()
+        except BaseException as error:
+            self.report.say_phase(RunPhase.failed, self.state, str(error) or type(error).__name__)
+            raise
+        finally:
+            self.report.close()
+        return status
+
+    def _train(self) -> int:
         done_before = self.is_finished
+        self.report.say_phase(RunPhase.running, self.state)
         if not done_before:
-            self._report_data()
-        with self.console.progress(self.state):
+            self.report.say_data(self.data, self.state)
             if self.state.step == 0:
                 self.evaluate()
-            while not self.is_finished:
-                self.train_step()
-                self.checkpointer.poll()
-                if self._is_due(self.config.evaluation.every_steps):
-                    self.evaluate()
-                if self._is_due(self.config.checkpoint.every_steps):
-                    self.save()
-            self.checkpointer.finish()
-        self.console.say_end(self.state, done_before)
-        if self.metrics is not None:
-            self.metrics.close()
+        while not self.is_finished:
+            signal = self.train_step()
+            self._save_safely(self.checkpointer.poll)
+            if signal:
+                return self._stop(Signals(signal))
+            if self._is_due(self.config.evaluation.every_steps):
+                self.evaluate()
+            if self._is_due(self.config.checkpoint.every_steps):
+                self._save_safely(self.save)
+        self._save_safely(self.checkpointer.finish)
+        self.report.console.say_end(self.state, done_before)
+        self.report.say_phase(RunPhase.complete, self.state)
+        return 0
 
     @property
     def is_finished(self) -> bool:
@@ -125,38 +179,99 @@ class Trainer:
         budget = max(self.config.train.tokens, self.config.tokens_per_step)
         return self.state.tokens_seen + self.config.tokens_per_step > budget
 
-    def train_step(self) -> None:
-        """One optimizer step on the next global batch."""
+    def train_step(self) -> int:
+        """One optimizer step on the next global batch. Returns the signal that some rank was sent, or 0."""
+        self.watchdog.alive()
         started = time.perf_counter()
-        batches = self.loader.microbatches(self.state.samples_seen)
+        first = self.state.samples_seen
+        batches = self.loader.microbatches(first)
         data_seconds = time.perf_counter() - started
         step = self.builder.prepare(batches)
         for chunk in self.model:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
+        self.own_time.start()
         sums = run_schedule(self.model, step, forward_only=False)
+        stats = LossStats.from_sums(sums, step.counts, self._is_joint)
         learning_rate = self._learning_rate()
         set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
-        _, grad_norm, _ = self.optimizer.step()  # type: ignore[misc]
+        grad_norm = compute_grad_norm(self.optimizer)
+        verdict = self.guard.judge(stats.loss, math.isfinite(grad_norm))
+        seconds = data_seconds + self.own_time.seconds
+        beat = exchange(stop.received() or 0, verdict, seconds, self.ranks.device)
+        applied = self.guard.applies(beat.verdict)
+        if applied:
+            self.optimizer.step()
         self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
-        stats = LossStats.from_sums(sums, step.counts, self._is_joint)
         seconds = time.perf_counter() - started
-        self._report(stats, step.counts, float(grad_norm or 0.0), learning_rate, seconds, data_seconds)
+        outcome = StepOutcome(stats, step.counts, grad_norm, learning_rate, seconds, data_seconds, beat, applied)
+        self._conclude(outcome, range(first, self.state.samples_seen))
+        return beat.signal
+
+    def _conclude(self, outcome: StepOutcome, samples: range) -> None:
+        """Says what happened in a step, and draws the consequences of a bad one."""
+        verdict, stats = outcome.beat.verdict, outcome.stats
+        if verdict is not Verdict.good:
+            message = describe_bad_step(verdict, stats, self.guard, outcome.grad_norm, outcome.applied)
+            self.report.say_event(verdict.name, self.state, message, samples)
+        for rank, late in self.stragglers.update(outcome.beat.seconds, self.state.step):
+            message = f"rank {rank} takes {late:.1f} times as long as its peers until its gradients are ready"
+            self.report.say_event("straggler", self.state, message)
+        self.guard.count(verdict, stats.loss, self.state.step)
+        self.report.say_step(self.state, outcome, self.guard)
+        if verdict is Verdict.spike and self.config.guard.spike_policy is SpikePolicy.roll_back:
+            self._roll_back()
+
+    def _roll_back(self) -> None:
+        """Weights and optimizer of the newest checkpoint; the data since are left out."""
+        self._save_safely(self.checkpointer.finish)
+        step_dir = find_intact_checkpoint(Path(self.config.run.dir))
+        if step_dir is None:
+            self.report.say_event("rollback", self.state, "there is no checkpoint yet to go back to")
+            return
+        manifest, left_at = load_manifest(step_dir), self.state.step
+        left_out = range(manifest.samples_seen, self.state.samples_seen)
+        load_checkpoint(step_dir, self.model, self.optimizer)
+        self.state = TrainState(manifest.step, manifest.tokens_seen, self.state.samples_seen)
+        self.loader.num_samples = count_samples(self.config, self.state)
+        spikes = self.guard.spikes
+        self.guard.restore({**manifest.guard, "spikes": spikes})
+        self.report.go_back(self.state)
+        message = f"back from step {left_at} after a loss spike (number {spikes}); the data in between are left out"
+        self.report.say_event("rollback", self.state, message, left_out)
 
     def evaluate(self) -> None:
         """Held-out losses, into metrics and console; nothing without held-out data."""
-        if self.evaluation is None:
-            return
-        stats = self.evaluation.run(self.model)
-        if self.metrics is not None:
-            self.metrics.write("heldout", self.state.step, self.state.tokens_seen, asdict(stats))
-        self.console.say_heldout(self.state, stats)
+        self.watchdog.alive()
+        if self.evaluation is not None:
+            self.report.say_heldout(self.state, self.evaluation.run(self.model))
 
     def save(self) -> None:
-        """Saves a checkpoint of this moment."""
-        started = time.perf_counter()
-        self.checkpointer.save(build_manifest(self.config, self.data, self.state, self.start))
-        self.console.say_saved(self.state, time.perf_counter() - started)
+        """Saves a checkpoint of this moment. Raises: SaveError."""
+        self.watchdog.alive()
+        manifest = build_manifest(self.config, self.data, self.state, self.start, self.guard.state)
+        self.checkpointer.save(manifest)
+
+    def _save_safely(self, action: Callable[[], None], must_work: bool = False) -> None:
+        """What a failed save means is for the configuration to say, except where nothing would come after it."""
+        try:
+            action()
+        except SaveError as error:
+            self.report.say_event("save_failed", self.state, str(error))
+            if must_work or self.is_finished or self.config.checkpoint.on_failure is SaveFailure.stop:
+                raise
+        self.report.say_saved(self.state, self.checkpointer.take_reports())
+
+    def _stop(self, signal: Signals) -> int:
+        """Saves and returns the status that says so."""
+        self.report.say_event("stop", self.state, f"{signal.name} received: saving, then ending")
+        self._save_safely(self.checkpointer.finish)
+        if self.checkpointer.last_step != self.state.step:
+            self._save_safely(self.save, must_work=True)
+            self._save_safely(self.checkpointer.finish, must_work=True)
+        self.report.say_phase(RunPhase.stopped, self.state, signal.name)
+        dist.barrier()  # launchers end the other ranks when the first one is gone
+        return stop.STATUS[signal]
 
     def _learning_rate(self) -> float:
         tokens_after = self.state.tokens_seen + self.config.tokens_per_step
@@ -169,49 +284,18 @@ class Trainer:
     def _is_joint(self) -> bool:
         return self.config.stage.objective is Objective.joint
 
-    def _report_data(self) -> None:
-        """What an epoch of each source holds and what was left out, once per start."""
-        self.console.say_data(self.data)
-        if self.metrics is not None:
-            counts = {name: asdict(source.counts) for name, source in self.data.train.sources.items()}
-            values = {f"{name}/{key}": value for name, fields in counts.items() for key, value in fields.items()}
-            self.metrics.write("data", self.state.step, self.state.tokens_seen, values)
 
-    def _report(
-        self,
-        stats: LossStats,
-        counts: StepCounts,
-        grad_norm: float,
-        learning_rate: float,
-        seconds: float,
-        data_seconds: float,
-    ) -> None:
-        config = self.config
-        flops = compute_step_flops(config.model, counts.rows, counts.pairs, counts.clean + counts.masked)
-        peak = find_peak_flops(self.ranks.device)
-        values = {
-            **asdict(stats),
-            "text_tokens": counts.text,
-            "context_tokens": counts.context,
-            "completion_tokens": counts.completion,
-            "filler_rows": counts.filler,
-            "filler_share": counts.filler / config.tokens_per_step,
-            "masked_tokens": counts.masked,
-            "grad_norm": grad_norm,
-            "lr": learning_rate,
-            "step_seconds": seconds,
-            "data_seconds": data_seconds,
-            "tokens_per_second": config.tokens_per_step / seconds,
-            "model_flops_per_second": flops / seconds,
-            "mfu": flops / seconds / (peak * dist.get_world_size()) if peak else None,
-            "memory_bytes": measure_memory_bytes(self.ranks.device),
-        }
-        if self.metrics is not None:
-            self.metrics.write("train", self.state.step, self.state.tokens_seen, values)
-        self.console.say_step(self.state, values)
+def _build_report(config: RunConfig, ranks: Ranks, console: Console, start: StartPoint) -> RunReport:
+    if not ranks.is_first:
+        return RunReport(config, ranks, console, metrics=None, status=None)
+    run_dir, step, runtime = Path(config.run.dir), start.state.step, config.runtime
+    reporters = open_reporters(
+        run_dir, step, tensorboard=runtime.tensorboard, wandb_project=runtime.wandb_project, config=plain(config)
+    )
+    return RunReport(config, ranks, console, MetricsWriter(run_dir, step, reporters), StatusWriter(run_dir))
 
 
-def _build_loader(config: RunConfig, data: RunData, ranks: Ranks) -> BatchLoader:
+def _build_loader(config: RunConfig, data: RunData, state: TrainState, ranks: Ranks) -> BatchLoader:
     return BatchLoader(
         data.train,
         config.train.global_batch_size,
@@ -219,7 +303,7 @@ def _build_loader(config: RunConfig, data: RunData, ranks: Ranks) -> BatchLoader
         ranks.data_parallel_rank,
         ranks.data_parallel_size,
         config.data.prefetch_steps,
-        config.num_steps * config.train.global_batch_size,
+        count_samples(config, state),
     )
 
 

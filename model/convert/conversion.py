@@ -15,6 +15,7 @@ from conf.schema import ModelConfig
 from conf.tokenizer_info import read_tokenizer_info, token_text
 from model import checkpoint_layout as layout
 from model.checkpoint_layout import CheckpointManifest
+from model.checksums import write_sums
 from model.convert import hf_target
 from model.convert.dist_reader import DistReader
 from model.convert.dist_writer import DistWriter
@@ -81,6 +82,7 @@ def import_checkpoint(
                 del tensor  # before the next one is read
         check_step(step, table, dtype, writer.checksums, progress)
         layout.save_manifest(step, _import_manifest(facts, dtype))
+        write_sums(step)
         return Converted(len(table), parameters, parameters * dtype.itemsize, source.num_skipped)
 
 
@@ -132,6 +134,7 @@ def export_checkpoint(
     table = build_table(model)
     reader = DistReader(step)
     reader.check(table)
+    layout.check_intact(step)
     tokenizer = layout.tokenizer_directory(layout.run_directory_of(step))
     _check_tokenizer(tokenizer, manifest)
     specs = hf_target.build_specs(table, dtype)

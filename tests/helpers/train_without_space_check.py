@@ -4,5 +4,5 @@ if __name__ == "__main__":
     from pretrain import checkpoint
     from pretrain.train import main
 
-    checkpoint.check_free_space = lambda directory, state: None
+    checkpoint.check_free_space = lambda directory, num_bytes: None
     main()

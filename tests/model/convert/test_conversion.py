@@ -283,7 +283,7 @@ def test_a_megatron_file_with_damaged_bytes_is_refused(folder):
     path = layout.resolve_checkpoint(folder / "run") / "__0_0.distcp"
     size = path.stat().st_size
     path.write_bytes(b"\0" * size)
-    refuse_export(folder, "is damaged at tensor")
+    refuse_export(folder, "is damaged: __0_0.distcp has another checksum")
 
 
 def test_weights_that_do_not_fit_the_manifest_are_refused(folder):

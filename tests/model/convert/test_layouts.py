@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoin
 
 from conf.errors import UserError
 from model.checkpoint_layout import load_manifest, resolve_checkpoint, save_manifest
+from model.checksums import write_sums
 from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
 from model.convert.dist_reader import DistReader
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
@@ -66,7 +67,9 @@ def run_of(folder: Path, layout: str, source: str) -> Path:
 
 def assert_exports_alike(folder: Path, run: Path) -> None:
     shutil.copytree(folder / "imported" / "tokenizer", run / "tokenizer")
-    save_manifest(run / "checkpoints" / "step_00000000", load_manifest(resolve_checkpoint(folder / "imported")))
+    step = run / "checkpoints" / "step_00000000"
+    save_manifest(step, load_manifest(resolve_checkpoint(folder / "imported")))
+    write_sums(step)
     assert export(run, run / "export") == (folder / "expected").read_bytes()
 
 
