@@ -45,7 +45,7 @@ def describe_data_change(data: RunData, manifest: CheckpointManifest, step_dir: 
     if form := list(_describe_form_change(data, manifest)):
         yield (
             f"resume: sequences are others than before ({'; '.join(form)}): each source goes on after as much of its "
-            "epoch as was read, in another order; parts of this epoch come twice, others not at all"
+            "epoch as was read; where their order is another, parts of this epoch come twice and others not at all"
         )
     if data.train.order.means_the_same_as(former):
         return

@@ -33,7 +33,7 @@ def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
     import_checkpoint(tmp_path / "hf", Path(config.run.dir), config.data.mask_token, Progress())
     step = step_directory(config.run.dir, 0).rename(step_directory(config.run.dir, 5))
     manifest = build_manifest(
-        config, open_data(config), TrainState(5, 5 * 512, 40), StartPoint(11, export={"bos_token_id": 1})
+        config, open_data(config), TrainState(5, 5 * 512, 40), StartPoint(11, export={"bos_token_id": 1}), {}
     )
     save_manifest(step, manifest)
     return tmp_path
@@ -47,6 +47,12 @@ def start(config: RunConfig) -> Any:
 def test_it_resumes_where_the_manifest_says(toy_data: ToyData, used_folder: Path) -> None:
     found = start(compose(toy_data, used_folder, "parallel=tp2", "schedule.peak_lr=5e-4"))
     assert found.state == TrainState(5, 5 * 512, 40)
+    assert list(found.list_changes()) == [
+        "parallel.tensor_parallel 1 -> 2",
+        "schedule.peak_lr 0.001 -> 0.0005",
+        "resume: the learning rate of the next step is 0.0005, it would have been 0.001",
+    ]
+    assert len(list(found.describe_changes())) == 3
     assert found.eos_token_id == 11
     assert found.export == {"bos_token_id": 1, "dlm_loss_weight": 0.3}
 
