@@ -17,6 +17,7 @@ from data_pipeline.stored import StoredTokens
 from model.checkpoint_layout import tokenizer_directory
 from model.convert.hf_target import CHAT_TEMPLATE_NAME, write_chat_format
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
+from pretrain.state import TrainState
 
 HELDOUT_SEED = 0
 
@@ -42,8 +43,8 @@ class RunData:
     chat: ChatFormat | None = None
 
 
-def open_data(config: RunConfig) -> RunData:
-    """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
+def open_tokenizer(config: RunConfig) -> TokenizerInfo:
+    """Raises UserError for a tokenizer without mask or end-of-sequence token, or with more entries than the model."""
     tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -54,6 +55,12 @@ def open_data(config: RunConfig) -> RunData:
             f"the tokenizer in {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model has "
             f"model.vocab_size={config.model.vocab_size}: use the model's own tokenizer."
         )
+    return tokenizer
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
+    tokenizer = open_tokenizer(config)
     train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
     # One order and one noise for all runs, so that runs with different seeds are evaluated on the same sequences.
     heldout = _open_blend(config, config.data.heldout, tokenizer, HELDOUT_SEED) if config.data.heldout else None
@@ -72,6 +79,16 @@ def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: 
         dataset.check_vocabulary(config.model.vocab_size)
         dataset.check_tokenizer(tokenizer.fingerprint)
     return build_blend(datasets, sources, seed)
+
+
+def count_samples(config: RunConfig, state: TrainState) -> int:
+    """Global samples passed at the end of a run that goes on from `state`.
+
+    More than the batches of its steps where data were skipped or an earlier part had larger batches.
+    """
+    budget = max(config.train.tokens, config.tokens_per_step)
+    steps = max(0, int(budget - state.tokens_seen) // config.tokens_per_step)
+    return state.samples_seen + steps * config.train.global_batch_size
 
 
 def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:

@@ -25,6 +25,12 @@ MAY_IMPORT = {
         *("model.checkpoint_layout", "model.draft_adapter", "model.hf", "model.identity", "model.load"),
     ),
     "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
+    "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
+        *("conf", "launch.check_environment", "launch.preflight"),
+        *("model.attention.plan", "model.checkpoint_layout", "model.spec", "model.transformer_config"),
+        *("pretrain.checkpoint_size", "pretrain.data", "pretrain.process_group", "pretrain.run_folder"),
+        *("pretrain.start", "pretrain.status"),
+    ),
 }
 
 # Library: the folders that may import it ("entry": also files that are run, hydra's home).

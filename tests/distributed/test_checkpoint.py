@@ -7,6 +7,8 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from conf.compose import load_run_config
+from pretrain.checkpoint_size import compute_checkpoint_bytes
 from tests.distributed.test_layouts import assert_same_curve
 from tests.helpers.processes import train_many
 from tests.helpers.toy_data import ToyData, tokens_of
@@ -55,3 +57,11 @@ def test_saved_weights_are_the_optimizers_after_the_step(root: Path, run: str, s
 
 def test_saving_does_not_change_what_overlapped_training_computes(root: Path) -> None:
     assert_same_curve(root / "plain", root / "overlapped", kinds=("train",))
+
+
+@pytest.mark.parametrize("run", ["plain", "overlapped_bf16"])
+def test_a_checkpoint_is_as_large_as_its_configuration_says(root: Path, run: str) -> None:
+    config = load_run_config(root / run / "config.yaml")
+    on_disk = sum(path.stat().st_size for path in (root / run / "checkpoints" / "step_00000006").iterdir())
+    # At this size what is no tensor weighs the most.
+    assert compute_checkpoint_bytes(config.model, config.precision.dtype) == pytest.approx(on_disk, rel=0.02)

@@ -1,0 +1,1 @@
+"""Checks before a job burns GPUs: `python -m launch.preflight [overrides]`."""

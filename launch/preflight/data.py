@@ -1,0 +1,122 @@
+"""Tokenizer and tokenised data: there, whole, made for each other and for the model, and enough."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from conf.errors import UserError
+from conf.schema import RunConfig, SourceConfig
+from launch.preflight.findings import Finding, failed, ok, warning
+from launch.preflight.subject import Subject
+
+if TYPE_CHECKING:  # imports torch
+    from pretrain.data import RunData
+
+ONE_EPOCH = 1.0
+
+
+def check_tokenizer(subject: Subject) -> Iterator[Finding]:
+    """Mask and end-of-sequence tokens, and no more entries than the model has."""
+    from pretrain.data import open_tokenizer
+
+    config = subject.config
+    tokenizer = open_tokenizer(config)
+    yield ok(
+        f"{config.data.tokenizer}: {tokenizer.vocab_size} entries (model.vocab_size={config.model.vocab_size}), "
+        f"mask token {tokenizer.mask_token_id}, fingerprint {tokenizer.fingerprint[:12]}"
+    )
+
+
+def check_training_data(subject: Subject) -> Iterator[Finding]:
+    """Each source by itself, so that one attempt shows all that is wrong; then what the run reads of each."""
+    from pretrain.data import open_data
+
+    config = subject.config
+    problems = list(_find_problems(config, config.data.train))
+    yield from problems
+    if problems:
+        return
+    subject.data = open_data(_with_sources(config, config.data.train, None))
+    yield from _describe_reading(subject)
+    yield from _find_unwritable_folders(config.data.train)
+
+
+def check_heldout_data(subject: Subject) -> Iterator[Finding]:
+    """The same for what is evaluated; and that it is not trained on."""
+    from pretrain.data import describe_overlap, open_data
+
+    config = subject.config
+    if not config.data.heldout:
+        yield warning("data.heldout is not given: no held-out losses will be measured")
+        return
+    problems = list(_find_problems(config, config.data.heldout))
+    yield from problems
+    if problems:
+        return
+    is_trained_on_known = subject.data is not None
+    data = open_data(
+        _with_sources(config, config.data.train if is_trained_on_known else config.data.heldout, config.data.heldout)
+    )
+    if is_trained_on_known:
+        subject.data = data
+        for line in describe_overlap(data):
+            yield warning(f"{line}; prepare them with input.rows=train and input.rows=heldout")
+    yield _describe_evaluation(config, data)
+
+
+def _describe_evaluation(config: RunConfig, data: "RunData") -> Finding:
+    assert data.heldout is not None
+    there, wanted = data.heldout.num_samples_without_repeats, config.evaluation.sequences
+    if there < wanted:
+        return ok(f"{there} sequences, fewer than evaluation.sequences={wanted}: all of them are evaluated")
+    return ok(f"{wanted} of {there} sequences, every {config.evaluation.every_steps} steps")
+
+
+def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Iterator[Finding]:
+    """What is wrong with single sources."""
+    from pretrain.data import open_data
+
+    for name, source in sources.items():
+        try:
+            open_data(_with_sources(config, {name: source}, None))
+        except (UserError, OSError) as error:
+            yield failed(f"{name}: {error}")
+
+
+def _with_sources(
+    config: RunConfig, train: dict[str, SourceConfig], heldout: dict[str, SourceConfig] | None
+) -> RunConfig:
+    return replace(config, data=replace(config.data, train=train, heldout=heldout))
+
+
+def _describe_reading(subject: Subject) -> Iterator[Finding]:
+    """Tokens that the run reads of each source; more than there are is a warning."""
+    assert subject.data is not None
+    config, blend = subject.config, subject.data.train
+    num_samples = config.num_steps * config.train.global_batch_size
+    shares = blend.shares()
+    for name, epochs in blend.epochs(num_samples).items():
+        counts = blend.sources[name].counts
+        detail = (
+            f"{name}: {counts.tokens:.4g} tokens in {counts.sequences} sequences; the run reads "
+            f"{shares[name] * num_samples * config.data.sequence_length:.4g} ({shares[name]:.1%} of its tokens), "
+            f"{epochs:.3g} epochs"
+        )
+        if epochs > ONE_EPOCH:
+            yield warning(f"{detail}: it repeats; prepare more, lower train.tokens or this source's weight")
+        else:
+            yield ok(detail)
+
+
+def _find_unwritable_folders(sources: dict[str, SourceConfig]) -> Iterator[Finding]:
+    """Where the packing index, built on the first opening, could not be kept beside the data."""
+    for name, source in sources.items():
+        path = Path(source.path)
+        folder = path if path.is_dir() else path.parent
+        if not os.access(folder, os.W_OK) and not any(folder.glob("packing_*.json")):
+            yield warning(
+                f"{name}: {folder} cannot be written, so every node packs the data again into its temporary folder; "
+                "run this once as a user who may write there"
+            )

@@ -1,0 +1,137 @@
+"""One dry batch with the largest shapes, in processes of its own (pretrain/dry_batch.py)."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from conf.rules import data_parallel_size
+from conf.schema import RunConfig
+from launch.preflight.findings import Finding, failed, ok, warning
+from launch.preflight.subject import Subject
+from pretrain.run_folder import plain
+
+SECONDS = 1800
+CROWDED = 0.95  # of a device's memory
+# What a surrounding job would tell the processes about their place in it.
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """values: what the first rank measured, or None; output: everything the processes said."""
+
+    values: dict[str, Any] | None
+    output: str
+
+
+def check_dry_batch(subject: Subject) -> Iterator[Finding]:
+    """One copy of the model on CPUs; on GPUs as many whole copies as this machine has devices for."""
+    num_ranks = count_dry_ranks(subject)
+    if not num_ranks:
+        needed = subject.config.parallel.model_parallel
+        yield warning(f"not run: needs {needed} devices, here are {len(subject.gpus)}")
+        return
+    outcome = run_dry_batch(subject.config, num_ranks, count_microbatches(subject.config, subject.world_size))
+    yield _describe_failure(subject, num_ranks, outcome) if outcome.values is None else _describe(outcome.values)
+
+
+def count_dry_ranks(subject: Subject) -> int:
+    """Processes of the dry batch; 0 where this machine has too few devices."""
+    one_copy = subject.config.parallel.model_parallel
+    if subject.is_cpu_run:
+        return one_copy
+    # More copies shard the optimizer's state further, as the job does: nearer to its memory.
+    return min(len(subject.gpus), subject.world_size) // one_copy * one_copy
+
+
+def count_microbatches(config: RunConfig, world_size: int) -> int:
+    """As many as fill the pipeline, which decides how many activations live at once; no more than the job has."""
+    parallel = config.parallel
+    filling = parallel.pipeline_parallel * (2 if parallel.virtual_pipeline_parallel > 1 else 1)
+    copies = data_parallel_size(config, world_size)
+    return min(filling, config.train.global_batch_size // (config.train.micro_batch_size * copies))
+
+
+def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> Outcome:
+    """Runs it in a temporary folder, which is deleted."""
+    with tempfile.TemporaryDirectory(prefix="preflight_") as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+        arguments = ["pretrain.dry_batch", str(path), "--microbatches", str(num_microbatches)]
+        output = _run([*_launcher(num_ranks), *arguments])
+        report = Path(folder) / "report.json"
+        return Outcome(json.loads(report.read_text(encoding="utf-8")) if report.exists() else None, output)
+
+
+def _launcher(num_ranks: int) -> list[str]:
+    if num_ranks == 1:
+        return [sys.executable, "-m"]
+    places = ["--nnodes=1", f"--nproc_per_node={num_ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [sys.executable, "-m", "torch.distributed.run", *places, "-m"]
+
+
+def _run(command: list[str]) -> str:
+    """Output of a command that is stopped, with all its processes, when it takes too long."""
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
+    pipe, merged = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=merged, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            return process.communicate(timeout=SECONDS)[0]
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            output = process.communicate()[0]
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            return f"{output}\nerror: stopped after {SECONDS} s"
+
+
+def _describe(values: dict[str, Any]) -> Finding:
+    peak, total = values["peak_memory_bytes"], values["device_memory_bytes"]
+    detail = (
+        f"{values['world_size']} ranks, {values['num_microbatches']} microbatches of {values['micro_batch_size']} x "
+        f"{values['sequence_length']} as one document: step {values['step_seconds']:.3g} s, peak memory "
+        f"{peak / 1e9:.3g} GB per rank" + (f" of {total / 1e9:.3g} GB" if total else "")
+    )
+    if values["heldout_seconds"] is not None:
+        detail += f", held-out microbatch {values['heldout_seconds']:.3g} s"
+    if not values["is_finite"]:
+        return failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
+    if total and peak > CROWDED * total:
+        return warning(
+            f"{detail}: close to the limit; lower train.micro_batch_size or set parallel.recompute=selective"
+        )
+    return ok(detail)
+
+
+def _describe_failure(subject: Subject, num_ranks: int, outcome: Outcome) -> Finding:
+    """The cause in a line; the whole output in a file."""
+    descriptor, log = tempfile.mkstemp(prefix="preflight_dry_batch_", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(outcome.output)
+    detail = f"{num_ranks} ranks: {find_cause(outcome.output)} (everything they said: {log})"
+    if "OutOfMemoryError" in outcome.output and num_ranks < subject.world_size:
+        copies = subject.world_size // subject.config.parallel.model_parallel
+        return warning(
+            f"{detail}; the job shards optimizer state over {copies} copies and needs less: python -m launch.plan "
+            "counts it"
+        )
+    return failed(detail)
+
+
+def find_cause(output: str) -> str:
+    """The line that says most: a user's message, else the last error of the first traceback."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith(("error:", "error on rank"))]
+    causes += [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
+    return (causes or lines[-1:] or ["it ended without a word"])[0]

@@ -1,0 +1,70 @@
+"""Whether the run folder is free and can be written."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from conf.lock import try_lock
+from launch.preflight.findings import Finding, failed, ok, warning
+from launch.preflight.subject import Subject, nearest_existing
+from pretrain.run_folder import LOCK_FILE
+from pretrain.status import STATUS_FILE, RunPhase
+
+PROBE_BYTES = 4096
+# A live run renews its status with its steps; one that is older than this has probably ended without saying so.
+LIVE_SECONDS = 120.0
+
+
+def check_run_folder(subject: Subject) -> Iterator[Finding]:
+    """Nobody else's at the moment, and writable: a probe file is written, brought to disk and deleted."""
+    run_dir = subject.run_dir
+    owner = _find_owner(run_dir / LOCK_FILE)
+    if owner is not None:
+        yield failed(f"{run_dir} is in use by another run ({owner}): wait for it, stop it, or choose another run.name")
+    else:
+        yield from _find_signs_of_life(run_dir / STATUS_FILE)
+    folder = nearest_existing(run_dir)
+    try:
+        _write_probe(folder)
+    except OSError as error:
+        yield failed(f"{folder} cannot be written ({error}): mend it, or choose another run.root")
+        return
+    if owner is None:
+        yield ok(f"{run_dir} is free and writable" if run_dir.exists() else f"{run_dir} can be made in {folder}")
+
+
+def _find_owner(lock: Path) -> str | None:
+    """What the lock file says about the live process that holds it; None if nobody does."""
+    if not lock.exists():
+        return None
+    with lock.open("r+", encoding="utf-8") as file:
+        return None if try_lock(file) else file.read().strip() or "owner unknown"
+
+
+def _find_signs_of_life(status: Path) -> Iterator[Finding]:
+    """Where the file system has no locks, only this tells of a run on another machine."""
+    try:
+        values = json.loads(status.read_text(encoding="utf-8"))
+        state, age, host = values["state"], time.time() - float(values["time"]), values["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if state == RunPhase.running.value and age < LIVE_SECONDS and host != socket.gethostname():
+        yield warning(
+            f"{status} was renewed {age:.0f} s ago by a run on {host}, although nobody holds the lock (some network "
+            "file systems have none): see that it has ended"
+        )
+
+
+def _write_probe(folder: Path) -> None:
+    """Raises OSError."""
+    probe = folder / f".preflight_{socket.gethostname()}_{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(os.urandom(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""One step with the largest shapes, for launch/preflight: `python -m pretrain.dry_batch CONFIG --microbatches N`.
+
+CONFIG: a resolved config.yaml in a folder that may be written; `report.json` appears beside it. The run folder that it
+names is not touched, and weights are fresh: what is tried is whether model, optimizer and batches fit and work.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.atomic import atomic_write_text
+from conf.compose import load_run_config
+from conf.entry import OneLineParser, count, exit_status, quiet_libraries
+from conf.schema import ResumeConfig, RunConfig, RunFolderConfig
+
+if TYPE_CHECKING:
+    from pretrain.trainer import Trainer
+
+REPORT_FILE = "report.json"
+
+
+def main() -> None:
+    """Exit status 0, or 2 with one message for what the user can mend."""
+    parser = OneLineParser(prog="python -m pretrain.dry_batch", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--microbatches", type=count, required=True, help="per data-parallel rank")
+    sys.exit(exit_status(lambda: run(parser.parse_args())))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains two steps, evaluates one microbatch and writes the report. Raises UserError."""
+    config = load_run_config(arguments.config)
+    quiet_libraries("torch.distributed")
+
+    from pretrain.data import open_data
+    from pretrain.distributed import distributed_session
+    from pretrain.start import StartPoint
+    from pretrain.trainer import build_trainer
+
+    data = open_data(config)
+    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
+        copies = ranks.data_parallel_size
+        small = shrink(config, arguments.config.parent / "run", arguments.microbatches, copies)
+        assert data.tokenizer.eos_token_id is not None, "open_data checks it"
+        trainer = build_trainer(small, data, StartPoint(data.tokenizer.eos_token_id), ranks)
+        measured = measure(trainer)
+        report = describe(trainer, measured, arguments.microbatches)
+        if ranks.is_first:
+            atomic_write_text(arguments.config.parent / REPORT_FILE, json.dumps(report) + "\n")
+
+
+def shrink(config: RunConfig, run_dir: Path, num_microbatches: int, copies: int) -> RunConfig:
+    """The run with so few sequences per step, in a folder of its own, telling nobody else about it."""
+    train, runtime = config.train, config.runtime
+    return replace(
+        config,
+        train=replace(train, global_batch_size=num_microbatches * copies * train.micro_batch_size),
+        evaluation=replace(config.evaluation, sequences=copies * train.micro_batch_size),
+        runtime=replace(runtime, tensorboard=False, wandb_project=None, progress_bar=False),
+        run=RunFolderConfig(root=str(run_dir.parent), name=run_dir.name, dir=str(run_dir)),
+        resume=ResumeConfig(),
+        init_from=None,
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of the step with the largest shapes, and of a held-out microbatch where there is one."""
+
+    step_seconds: float
+    heldout_seconds: float | None
+
+
+def measure(trainer: "Trainer") -> Measured:
+    """The first step, on the run's own first sequences, allocates what the second one then works beside."""
+    trainer.train_step()
+    lengthen(trainer)
+    step_seconds = _time(trainer.train_step)
+    return Measured(step_seconds, None if trainer.evaluation is None else _time(trainer.evaluate))
+
+
+def lengthen(trainer: "Trainer") -> None:
+    """From now on every sequence is one document without filler: most pairs that attend, most scored rows."""
+    from pretrain.longest import LongestBlend
+
+    longest: Any = LongestBlend(trainer.loader.blend)
+    trainer.loader = replace(trainer.loader, blend=longest, prefetch_steps=0, _ahead={})
+
+
+def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> dict[str, Any]:
+    """What preflight reads. All ranks take part: memory is that of the fullest."""
+    import torch
+    import torch.distributed as dist
+
+    from pretrain.metrics import load_metrics, measure_memory_bytes
+
+    device, config = trainer.ranks.device, trainer.config
+    peaks: list[Any] = [None] * trainer.ranks.world_size
+    dist.all_gather_object(peaks, measure_memory_bytes(device))
+    is_cuda = device.type == "cuda"
+    losses = [line["loss"] for line in load_metrics(config.run.dir, "train")] if trainer.ranks.is_first else []
+    return {
+        "world_size": trainer.ranks.world_size,
+        "num_microbatches": num_microbatches,
+        "micro_batch_size": config.train.micro_batch_size,
+        "sequence_length": config.data.sequence_length,
+        "step_seconds": measured.step_seconds,
+        "heldout_seconds": measured.heldout_seconds,
+        "peak_memory_bytes": max(peaks),
+        "device_memory_bytes": torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
+        "losses": losses,
+        "is_finite": all(math.isfinite(loss) for loss in losses),
+    }
+
+
+def _time(action: Any) -> float:
+    """Seconds; what trainers do ends with numbers on the CPU, so the device is done then."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Sequences of the largest cost: each one document from its first row to its last, every token scored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.blend import Blend
+
+
+@dataclass(frozen=True)
+class LongestBlend:
+    """The tokens of `blend`, laid out so. It is for trying out memory and time, never for training."""
+
+    blend: Blend
+
+    def build_batch(self, sample_indices: Sequence[int]) -> Batch:
+        """Batch [B, S]."""
+        batch = self.blend.build_batch(sample_indices)
+        block_size = next(iter(self.blend.sources.values())).form.block_size
+        positions = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens).contiguous()
+        return replace(
+            batch,
+            document_ids=torch.zeros_like(batch.document_ids),
+            block_ids=positions // block_size,
+            positions=positions,
+            loss_mask=torch.ones_like(batch.loss_mask),
+            completion=torch.zeros_like(batch.completion),
+        )

@@ -1,0 +1,138 @@
+"""Each check of the preflight, on a toy run with one thing wrong."""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose_run_config
+from launch.preflight.checks import CHECKS
+from launch.preflight.findings import Result
+from launch.preflight.runner import Row, run_checks
+from launch.preflight.subject import Subject
+from pretrain.run_folder import lock_run_folder
+from tests.helpers.stored import write_dataset
+from tests.helpers.toy_data import ToyData, tokens_of
+
+
+def check(data: ToyData, root: Path, *extra: str, ranks: int = 1) -> list[Row]:
+    """All rows but those of the dry batch."""
+    overrides = [*data.overrides(), "stage=joint", tokens_of(10), f"run.root={root}", "run.name=run", *extra]
+    subject = Subject(compose_run_config(overrides), nodes=1, gpus_per_node=ranks)
+    return [row for rows in run_checks(subject, CHECKS, lambda name: None) for row in rows]
+
+
+def rows_of(rows: list[Row], result: Result) -> dict[str, str]:
+    """Details by check."""
+    return {row.check: row.detail for row in rows if row.result is result}
+
+
+@pytest.fixture(autouse=True)
+def free_port(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The machine's 29500 may be in use by whatever else runs."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    return port
+
+
+def test_a_run_that_can_start_has_nothing_to_mend(toy_data: ToyData, tmp_path: Path) -> None:
+    rows = check(toy_data, tmp_path)
+    assert {row.result for row in rows} == {Result.ok}
+    assert {row.check for row in rows} == {check.name for check in CHECKS}
+    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "named"),
+    [
+        ("parallel=tp2", "configuration", "nproc_per_node=2"),
+        ("data.tokenizer=nowhere", "tokenizer", "nowhere"),
+        ("model.vocab_size=200", "tokenizer", "model.vocab_size=200"),
+        ("data.train=nowhere", "training data", "nowhere"),
+        ("data.heldout=nowhere", "held-out data", "nowhere"),
+        ("init_from=nowhere", "start", "nowhere"),
+        ("checkpoint.keep=1000000", "disk space", "lower checkpoint.keep"),
+    ],
+)
+def test_what_is_wrong_fails_where_it_is_looked_at(
+    toy_data: ToyData, tmp_path: Path, change: str, where: str, named: str
+) -> None:
+    failures = rows_of(check(toy_data, tmp_path, change), Result.failed)
+    assert list(failures) == [where] and named in failures[where]
+
+
+def test_each_broken_source_is_named(toy_data: ToyData, tmp_path: Path) -> None:
+    shutil.copytree(toy_data.train, tmp_path / "cut")
+    tokens = next((tmp_path / "cut").glob("*.bin"))
+    tokens.write_bytes(tokens.read_bytes()[:-2])
+    other = write_dataset(tmp_path / "other", [[[[5, 6, 7]] * 200]])
+    blend = "data.train={a:{path:%s,weight:1},b:{path:%s,weight:1},c:{path:%s,weight:1},d:{path:nowhere,weight:1}}"
+    rows = check(toy_data, tmp_path, blend % (toy_data.train, tmp_path / "cut", other))
+    failures = [row.detail for row in rows if row.result is Result.failed]
+    assert [detail[0] for detail in failures] == ["b", "c", "d"]
+    assert "bytes" in failures[0] and "was tokenised with tokenizer" in failures[1]
+    assert "nowhere" in failures[2]
+    assert "training data" in rows_of(rows, Result.warning)["start"]
+
+
+def test_reading_data_more_than_once_is_a_warning(toy_data: ToyData, tmp_path: Path) -> None:
+    warnings = rows_of(check(toy_data, tmp_path, "train.tokens=1e6"), Result.warning)
+    assert list(warnings) == ["training data"] and "it repeats" in warnings["training data"]
+
+
+def test_missing_and_trained_on_heldout_data_are_warnings(toy_data: ToyData, tmp_path: Path) -> None:
+    missing = rows_of(check(toy_data, tmp_path, "data.heldout=null"), Result.warning)
+    trained_on = rows_of(check(toy_data, tmp_path, f"data.heldout={toy_data.train}"), Result.warning)
+    assert "not given" in missing["held-out data"] and "not held out" in trained_on["held-out data"]
+
+
+def test_a_folder_in_use_and_one_that_cannot_be_written_fail(toy_data: ToyData, tmp_path: Path) -> None:
+    with lock_run_folder(tmp_path / "run"):
+        rows = check(toy_data, tmp_path)
+    assert "is in use" in rows_of(rows, Result.failed)["run folder"]
+    (tmp_path / "file").touch()
+    failures = rows_of(check(toy_data, tmp_path / "file"), Result.failed)
+    assert "run.root" in failures["run folder"]
+
+
+def test_an_occupied_port_is_named(toy_data: ToyData, tmp_path: Path, free_port: int) -> None:
+    with socket.socket() as other:
+        other.bind(("", free_port))
+        other.listen(1)
+        failures = rows_of(check(toy_data, tmp_path), Result.failed)
+    assert str(free_port) in failures["ports"] and list(failures) == ["ports"]
+
+
+def test_a_rendezvous_on_another_machine_is_not_checked(
+    toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "192.0.2.1")  # RFC 5737: nobody's
+    assert "another machine" in rows_of(check(toy_data, tmp_path), Result.warning)["ports"]
+
+
+def test_a_package_of_another_version_stops_only_what_needs_it(
+    toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.preflight import packages
+
+    monkeypatch.setattr(packages, "read_requirements", lambda *_: ["pytest<2"])
+    rows = check(toy_data, tmp_path)
+    assert "make setup" in rows_of(rows, Result.failed)["packages"]
+    assert "packages" in rows_of(rows, Result.warning)["kernels"]
+    assert "run folder" in rows_of(rows, Result.ok)
+
+
+def test_an_unforeseen_error_is_a_failure_of_its_check_alone(
+    toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: Any) -> Any:
+        raise RuntimeError("no disk")
+
+    monkeypatch.setattr(shutil, "disk_usage", break_down)
+    rows = check(toy_data, tmp_path)
+    assert "RuntimeError: no disk" in rows_of(rows, Result.failed)["disk space"]
+    assert "kernels" in rows_of(rows, Result.ok)

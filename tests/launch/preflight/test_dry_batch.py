@@ -1,0 +1,107 @@
+"""How many ranks and microbatches a dry batch takes, and what is said about its outcome."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.compose import compose_run_config
+from conf.schema import RunConfig
+from launch.preflight import dry_batch
+from launch.preflight.dry_batch import Outcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause
+from launch.preflight.findings import Finding, Result
+from launch.preflight.subject import GpuFacts, Subject
+from tests.helpers.toy_data import ToyData, tokens_of
+
+GPU = GpuFacts("H100", total_bytes=int(80e9), free_bytes=int(79e9))
+MEASURED = {
+    "world_size": 4,
+    "num_microbatches": 2,
+    "micro_batch_size": 1,
+    "sequence_length": 4096,
+    "step_seconds": 1.5,
+    "heldout_seconds": None,
+    "peak_memory_bytes": 50e9,
+    "device_memory_bytes": 80e9,
+    "is_finite": True,
+}
+
+
+def compose(*extra: str) -> RunConfig:
+    paths = ["data.train=t", "data.tokenizer=t", "init_from=i", "run.name=r"]
+    return compose_run_config(["experiment=nld_8b_joint", *paths, *extra])
+
+
+def subject(num_gpus: int, *extra: str) -> Subject:
+    return Subject(compose(*extra), nodes=4, gpus_per_node=8, gpus=[GPU] * num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "overrides", "expected"),
+    [
+        (0, ("parallel=tp4",), 0),
+        (3, ("parallel=tp4",), 0),
+        (7, ("parallel=tp4",), 4),
+        (8, ("parallel=tp4",), 8),
+        (0, ("parallel=tp2_pp2", "runtime=cpu"), 4),
+    ],
+)
+def test_a_dry_batch_takes_whole_copies_of_the_model(num_gpus: int, overrides: tuple[str, ...], expected: int) -> None:
+    assert count_dry_ranks(subject(num_gpus, *overrides)) == expected
+
+
+@pytest.mark.parametrize(("parallel", "expected"), [("tp4", 1), ("tp2_pp2", 2), ("pp2_interleaved", 4)])
+def test_microbatches_fill_the_pipeline(parallel: str, expected: int) -> None:
+    assert count_microbatches(compose(f"parallel={parallel}"), 32) == expected
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, num_gpus: int = 4) -> Finding:
+    monkeypatch.setattr(dry_batch, "run_dry_batch", lambda *_: outcome)
+    (finding,) = check_dry_batch(subject(num_gpus, "parallel=tp4"))
+    return finding
+
+
+def test_too_few_devices_are_a_warning_that_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = judge(monkeypatch, Outcome(None, ""), num_gpus=3)
+    assert finding.result is Result.warning and "needs 4 devices, here are 3" in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("change", "result", "named"),
+    [
+        ({}, Result.ok, "50 GB per rank of 80 GB"),
+        ({"peak_memory_bytes": 79e9}, Result.warning, "close to the limit"),
+        ({"is_finite": False}, Result.failed, "not finite"),
+    ],
+)
+def test_a_measurement_is_judged(monkeypatch: pytest.MonkeyPatch, change: dict, result: Result, named: str) -> None:
+    finding = judge(monkeypatch, Outcome(MEASURED | change, ""))
+    assert finding.result is result and named in finding.detail
+
+
+def test_a_crash_gives_its_cause_and_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = "Traceback ...\n  File x\nValueError: shapes differ\ntorch.distributed...ChildFailedError: \n"
+    finding = judge(monkeypatch, Outcome(None, output))
+    log = Path(finding.detail.rpartition(": ")[2].rstrip(")"))
+    assert finding.result is Result.failed and "ValueError: shapes differ" in finding.detail
+    assert log.read_text(encoding="utf-8") == output
+    log.unlink()
+
+
+def test_memory_that_more_copies_would_share_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = judge(monkeypatch, Outcome(None, "torch.OutOfMemoryError: CUDA out of memory."))
+    assert finding.result is Result.warning and "over 8 copies" in finding.detail
+    Path(finding.detail.partition("said: ")[2].partition(")")[0]).unlink()
+
+
+def test_a_message_for_the_user_is_the_cause() -> None:
+    assert find_cause("W1 noise\nerror: data.train holds no data\nFooError: x") == "error: data.train holds no data"
+    assert find_cause("") == "it ended without a word"
+
+
+@pytest.mark.slow
+def test_real_processes_leave_no_trace(toy_data: ToyData, tmp_path: Path) -> None:
+    options = ["stage=joint", "parallel=pp2", tokens_of(10), f"run.root={tmp_path}", "run.name=run"]
+    config = compose_run_config([*toy_data.overrides(), *options])
+    outcome = dry_batch.run_dry_batch(config, num_ranks=2, num_microbatches=2)
+    assert outcome.values is not None and outcome.values["is_finite"], outcome.output
+    assert list(tmp_path.iterdir()) == []
