@@ -1,6 +1,9 @@
-"""Worker of train_many: runs each job of a JSON file, and records the noise every rank drew.
+"""Worker of train_many: runs each job of a JSON file, and records what every rank trained on and the noise it drew.
 
 <run.dir>/noise_rank<r>.json   {"<split>/<sample index>": digest of noisy tokens and masking probabilities}
+<run.dir>/tokens_rank<r>.json  {"<split>/<sample index>": digest of the clean tokens}
+
+Both over all starts of the run in such a worker; the latest one of a sample.
 """
 
 import hashlib
@@ -8,6 +11,8 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 def main() -> None:
@@ -22,10 +27,14 @@ def main() -> None:
     draw = microbatches.add_noise
     for overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         digests: dict[str, str] = {}
+        contents: dict[str, str] = {}
 
-        def recorded(batch: Any, source: Any, mask_token_id: int, digests: dict[str, str] = digests) -> Any:
+        def recorded(
+            batch: Any, source: Any, mask_token_id: int, digests: Any = digests, contents: Any = contents
+        ) -> Any:
             noisy = draw(batch, source, mask_token_id)
             for row, index in enumerate(batch.sample_indices.tolist()):
+                contents[f"{source.split}/{index}"] = digest_tokens(batch.tokens[row])
                 if batch.loss_mask[row].any():
                     content = noisy.noisy_tokens[row].numpy().tobytes() + noisy.p_mask[row].numpy().tobytes()
                     digests[f"{source.split}/{index}"] = hashlib.sha256(content).hexdigest()
@@ -34,15 +43,22 @@ def main() -> None:
         microbatches.add_noise = recorded
         config = compose_run_config(overrides)
         run_training(config)
-        _write(Path(config.run.dir), digests)
+        _write(Path(config.run.dir), "noise", digests)
+        _write(Path(config.run.dir), "tokens", contents)
     dist.destroy_process_group()
 
 
-def _write(run_dir: Path, digests: dict[str, str]) -> None:
+def digest_tokens(tokens: Any) -> str:
+    """Of the clean tokens [S] of one sequence."""
+    return hashlib.sha256(np.asarray(tokens, dtype=np.int64).tobytes()).hexdigest()
+
+
+def _write(run_dir: Path, kind: str, digests: dict[str, str]) -> None:
     import os
 
-    path = run_dir / f"noise_rank{os.environ['RANK']}.json"
-    path.write_text(json.dumps(digests), encoding="utf-8")
+    path = run_dir / f"{kind}_rank{os.environ['RANK']}.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(before | digests), encoding="utf-8")
 
 
 if __name__ == "__main__":
