@@ -37,6 +37,18 @@ def compose_drafter_config(overrides: list[str]) -> DrafterConfig:
     return to_config(compose_groups(overrides, DRAFTER_TREE), DRAFTER_TREE)
 
 
+def compose_size(overrides: list[str]) -> RunConfig:
+    """A run's size and layout: as compose_run_config, but what the run would read need not be given.
+
+    Data, tokenizer and start weights are left out, missing or not. Raises ConfigError.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(compose_groups(overrides), resolve=False))
+    _refuse_unknown(plain, RUN_TREE)
+    form = {key: plain["data"][key] for key in ("sequence_length", "isolate_documents")}
+    plain |= {"data": form | {"train": {}, "heldout": {}, "tokenizer": ""}, "init_from": None}
+    return to_config(OmegaConf.create(plain), RUN_TREE)
+
+
 def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictConfig:
     """What Hydra makes of the overrides: values may be missing (???) and unresolved. Raises ConfigError."""
     register_schema(tree)

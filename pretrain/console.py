@@ -39,7 +39,7 @@ class Console:
             origin = f"weights from {self._config.init_from}"
         logger.info(
             f"{self._config.run.dir}: {self._config.num_steps} steps of {self._config.tokens_per_step} tokens, "
-            f"{describe_layout(self._config, self._ranks.world_size)}, {parameters / 1e6:.1f}M parameters on rank 0, "
+            f"{self._config.parallel.describe(self._ranks.world_size)}, {parameters / 1e6:.1f}M parameters on rank 0, "
             f"{self._ranks.device.type}; {origin}"
         )
 
@@ -69,15 +69,3 @@ class Console:
         """Held-out losses."""
         diffusion = "" if stats.diffusion_loss is None else f", diffusion_loss {stats.diffusion_loss:.4f}"
         logger.info(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
-
-
-def describe_layout(config: RunConfig, world_size: int) -> str:
-    """The layout in the usual short form, such as TP2 PP2 DP1."""
-    parallel = config.parallel
-    parts = [f"TP{parallel.tensor_parallel}", f"PP{parallel.pipeline_parallel}"]
-    if parallel.virtual_pipeline_parallel > 1:
-        parts.append(f"VPP{parallel.virtual_pipeline_parallel}")
-    parts.append(f"DP{world_size // parallel.model_parallel}")
-    if parallel.sequence_parallel:
-        parts.append("SP")
-    return " ".join(parts)

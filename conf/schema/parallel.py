@@ -41,3 +41,13 @@ class ParallelConfig:
     def model_parallel(self) -> int:
         """Ranks that hold one copy of the model."""
         return self.tensor_parallel * self.pipeline_parallel
+
+    def describe(self, world_size: int) -> str:
+        """The layout on so many ranks in the usual short form, such as TP2 PP2 DP1."""
+        parts = [f"TP{self.tensor_parallel}", f"PP{self.pipeline_parallel}"]
+        if self.virtual_pipeline_parallel > 1:
+            parts.append(f"VPP{self.virtual_pipeline_parallel}")
+        parts.append(f"DP{world_size // self.model_parallel}")
+        if self.sequence_parallel:
+            parts.append("SP")
+        return " ".join(parts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import compose_layout, compose_run_config, load_run_config
+from conf.compose import compose_layout, compose_run_config, compose_size, load_run_config
 from conf.errors import ConfigError, UserError
 from conf.schema import Objective, ResumeMode, RunConfig
 
@@ -116,3 +116,20 @@ def test_a_layout_composes_outside_a_run() -> None:
     assert (layout.tensor_parallel, layout.pipeline_parallel) == (2, 2)
     with pytest.raises(ConfigError, match="did you mean parallel=tp2_pp2"):
         compose_layout("tp2-pp2")
+
+
+def test_a_recipe_needs_no_data_to_have_a_size() -> None:
+    config = compose_size(["experiment=nld_8b_sft", "train.micro_batch_size=2"])
+    assert (config.data.sequence_length, config.train.micro_batch_size) == (16384, 2)
+    with pytest.raises(ConfigError, match=r"data\.train"):
+        compose_run_config(["experiment=nld_8b_sft"])
+
+
+def test_what_decides_the_size_must_be_given() -> None:
+    with pytest.raises(ConfigError, match=r"train\.tokens"):
+        compose_size(["model=tiny", "stage=joint"])
+
+
+def test_unknown_keys_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="tensor_parallel"):
+        compose_size(["experiment=nld_8b_ar", "parallel.tensor_paralel=2"])

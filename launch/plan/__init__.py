@@ -1,0 +1,1 @@
+"""What a run will take: memory, FLOPs, time, communication, checkpoints; and which layouts are fastest."""

@@ -1,0 +1,117 @@
+"""What a run will take: `python -m launch.plan experiment=nld_8b_joint --gpus 256 [--search]`. Answers in a second."""
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+
+from conf.compose import compose_size
+from conf.entry import OneLineParser, count, exit_status
+from launch.plan.as_json import describe_plan, describe_search
+from launch.plan.hardware import GIGA, Hardware
+from launch.plan.plan import build_plan
+from launch.plan.report import print_plan
+from launch.plan.search import search_layouts
+from launch.plan.search_report import print_search
+
+EXIT_DOES_NOT_FIT = 1
+TERA = 1e12
+WIDTH = 100
+EXAMPLES = """examples:
+  python -m launch.plan experiment=nld_8b_joint --gpus 256
+  python -m launch.plan experiment=nld_8b_sft parallel=tp8_sp train.micro_batch_size=1 --gpus 256 --mfu 0.35
+  python -m launch.plan experiment=nld_14b_joint --gpus 512 --search
+  python -m launch.plan stage=joint model=ministral3_3b train.tokens=1e11 --gpus 8 --search --json
+
+Data, tokenizer and start weights need not be given. Exit status: 0 it fits, 1 it does not, 2 it cannot run so.
+"""
+
+
+def main() -> None:
+    """Parse the command line; exit status 1 if nothing fits, 2 with one message if the rules are broken."""
+    parser = build_parser()
+    arguments = parser.parse_intermixed_args()
+    sys.exit(exit_status(lambda: run_plan(arguments)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; the hardware's defaults are those of Hardware."""
+    parser = OneLineParser(
+        prog="python -m launch.plan",
+        description="Memory per GPU, FLOPs, step time, communication and checkpoints of a run, before it starts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for pretrain.train: group=option, key=value"
+    )
+    parser.add_argument("--gpus", type=count, required=True, metavar="N", help="GPUs of the run")
+    parser.add_argument("--search", action="store_true", help="rank the layouts that fit instead")
+    parser.add_argument("--top", type=count, default=10, metavar="N", help="layouts that --search shows (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object, bytes and seconds")
+    parser.add_argument(
+        "--document-tokens",
+        type=count,
+        metavar="N",
+        help="length of documents within a sequence, which do not see each other (default: one per sequence)",
+    )
+    _add_hardware(parser.add_argument_group("hardware (defaults: nodes of 8 H100)"))
+    return parser
+
+
+def _add_hardware(group: argparse._ArgumentGroup) -> None:
+    default = Hardware()
+    options = {
+        "--mfu": (default.mfu, "share of the peak that compute reaches while it runs"),
+        "--peak-tflops": (default.peak_flops / TERA, "dense bf16 peak of a GPU"),
+        "--gpu-memory-gb": (default.memory_bytes / GIGA, "memory of a GPU"),
+        "--reserve-gb": (default.reserve_bytes / GIGA, "of it for CUDA, NCCL, workspaces and fragmentation"),
+        "--nvlink-gbs": (default.node_bandwidth / GIGA, "GB/s from a GPU to others of its node, one direction"),
+        "--ib-gbs": (default.network_bandwidth / GIGA, "GB/s from a GPU to other nodes"),
+        "--storage-gbs": (default.storage_bandwidth / GIGA, "GB/s that all ranks together write"),
+    }
+    for name, (value, meaning) in options.items():
+        group.add_argument(name, type=positive, default=value, metavar="X", help=f"{meaning} (%(default)g)")
+    group.add_argument("--gpus-per-node", type=count, default=default.gpus_per_node, metavar="N", help="(%(default)s)")
+
+
+def positive(text: str) -> float:
+    """Type of a command-line option: a number above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Plans or searches, prints, and gives the exit status. Raises UserError."""
+    hardware = Hardware(
+        peak_flops=arguments.peak_tflops * TERA,
+        mfu=arguments.mfu,
+        gpus_per_node=arguments.gpus_per_node,
+        memory_bytes=arguments.gpu_memory_gb * GIGA,
+        reserve_bytes=arguments.reserve_gb * GIGA,
+        node_bandwidth=arguments.nvlink_gbs * GIGA,
+        network_bandwidth=arguments.ib_gbs * GIGA,
+        storage_bandwidth=arguments.storage_gbs * GIGA,
+    )
+    config = compose_size(arguments.overrides)
+    console = Console(width=WIDTH, highlight=False)
+    if arguments.search:
+        search = search_layouts(config, arguments.gpus, hardware, arguments.document_tokens)
+        if arguments.json:
+            print(json.dumps(describe_search(search, arguments.top), indent=1))
+        else:
+            print_search(console, search, config, arguments.gpus, hardware, arguments.top)
+        return 0 if search.feasible else EXIT_DOES_NOT_FIT
+    plan = build_plan(config, arguments.gpus, hardware, arguments.document_tokens)
+    if arguments.json:
+        print(json.dumps(describe_plan(plan), indent=1))
+    else:
+        print_plan(console, plan)
+    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+if __name__ == "__main__":
+    main()

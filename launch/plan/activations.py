@@ -1,0 +1,144 @@
+"""Bytes of activations on one rank: what a layer keeps for its backward pass, and what passes through.
+
+Read off what the model's operators save (model/spec.py, model/attention/, megatron-core's MLP and attention), per row:
+H hidden size, F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element, T tensor parallel.
+
+    norm           H e input + H e output (Transformer Engine); megatron-core's keep input and normalised input in fp32
+    attention      (Q + 2K) e projected (values are a view of it) + Q e + K e rotated + Q e output + 4 bytes per head
+    MLP            2F e gate and up + F e SiLU + F e up once more (`+ glu_linear_offset`) + F e product
+
+Checked against live tensors for the CPU's kernels (tests/launch/plan/test_memory.py); the GPU's differ in norms and
+attention, and those two lines could not be checked there.
+"""
+
+from conf.schema import AttentionBackend, Recompute
+from launch.plan.shape import Shape
+
+SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group of noisy rows
+FP32 = 4
+
+
+def saved_by_layer(shape: Shape) -> int:
+    """Bytes one layer keeps of one microbatch."""
+    if shape.parallel.recompute is Recompute.full:
+        return shape.stream_bytes
+    return computed_by_layer(shape, shape.parallel.recompute is Recompute.selective)
+
+
+def computed_by_layer(shape: Shape, selective: bool = False) -> int:
+    """Bytes one layer keeps between its forward and its backward, without recomputation of the whole layer."""
+    norms = 2 * (_norm_input(shape) + shape.stream_bytes)
+    attention = _recomputed_attention(shape) if selective else _attention(shape)
+    return norms + attention + _mlp(shape)
+
+
+def _norm_input(shape: Shape) -> int:
+    """What a norm keeps of its input; what it gives is the next product's to keep."""
+    statistics = FP32 * shape.stream_rows
+    if shape.kernels.transformer_engine:
+        return shape.stream_bytes + statistics
+    return 2 * FP32 * shape.stream_rows * shape.model.hidden_size + statistics
+
+
+def _mlp(shape: Shape) -> int:
+    return 5 * ffn_bytes(shape)
+
+
+def ffn_bytes(shape: Shape) -> int:
+    """One tensor of the MLP's inner width."""
+    return shape.rows * shape.model.ffn_hidden_size * shape.element_bytes // shape.parallel.tensor_parallel
+
+
+def _heads(shape: Shape, widths: int) -> int:
+    """Bytes of `widths` columns of queries, keys or values, split over the tensor-parallel ranks."""
+    return shape.rows * widths * shape.element_bytes // shape.parallel.tensor_parallel
+
+
+def _attention(shape: Shape) -> int:
+    query, key = shape.model.query_width, shape.model.key_value_width
+    normalisers = FP32 * shape.rows * shape.model.num_attention_heads // shape.parallel.tensor_parallel
+    kept = _heads(shape, (query + 2 * key) + query + key + query) + normalisers
+    if shape.kernels.attention is AttentionBackend.split and shape.doubled:
+        kept += _heads(shape, query) + _split_groups(shape)
+    return kept
+
+
+def _recomputed_attention(shape: Shape) -> int:
+    """Inputs of the attention core (the queries as a copy) and its output."""
+    query, key = shape.model.query_width, shape.model.key_value_width
+    return _heads(shape, (query + 2 * key) + query + query)
+
+
+def _split_groups(shape: Shape) -> int:
+    """Keys and values of each group of noisy rows, gathered, and its mask as numbers (model/attention/split.py)."""
+    key_width = shape.model.key_value_width // shape.parallel.tensor_parallel
+    total = 0
+    for first in range(0, shape.sequence_length, SPLIT_GROUP_ROWS):
+        last = min(first + SPLIT_GROUP_ROWS, shape.sequence_length)
+        start, end = first // shape.block_size, -(-last // shape.block_size)
+        prefix, own = (end - 1) * shape.block_size, (end - start) * shape.block_size
+        total += 2 * shape.micro_batch_size * (prefix + own) * key_width
+        if end - start > 1:
+            total += (last - first) * (prefix + own)
+    return total * shape.element_bytes
+
+
+def layer_backward(shape: Shape) -> int:
+    """Most bytes in use, beyond what is kept, while the backward passes a layer: in the middle of its MLP.
+
+    There the product has gone and three gradients of inner width have come. Under full recomputation all that a layer
+    computes exists again beside its input.
+    """
+    again = 0
+    if shape.parallel.recompute is Recompute.full:
+        again = computed_by_layer(shape) - (0 if _norm_copies(shape) else shape.stream_bytes)
+    return again + 2 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
+
+
+def scoring(shape: Shape) -> int:
+    """Most bytes from the final norm's forward to its backward: logits, the gradients formed with them, the norm's."""
+    return _norm_input(shape) + max(_head_forward(shape), _head_backward(shape), _final_norm_backward(shape))
+
+
+def _head_forward(shape: Shape) -> int:
+    """One chunk's logits, and gradients formed at once (model/head.py)."""
+    hidden = shape.stream_bytes + _gathered(shape) + 2 * _scored(shape)
+    logits = min(shape.chunk_rows, shape.scored_rows) * _vocabulary(shape)
+    copied = shape.element_bytes if shape.element_bytes < FP32 else 0
+    while_scoring = logits * (FP32 + copied)
+    while_adding = (logits + _head_weight(shape)) * shape.element_bytes
+    return hidden + FP32 * _head_weight(shape) + max(while_scoring, while_adding)
+
+
+def _head_backward(shape: Shape) -> int:
+    """Gradients as they were formed, and scaled."""
+    return 2 * _scored(shape) + 2 * FP32 * _head_weight(shape)
+
+
+def _final_norm_backward(shape: Shape) -> int:
+    """megatron-core's norm goes back in fp32, step by step; Transformer Engine's in one kernel."""
+    return 0 if shape.kernels.transformer_engine else 4 * FP32 * shape.stream_rows * shape.model.hidden_size
+
+
+def _norm_copies(shape: Shape) -> bool:
+    """Whether a norm keeps an fp32 copy instead of its input."""
+    return not shape.kernels.transformer_engine and shape.element_bytes < FP32
+
+
+def _gathered(shape: Shape) -> int:
+    """The whole residual stream, gathered for a product, where it is split."""
+    whole = shape.rows * shape.model.hidden_size * shape.element_bytes
+    return whole if shape.parallel.sequence_parallel else 0
+
+
+def _scored(shape: Shape) -> int:
+    return shape.scored_rows * shape.model.hidden_size * shape.element_bytes
+
+
+def _vocabulary(shape: Shape) -> int:
+    return shape.model.vocab_size // shape.parallel.tensor_parallel
+
+
+def _head_weight(shape: Shape) -> int:
+    """Parameters of the head on a rank."""
+    return _vocabulary(shape) * shape.model.hidden_size

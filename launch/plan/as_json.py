@@ -1,0 +1,67 @@
+"""Plans as plain values for programs: bytes, seconds, FLOPs."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+from launch.plan.plan import Plan
+from launch.plan.search import Search
+
+
+def describe_plan(plan: Plan) -> dict[str, Any]:
+    """One plan, its configuration by what a layout is made of."""
+    return {
+        **describe_layout(plan),
+        "gpus": plan.num_gpus,
+        "parameters": plan.parameters,
+        "steps": plan.config.num_steps,
+        "memory": [asdict(stage) | {"total": stage.total} for stage in plan.memory],
+        "usable_bytes": plan.hardware.usable_bytes,
+        "flops_per_token": plan.work.flops_per_token,
+        "step": {**asdict(plan.work), "flops": plan.work.flops._asdict()},
+        "seconds": {field.name: getattr(plan.time, field.name) for field in fields(plan.time)},
+        "step_seconds_at_stated_mfu": plan.time.compute,
+        "days_at_stated_mfu": plan.days_at_stated_mfu,
+        "communication": [asdict(item) | {"sent_bytes": item.sent_bytes} for item in plan.traffic],
+        "checkpoint_bytes": plan.checkpoint_bytes,
+        "save_seconds": plan.save_seconds,
+        "hardware": asdict(plan.hardware),
+    }
+
+
+def describe_layout(plan: Plan) -> dict[str, Any]:
+    """What a search compares."""
+    parallel = plan.config.parallel
+    return {
+        "layout": parallel.describe(plan.num_gpus),
+        "overrides": layout_overrides(plan),
+        "fits": plan.fits,
+        "memory_bytes": plan.worst.total,
+        "step_seconds": plan.time.total,
+        "days": plan.days,
+        "mfu": plan.mfu,
+    }
+
+
+def layout_overrides(plan: Plan) -> list[str]:
+    """The keys that choose this layout on a command line."""
+    parallel = plan.config.parallel
+    return [
+        f"parallel.tensor_parallel={parallel.tensor_parallel}",
+        f"parallel.pipeline_parallel={parallel.pipeline_parallel}",
+        f"parallel.virtual_pipeline_parallel={parallel.virtual_pipeline_parallel}",
+        f"parallel.sequence_parallel={str(parallel.sequence_parallel).lower()}",
+        f"parallel.recompute={parallel.recompute.value}",
+        f"train.micro_batch_size={plan.config.train.micro_batch_size}",
+    ]
+
+
+def describe_search(search: Search, top: int) -> dict[str, Any]:
+    """The best layouts; the nearest one where none fits."""
+    smallest = search.smallest
+    return {
+        "tried": search.tried,
+        "refused": dict(search.refused),
+        "feasible": len(search.feasible),
+        "layouts": [describe_layout(plan) for plan in search.feasible[:top]],
+        "nearest": describe_layout(smallest) if smallest is not None and not search.feasible else None,
+    }

@@ -1,0 +1,36 @@
+"""What the machines can do: numbers of data sheets, all of them options of the command."""
+
+from dataclasses import dataclass
+
+from pretrain.flops import PEAK_FLOPS_BF16
+
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A cluster of equal nodes; the defaults are those of H100 nodes.
+
+    peak_flops: dense bf16, per GPU. mfu: share of it that compute reaches while it runs. memory_bytes, reserve_bytes:
+    of a GPU, and what of it is left to the CUDA context, NCCL, kernels' workspaces and fragmentation.
+    node_bandwidth: bytes/s a GPU sends to GPUs of its node (NVLink, one direction). network_bandwidth: bytes/s a GPU
+    sends to other nodes. storage_bandwidth: bytes/s that all ranks together write.
+    """
+
+    peak_flops: float = PEAK_FLOPS_BF16["H100"]
+    mfu: float = 0.4
+    gpus_per_node: int = 8
+    memory_bytes: float = 80 * GIGA
+    reserve_bytes: float = 8 * GIGA
+    node_bandwidth: float = 450 * GIGA
+    network_bandwidth: float = 50 * GIGA
+    storage_bandwidth: float = 10 * GIGA
+
+    @property
+    def usable_bytes(self) -> float:
+        """Memory of a GPU that tensors may fill."""
+        return self.memory_bytes - self.reserve_bytes
+
+    def bandwidth(self, span: int) -> float:
+        """Of a group whose members lie within `span` consecutive ranks."""
+        return self.node_bandwidth if span <= self.gpus_per_node else self.network_bandwidth

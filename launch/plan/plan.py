@@ -1,0 +1,84 @@
+"""Everything the command says about one configuration."""
+
+from dataclasses import dataclass
+
+from conf.rules import check_rules
+from conf.schema import RunConfig
+from launch.plan.communication import Traffic, estimate_traffic
+from launch.plan.hardware import Hardware
+from launch.plan.memory import StageMemory, count_model_parameters, estimate_memory
+from launch.plan.shape import Shape, build_shape
+from launch.plan.step_time import StepTime, estimate_step_time
+from launch.plan.work import StepWork, count_work
+
+SECONDS_PER_DAY = 86400
+FP32_STATE_BYTES = 12  # per parameter in a checkpoint: fp32 weight and Adam's two moments, in every precision
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One configuration on `num_gpus` GPUs.
+
+    checkpoint_bytes: of one complete checkpoint, optimizer state included.
+    """
+
+    config: RunConfig
+    num_gpus: int
+    hardware: Hardware
+    shape: Shape
+    work: StepWork
+    memory: list[StageMemory]
+    traffic: list[Traffic]
+    time: StepTime
+    parameters: int
+    checkpoint_bytes: int
+
+    @property
+    def worst(self) -> StageMemory:
+        """The pipeline stage with most memory in use."""
+        return max(self.memory, key=lambda stage: stage.total)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage stays within a GPU's memory less the reserve."""
+        return self.worst.total <= self.hardware.usable_bytes
+
+    @property
+    def mfu(self) -> float:
+        """Useful FLOPs of the predicted step over what the GPUs could do in its time."""
+        return self.work.total_flops / (self.time.total * self.num_gpus * self.hardware.peak_flops)
+
+    @property
+    def days_at_stated_mfu(self) -> float:
+        """Of the whole run, if the stated MFU is what the step reaches as a whole."""
+        return self.config.num_steps * self.time.compute / SECONDS_PER_DAY
+
+    @property
+    def days(self) -> float:
+        """Of the whole run, with this layout's own costs."""
+        return self.config.num_steps * self.time.total / SECONDS_PER_DAY
+
+    @property
+    def save_seconds(self) -> float:
+        """Of one checkpoint at the stated storage bandwidth."""
+        return self.checkpoint_bytes / self.hardware.storage_bandwidth
+
+
+def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_tokens: int | None = None) -> Plan:
+    """Raises ConfigError if the configuration cannot run on so many GPUs."""
+    check_rules(config, num_gpus)
+    shape = build_shape(config, num_gpus)
+    work = count_work(config, document_tokens)
+    parameters = count_model_parameters(config.model)
+    return Plan(
+        config=config,
+        num_gpus=num_gpus,
+        hardware=hardware,
+        shape=shape,
+        work=work,
+        memory=estimate_memory(shape),
+        traffic=estimate_traffic(shape),
+        time=estimate_step_time(shape, work, hardware),
+        parameters=parameters,
+        checkpoint_bytes=parameters * (shape.element_bytes + FP32_STATE_BYTES),
+    )

@@ -1,0 +1,77 @@
+"""All layouts that the rules allow, planned; those that fit, fastest first."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+from conf.errors import ConfigError
+from conf.schema import Recompute, RunConfig
+from launch.plan.hardware import Hardware
+from launch.plan.plan import Plan, build_plan
+
+LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 8
+
+
+@dataclass(frozen=True)
+class Search:
+    """Result of search_layouts.
+
+    feasible: fastest first. smallest: the layout that needs least memory, whether it fits or not. tried: layouts that
+    the rules allow. refused: layouts that break a rule, by the key its message begins with.
+    """
+
+    feasible: list[Plan]
+    smallest: Plan | None
+    tried: int
+    refused: Counter[str]
+
+
+def search_layouts(config: RunConfig, num_gpus: int, hardware: Hardware, document_tokens: int | None = None) -> Search:
+    """Tensor, pipeline and virtual pipeline degrees, micro batch and recomputation; the rest is `config`'s.
+
+    Tensor-parallel groups stay within a node and split the sequence too. Equal times go to less memory.
+    """
+    plans, refused = [], Counter()
+    for candidate in _candidates(config, num_gpus, hardware):
+        try:
+            plans.append(build_plan(candidate, num_gpus, hardware, document_tokens))
+        except ConfigError as error:
+            refused[_reason(error)] += 1
+    plans.sort(key=lambda plan: (plan.time.total, plan.worst.total))
+    smallest = min(plans, key=lambda plan: plan.worst.total, default=None)
+    return Search([plan for plan in plans if plan.fits], smallest, len(plans), refused)
+
+
+def _candidates(config: RunConfig, num_gpus: int, hardware: Hardware) -> Iterator[RunConfig]:
+    layers, batch = config.model.num_layers, config.train.global_batch_size
+    tensor = _powers_of_two(min(hardware.gpus_per_node, num_gpus))
+    pipeline = _divisors(layers, min(LARGEST_PIPELINE, num_gpus))
+    for tp, pp, micro, recompute in product(tensor, pipeline, _divisors(batch, batch), Recompute):
+        if num_gpus % (tp * pp):
+            continue
+        for virtual in _divisors(layers // pp, LARGEST_VIRTUAL) if pp > 1 else (1,):
+            parallel = replace(
+                config.parallel,
+                tensor_parallel=tp,
+                pipeline_parallel=pp,
+                virtual_pipeline_parallel=virtual,
+                sequence_parallel=tp > 1,
+                recompute=recompute,
+            )
+            yield replace(config, parallel=parallel, train=replace(config.train, micro_batch_size=micro))
+
+
+def _reason(error: ConfigError) -> str:
+    """The key that a rule's message begins with."""
+    first = str(error).splitlines()
+    line = first[1].split(". ", 1)[1] if len(first) > 1 else first[0]
+    return line.split("=")[0].split(" ")[0] if "=" in line else line
+
+
+def _divisors(value: int, largest: int) -> list[int]:
+    return [number for number in range(1, min(value, largest) + 1) if value % number == 0]
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [2**power for power in range(largest.bit_length())]

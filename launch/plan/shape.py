@@ -1,0 +1,88 @@
+"""The numbers of a configuration on a number of GPUs that every estimate starts from."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from conf.rules import data_parallel_size
+from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
+
+ELEMENT_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What computes the layers: it decides what is kept for the backward pass.
+
+    attention: flex or split. transformer_engine: its layers, else megatron-core's own.
+    """
+
+    attention: AttentionBackend
+    transformer_engine: bool
+
+
+GPU = Kernels(AttentionBackend.flex, transformer_engine=True)
+CPU = Kernels(AttentionBackend.split, transformer_engine=False)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One rank's share of a run.
+
+    element_bytes: of weights and activations. micro_batch_size: sequences of a forward. num_microbatches: of a rank's
+    step. doubled: rows are [noisy | clean]. scored_rows: of a microbatch at most, with every token scored and masked.
+    chunk_rows: rows of the head's logits at a time.
+    """
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    kernels: Kernels
+    element_bytes: int
+    data_parallel: int
+    num_microbatches: int
+    micro_batch_size: int
+    sequence_length: int
+    block_size: int
+    doubled: bool
+    scored_rows: int
+    chunk_rows: int
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of a forward: every sequence once, or twice where it is doubled."""
+        return self.micro_batch_size * self.sequence_length * (2 if self.doubled else 1)
+
+    @cached_property
+    def stream_rows(self) -> int:
+        """Rows of the residual stream on a rank."""
+        return self.rows // self.parallel.tensor_parallel if self.parallel.sequence_parallel else self.rows
+
+    @cached_property
+    def layers_per_chunk(self) -> int:
+        """Layers of one model chunk: of a stage, or of each of its virtual stages."""
+        return self.model.num_layers // (self.parallel.pipeline_parallel * self.parallel.virtual_pipeline_parallel)
+
+    @cached_property
+    def stream_bytes(self) -> int:
+        """The residual stream of a microbatch on a rank; what pipeline stages hand on."""
+        return self.stream_rows * self.model.hidden_size * self.element_bytes
+
+
+def build_shape(config: RunConfig, num_gpus: int) -> Shape:
+    """`config`, which its rules allow on `num_gpus` ranks."""
+    ranks = data_parallel_size(config, num_gpus)
+    doubled = config.stage.objective is Objective.joint
+    batch, length = config.train.micro_batch_size, config.data.sequence_length
+    return Shape(
+        model=config.model,
+        parallel=config.parallel,
+        kernels=CPU if config.runtime.device is Device.cpu else GPU,
+        element_bytes=ELEMENT_BYTES[config.precision.dtype],
+        data_parallel=ranks,
+        num_microbatches=config.train.global_batch_size // (batch * ranks),
+        micro_batch_size=batch,
+        sequence_length=length,
+        block_size=config.stage.block_size,
+        doubled=doubled,
+        scored_rows=batch * length * (2 if doubled else 1),
+        chunk_rows=config.runtime.loss_chunk_rows,
+    )
