@@ -37,7 +37,7 @@ class ConfigChange:
 def compare_configs(then: dict[str, Any], now: dict[str, Any]) -> tuple[ConfigChange, ...]:
     """Every setting that differs between two resolved configurations in plain containers, in the order of `now`.
 
-    An empty `then` (a checkpoint that knows no configuration) differs in nothing.
+    An empty `then` (a checkpoint that knows no configuration) differs in nothing; null says no more than nothing does.
     """
     if not then:
         return ()
@@ -45,7 +45,11 @@ def compare_configs(then: dict[str, Any], now: dict[str, Any]) -> tuple[ConfigCh
     theirs, ours = dict(_flatten(then)), dict(_flatten(json.loads(json.dumps(now))))
     keys = [*ours, *(key for key in theirs if key not in ours)]
     pairs = ((key, theirs.get(key, ABSENT), ours.get(key, ABSENT)) for key in keys)
-    return tuple(ConfigChange(key, was, is_now) for key, was, is_now in pairs if was != is_now)
+    return tuple(
+        ConfigChange(key, was, is_now)
+        for key, was, is_now in pairs
+        if was != is_now and not {ABSENT, None}.issuperset((was, is_now))
+    )
 
 
 def describe_changes(changes: tuple[ConfigChange, ...], step: int) -> Iterator[str]:

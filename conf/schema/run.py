@@ -151,7 +151,7 @@ class RunFolderConfig:
 
 @dataclass
 class ResumeConfig:
-    """mode: see ResumeMode. allow_data_change: continue although the data is not what the checkpoint saw."""
+    """mode: see ResumeMode. allow_data_change: continue although a source or a sequence holds other data than then."""
 
     mode: ResumeMode = ResumeMode.auto
     allow_data_change: bool = False
