@@ -25,8 +25,8 @@ read_slurm() { # Slurm's names of rank, world and meeting point, as torch.distri
   export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
   if [ -z "${MASTER_ADDR:-}" ]; then # rank 0 is on the first node; slurm.sbatch says which, a bare srun does not
     command -v scontrol >/dev/null || fail "MASTER_ADDR not set, and no scontrol here to ask: give the host of rank 0"
-    MASTER_ADDR=$(scontrol show hostnames "${SLURM_STEP_NODELIST:-${SLURM_JOB_NODELIST:-}}" | head -n 1)
-    [ -n "$MASTER_ADDR" ] || fail "MASTER_ADDR not set, and Slurm names no nodes: give the host of rank 0"
+    read -r MASTER_ADDR < <(scontrol show hostnames "${SLURM_STEP_NODELIST:-${SLURM_JOB_NODELIST:-}}") ||
+      fail "MASTER_ADDR not set, and Slurm names no nodes: give the host of rank 0"
   fi
   # The same on all ranks, another one for every job on a shared node, and below the ports systems hand out themselves.
   export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-$((15000 + SLURM_JOB_ID % 15000))}

@@ -1,9 +1,10 @@
 """Where a command puts its run: `WORLD_SIZE=16 python -m launch.run_dir pretrain.train [overrides]` prints the folder.
 
 The launchers ask before the first rank starts, because that is where they put logs. It needs no torch: a mistake in the
-overrides, or a number of ranks that does not fit the layout, is one message before anything is occupied.
+overrides is one message before anything is occupied, and so is a WORLD_SIZE (when given) that does not fit the layout.
 """
 
+import os
 import sys
 
 from conf.drafter_rules import check_drafter_rules
@@ -28,12 +29,14 @@ def main() -> None:
 
 
 def _print_run_dir(config: RunConfig, world_size: int) -> None:
-    check_rules(config, world_size)
+    if "WORLD_SIZE" in os.environ:
+        check_rules(config, world_size)
     print(config.run.dir)
 
 
 def _print_drafter_dir(config: DrafterConfig, world_size: int) -> None:
-    check_drafter_rules(config, world_size)
+    if "WORLD_SIZE" in os.environ:
+        check_drafter_rules(config, world_size)
     print(config.run.dir)
 
 

@@ -5,9 +5,10 @@ The same options, the same agent. Three things differ:
   would kill them 30 seconds later.
 - The ranks' exit status is handed on (0 complete, 2 user error, 75 start me again, 130 interrupted, else 1) without
   torchrun's table; of a crash, one line per rank that went first.
-- With LOG_DIR=folder in the environment every rank's output is appended to LOG_DIR/rank_<r>.log, rank 0's is shown, too.
+- With LOG_DIR in the environment every rank's output is appended to LOG_DIR/rank_<r>.log; rank 0's is shown, too.
 """
 
+import argparse
 import logging
 import os
 import signal
@@ -46,7 +47,7 @@ def main() -> None:
     sys.exit(status)
 
 
-def run_ranks(arguments) -> int:
+def run_ranks(arguments: argparse.Namespace) -> int:
     """Start the ranks, wait for them and return their status. arguments: what torchrun's parser made."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import run

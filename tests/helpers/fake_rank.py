@@ -17,7 +17,8 @@ def main() -> None:
     """Does what the word of this rank says."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     kind, number = sys.argv[2 + rank].split(":")
-    print(f"rank {rank} of {os.environ['WORLD_SIZE']} speaking", flush=True)
+    where = ", to a terminal" if sys.stdout.isatty() else ""
+    print(f"rank {rank} of {os.environ['WORLD_SIZE']} speaking{where}", flush=True)
     if kind == "kill":
         os.kill(os.getpid(), int(number))
     if kind == "wait":

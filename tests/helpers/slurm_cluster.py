@@ -19,6 +19,7 @@ from tests.helpers.processes import ROOT
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
+DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")]  # its GPUs: any will do
 NUM_TASKS = 8  # the node claims as many cores, so that two jobs of two tasks never wait for each other
 CREDENTIAL_SECONDS = 5  # a requeued job is held back for so long; the least that Slurm takes, its default is 120
 CONFIG = """\
@@ -55,7 +56,7 @@ KillWait=60
 MinJobAge=3600
 InactiveLimit=0
 ReturnToService=2
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{cpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=toy Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
@@ -163,9 +164,11 @@ class SlurmCluster:
             node_port=find_free_port(),
             expire=CREDENTIAL_SECONDS,
             cpus=NUM_TASKS,
+            gpus=len(DEVICES),
         )
         (self.folder / "slurm.conf").write_text(text)
-        (self.folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File=/dev/tty[1-{NUM_TASKS}]\n")
+        gpus = "".join(f"Name=gpu File={device}\n" for device in DEVICES)
+        (self.folder / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
 
     def _launch(self, *command: str) -> None:
         """A daemon in the foreground, which the kernel ends should this process be killed."""
@@ -217,5 +220,3 @@ def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
