@@ -33,7 +33,7 @@ LATER = Check("later", lambda subject: iter([ok("fine")]), needs=("bad",))
 def test_warnings_do_not_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     run(monkeypatch, tmp_path, GOOD)
     output = capsys.readouterr()
-    assert "all is well" in output.out and "mind this" in output.out and "2 x 1" in output.out
+    assert "all is well" in output.out and "mind this" in output.out and "2 nodes x 1" in output.out
     assert "good" in output.err  # while they run
 
 

@@ -1,0 +1,115 @@
+"""Where a run stands, computed from its folder and its metrics."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from pretrain.monitor.folder import FolderFacts
+from pretrain.monitor.history import LOSSES, History
+from pretrain.status import RunPhase
+
+RECENT_STEPS = 50  # over which speed is measured
+LIVE_SECONDS = 60.0  # of a run without status.json: written to so lately, it is said to be running
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the summary. value, heldout: newest, None where unknown. curve: of all steps, NaN where unknown."""
+
+    name: str
+    value: float | None
+    heldout: float | None
+    curve: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """state: a RunPhase's name, or `unknown` for a run without status.json that is silent.
+
+    age_seconds: since the last sign of life. step, tokens_seen: done. progress: 0..1. eta_seconds: at the recent speed.
+    step_seconds: median of recent steps. data_share: of recent steps, waiting for data. save: the newest line of kind
+    checkpoint. restarts: starts but the first.
+    """
+
+    state: str
+    age_seconds: float | None
+    step: int
+    tokens_seen: int
+    progress: float | None
+    eta_seconds: float | None
+    step_seconds: float | None
+    tokens_per_second: float | None
+    data_share: float | None
+    mfu: float | None
+    memory_bytes: float | None
+    restarts: int
+    save: dict[str, Any]
+    metrics: tuple[Metric, ...]
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the process is said to be running."""
+        return self.state == RunPhase.running.value
+
+
+def summarise(facts: FolderFacts, history: History, now: float) -> Summary:
+    """now: seconds since 1970."""
+    step, tokens_seen = _find_position(facts, history)
+    steps_left = _count_steps_left(facts, step, tokens_seen)
+    seconds = history.train.recent("step_seconds", RECENT_STEPS)
+    step_seconds = median(seconds) if seconds else None
+    data_seconds = history.train.recent("data_seconds", RECENT_STEPS)
+    state, age = _find_state(facts, now)
+    is_going = state in (RunPhase.running.value, "unknown")
+    return Summary(
+        state=state,
+        age_seconds=age,
+        step=step,
+        tokens_seen=tokens_seen,
+        progress=None if steps_left is None else step / max(1, step + steps_left),
+        eta_seconds=steps_left * step_seconds if step_seconds and steps_left is not None and is_going else None,
+        step_seconds=step_seconds,
+        tokens_per_second=_median(history.train.recent("tokens_per_second", RECENT_STEPS)),
+        data_share=sum(data_seconds) / sum(seconds) if data_seconds and sum(seconds) else None,
+        mfu=_median(history.train.recent("mfu", RECENT_STEPS)),
+        memory_bytes=history.train.last("memory_bytes"),
+        restarts=max(len(facts.starts) - 1, len(history.restores), 0),
+        save=history.checkpoints[-1] if history.checkpoints else {},
+        metrics=tuple(_list_metrics(history)),
+    )
+
+
+def _find_position(facts: FolderFacts, history: History) -> tuple[int, int]:
+    """The metrics are written at every step, the status now and then."""
+    if len(history.train):
+        return int(history.train["step"][-1]), int(history.train["tokens_seen"][-1])
+    return (facts.status.step, facts.status.tokens_seen) if facts.status else (0, 0)
+
+
+def _count_steps_left(facts: FolderFacts, step: int, tokens_seen: int) -> int | None:
+    """By tokens where they are the budget: a run may have changed its batch on the way."""
+    if facts.total_tokens is not None and facts.tokens_per_step:
+        return max(0, (facts.total_tokens - tokens_seen) // facts.tokens_per_step)
+    return None if facts.total_steps is None else max(0, facts.total_steps - step)
+
+
+def _find_state(facts: FolderFacts, now: float) -> tuple[str, float | None]:
+    signs = [facts.written, facts.status.time if facts.status else None]
+    newest = max((sign for sign in signs if sign is not None), default=None)
+    age = None if newest is None else max(0.0, now - newest)
+    if facts.status is not None:
+        return facts.status.state, age
+    return (RunPhase.running.value if age is not None and age < LIVE_SECONDS else "unknown"), age
+
+
+def _list_metrics(history: History) -> list[Metric]:
+    """Losses that this run has, then gradient norm and learning rate."""
+    names = [name for name in (*LOSSES, "grad_norm", "lr", "tokens_per_second") if history.train.has(name)]
+    return [Metric(name, history.train.last(name), history.heldout.last(name), history.train[name]) for name in names]
+
+
+def _median(values: list[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return median(known) if known else None
