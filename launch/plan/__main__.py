@@ -62,8 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_hardware(group: argparse._ArgumentGroup) -> None:
     default = Hardware()
+    group.add_argument(
+        "--mfu",
+        type=share,
+        default=default.mfu,
+        metavar="X",
+        help="share of the peak that compute reaches while it runs (%(default)g)",
+    )
     options = {
-        "--mfu": (default.mfu, "share of the peak that compute reaches while it runs"),
         "--peak-tflops": (default.peak_flops / TERA, "dense bf16 peak of a GPU"),
         "--gpu-memory-gb": (default.memory_bytes / GIGA, "memory of a GPU"),
         "--reserve-gb": (default.reserve_bytes / GIGA, "of it for CUDA, NCCL, workspaces and fragmentation"),
@@ -72,7 +78,8 @@ def _add_hardware(group: argparse._ArgumentGroup) -> None:
         "--storage-gbs": (default.storage_bandwidth / GIGA, "GB/s that all ranks together write"),
     }
     for name, (value, meaning) in options.items():
-        group.add_argument(name, type=positive, default=value, metavar="X", help=f"{meaning} (%(default)g)")
+        kind = not_negative if name == "--reserve-gb" else positive
+        group.add_argument(name, type=kind, default=value, metavar="X", help=f"{meaning} (%(default)g)")
     group.add_argument("--gpus-per-node", type=count, default=default.gpus_per_node, metavar="N", help="(%(default)s)")
 
 
@@ -81,6 +88,19 @@ def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Type of a command-line option: zero or a positive number."""
+    return 0.0 if float(text) == 0 else positive(text)
+
+
+def share(text: str) -> float:
+    """Type of a command-line option: above zero, at most one."""
+    value = positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share: give 0.4 for 40 %")
     return value
 
 

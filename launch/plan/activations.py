@@ -111,8 +111,9 @@ def _head_forward(shape: Shape) -> int:
 
 
 def _head_backward(shape: Shape) -> int:
-    """Gradients as they were formed, and scaled."""
-    return 2 * _scored(shape) + 2 * FP32 * _head_weight(shape)
+    """Gradients as they were formed, scaled, and the weight's once more in its own format."""
+    copied = shape.element_bytes if shape.element_bytes < FP32 else 0
+    return 2 * _scored(shape) + (2 * FP32 + copied) * _head_weight(shape)
 
 
 def _final_norm_backward(shape: Shape) -> int:

@@ -79,9 +79,8 @@ def _pipeline_traffic(shape: Shape) -> list[Traffic]:
     parallel = shape.parallel
     virtual = parallel.virtual_pipeline_parallel
     span = parallel.tensor_parallel * shape.data_parallel * 2
-    count = shape.num_microbatches * 2 * virtual
-    if virtual == 1 and parallel.pipeline_parallel == 2:
-        count = shape.num_microbatches  # each of two stages has one neighbour
+    # Of two stages each is an end: nothing goes on from the last chunk, nothing back from the first.
+    count = shape.num_microbatches * (2 * virtual - (1 if parallel.pipeline_parallel == 2 else 0))
     return [Traffic("pipeline", "send", 2, span, count, shape.stream_bytes)]
 
 

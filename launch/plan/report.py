@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -66,7 +67,7 @@ def _share(plan: Plan, part: str) -> str:
 
 def _memory_table(plan: Plan) -> Table:
     columns = ("weights", "gradients", "optimizer", "activations", "logits", "working", "total")
-    table = Table(title="Memory per GPU, GB", title_justify="left")
+    table = Table(title="Memory per GPU, GB", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("stage")
     for column in columns:
         table.add_column(column, justify="right")
@@ -94,7 +95,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def _time_table(plan: Plan) -> Table:
-    table = Table(title="Step", title_justify="left")
+    table = Table(title="Step", title_justify="left", box=SIMPLE_HEAD)
     for column in ("part", "seconds", "share"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for field in fields(plan.time):
@@ -115,7 +116,7 @@ def _duration(plan: Plan) -> str:
 
 
 def _traffic_table(plan: Plan) -> Table:
-    table = Table(title="Communication per step", title_justify="left")
+    table = Table(title="Communication per step", title_justify="left", box=SIMPLE_HEAD)
     for column in ("group", "ranks", "collective", "times", "MB each", "GB sent per GPU", "over", "seconds"):
         left = column in ("group", "collective", "over")
         table.add_column(column, justify="left" if left else "right")

@@ -1,5 +1,6 @@
 """The result of a search as a table of at most 100 columns."""
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -8,6 +9,12 @@ from launch.plan.as_json import layout_overrides
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
 from launch.plan.search import Search
+
+# From "again" on: shares of the step beyond useful compute; "pipeline" is sends, bubble and imbalance.
+COLUMNS = (
+    *("TP", "PP", "VPP", "DP", "micro", "recompute", "GB", "s/step", "days", "MFU"),
+    *("again", "tensor", "pipeline", "data"),
+)
 
 
 def print_search(
@@ -27,7 +34,7 @@ def print_search(
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "
-        "not overlapped.\nTimes within a few percent of each other are a draw: try both."
+        "not\noverlapped. again, tensor, pipeline, data: shares of the step. Times within a few percent are a draw."
     )
 
 
@@ -46,16 +53,23 @@ def explain_failure(search: Search, hardware: Hardware) -> str:
 
 
 def _table(plans: list[Plan]) -> Table:
-    table = Table()
-    for column in ("layout", "micro", "recompute", "GB", "s/step", "days", "MFU", "again", "tensor", "bubble", "data"):
-        table.add_column(column, justify="left" if column in ("layout", "recompute") else "right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "recompute" else "right")
     for plan in plans:
         time = plan.time
-        shares = [time.recomputation, time.tensor, time.bubble + time.imbalance + time.pipeline, time.data]
+        shares = [time.recomputation, time.tensor, time.pipeline + time.bubble + time.imbalance, time.data]
+        parallel = plan.config.parallel
+        degrees = (
+            parallel.tensor_parallel,
+            parallel.pipeline_parallel,
+            parallel.virtual_pipeline_parallel,
+            plan.shape.data_parallel,
+            plan.config.train.micro_batch_size,
+        )
         table.add_row(
-            plan.config.parallel.describe(plan.num_gpus),
-            str(plan.config.train.micro_batch_size),
-            plan.config.parallel.recompute.value,
+            *map(str, degrees),
+            parallel.recompute.value,
             f"{plan.worst.total / GIGA:.1f}",
             f"{time.total:.2f}",
             f"{plan.days:.1f}",

@@ -1,0 +1,123 @@
+"""Measures what `launch.plan` predicts: per job one training step of the real model, its tensors and messages counted.
+
+`torchrun ... -m tests.helpers.plan_jobs JOBS.json FOLDER`: JOBS.json holds {name: overrides}; every rank writes
+FOLDER/<name>_rank<r>.json {"weights", "gradients", "optimizer", "passing" (bytes), "checkpoint" (bytes of all ranks),
+"sent" {collective: bytes of its messages}}.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from conf.compose import compose_size
+from conf.entry import quiet_libraries
+from conf.schema import RunConfig
+from data_pipeline.batch import Batch
+from data_pipeline.noise import NoiseSource
+from model import cpu
+from model.attention.plan import PlanBuilder
+from model.build import build_model_chunks
+from model.transformer_config import TORCH_DTYPES
+from pretrain.sharded_state import build_sharded_state
+from pretrain.distributed import distributed_session
+from pretrain.microbatches import MicrobatchBuilder
+from pretrain.optimizer import build_optimizer, wrap_data_parallel
+from pretrain.step import run_schedule
+from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
+
+
+def main() -> None:
+    """Runs the jobs of argv[1] in order."""
+    quiet_libraries()
+    cpu.install()
+    dist.init_process_group("gloo")
+    for name, overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
+        measured = measure_step(compose_size(overrides))
+        path = Path(sys.argv[2]) / f"{name}_rank{dist.get_rank()}.json"
+        path.write_text(json.dumps(measured), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def measure_step(config: RunConfig) -> dict[str, Any]:
+    """The second step's numbers: the first one allocates what stays."""
+    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
+        chunks: list[Any] = build_model_chunks(
+            config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows
+        )
+        weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
+        for weight in weights:
+            torch.nn.init.normal_(weight, std=0.02)
+        model = wrap_data_parallel(chunks, config.parallel)
+        optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
+        plans = PlanBuilder(
+            config.model, config.runtime.attention_backend, TORCH_DTYPES[config.precision.dtype], ranks.device
+        )
+        builder = MicrobatchBuilder(config.stage, NoiseSource(1, "plan", "train", config.stage.noise_epsilon), 3, plans)
+        buffers: Any = [buffer for chunk in model for buffer in chunk.buffers]
+        gradients = [buffer.grad_data for buffer in buffers]
+        known = [*weights, *gradients]
+        for _ in range(2):
+            step = builder.prepare(_batches(config))
+            for chunk in model:
+                chunk.zero_grad_buffer()
+            optimizer.zero_grad()
+            with SentBytes() as sent:
+                with LiveBytes(known) as live:
+                    run_schedule(model, step, forward_only=False)
+                optimizer.step()
+        return {
+            "weights": bytes_of(weights),
+            "gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients),
+            "optimizer": bytes_of(_optimizer_tensors(optimizer), known),
+            "passing": live.peak,
+            "checkpoint": _checkpoint_bytes(build_sharded_state(model, optimizer, is_loading=False)),
+            "sent": sent.by_collective,
+        }
+
+
+def _batches(config: RunConfig) -> list[Batch]:
+    """This rank's share of a global batch of random tokens, one document per sequence."""
+    size, length = config.train.micro_batch_size, config.data.sequence_length
+    positions = torch.arange(length).repeat(size, 1)
+    zeros, none = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
+    blocks, tokens = positions // config.stage.block_size, torch.randint(config.model.vocab_size, positions.shape)
+    batch = Batch(tokens, zeros, blocks, positions, ~none, none, torch.arange(size))
+    share = config.train.global_batch_size // (size * parallel_state.get_data_parallel_world_size())
+    return [batch] * share
+
+
+def _optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
+    """fp32 weights and Adam's moments; step counters are numbers, not state of weights."""
+    for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in inner.optimizer.param_groups:
+            for parameter in group["params"]:
+                yield parameter
+                yield from (value for value in inner.optimizer.state[parameter].values() if value.dim())
+
+
+def _checkpoint_bytes(state: Any) -> int:
+    """Bytes of all ranks' parts, those of copies counted once."""
+    total = torch.tensor(_own_bytes(state))
+    dist.all_reduce(total)
+    return int(total)
+
+
+def _own_bytes(state: Any) -> int:
+    if isinstance(state, dict):
+        return sum(_own_bytes(value) for value in state.values())
+    if isinstance(state, list | tuple):
+        return sum(_own_bytes(value) for value in state)
+    data, replica = getattr(state, "data", None), getattr(state, "replica_id", 0)
+    is_copy = any(replica) if isinstance(replica, tuple) else replica != 0
+    return data.numel() * data.element_size() if isinstance(data, Tensor) and not is_copy else 0
+
+
+if __name__ == "__main__":
+    main()

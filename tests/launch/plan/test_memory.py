@@ -1,0 +1,121 @@
+"""Predicted bytes against live tensors and collectives of real training steps."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conf.compose import compose_size
+from conf.schema import RunConfig
+from launch.plan.communication import estimate_traffic
+from launch.plan.hardware import Hardware
+from launch.plan.memory import StageMemory, estimate_memory
+from launch.plan.plan import build_plan
+from launch.plan.shape import build_shape
+from tests.helpers.processes import run_ranks
+
+NUM_RANKS = 2
+TOLERANCE = 0.10
+# A share of noise of nearly one masks every token: the most that can be scored, as planned.
+COMMON = ["model=tiny", "runtime=cpu", "train.tokens=1e6", "stage.noise_epsilon=0.9999"]
+COMMON += [
+    "model.num_layers=2",
+    "train.global_batch_size=4",
+    "data.sequence_length=256",
+    "stage.block_size=32",
+    "runtime.loss_chunk_rows=128",
+]
+JOBS = {
+    "ar_fp32": ["stage=ar", "parallel=single", "precision=fp32"],
+    "joint_bf16": ["stage=joint", "parallel=single", "precision=bf16", "train.micro_batch_size=2"],
+    "joint_bf16_selective": ["stage=joint", "parallel=single", "precision=bf16", "parallel.recompute=selective"],
+    "ar_bf16_vocabulary": ["stage=ar", "parallel=single", "precision=bf16", "model.vocab_size=16384"],
+    "joint_fp32_tp2_vocabulary": ["stage=joint", "parallel=tp2", "precision=fp32", "model.vocab_size=16384"],
+    "joint_bf16_tp2_sp": ["stage=joint", "parallel=tp2_sp", "precision=bf16"],
+    "ar_fp32_tp2_sp_full": ["stage=ar", "parallel=tp2_sp", "precision=fp32", "parallel.recompute=full"],
+    "joint_bf16_pp2": ["stage=joint", "parallel=pp2", "precision=bf16"],
+    "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
+}
+EVERY = {
+    "_".join(case): [f"stage={case[0]}", f"parallel={case[1]}", f"precision={case[2]}", f"parallel.recompute={case[3]}"]
+    for case in product(
+        ("ar", "joint"),
+        ("single", "tp2", "tp2_sp", "pp2", "pp2_interleaved"),
+        ("fp32", "bf16"),
+        ("none", "selective", "full"),
+    )
+}
+Measured = dict[str, list[dict[str, Any]]]
+
+
+def measure(jobs: dict[str, list[str]], folder: Path, timeout: float) -> Measured:
+    """Every job's numbers by rank, from one set of processes."""
+    path = folder / "jobs.json"
+    path.write_text(json.dumps({name: [*COMMON, *overrides] for name, overrides in jobs.items()}), encoding="utf-8")
+    run_ranks(NUM_RANKS, "tests.helpers.plan_jobs", str(path), str(folder), timeout=timeout)
+    files = {name: [folder / f"{name}_rank{rank}.json" for rank in range(NUM_RANKS)] for name in jobs}
+    return {name: [json.loads(file.read_text(encoding="utf-8")) for file in ranks] for name, ranks in files.items()}
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    return measure(JOBS, tmp_path_factory.mktemp("plan"), timeout=240)
+
+
+def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, list[StageMemory]]:
+    """The configuration of a job, and the memory of each rank: a stage each, or all alike."""
+    config = compose_size([*COMMON, *jobs[name]])
+    stages = estimate_memory(build_shape(config, NUM_RANKS))
+    return config, stages if len(stages) == NUM_RANKS else stages * NUM_RANKS
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_weights_gradients_and_optimizer_are_exact(name: str, measured: Measured) -> None:
+    config, stages = predict(name)
+    for stage, found in zip(stages, measured[name], strict=True):
+        assert stage.weights == found["weights"]
+        # megatron-core pads the ends of its buffers, and gives each data-parallel rank whole elements.
+        assert 0 <= found["gradients"] - stage.gradients <= 4 * 256 * config.parallel.virtual_pipeline_parallel
+        assert abs(found["optimizer"] - stage.optimizer) <= 12 * 256
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_activations_and_logits_are_within_a_tenth(name: str, measured: Measured) -> None:
+    for stage, found in zip(predict(name)[1], measured[name], strict=True):
+        assert stage.passing == pytest.approx(found["passing"], rel=TOLERANCE)
+
+
+def test_logits_are_a_large_part_where_the_vocabulary_is() -> None:
+    for name in ("ar_bf16_vocabulary", "joint_fp32_tp2_vocabulary"):
+        last = predict(name)[1][-1]
+        assert last.logits > 0.25 * last.passing
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_messages_of_collectives_are_counted(name: str, measured: Measured) -> None:
+    config, _ = predict(name)
+    predicted: dict[str, int] = {}
+    for item in estimate_traffic(build_shape(config, NUM_RANKS)):
+        predicted[item.operation] = predicted.get(item.operation, 0) + item.count * item.message_bytes
+    for collective, bytes_ in predicted.items():
+        found = max(rank["sent"].get(collective, 0) for rank in measured[name])
+        assert bytes_ == pytest.approx(found, rel=0.05), collective  # norms, counts and maxima are left out
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_checkpoint_has_the_predicted_size(name: str, measured: Measured) -> None:
+    plan = build_plan(predict(name)[0], NUM_RANKS, Hardware())
+    assert plan.checkpoint_bytes == pytest.approx(measured[name][0]["checkpoint"], rel=0.01)
+
+
+@pytest.mark.slow
+def test_every_combination_is_within_a_tenth(tmp_path: Path) -> None:
+    found = measure(EVERY, tmp_path, timeout=590)
+    wrong = []
+    for name in EVERY:
+        for stage, rank in zip(predict(name, EVERY)[1], found[name], strict=True):
+            if stage.passing != pytest.approx(rank["passing"], rel=TOLERANCE) or stage.weights != rank["weights"]:
+                wrong.append(f"{name}: predicted {stage.passing}, found {rank['passing']}")
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,73 @@
+"""Layouts obey the rules, fit, come in order, and there is a reason where there is none."""
+
+import pytest
+
+from conf.compose import compose_size
+from conf.rules import check_rules
+from launch.plan.hardware import GIGA, Hardware
+from launch.plan.search import Search, search_layouts
+from launch.plan.search_report import explain_failure
+
+
+def search(*overrides: str, gpus: int = 64, **hardware: float) -> Search:
+    return search_layouts(compose_size(list(overrides)), gpus, Hardware(**hardware))  # type: ignore[arg-type]
+
+
+def test_layouts_fit_obey_the_rules_and_come_fastest_first() -> None:
+    found = search("experiment=nld_8b_joint")
+    assert len(found.feasible) > 10
+    for plan in found.feasible:
+        check_rules(plan.config, 64)
+        assert plan.worst.total <= Hardware().usable_bytes
+        assert plan.config.parallel.tensor_parallel <= 8
+    times = [plan.time.total for plan in found.feasible]
+    assert times == sorted(times)
+
+
+def test_what_the_search_changes_is_the_layout_alone() -> None:
+    config = compose_size(["experiment=nld_3b_sft"])
+    best = search("experiment=nld_3b_sft").feasible[0].config
+    assert (best.model, best.data, best.stage, best.precision) == (
+        config.model,
+        config.data,
+        config.stage,
+        config.precision,
+    )
+    assert best.train.global_batch_size == config.train.global_batch_size
+
+
+def test_less_memory_leaves_fewer_layouts() -> None:
+    large, small = (
+        {
+            str(plan.config.parallel) + str(plan.config.train)
+            for plan in search("experiment=nld_8b_sft", memory_bytes=m).feasible
+        }
+        for m in (80 * GIGA, 40 * GIGA)
+    )
+    assert small < large
+
+
+def test_without_room_the_nearest_layout_and_what_is_missing_are_named() -> None:
+    found = search("experiment=nld_14b_sft", gpus=8, memory_bytes=24 * GIGA)
+    assert not found.feasible
+    message = explain_failure(found, Hardware(memory_bytes=24 * GIGA))
+    assert "GB too much" in message
+    assert "parallel.recompute=full" in message
+
+
+def test_without_a_layout_the_rule_is_named() -> None:
+    found = search("experiment=nld_8b_ar", "train.global_batch_size=2", gpus=96)
+    assert not found.feasible
+    assert "train.global_batch_size" in explain_failure(found, Hardware())
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_a_slower_network_makes_data_parallelism_dearer(overlap: str) -> None:
+    config = compose_size(
+        ["experiment=nld_3b_ar", f"parallel.overlap_grad_reduce={overlap}", f"parallel.overlap_param_gather={overlap}"]
+    )
+    fast, slow = (
+        search_layouts(config, 64, Hardware(network_bandwidth=bandwidth * GIGA)).feasible[0].time.total
+        for bandwidth in (50, 1)
+    )
+    assert slow > fast

@@ -1,0 +1,112 @@
+"""FLOPs and attention pairs against torch's counter, the dense reference mask and the trainer's own counting."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conf.compose import compose_size
+from conf.schema import AttentionBackend, RunConfig, RuntimeConfig
+from data_pipeline.batch import Batch
+from launch.plan.work import count_work
+from model.attention.layout import compute_dense_mask
+from model.attention.plan import PlanBuilder, build_regular_layout
+from model.build import build_model_chunks
+from pretrain.distributed import distributed_session
+from pretrain.flops import count_document_pairs
+from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
+
+SIZES = [(1, 1), (8, 4), (32, 8), (48, 48), (60, 1), (96, 24), (128, 32), (288, 48), (50, 16), (7, 32), (333, 32)]
+TINY = ["model=tiny", "runtime=cpu", "precision=fp32", "train.tokens=1e6", "train.global_batch_size=1"]
+FORM = ["data.sequence_length=128", "stage.block_size=32", "runtime.loss_chunk_rows=64"]
+
+
+def compose(stage: str, *overrides: str) -> RunConfig:
+    return compose_size([f"stage={stage}", *TINY, *FORM, *overrides])
+
+
+@pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
+@pytest.mark.parametrize(("length", "block_size"), SIZES)
+def test_pairs_are_the_sum_of_the_dense_mask(length: int, block_size: int, doubled: bool) -> None:
+    mask = compute_dense_mask(build_regular_layout(length, block_size, doubled))
+    assert count_document_pairs(length, block_size, doubled) == int(mask.sum())
+
+
+def test_the_closed_forms_are_those_of_whole_blocks() -> None:
+    length, block = 4096, 32
+    assert count_document_pairs(length, block, doubled=False) == length * (length + 1) // 2
+    assert count_document_pairs(length, block, doubled=True) == length**2 + length * (block + 1) // 2
+
+
+@pytest.mark.parametrize("stage", ["ar", "joint"])
+def test_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage: str) -> None:
+    config = compose(stage)
+    lengths = torch.tensor([48, 48, 32])
+    documents = torch.repeat_interleave(torch.arange(3), lengths)[None]
+    positions = torch.cat([torch.arange(int(length)) for length in lengths])[None]
+    blocks = torch.cumsum(positions % 32 == 0, dim=1) - 1
+    regular = build_regular_layout(128, 32, doubled=stage == "joint")
+    packed = type(regular)(documents, blocks, positions, regular.completion, regular.doubled)
+    assert count_work(config, document_tokens=48).pairs == int(compute_dense_mask(packed).sum())
+
+
+def test_documents_that_see_each_other_are_one() -> None:
+    config = compose("ar", "data.isolate_documents=false")
+    assert count_work(config, document_tokens=16).pairs == count_document_pairs(128, 32, doubled=False)
+
+
+@pytest.fixture
+def single_process() -> Iterator[None]:
+    config = compose("ar")
+    with distributed_session(config.parallel, RuntimeConfig(), seed=1):
+        yield
+
+
+@pytest.mark.parametrize("stage", ["ar", "joint"])
+def test_products_with_weights_are_those_torch_counts_in_the_model(stage: str, single_process: None) -> None:
+    # Fully masked, so that the expected number of scored rows is the real one.
+    config = compose(stage, "stage.noise_epsilon=0.99999")
+    item = build_input(config)
+    (chunk,) = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
+    for weight in chunk.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+    plan = PlanBuilder(config.model, AttentionBackend.split, torch.float32, torch.device("cpu")).build(item.layout)
+    with FlopCounterMode(display=False) as counter:
+        loss, _ = chunk(item.tokens, plan, compute_row_weights(item.selection, item.counts, config.stage))
+        loss.backward()
+    work = count_work(config)
+    assert work.flops.layers + work.flops.head == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert (work.rows, work.pairs) == (item.counts.rows, item.counts.pairs)
+
+
+def build_input(config: RunConfig) -> ForwardInput:
+    """One sequence, every token of it scored and, in the joint stage, masked."""
+    from data_pipeline.noise import NoisyBatch
+
+    layout = build_regular_layout(config.data.sequence_length, config.stage.block_size, doubled=False)
+    tokens = torch.randint(config.model.vocab_size, layout.positions.shape)
+    everywhere = torch.ones_like(tokens, dtype=torch.bool)
+    batch = Batch(
+        tokens, layout.document_ids, layout.block_ids, layout.positions, everywhere, layout.completion, torch.zeros(1)
+    )
+    if config.stage.name == "ar":
+        return build_ar_input(batch)
+    return build_joint_input(NoisyBatch(batch, tokens, everywhere, torch.ones_like(tokens, dtype=torch.float32)))
+
+
+def test_attention_flops_are_those_of_plain_products_over_the_pairs() -> None:
+    config = compose("ar", "data.sequence_length=1", "stage.block_size=1")
+    model, rows = config.model, 24
+    shape = (model.num_attention_heads, rows, model.head_dim)
+    query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
+    with FlopCounterMode(display=False) as counter:
+        (torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value).sum().backward()
+    per_pair = count_work(config).flops.attention  # one token: one pair
+    assert rows * rows * per_pair == counter.get_total_flops() * model.num_layers
+
+
+def test_a_joint_token_costs_two_rows_and_half_another_head() -> None:
+    ar, joint = (count_work(compose(stage)).flops for stage in ("ar", "joint"))
+    assert joint.layers == 2 * ar.layers
+    assert joint.head == pytest.approx(1.5 * ar.head, rel=0.01)
