@@ -25,6 +25,7 @@ MAY_IMPORT = {
         *("model.checkpoint_layout", "model.draft_adapter", "model.hf", "model.identity", "model.load"),
     ),
     "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
+    "launch/plan": ("conf", "launch.plan", "pretrain.flops"),  # answers in a second: no torch
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
         *("model.attention.plan", "model.checkpoint_layout", "model.spec", "model.transformer_config"),
