@@ -54,13 +54,13 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
         weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
         for weight in weights:
             torch.nn.init.normal_(weight, std=0.02)
-        model = wrap_data_parallel(chunks, config.parallel)
+        model: Any = wrap_data_parallel(chunks, config.parallel)
         optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
         plans = PlanBuilder(
             config.model, config.runtime.attention_backend, TORCH_DTYPES[config.precision.dtype], ranks.device
         )
         builder = MicrobatchBuilder(config.stage, NoiseSource(1, "plan", "train", config.stage.noise_epsilon), 3, plans)
-        buffers: Any = [buffer for chunk in model for buffer in chunk.buffers]
+        buffers = [buffer for chunk in model for buffer in chunk.buffers]
         gradients = [buffer.grad_data for buffer in buffers]
         known = [*weights, *gradients]
         for _ in range(2):
