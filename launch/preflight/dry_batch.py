@@ -41,7 +41,9 @@ def check_dry_batch(subject: Subject) -> Iterator[Finding]:
         yield warning(f"not run: needs {needed} devices, here are {len(subject.gpus)}")
         return
     outcome = run_dry_batch(subject.config, num_ranks, count_microbatches(subject.config, subject.world_size))
-    yield _describe_failure(subject, num_ranks, outcome) if outcome.values is None else _describe(outcome.values)
+    yield (
+        _describe_failure(subject, num_ranks, outcome) if outcome.values is None else _describe(subject, outcome.values)
+    )
 
 
 def count_dry_ranks(subject: Subject) -> int:
@@ -96,12 +98,13 @@ def _run(command: list[str]) -> str:
             return f"{output}\nerror: stopped after {SECONDS} s"
 
 
-def _describe(values: dict[str, Any]) -> Finding:
+def _describe(subject: Subject, values: dict[str, Any]) -> Finding:
     peak, total = values["peak_memory_bytes"], values["device_memory_bytes"]
+    sequences = f"{values['num_microbatches']} x {values['micro_batch_size']} sequences of {values['sequence_length']}"
     detail = (
-        f"{values['world_size']} ranks, {values['num_microbatches']} microbatches of {values['micro_batch_size']} x "
-        f"{values['sequence_length']} as one document: step {values['step_seconds']:.3g} s, peak memory "
-        f"{peak / 1e9:.3g} GB per rank" + (f" of {total / 1e9:.3g} GB" if total else "")
+        f"on {values['world_size']} of {subject.world_size} ranks, each {sequences}, one document each: step "
+        f"{values['step_seconds']:.3g} s, peak memory {peak / 1e9:.3g} GB per rank"
+        + (f" of {total / 1e9:.3g} GB" if total else "")
     )
     if values["heldout_seconds"] is not None:
         detail += f", held-out microbatch {values['heldout_seconds']:.3g} s"
@@ -119,7 +122,7 @@ def _describe_failure(subject: Subject, num_ranks: int, outcome: Outcome) -> Fin
     descriptor, log = tempfile.mkstemp(prefix="preflight_dry_batch_", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(outcome.output)
-    detail = f"{num_ranks} ranks: {find_cause(outcome.output)} (everything they said: {log})"
+    detail = f"on {num_ranks} of {subject.world_size} ranks: {find_cause(outcome.output)} (everything they said: {log})"
     if "OutOfMemoryError" in outcome.output and num_ranks < subject.world_size:
         copies = subject.world_size // subject.config.parallel.model_parallel
         return warning(

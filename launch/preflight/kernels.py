@@ -1,10 +1,18 @@
 """Which implementations the run will use, and why: the trainer's own choices, made here."""
 
+import importlib.util
 from collections.abc import Iterator
 
 from conf.entry import quiet_libraries
+from conf.schema import AttentionBackend
 from launch.preflight.findings import Finding, ok, warning
 from launch.preflight.subject import Subject
+
+FUSED = "fused_weight_gradient_mlp_cuda"  # of NVIDIA's Apex
+KERNELS = {
+    AttentionBackend.flex: "FlexAttention with a block mask",
+    AttentionBackend.split: "dense products over structural pieces",
+}
 
 
 def check_kernels(subject: Subject) -> Iterator[Finding]:
@@ -15,12 +23,27 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
     from model.spec import choose_gradient_accumulation_fusion, choose_transformer_engine
 
     has_cuda = torch.cuda.is_available()
+    if not has_cuda and not subject.is_cpu_run:
+        yield warning(
+            f"not known without a CUDA device. With one: {_describe_packages()}; attention: {_name(_guess(subject))}"
+        )
+        return
     used, reason = choose_transformer_engine()
     yield _judge(f"layers: {'Transformer Engine' if used else 'megatron-core'} ({reason})", used or not has_cuda)
     used, reason = choose_gradient_accumulation_fusion()
     remedy = "" if used or not has_cuda else "; README, GPU set-up, says where to get it"
     yield _judge(f"fused weight gradients: {'on' if used else 'off'} ({reason}){remedy}", used or not has_cuda)
     yield ok(_describe_attention(subject))
+
+
+def _describe_packages() -> str:
+    """What this environment would bring to a machine with devices."""
+    there = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", FUSED)}
+    layers = (
+        "Transformer Engine" if there["transformer_engine"] else "megatron-core (transformer_engine is not installed)"
+    )
+    fused = "on" if there[FUSED] else f"off ({FUSED} is not found)"
+    return f"layers: {layers}; fused weight gradients: {fused}"
 
 
 def _judge(detail: str, is_best: bool) -> Finding:
@@ -36,8 +59,17 @@ def _describe_attention(subject: Subject) -> str:
     config = subject.config
     device, asked = choose_device(config.runtime.device), config.runtime.attention_backend
     plans = PlanBuilder(config.model, asked, TORCH_DTYPES[config.precision.dtype], device)
-    kernel = {"flex": "FlexAttention with a block mask", "split": "dense products over structural pieces"}
     return (
-        f"attention: {plans.backend.value}, {kernel[plans.backend.value]} (runtime.attention_backend={asked.value}, "
-        f"device {device.type}); the flash-attention package is not used"
+        f"attention: {_name(plans.backend)} (runtime.attention_backend={asked.value}, device {device.type}); the "
+        "flash-attention package is not used"
     )
+
+
+def _guess(subject: Subject) -> AttentionBackend:
+    """The backend on a CUDA device."""
+    asked = subject.config.runtime.attention_backend
+    return AttentionBackend.flex if asked is AttentionBackend.auto else asked
+
+
+def _name(backend: AttentionBackend) -> str:
+    return f"{backend.value}, {KERNELS[backend]}"

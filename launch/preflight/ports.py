@@ -2,28 +2,64 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from conf.errors import UserError
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject
 
-TORCHRUN_PORT = 29500  # torchrun's default, where MASTER_PORT is not set
+TORCHRUN_PORT = 29500  # torchrun's default
+SLURM_PORTS = 15000  # as in launch/rank.sh: that many, from this number on, by the job's number
+ANY_PORT = 0
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """variable: what to set to change the port. is_certain: False where launch/local.sh would take any free port."""
+
+    address: str
+    port: int
+    variable: str
+    is_certain: bool = True
 
 
 def check_ports(subject: Subject) -> Iterator[Finding]:
     """Free on this machine, if this machine is where the ranks meet."""
-    text = os.environ.get("MASTER_PORT", str(TORCHRUN_PORT))
-    port = int(text) if text.isdecimal() else 0
-    if not 0 < port < 1 << 16:
-        yield failed(f"MASTER_PORT={text} is not a port: give a number from 1024 to 65535")
-        return
-    address = os.environ.get("MASTER_ADDR", "localhost")
-    if not _is_here(address):
-        yield warning(f"not checked: the ranks meet at {address}:{port}, which is another machine")
-    elif (reason := _find_obstacle(port)) is not None:
-        yield failed(f"port {port} cannot be used here ({reason}): set MASTER_PORT to a free one")
+    meeting = find_rendezvous(os.environ)
+    if meeting.port == ANY_PORT:
+        yield ok(f"any free port on {meeting.address}")
+    elif not _is_here(meeting.address):
+        yield warning(f"not checked: the ranks meet at {meeting.address}:{meeting.port}, which is another machine")
+    elif (reason := _find_obstacle(meeting.port)) is None:
+        yield ok(f"{meeting.port} is free on {socket.gethostname()}")
+    elif meeting.is_certain:
+        yield failed(f"port {meeting.port} cannot be used here ({reason}): set {meeting.variable} to a free one")
     else:
-        yield ok(f"{port} is free on {socket.gethostname()}")
+        yield warning(
+            f"port {meeting.port}, torchrun's default, cannot be used here ({reason}): launch/local.sh takes another "
+            f"one; for torchrun set {meeting.variable}"
+        )
+
+
+def find_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
+    """As launch/rank.sh, launch/local.sh and torchrun choose it, in this order. Raises UserError for no port."""
+    address = environment.get("MASTER_ADDR", "localhost")
+    if "MASTER_PORT" in environment:
+        return Rendezvous(address, _read_port("MASTER_PORT", environment["MASTER_PORT"]), "MASTER_PORT")
+    if "SLURM_JOB_ID" in environment:
+        number = _read_port("SLURM_JOB_ID", environment["SLURM_JOB_ID"], largest=None)
+        return Rendezvous(address, SLURM_PORTS + number % SLURM_PORTS, "MASTER_PORT")
+    if "RDZV_ENDPOINT" in environment:
+        host, _, port = environment["RDZV_ENDPOINT"].rpartition(":")
+        return Rendezvous(host, _read_port("RDZV_ENDPOINT", port), "RDZV_ENDPOINT")
+    return Rendezvous(address, TORCHRUN_PORT, "MASTER_PORT", is_certain=False)
+
+
+def _read_port(variable: str, text: str, largest: int | None = (1 << 16) - 1) -> int:
+    if not text.isdecimal() or (largest is not None and int(text) > largest):
+        raise UserError(f"{variable} does not give a number from 0 to 65535 as port, but {text!r}")
+    return int(text)
 
 
 def _is_here(address: str) -> bool:

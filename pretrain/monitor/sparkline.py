@@ -7,6 +7,7 @@ from itertools import pairwise
 BARS = "▁▂▃▄▅▆▇█"
 GAP = " "
 CLIPPED_SHARE = 0.1  # of the values at either end: the first steps of a training dwarf everything after them
+SMALLEST_SPAN = 0.01  # of the value: what varies less is drawn flat, not as noise at full height
 
 
 def draw_sparkline(values: Sequence[float], width: int) -> str:
@@ -21,6 +22,7 @@ def draw_sparkline(values: Sequence[float], width: int) -> str:
         return GAP * width
     clipped = int(CLIPPED_SHARE * len(known))
     low, high = known[clipped], known[-1 - clipped]
+    high = max(high, low + SMALLEST_SPAN * abs(low))
     return "".join(GAP if mean is None else _bar(mean, low, high) for mean in means)
 
 
