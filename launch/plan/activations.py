@@ -91,7 +91,7 @@ def layer_backward(shape: Shape) -> int:
     """
     again = 0
     if shape.parallel.recompute is Recompute.full:
-        again = computed_by_layer(shape) - (0 if _norm_copies(shape) else shape.stream_bytes)
+        again = computed_by_layer(shape) - (0 if norm_copies(shape) else shape.stream_bytes)
     return again + 2 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
 
 
@@ -121,7 +121,7 @@ def _final_norm_backward(shape: Shape) -> int:
     return 0 if shape.kernels.transformer_engine else 4 * FP32 * shape.stream_rows * shape.model.hidden_size
 
 
-def _norm_copies(shape: Shape) -> bool:
+def norm_copies(shape: Shape) -> bool:
     """Whether a norm keeps an fp32 copy instead of its input."""
     return not shape.kernels.transformer_engine and shape.element_bytes < FP32
 

@@ -17,6 +17,7 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
         "memory": [asdict(stage) | {"total": stage.total} for stage in plan.memory],
         "usable_bytes": plan.hardware.usable_bytes,
         "flops_per_token": plan.work.flops_per_token,
+        "flops_per_token_ar": plan.ar_work.flops_per_token,
         "step": {**asdict(plan.work), "flops": plan.work.flops._asdict()},
         "seconds": {field.name: getattr(plan.time, field.name) for field in fields(plan.time)},
         "step_seconds_at_stated_mfu": plan.time.compute,
@@ -60,7 +61,7 @@ def describe_search(search: Search, top: int) -> dict[str, Any]:
     smallest = search.smallest
     return {
         "tried": search.tried,
-        "refused": dict(search.refused),
+        "refused": search.refused,
         "feasible": len(search.feasible),
         "layouts": [describe_layout(plan) for plan in search.feasible[:top]],
         "nearest": describe_layout(smallest) if smallest is not None and not search.feasible else None,

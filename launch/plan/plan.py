@@ -1,9 +1,9 @@
 """Everything the command says about one configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conf.rules import check_rules
-from conf.schema import RunConfig
+from conf.schema import Objective, RunConfig
 from launch.plan.communication import Traffic, estimate_traffic
 from launch.plan.hardware import Hardware
 from launch.plan.memory import StageMemory, count_model_parameters, estimate_memory
@@ -19,7 +19,7 @@ FP32_STATE_BYTES = 12  # per parameter in a checkpoint: fp32 weight and Adam's t
 class Plan:
     """One configuration on `num_gpus` GPUs.
 
-    checkpoint_bytes: of one complete checkpoint, optimizer state included.
+    ar_work: the same step without diffusion. checkpoint_bytes: of one complete checkpoint, optimizer state included.
     """
 
     config: RunConfig
@@ -27,6 +27,7 @@ class Plan:
     hardware: Hardware
     shape: Shape
     work: StepWork
+    ar_work: StepWork
     memory: list[StageMemory]
     traffic: list[Traffic]
     time: StepTime
@@ -76,9 +77,14 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
         hardware=hardware,
         shape=shape,
         work=work,
+        ar_work=count_work(_without_diffusion(config), document_tokens),
         memory=estimate_memory(shape),
         traffic=estimate_traffic(shape),
         time=estimate_step_time(shape, work, hardware),
         parameters=parameters,
         checkpoint_bytes=parameters * (shape.element_bytes + FP32_STATE_BYTES),
     )
+
+
+def _without_diffusion(config: RunConfig) -> RunConfig:
+    return replace(config, stage=replace(config.stage, objective=Objective.ar))

@@ -1,5 +1,6 @@
 """A plan as tables of at most 100 columns."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from rich.box import SIMPLE_HEAD
@@ -8,7 +9,6 @@ from rich.table import Table
 
 from conf.schema import Objective, Recompute
 from launch.plan.hardware import GIGA
-from launch.plan.memory import StageMemory
 from launch.plan.plan import SECONDS_PER_DAY, Plan
 
 RECOMPUTE = {
@@ -55,10 +55,14 @@ def _headline(plan: Plan) -> str:
         f"[bold]{config.experiment or f'{config.model.name} {config.stage.name}'}[/] on {plan.num_gpus} GPUs: "
         f"{plan.parameters / 1e9:.2f}B parameters, {config.train.tokens / 1e9:g}B tokens, {config.num_steps} steps\n"
         f"{describe_run(plan)}; {config.precision.dtype.value}, sequences of {config.data.sequence_length}{doubled}\n"
-        f"{work.flops_per_token / 1e9:.2f} GFLOPs per clean token: layers {_share(plan, 'layers')}, "
-        f"attention {_share(plan, 'attention')}, head {_share(plan, 'head')}; "
-        f"{work.pairs / work.tokens:.1f} pairs attend per token"
+        f"{_flops(plan)} GFLOPs per clean token: layers {_share(plan, 'layers')}, attention "
+        f"{_share(plan, 'attention')} ({work.pairs / work.tokens:.1f} pairs), head {_share(plan, 'head')}"
     )
+
+
+def _flops(plan: Plan) -> str:
+    own, ar = (f"{work.flops_per_token / 1e9:.3g}" for work in (plan.work, plan.ar_work))
+    return own if plan.config.stage.objective is Objective.ar else f"{own} (AR alone {ar})"
 
 
 def _share(plan: Plan, part: str) -> str:
@@ -67,20 +71,23 @@ def _share(plan: Plan, part: str) -> str:
 
 def _memory_table(plan: Plan) -> Table:
     columns = ("weights", "gradients", "optimizer", "activations", "logits", "working", "total")
-    table = Table(title="Memory per GPU, GB", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("stage")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for name, stage in _distinct_stages(plan.memory):
-        style = "bold" if stage is plan.worst else None
-        values = [f"{getattr(stage, column) / GIGA:.2f}" for column in columns]
-        table.add_row(name, *values, style=style)
+    unit, name = (GIGA, "GB") if plan.worst.total >= GIGA else (1e6, "MB")
+    table = _table(f"Memory per GPU, {name}", ["stage"], columns)
+    for stage in plan.memory:
+        values = [f"{getattr(stage, column) / unit:.2f}" for column in columns]
+        position = f"{stage.stage + 1} of {len(plan.memory)}"
+        table.add_row(position, *values, style="bold" if stage is plan.worst else None)
     return table
 
 
-def _distinct_stages(stages: list[StageMemory]) -> list[tuple[str, StageMemory]]:
-    """Stages with their names; all of them, for each holds another number of microbatches."""
-    return [(f"{stage.stage + 1} of {len(stages)}", stage) for stage in stages]
+def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: columns of texts, then columns of numbers."""
+    table = Table(title=f"\n{title}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in texts:
+        table.add_column(column)
+    for column in numbers:
+        table.add_column(column, justify="right")
+    return table
 
 
 def _verdict(plan: Plan) -> str:
@@ -90,46 +97,45 @@ def _verdict(plan: Plan) -> str:
     if plan.fits:
         verdict = f"[green]fits[/] {limit}, {spare:.1f} GB to spare"
     else:
-        verdict = f"[red]does not fit[/] {limit}: {-spare:.1f} GB too much (--search finds layouts that fit)"
-    return f"{verdict}. Logits and working memory take turns: the larger counts.\n"
+        verdict = f"[red]does not fit[/] {limit}: {-spare:.1f} GB too much (try --search)"
+    return f"{verdict}.\nLogits and working memory take turns: the larger counts."
 
 
 def _time_table(plan: Plan) -> Table:
-    table = Table(title="Step", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("part", "seconds", "share"):
-        table.add_column(column, justify="left" if column == "part" else "right")
+    table = _table("Step", ["part"], ("seconds", "share"))
     for field in fields(plan.time):
         seconds = getattr(plan.time, field.name)
         if seconds > 0:
-            table.add_row(f"{field.name}: {PARTS[field.name]}", f"{seconds:.3f}", f"{seconds / plan.time.total:.1%}")
-    table.add_row("total", f"{plan.time.total:.3f}", "", style="bold")
+            table.add_row(f"{field.name}: {PARTS[field.name]}", f"{seconds:.3g}", f"{seconds / plan.time.total:.1%}")
+    table.add_row("total", f"{plan.time.total:.3g}", "", style="bold")
     return table
 
 
 def _duration(plan: Plan) -> str:
     tokens = plan.work.tokens / plan.time.total
     return (
-        f"At {plan.hardware.mfu:.0%} MFU overall: {plan.time.compute:.2f} s per step, "
-        f"{plan.days_at_stated_mfu:.1f} days. With this layout's costs on top: {plan.time.total:.2f} s, "
-        f"[bold]{plan.days:.1f} days[/], {plan.mfu:.1%} MFU, {tokens / 1e6:.2f}M tokens/s.\n"
+        f"At {plan.hardware.mfu:.0%} MFU overall: {plan.time.compute:.3g} s per step, "
+        f"{plan.days_at_stated_mfu:.1f} days. With this layout's own costs:\n[bold]{plan.time.total:.3g} s per step, "
+        f"{plan.days:.1f} days[/], {plan.mfu:.1%} MFU, {tokens / 1e6:.2f}M clean tokens/s."
     )
 
 
 def _traffic_table(plan: Plan) -> Table:
-    table = Table(title="Communication per step", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("group", "ranks", "collective", "times", "MB each", "GB sent per GPU", "over", "seconds"):
-        left = column in ("group", "collective", "over")
-        table.add_column(column, justify="left" if left else "right")
+    table = _table(
+        "Communication per step",
+        ("group", "collective", "over"),
+        ("ranks", "times", "MB each", "GB per GPU", "seconds"),
+    )
     hardware = plan.hardware
     for item in plan.traffic:
         table.add_row(
             item.group,
-            str(item.size),
             item.operation,
+            "node" if item.span <= hardware.gpus_per_node else "network",
+            str(item.size),
             str(item.count),
             f"{item.message_bytes / 1e6:.1f}",
             f"{item.sent_bytes / GIGA:.2f}",
-            "node" if item.span <= hardware.gpus_per_node else "network",
             f"{item.sent_bytes / hardware.bandwidth(item.span):.3f}",
         )
     return table
@@ -137,9 +143,12 @@ def _traffic_table(plan: Plan) -> Table:
 
 def _checkpoints(plan: Plan) -> str:
     checkpoint, hardware = plan.config.checkpoint, plan.hardware
-    size = f"Checkpoint: {plan.checkpoint_bytes / GIGA:.1f} GB, {checkpoint.keep + 1} on disk while one is written: "
-    size += f"{plan.checkpoint_bytes * (checkpoint.keep + 1) / GIGA:.0f} GB. "
-    size += f"{plan.save_seconds:.0f} s to write at {hardware.storage_bandwidth / GIGA:g} GB/s"
+    copies = checkpoint.keep + 1
+    size = (
+        f"\nCheckpoint: {plan.checkpoint_bytes / GIGA:.3g} GB, {plan.checkpoint_bytes * copies / GIGA:.3g} GB with "
+        f"{copies} on disk while one is written.\n{plan.save_seconds:.2g} s to write at "
+        f"{hardware.storage_bandwidth / GIGA:g} GB/s"
+    )
     if not checkpoint.every_steps:
         return f"{size}, once at the end."
     seconds = checkpoint.every_steps * plan.time.total
@@ -152,4 +161,4 @@ def _span(seconds: float) -> str:
     for unit, name in ((SECONDS_PER_DAY, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.0f} seconds"
+    return f"{seconds:.2g} seconds"

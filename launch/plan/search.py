@@ -1,6 +1,5 @@
 """All layouts that the rules allow, planned; those that fit, fastest first."""
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -18,13 +17,14 @@ class Search:
     """Result of search_layouts.
 
     feasible: fastest first. smallest: the layout that needs least memory, whether it fits or not. tried: layouts that
-    the rules allow. refused: layouts that break a rule, by the key its message begins with.
+    the rules allow. refused: how many they do not allow. example: what a rule says to one of these.
     """
 
     feasible: list[Plan]
     smallest: Plan | None
     tried: int
-    refused: Counter[str]
+    refused: int
+    example: str
 
 
 def search_layouts(config: RunConfig, num_gpus: int, hardware: Hardware, document_tokens: int | None = None) -> Search:
@@ -32,15 +32,16 @@ def search_layouts(config: RunConfig, num_gpus: int, hardware: Hardware, documen
 
     Tensor-parallel groups stay within a node and split the sequence too. Equal times go to less memory.
     """
-    plans, refused = [], Counter()
+    plans, refusals = [], []
     for candidate in _candidates(config, num_gpus, hardware):
         try:
             plans.append(build_plan(candidate, num_gpus, hardware, document_tokens))
         except ConfigError as error:
-            refused[_reason(error)] += 1
+            refusals.append(str(error))
     plans.sort(key=lambda plan: (plan.time.total, plan.worst.total))
     smallest = min(plans, key=lambda plan: plan.worst.total, default=None)
-    return Search([plan for plan in plans if plan.fits], smallest, len(plans), refused)
+    feasible = [plan for plan in plans if plan.fits]
+    return Search(feasible, smallest, len(plans), len(refusals), min(refusals, key=len, default=""))
 
 
 def _candidates(config: RunConfig, num_gpus: int, hardware: Hardware) -> Iterator[RunConfig]:
@@ -60,13 +61,6 @@ def _candidates(config: RunConfig, num_gpus: int, hardware: Hardware) -> Iterato
                 recompute=recompute,
             )
             yield replace(config, parallel=parallel, train=replace(config.train, micro_batch_size=micro))
-
-
-def _reason(error: ConfigError) -> str:
-    """The key that a rule's message begins with."""
-    first = str(error).splitlines()
-    line = first[1].split(". ", 1)[1] if len(first) > 1 else first[0]
-    return line.split("=")[0].split(" ")[0] if "=" in line else line
 
 
 def _divisors(value: int, largest: int) -> list[int]:

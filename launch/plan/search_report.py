@@ -41,8 +41,7 @@ def print_search(
 def explain_failure(search: Search, hardware: Hardware) -> str:
     """Why nothing fits: too large, or refused by the rules."""
     if search.smallest is None:
-        refused = ", ".join(f"{key} ({times})" for key, times in search.refused.most_common())
-        return f"No layout obeys the rules; what refused them: {refused or 'no degree divides the number of GPUs'}."
+        return f"Why none, for example: {search.example or 'no degrees make up this number of GPUs'}"
     smallest = search.smallest
     excess = (smallest.worst.total - hardware.usable_bytes) / GIGA
     return (
@@ -53,7 +52,7 @@ def explain_failure(search: Search, hardware: Hardware) -> str:
 
 
 def _table(plans: list[Plan]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "recompute" else "right")
     for plan in plans:

@@ -25,9 +25,9 @@ from model import cpu
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks
 from model.transformer_config import TORCH_DTYPES
-from pretrain.sharded_state import build_sharded_state
+from pretrain.checkpoint import build_sharded_state
 from pretrain.distributed import distributed_session
-from pretrain.microbatches import MicrobatchBuilder
+from pretrain.microbatches import MicrobatchBuilder, PreparedStep
 from pretrain.optimizer import build_optimizer, wrap_data_parallel
 from pretrain.step import run_schedule
 from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
@@ -51,6 +51,7 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
         chunks: list[Any] = build_model_chunks(
             config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows
         )
+        chunks = [chunk.to(ranks.device) for chunk in chunks]
         weights = [parameter for chunk in chunks for parameter in chunk.parameters()]
         for weight in weights:
             torch.nn.init.normal_(weight, std=0.02)
@@ -69,17 +70,28 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
                 chunk.zero_grad_buffer()
             optimizer.zero_grad()
             with SentBytes() as sent:
-                with LiveBytes(known) as live:
-                    run_schedule(model, step, forward_only=False)
+                passing = _peak_of_schedule(model, step, known)
                 optimizer.step()
         return {
             "weights": bytes_of(weights),
             "gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients),
             "optimizer": bytes_of(_optimizer_tensors(optimizer), known),
-            "passing": live.peak,
+            "passing": passing,
             "checkpoint": _checkpoint_bytes(build_sharded_state(model, optimizer, is_loading=False)),
             "sent": sent.by_collective,
         }
+
+
+def _peak_of_schedule(model: list[Any], step: PreparedStep, known: list[Tensor]) -> int:
+    """Most bytes at a time: of tensors on a CPU, as the allocator counts them on a GPU."""
+    if not known[0].is_cuda:
+        with LiveBytes(known) as live:
+            run_schedule(model, step, forward_only=False)
+        return live.peak
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run_schedule(model, step, forward_only=False)
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _batches(config: RunConfig) -> list[Batch]:
@@ -104,9 +116,9 @@ def _optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
 
 def _checkpoint_bytes(state: Any) -> int:
     """Bytes of all ranks' parts, those of copies counted once."""
-    total = torch.tensor(_own_bytes(state))
-    dist.all_reduce(total)
-    return int(total)
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, _own_bytes(state))
+    return sum(parts)
 
 
 def _own_bytes(state: Any) -> int:

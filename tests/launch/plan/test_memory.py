@@ -38,14 +38,13 @@ JOBS = {
     "joint_bf16_pp2": ["stage=joint", "parallel=pp2", "precision=bf16"],
     "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
 }
+LAYOUTS = {
+    **{option: [f"parallel={option}"] for option in ("single", "tp2", "tp2_sp", "pp2")},
+    "pp2_interleaved": ["parallel=pp2_interleaved", "model.num_layers=4"],
+}
 EVERY = {
-    "_".join(case): [f"stage={case[0]}", f"parallel={case[1]}", f"precision={case[2]}", f"parallel.recompute={case[3]}"]
-    for case in product(
-        ("ar", "joint"),
-        ("single", "tp2", "tp2_sp", "pp2", "pp2_interleaved"),
-        ("fp32", "bf16"),
-        ("none", "selective", "full"),
-    )
+    "_".join(case): [f"stage={case[0]}", *LAYOUTS[case[1]], f"precision={case[2]}", f"parallel.recompute={case[3]}"]
+    for case in product(("ar", "joint"), LAYOUTS, ("fp32", "bf16"), ("none", "selective", "full"))
 }
 Measured = dict[str, list[dict[str, Any]]]
 
@@ -119,3 +118,17 @@ def test_every_combination_is_within_a_tenth(tmp_path: Path) -> None:
             if stage.passing != pytest.approx(rank["passing"], rel=TOLERANCE) or stage.weights != rank["weights"]:
                 wrong.append(f"{name}: predicted {stage.passing}, found {rank['passing']}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("stage", ["ar", "joint"])
+def test_the_gpus_kernels_keep_what_is_predicted(stage: str, recompute: str) -> None:
+    from tests.helpers.plan_jobs import measure_step
+
+    overrides = [f"stage={stage}", "model=ministral3_3b", "model.num_layers=4", f"parallel.recompute={recompute}"]
+    config = compose_size([*overrides, "train.tokens=1e9", "train.global_batch_size=2", "stage.noise_epsilon=0.9999"])
+    found = measure_step(config)
+    (predicted,) = estimate_memory(build_shape(config, 1))
+    assert predicted.weights == found["weights"]
+    assert predicted.passing == pytest.approx(found["passing"], rel=TOLERANCE)
