@@ -22,7 +22,11 @@ from types import FrameType
 from conf.entry import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from launch.tee import tee_output
 
-STOP_STATUS = {signal.SIGTERM: EXIT_STOPPED, signal.SIGUSR1: EXIT_STOPPED, signal.SIGINT: EXIT_INTERRUPTED}
+STOP_STATUS: dict[int, int] = {
+    signal.SIGTERM: EXIT_STOPPED,
+    signal.SIGUSR1: EXIT_STOPPED,
+    signal.SIGINT: EXIT_INTERRUPTED,
+}
 RANK_SCRIPT = Path(__file__).with_name("rank.sh")
 EXIT_CRASHED = 1
 # The agent announces how it ends processes; what matters of that is told here, in one line.
@@ -125,7 +129,7 @@ def _forward(number: int, frame: FrameType | None) -> None:
     """To every rank of this node; before there are any, this process ends instead."""
     ranks = find_children(os.getpid())
     if not ranks:
-        sys.exit(STOP_STATUS[signal.Signals(number)])
+        sys.exit(STOP_STATUS[number])
     for pid in ranks:
         try:
             os.kill(pid, number)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from tests.helpers.processes import ROOT
 
-# What they answer, for a job of two tasks. RANKS: what the ranks do, as shell, which may `save step_00000010`. Asked for
+# What they answer, for a job of two tasks. RANKS: what the ranks do, as shell; it may `save step_00000010`. Asked for
 # the run folder (one task, in a container), srun runs what it is given.
 SCRIPTS = {
     "srun": 'save() { mkdir -p "$LOG_DIR/checkpoints/$1"; }; [ "$1" = --nodes=1 ] && exec "${@:6}"; eval "$RANKS"',
-    "scontrol": 'case "$1 $2" in "show hostnames") echo node7; echo node8 ;; "show job") echo " JobState=$JOB_STATE " ;; '
-    "esac",
+    "scontrol": 'case "$1 $2" in "show hostnames") echo node7; echo node8 ;; "show job") echo " JobState=$JOB_STATE "; '
+    ";; esac",
     "sbatch": 'echo "$(($(wc -l <"$CALLS")))"',
     "sleep": "exit 0",
 }

@@ -96,8 +96,10 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for process in self.processes():
+        left = self.processes()
+        for process in left:
             process.kill()
+        psutil.wait_procs(left, 10)
 
     def submit(self, *words: str, **environment: str) -> int:
         """sbatch from the repository's root; the job's number. The options of a toy node are in front."""
@@ -143,16 +145,20 @@ class SlurmCluster:
         return "\n".join(f"--- {path}\n{path.read_text()[-3000:]}" for path in paths if path.exists())
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that belongs to this cluster: its configuration is in the command or the environment."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                words = [*process.cmdline(), *process.environ().values()]
-            except psutil.Error:
-                continue
-            if process.pid != os.getpid() and any(str(self.folder) in word for word in words):
-                found.append(process)
-        return found
+        """Everything alive that belongs to this cluster: the folder is in its command, environment or open files.
+
+        (slurmstepd writes its title over both of the former.)
+        """
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and self._owns(process)]
+
+    def _owns(self, process: psutil.Process) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return False
+            words = [*process.cmdline(), *process.environ().values(), *(file.path for file in process.open_files())]
+        except psutil.Error:
+            return False
+        return any(str(self.folder) in word for word in words)
 
     def _write_configuration(self) -> None:
         (self.folder / "munge" / "key").write_bytes(os.urandom(128))
