@@ -11,6 +11,7 @@ from conf.entry import quiet_libraries
 from conf.hydra_entry import run_composed
 from conf.schema.drafter import DrafterConfig
 from conf.trees import DRAFTER_TREE
+from pretrain.stop import listen
 
 USAGE = """\
 Train the draft adapter of a checkpoint: a LoRA on every o_proj, switched on while drafting alone, so that linear
@@ -39,18 +40,19 @@ not replaced. The same command again continues the run (resume=auto).
 """
 
 
-def run(config: DrafterConfig, world_size: int) -> None:
-    """Check the rules, then train. Raises UserError for whatever the user can mend."""
+def run(config: DrafterConfig, world_size: int) -> int:
+    """Check the rules, then train. Returns the exit status; raises UserError for whatever the user can mend."""
     check_drafter_rules(config, world_size)
     quiet_libraries("torch.distributed", "deepspeed", "transformers")
 
     from lora.trainer import run_drafter  # imports torch, transformers, peft and deepspeed
 
-    run_drafter(config)
+    return run_drafter(config)
 
 
 def main() -> None:
-    """Exit with the status of the training; see run_composed."""
+    """Exit with the status of the training; see run_composed and pretrain/stop.py."""
+    listen()
     sys.exit(run_composed(DRAFTER_TREE, USAGE, run))
 
 

@@ -1,10 +1,12 @@
 """The training loop of a draft adapter."""
 
+import logging
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from conf.schema.drafter import AnswerSource, DrafterConfig
 from lora.adapter import attach_new_adapter, count_adapter_parameters, save_adapter
 from lora.batches import DraftBatches
 from lora.blocks import DraftBatch
+from lora.checks import check_lengths, check_rank
 from lora.console import DrafterConsole
 from lora.data import DrafterData, answer_data, open_data
 from lora.engine import EngineCheckpoints, build_engine, gather_adapter
@@ -26,6 +29,8 @@ from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete
 from model.identity import identify_checkpoint
 from model.load import check_export, check_vocabulary, load_export, load_tokenizer
+from pretrain import stop
+from pretrain.integrity import find_intact_checkpoint
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.process_group import choose_device, run_on_first_rank, start_process_group
@@ -34,12 +39,18 @@ from pretrain.run_folder import lock_run_folder, plain, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.state import TrainState
 
+logger = logging.getLogger(__name__)
+
 SHARDS_WEIGHTS = 3  # the ZeRO stage that does
 PACKAGES = ("torch", "transformers", "peft", "deepspeed")
 
 
-def run_drafter(config: DrafterConfig) -> None:
-    """Trains (or continues) the draft adapter that `config` describes. Raises UserError for what the user can mend."""
+def run_drafter(config: DrafterConfig) -> int:
+    """Trains (or continues) the draft adapter that `config` describes; returns the exit status of the process.
+
+    0, or that of a signal after which everything is saved (pretrain/stop.py). Raises UserError for what the user can
+    mend.
+    """
     start_console_logging()
     check_export(Path(config.checkpoint))
     check_output(config)
@@ -50,10 +61,11 @@ def run_drafter(config: DrafterConfig) -> None:
     run_dir = Path(config.run.dir)
     with lock_run_folder(run_dir) if dist.get_rank() == 0 else nullcontext():
         run_on_first_rank(lambda: draw_run_id(run_dir))
-        build_trainer(config, device).run()
+        status = build_trainer(config, device).run()
     # Not after an error: taking the group down waits for peers that may be inside a collective.
     if owns_process_group:
         dist.destroy_process_group()
+    return status
 
 
 def build_trainer(config: DrafterConfig, device: torch.device) -> "DrafterTrainer":
@@ -120,39 +132,13 @@ def choose_place(config: DrafterConfig, device: torch.device) -> str:
     return "cpu" if config.zero.stage == SHARDS_WEIGHTS and is_given else str(device)
 
 
-def check_lengths(config: DrafterConfig, block_size: int, max_positions: int) -> None:
-    """Raises: UserError if sequences do not fit the model, or blocks not the sequences."""
-    length = config.train.sequence_length
-    if length + block_size > max_positions:
-        raise UserError(
-            f"train.sequence_length={length} and a drafted block of {block_size} exceed the {max_positions} positions "
-            f"of {config.checkpoint}: give train.sequence_length={max_positions - block_size} or less"
-        )
-    if not 1 < block_size < length:
-        raise UserError(
-            f"a block of {block_size} tokens (block_size, by default the checkpoint's) does not fit sequences of "
-            f"train.sequence_length={length}: give a block_size between 2 and {length - 1}, or longer sequences"
-        )
-
-
-def check_rank(config: DrafterConfig, model: Any) -> None:
-    """Raises: UserError if the adapter would have more rank than o_proj. model: the checkpoint's configuration."""
-    largest = min(model.hidden_size, model.num_attention_heads * model.head_dim)
-    if config.adapter.rank > largest:
-        raise UserError(
-            f"adapter.rank={config.adapter.rank} is above the rank of o_proj itself: give at most {largest} for "
-            f"{config.checkpoint}"
-        )
-
-
 def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) -> Path | None:
     """The newest checkpoint of the run folder, if any; logs go there. Raises: UserError if one is not wanted."""
     run_dir = Path(config.run.dir)
-    newest = find_newest_complete(run_dir)
-    if config.resume is ResumeMode.never and newest:
-        raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
     start_logging(run_dir, console.rich, is_first)
-    return newest
+    if config.resume is ResumeMode.never and find_newest_complete(run_dir):
+        raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
+    return find_intact_checkpoint(run_dir)
 
 
 def _build_batches(config: DrafterConfig, data: DrafterData, block_size: int, *, is_heldout: bool) -> DraftBatches:
@@ -181,23 +167,37 @@ class DrafterTrainer:
     console: DrafterConsole
     device: torch.device
 
-    def run(self) -> None:
-        """Trains to the last step; evaluates and saves on the way and at the end, where the adapter is written."""
+    def run(self) -> int:
+        """Trains to the last step; evaluates and saves on the way and at the end, where the adapter is written.
+
+        A signal ends it earlier: with everything saved, and no adapter written. Returns the exit status of the process.
+        """
         done_before = self.is_finished
-        with self.console.steps(self.state):
+        with stop.deferred(), self.console.steps(self.state):
             if self.state.step == 0:
                 self.evaluate()
             while not self.is_finished:
                 self.train_step()
+                signal = self._agree_on_signal()
+                if signal or self._is_due(self.config.checkpointing.every_steps):
+                    self.save()
+                if signal:
+                    logger.warning(f"step {self.state.step}: {signal.name} received: saved, ending")
+                    return stop.STATUS[signal]
                 if self._is_due(self.config.evaluation.every_steps):
                     self.evaluate()
-                if self._is_due(self.config.checkpointing.every_steps):
-                    self.save()
         if not is_written(self.config, self.state.step):
             self.write_adapter()
         self.console.say_end(self.state, str(output_folder(self.config)), done_before)
         if self.metrics is not None:
             self.metrics.close()
+        return 0
+
+    def _agree_on_signal(self) -> Signals | None:
+        """What some rank was sent, on every rank."""
+        number = torch.tensor(stop.received() or 0, device=self.device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return Signals(int(number)) if number else None
 
     @property
     def is_finished(self) -> bool:

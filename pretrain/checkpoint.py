@@ -1,7 +1,7 @@
-"""Saving and loading step directories with megatron-core's dist_checkpointing.
+"""Saving step directories with megatron-core's dist_checkpointing.
 
-A checkpoint is written into `step_NNNNNNNN.partial` and renamed when every rank's part and the manifest are on disk.
-Weights, optimizer state and all can be read back under any other layout.
+A checkpoint is written into `step_NNNNNNNN.partial` and renamed when every rank's part, the manifest and the checksums
+are on disk.
 """
 
 import shutil
@@ -12,20 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
-from megatron.core.dist_checkpointing.strategies.fully_parallel import (
-    FullyParallelLoadStrategyWrapper,
-    FullyParallelSaveStrategyWrapper,
-)
-from megatron.core.dist_checkpointing.strategies.torch import (
-    TorchDistLoadShardedStrategy,
-    TorchDistSaveShardedStrategy,
-)
 from megatron.core.optimizer import MegatronOptimizer
-from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from conf.errors import UserError
@@ -37,8 +27,8 @@ from model.checkpoint_layout import (
     step_directory,
 )
 from pretrain.integrity import sum_own_files, summing
-from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
 from pretrain.process_group import run_on_every_rank, run_on_first_rank
+from pretrain.sharded_state import build_save_strategy, build_sharded_state, count_bytes, gather_parameters
 
 # Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
 SPACE_MARGIN = 1.05
@@ -96,11 +86,11 @@ class Checkpointer:
         """
         self.finish()
         save = _Save(step_directory(self._run_dir, manifest.step), manifest)
-        _gather_parameters(self._chunks)
+        gather_parameters(self._chunks)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
         with _explained(save), _timed(save):
             _on_first_rank(lambda: _make_empty(save.partial))
-            save.num_bytes = _sum_over_ranks(_count_bytes(state))
+            save.num_bytes = _sum_over_ranks(count_bytes(state))
             check_free_space(save.partial, save.num_bytes)
             self._write(state, save)
         if not self._asynchronous:
@@ -113,7 +103,7 @@ class Checkpointer:
             request = dist_checkpointing.save(
                 state,
                 str(save.partial),
-                _spread_over_data_parallel(),
+                build_save_strategy(),
                 async_sharded_save=self._asynchronous,
                 async_strategy="mcore",
             )
@@ -181,53 +171,6 @@ class Checkpointer:
         self._reports.append(SaveReport(save.manifest.step, save.waited, seconds, save.num_bytes))
 
 
-def _gather_parameters(chunks: list[Any]) -> None:
-    """Brings updated weights to every rank: overlapped gathering would do so only in the next forward."""
-    with torch.no_grad():
-        for chunk in chunks:
-            if chunk.ddp_config.overlap_param_gather:
-                chunk.start_param_sync(force_sync=True)
-
-
-def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer) -> None:
-    """Reads weights and optimizer state of a step directory into a live model of any layout."""
-    accept_step_tensors()
-    prepare_for_loading(optimizer)
-    state = build_sharded_state(chunks, optimizer, is_loading=True)
-    # Every data-parallel rank reads its share and they exchange: each byte leaves the disk once.
-    strategy: Any = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _data_parallel_group())
-    loaded: Any = dist_checkpointing.load(state, str(step_dir), strategy)
-    for index, chunk in enumerate(chunks):
-        missing, unexpected = chunk.module.load_state_dict(loaded[f"model{index}"], strict=False)
-        missing = [key for key in missing if not key.endswith("_extra_state")]
-        assert not missing and not unexpected, f"{step_dir}: missing {missing}, unexpected {unexpected}"
-    optimizer.load_state_dict(loaded["optimizer"])
-    repair_after_loading(optimizer)
-
-
-def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
-    """megatron-core's description of which part of which global tensor this rank holds."""
-    metadata = {
-        # Optimizer state addressed by parameter, so that it survives any change of layout.
-        "distrib_optim_sharding_type": "fully_reshardable",
-        "dp_cp_group": _data_parallel_group(),
-    }
-    state: Any = {
-        f"model{index}": chunk.module.sharded_state_dict(metadata=metadata) for index, chunk in enumerate(chunks)
-    }
-    state["optimizer"] = optimizer.sharded_state_dict(state, is_loading=is_loading, metadata=metadata)
-    return state
-
-
-def _spread_over_data_parallel() -> Any:
-    """Every data-parallel rank writes a share of what its peers hold too."""
-    return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), _data_parallel_group())
-
-
-def _data_parallel_group() -> Any:
-    return parallel_state.get_data_parallel_group(with_context_parallel=True)
-
-
 def check_free_space(directory: Path, num_bytes: int) -> None:
     """Raises UserError before anything is written if tensors of `num_bytes` do not fit on the disk."""
     needed = int(num_bytes * SPACE_MARGIN)
@@ -248,18 +191,6 @@ def _sum_over_ranks(value: int) -> int:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return sum(values)
-
-
-def _count_bytes(state: Any) -> int:
-    """Bytes this rank will write: tensors it is the first holder of."""
-    if isinstance(state, dict):
-        return sum(_count_bytes(value) for value in state.values())
-    if isinstance(state, list | tuple):
-        return sum(_count_bytes(value) for value in state)
-    data = getattr(state, "data", None)
-    replica = getattr(state, "replica_id", 0)
-    is_first = not any(replica) if isinstance(replica, tuple) else replica == 0
-    return data.numel() * data.element_size() if is_first and isinstance(data, Tensor) else 0
 
 
 def _make_empty(directory: Path) -> None:

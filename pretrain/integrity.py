@@ -1,6 +1,7 @@
 """Sums of checkpoint files over the ranks: each file is written, and later read once to be checked, by one of them."""
 
 import ctypes
+import logging
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -10,7 +11,12 @@ from typing import Any
 
 import torch.distributed as dist
 
+from conf.errors import UserError
+from model.checkpoint_layout import find_newest_complete, list_set_aside, set_aside
 from model.checksums import find_damage, list_files, read_sums, share_of, write_part
+from pretrain.process_group import decide_on_first_rank, run_on_first_rank
+
+logger = logging.getLogger(__name__)
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -40,3 +46,28 @@ def find_damage_over_ranks(step_dir: Path) -> str | None:
     found: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, find_damage(step_dir, mine))
     return next((damage for damage in found if damage), None)
+
+
+def find_intact_checkpoint(run_dir: Path, check: Callable[[Path], None] = lambda step_dir: None) -> Path | None:
+    """The run's newest checkpoint with its files as written; damaged ones are set aside. All ranks together.
+
+    check: called on rank 0 with a checkpoint before its files are read; it may raise UserError.
+    Raises: UserError if there were checkpoints and none is left, which must not look like a run that begins.
+    """
+    while (newest := decide_on_first_rank(lambda: find_newest_complete(run_dir))) is not None:
+        run_on_first_rank(lambda newest=newest: check(newest))
+        damage = find_damage_over_ranks(newest)
+        if damage is None:
+            return newest
+        logger.warning(f"{newest} is damaged ({damage}): it is set aside, the checkpoint before it is used")
+        run_on_first_rank(lambda newest=newest: set_aside(newest))
+    run_on_first_rank(lambda: _check_none_set_aside(run_dir))
+    return None
+
+
+def _check_none_set_aside(run_dir: Path) -> None:
+    if aside := list_set_aside(run_dir):
+        raise UserError(
+            f"no checkpoint of {run_dir} is left that could be read ({len(aside)} set aside, the newest as "
+            f"{aside[-1]}): put back a copy of one, or choose another run.name to start anew."
+        )

@@ -40,6 +40,15 @@ def run_on_first_rank(action: Callable[[], object]) -> None:
         raise failure[0]
 
 
+def decide_on_first_rank[Value](decide: Callable[[], Value]) -> Value:
+    """What rank 0 decides, on every rank. All ranks together. Raises: its UserError or OSError, on every rank."""
+    decided: list[Any] = []
+    run_on_first_rank(lambda: decided.append(decide()))
+    shared = decided or [None]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
 def run_on_every_rank(action: Callable[[], object]) -> None:
     """Every rank runs `action`; none goes on before all have. All ranks together.
 

@@ -1,14 +1,11 @@
 """Where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
 
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from conf.errors import UserError
 from conf.schema import Objective, ResumeMode, RunConfig
@@ -17,11 +14,9 @@ from model.checkpoint_layout import (
     CheckpointManifest,
     check_same_model,
     find_newest_complete,
-    list_set_aside,
     load_manifest,
     model_config_from,
     resolve_checkpoint,
-    set_aside,
 )
 from model.checksums import SUMS_NAME
 from model.convert.dist_reader import DistReader
@@ -33,13 +28,11 @@ from model.transformer_config import TORCH_DTYPES
 from pretrain.config_changes import ConfigChange, compare_configs, describe_changes, describe_learning_rate
 from pretrain.data import RunData
 from pretrain.data_change import check_data_change, continue_order, describe_data_change
-from pretrain.integrity import find_damage_over_ranks
+from pretrain.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.metrics import METRICS_FILE
-from pretrain.process_group import run_on_first_rank
+from pretrain.process_group import decide_on_first_rank
 from pretrain.run_folder import plain
 from pretrain.state import TrainState
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,38 +77,21 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
     """
     began = time.perf_counter()
     if config.resume.mode is ResumeMode.auto:
-        find_intact_checkpoint(Path(config.run.dir))
-    start = _share(lambda: find_start(config, data))
-    if start.weights is not None and not is_hf_directory(start.weights) and (damage := _find_damage(start.weights)):
+        find_intact_checkpoint(Path(config.run.dir), _check_version)
+    start = decide_on_first_rank(lambda: find_start(config, data))
+    if (
+        start.weights is not None
+        and not is_hf_directory(start.weights)
+        and (damage := find_damage_over_ranks(start.weights))
+    ):
         raise UserError(f"init_from={start.weights} is damaged: {damage}. Use another step, or a copy of this one.")
     return replace(start, verify_seconds=time.perf_counter() - began)
 
 
-def find_intact_checkpoint(run_dir: Path) -> Path | None:
-    """The run's newest checkpoint with its files as written; damaged ones are set aside. All ranks together."""
-    while (newest := _share(lambda: find_newest_complete(run_dir))) is not None:
-        damage = _find_damage(newest)
-        if damage is None:
-            return newest
-        logger.warning(f"{newest} is damaged ({damage}): it is set aside, the checkpoint before it is used")
-        run_on_first_rank(lambda newest=newest: set_aside(newest))
-    return None
-
-
-def _find_damage(step_dir: Path) -> str | None:
-    """Damage of a checkpoint, told apart from one that another version of this program wrote."""
+def _check_version(step_dir: Path) -> None:
+    """A checkpoint without checksums may be of another version of this program. Raises: UserError then."""
     if not (step_dir / SUMS_NAME).exists():
-        run_on_first_rank(lambda: load_manifest(step_dir))
-    return find_damage_over_ranks(step_dir)
-
-
-def _share[Value](decide: Callable[[], Value]) -> Value:
-    """What rank 0 decides. Raises: its error, on every rank."""
-    decided: list[Any] = []
-    run_on_first_rank(lambda: decided.append(decide()))
-    shared = decided or [None]
-    dist.broadcast_object_list(shared)
-    return shared[0]
+        load_manifest(step_dir)
 
 
 def find_start(config: RunConfig, data: RunData) -> StartPoint:
@@ -128,11 +104,6 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
         )
     if newest is not None:
         return _resume(config, data, newest)
-    if aside := list_set_aside(config.run.dir):
-        raise UserError(
-            f"no checkpoint of {config.run.dir} is left that could be read ({len(aside)} set aside as "
-            f"{aside[-1].name}): put back a copy of one, or choose another run.name to start anew."
-        )
     if config.init_from is not None:
         return _start_from_weights(config, data, config.init_from)
     return StartPoint(_end_of_answer(data, data.tokenizer.eos_token_id))

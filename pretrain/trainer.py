@@ -15,39 +15,38 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
-from data_pipeline.noise import NoiseSource
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks, count_parameters
 from model.checkpoint_layout import load_manifest
 from model.transformer_config import TORCH_DTYPES
 from pretrain import stop
-from pretrain.checkpoint import Checkpointer, SaveError, load_checkpoint
+from pretrain.build import build_evaluation, build_loader, build_microbatch_builder, build_report
+from pretrain.checkpoint import Checkpointer, SaveError
 from pretrain.console import Console
-from pretrain.data import HELDOUT_SEED, RunData, copy_tokenizer, count_samples, open_data
+from pretrain.data import RunData, copy_tokenizer, count_samples, open_data
 from pretrain.data_change import with_order
 from pretrain.distributed import Ranks, distributed_session
 from pretrain.evaluation import HeldoutEvaluation
 from pretrain.guard import LossGuard, Verdict
 from pretrain.heartbeat import OwnTime, Stragglers, exchange
+from pretrain.integrity import find_intact_checkpoint
 from pretrain.logs import start_console_logging, start_logging
-from pretrain.metrics import MetricsWriter
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
 from pretrain.optimizer import build_optimizer, compute_grad_norm, set_hyperparameters, wrap_data_parallel
 from pretrain.report import RunReport, StepOutcome, describe_bad_step
-from pretrain.reporters import open_reporters
-from pretrain.run_folder import lock_run_folder, plain, record_run
+from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
+from pretrain.sharded_state import load_checkpoint
 from pretrain.start import (
     StartPoint,
     agree_on_start,
     build_manifest,
-    find_intact_checkpoint,
     load_initial_weights,
 )
 from pretrain.start_record import record_start
 from pretrain.state import TrainState
-from pretrain.status import RunPhase, StatusWriter
+from pretrain.status import RunPhase
 from pretrain.step import run_schedule
 from pretrain.watchdog import Watchdog
 
@@ -86,7 +85,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     own_time = OwnTime(ranks.device)
     model = wrap_data_parallel(chunks, config.parallel, own_time.gradients_ready)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
-    report = _build_report(config, ranks, console, start)
+    report = build_report(config, ranks, console, start)
     guard = LossGuard(config.guard)
     guard.restore(start.guard)
     if start.step_dir is not None:
@@ -104,9 +103,9 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         optimizer=optimizer,
         state=start.state,
         start=start,
-        loader=_build_loader(config, data, start.state, ranks),
-        builder=_build_microbatch_builder(config, data, plans, "train"),
-        evaluation=_build_evaluation(config, data, plans),
+        loader=build_loader(config, data, start.state, ranks),
+        builder=build_microbatch_builder(config, data, plans, "train"),
+        evaluation=build_evaluation(config, data, plans),
         checkpointer=Checkpointer(run_dir, model, optimizer, config.checkpoint.keep, config.checkpoint.asynchronous),
         guard=guard,
         own_time=own_time,
@@ -283,39 +282,3 @@ class Trainer:
     @property
     def _is_joint(self) -> bool:
         return self.config.stage.objective is Objective.joint
-
-
-def _build_report(config: RunConfig, ranks: Ranks, console: Console, start: StartPoint) -> RunReport:
-    if not ranks.is_first:
-        return RunReport(config, ranks, console, metrics=None, status=None)
-    run_dir, step, runtime = Path(config.run.dir), start.state.step, config.runtime
-    reporters = open_reporters(
-        run_dir, step, tensorboard=runtime.tensorboard, wandb_project=runtime.wandb_project, config=plain(config)
-    )
-    return RunReport(config, ranks, console, MetricsWriter(run_dir, step, reporters), StatusWriter(run_dir))
-
-
-def _build_loader(config: RunConfig, data: RunData, state: TrainState, ranks: Ranks) -> BatchLoader:
-    return BatchLoader(
-        data.train,
-        config.train.global_batch_size,
-        config.train.micro_batch_size,
-        ranks.data_parallel_rank,
-        ranks.data_parallel_size,
-        config.data.prefetch_steps,
-        count_samples(config, state),
-    )
-
-
-def _build_microbatch_builder(config: RunConfig, data: RunData, plans: PlanBuilder, split: str) -> MicrobatchBuilder:
-    seed = HELDOUT_SEED if split == "heldout" else config.train.seed
-    noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
-    return MicrobatchBuilder(config.stage, noise, data.tokenizer.mask_token_id, plans)
-
-
-def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> HeldoutEvaluation | None:
-    if data.heldout is None:
-        return None
-    builder = _build_microbatch_builder(config, data, plans, "heldout")
-    num_sequences = min(config.evaluation.sequences, data.heldout.num_samples_without_repeats)
-    return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)

@@ -105,7 +105,8 @@ def assert_none(wrong: list[Import]) -> None:
 def declared_modules() -> set[str]:
     """Top-level module names of the distributions in pyproject.toml, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["gpu"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["gpu"], *extras["wandb"]]
     names = {re.split(r"[^\w-]", line)[0] for line in lines}
     return {MODULE_OF.get(name, name).replace("-", "_") for name in names}
 
