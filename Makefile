@@ -26,6 +26,11 @@ test-slow: export OMP_NUM_THREADS := 1
 test-slow: setup  ## The tests that take longer than the suite allows
 	$(PYTHON_OF_VENV) -m pytest -m slow $(TESTS)
 
+.PHONY: test-slurm
+test-slurm: export OMP_NUM_THREADS := 1
+test-slurm: setup  ## The launch scripts on a real Slurm of their own: installed, run, removed (root; 8 minutes; in test-slow)
+	$(PYTHON_OF_VENV) -m pytest -m slow tests/launch/slurm $(TESTS)
+
 test-gpu: setup  ## The tests that need a CUDA device
 	$(PYTHON_OF_VENV) -m pytest -m gpu $(TESTS)
 

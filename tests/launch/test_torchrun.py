@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launch.torchrun import choose_status, describe_crash, find_children, sort_exits
@@ -102,6 +103,16 @@ def test_a_killed_rank_is_named_and_the_others_are_ended(tmp_path: Path) -> None
     assert f"ended by signal SIGKILL, and the others with it; its output: {tmp_path}/logs/rank_1.log" in output
     assert output.count("error") == 1 and "Traceback" not in output
     assert (tmp_path / "signal_0").read_text() == "SIGTERM" or not (tmp_path / "ready_0").exists()
+
+
+def test_ranks_do_not_outlive_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    process = start(tmp_path, "wait:0")
+    wait_until((tmp_path / "ready_0").exists)
+    [rank] = find_children(process.pid)
+    process.kill()
+    process.wait(60)
+    wait_until(lambda: not psutil.pid_exists(rank) or psutil.Process(rank).status() == psutil.STATUS_ZOMBIE)
+    assert not (tmp_path / "signal_0").exists()
 
 
 def test_on_a_terminal_rank_0_has_a_terminal_and_a_user_error_is_quiet(tmp_path: Path) -> None:
