@@ -21,7 +21,7 @@ from typing import Any
 from conf.atomic import PARTIAL_SUFFIX, atomic_write_text, fsync_tree, partial_path, publish_directory
 from conf.errors import UserError
 from conf.schema import ModelConfig, RopeConfig
-from model.checksums import find_damage, write_sums
+from model.checksums import SUMS_NAME, find_damage, write_sums
 
 FORMAT_VERSION = 2
 MANIFEST_NAME = "checkpoint.json"
@@ -96,12 +96,16 @@ def step_of(step_dir: Path | str) -> int:
 
 
 def list_complete_steps(run_dir: Path | str) -> list[Path]:
-    """Complete step directories of a run, oldest first. A run without checkpoints gives an empty list."""
+    """Complete step directories of a run, oldest first. A run without checkpoints gives an empty list.
+
+    One that has lost its manifest and kept its sums counts: it is damaged, and must not look as if it had never been.
+    """
     folder = Path(run_dir) / CHECKPOINTS_FOLDER
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name) and (path / MANIFEST_NAME).is_file()]
-    return sorted(found, key=step_of)
+    found = [path for path in folder.iterdir() if _STEP_NAME.fullmatch(path.name)]
+    marks = (MANIFEST_NAME, SUMS_NAME)
+    return sorted((path for path in found if any((path / mark).is_file() for mark in marks)), key=step_of)
 
 
 def find_newest_complete(run_dir: Path | str) -> Path | None:

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
+from conf.atomic import PARTIAL_SUFFIX
 from conf.errors import UserError
 from model.checkpoint_layout import (
     CheckpointManifest,
@@ -194,7 +195,9 @@ def _sum_over_ranks(value: int) -> int:
 
 
 def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
+    """An empty folder, and nothing left of saves that were killed: they may never be written again."""
+    for leftover in directory.parent.glob(f"step_*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(leftover, ignore_errors=True)
     directory.mkdir(parents=True)
 
 

@@ -1,8 +1,7 @@
 """Sums of checkpoint files over the ranks: each file is written, and later read once to be checked, by one of them."""
 
-import ctypes
 import logging
-import signal
+import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -14,11 +13,10 @@ import torch.distributed as dist
 from conf.errors import UserError
 from model.checkpoint_layout import find_newest_complete, list_set_aside, set_aside
 from model.checksums import find_damage, list_files, read_sums, share_of, write_part
+from pretrain.helper_processes import end_with_parent
 from pretrain.process_group import decide_on_first_rank, run_on_first_rank
 
 logger = logging.getLogger(__name__)
-
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def sum_own_files(directory: Path, rank: int) -> None:
@@ -28,12 +26,13 @@ def sum_own_files(directory: Path, rank: int) -> None:
 
 def summing(write: Callable[..., Any] | None, directory: Path) -> Callable[..., Any] | None:
     """megatron-core's function of a background writer, which then also sums what it wrote, and ends with its rank."""
-    return partial(_write_and_sum, write, directory, dist.get_rank()) if write else None
+    return partial(_write_and_sum, write, directory, dist.get_rank(), os.getpid()) if write else None
 
 
-def _write_and_sum(write: Callable[..., Any], directory: Path, rank: int, *arguments: Any, **options: Any) -> None:
-    # A writer that outlives its killed rank would write into the folder that the next start saves to.
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+def _write_and_sum(
+    write: Callable[..., Any], directory: Path, rank: int, parent: int, *arguments: Any, **options: Any
+) -> None:
+    end_with_parent(parent)
     write(*arguments, **options)
     with suppress(OSError):  # whoever completes the checkpoint sums what has no sum yet
         sum_own_files(directory, rank)

@@ -16,7 +16,7 @@ from pretrain.distributed import Ranks
 from pretrain.flops import compute_step_flops, find_peak_flops
 from pretrain.guard import LossGuard, Verdict
 from pretrain.heartbeat import Beat
-from pretrain.metrics import MetricsWriter, measure_memory_bytes
+from pretrain.metrics import MetricsWriter, load_metrics, measure_memory_bytes
 from pretrain.objective.losses import LossStats
 from pretrain.objective.rows import StepCounts
 from pretrain.state import TrainState
@@ -75,6 +75,10 @@ class RunReport:
         """Held-out losses."""
         self._write("heldout", state, asdict(stats))
         self.console.say_heldout(state, stats)
+
+    def has_heldout(self, state: TrainState) -> bool:
+        """Whether the held-out losses of this step are written down already. On rank 0."""
+        return any(line["step"] == state.step for line in load_metrics(self.config.run.dir, "heldout"))
 
     def say_restored(self, state: TrainState, restore_seconds: float, verify_seconds: float) -> None:
         """A checkpoint was read. verify_seconds: of comparing checksums, before."""

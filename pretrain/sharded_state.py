@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -19,6 +20,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
+from pretrain.helper_processes import start_queue
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
 
 
@@ -62,6 +64,8 @@ def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimi
 
 def build_save_strategy() -> Any:
     """Every data-parallel rank writes a share of what its peers hold too."""
+    if filesystem_async._results_queue is None:  # megatron-core's own would outlive a killed rank
+        filesystem_async._results_queue = start_queue()
     return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), _data_parallel_group())
 
 

@@ -34,6 +34,7 @@ from pretrain.logs import start_console_logging, start_logging
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
 from pretrain.optimizer import build_optimizer, compute_grad_norm, set_hyperparameters, wrap_data_parallel
+from pretrain.process_group import decide_on_first_rank
 from pretrain.report import RunReport, StepOutcome, describe_bad_step
 from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
@@ -156,8 +157,8 @@ class Trainer:
         self.report.say_phase(RunPhase.running, self.state)
         if not done_before:
             self.report.say_data(self.data, self.state)
-            if self.state.step == 0:
-                self.evaluate()
+        if self._owes_evaluation():
+            self.evaluate()
         while not self.is_finished:
             signal = self.train_step()
             self._save_safely(self.checkpointer.poll)
@@ -238,6 +239,11 @@ class Trainer:
         self.report.go_back(self.state)
         message = f"back from step {left_at} after a loss spike (number {spikes}); the data in between are left out"
         self.report.say_event("rollback", self.state, message, left_out)
+
+    def _owes_evaluation(self) -> bool:
+        """Whether one is due at the step the run begins with: a run that is stopped saves and does not evaluate."""
+        is_due = self.state.step == 0 or self._is_due(self.config.evaluation.every_steps)
+        return is_due and decide_on_first_rank(lambda: not self.report.has_heldout(self.state))
 
     def evaluate(self) -> None:
         """Held-out losses, into metrics and console; nothing without held-out data."""
