@@ -29,7 +29,7 @@ test-slow: setup  ## The tests that take longer than the suite allows
 .PHONY: test-slurm
 test-slurm: export OMP_NUM_THREADS := 1
 test-slurm: setup  ## The launch scripts on a real Slurm of their own: installed, run, removed (root; 8 minutes; in test-slow)
-	$(PYTHON_OF_VENV) -m pytest -m slow tests/launch/slurm $(TESTS)
+	$(PYTHON_OF_VENV) -m pytest -m slow -rs tests/launch/slurm $(TESTS)
 
 test-gpu: setup  ## The tests that need a CUDA device
 	$(PYTHON_OF_VENV) -m pytest -m gpu $(TESTS)
@@ -61,6 +61,11 @@ bench-data: setup  ## Benchmarks of tokenisation, loader and memory (5 minutes),
 .PHONY: bench-drafter
 bench-drafter: setup  ## Benchmark of the draft adapter on a model trained for it (3 hours), into runs/bench/drafter.json
 	$(PYTHON_OF_VENV) -m tests.bench.bench_drafter
+
+.PHONY: chaos
+chaos: export OMP_NUM_THREADS := 1
+chaos: setup  ## Kill a toy run 50 times, damage 130 checkpoint files (15 minutes), into runs/bench/chaos.json (ARGS="--kills 3")
+	$(PYTHON_OF_VENV) -m tests.bench.chaos $(ARGS)
 
 .PHONY: clean
 clean:  ## Delete caches and build leftovers; .venv and runs/ stay
