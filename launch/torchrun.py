@@ -54,6 +54,7 @@ def main() -> None:
 def run_ranks(arguments: argparse.Namespace) -> int:
     """Start the ranks, wait for them and return their status. arguments: what torchrun's parser made."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import run
 
     arguments.training_script_args = [arguments.training_script, *arguments.training_script_args]
@@ -66,6 +67,13 @@ def run_ranks(arguments: argparse.Namespace) -> int:
         run(arguments)
     except ChildFailedError as error:
         exits = sort_exits({rank: (each.exitcode, each.timestamp) for rank, each in error.failures.items()})
+    except RendezvousError as error:
+        print(
+            f"error: the hosts of this run have not met, or lost each other: {error.__cause__ or error}",
+            file=sys.stderr,
+            flush=True,
+        )
+        return EXIT_CRASHED
     else:
         return 0
     status = choose_status(list(exits.values()))

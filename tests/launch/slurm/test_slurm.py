@@ -1,5 +1,6 @@
 """The launch scripts on a real Slurm: limits, preemption, requeue, chains and arrays. `make test-slurm` runs them."""
 
+import contextlib
 import itertools
 import signal
 import time
@@ -27,10 +28,10 @@ def submit(
 
 
 def submit_fake(cluster: SlurmCluster, folder: Path, *plan: str) -> int:
-    """The same with ranks that do what `plan` says (tests/helpers/fake_rank.py)."""
-    variables = {"MODULE": "tests.helpers.fake_rank", "LOG_DIR": str(folder / "logs")}
-    job = submit(cluster, folder, str(folder), *plan, **variables)
-    if "wait" in plan[0]:
+    """The same with ranks that do what `plan` says (tests/helpers/fake_rank.py); those that wait are ready."""
+    words, logs = (str(folder), *plan), str(folder / "logs")
+    job = submit(cluster, folder, *words, MODULE="tests.helpers.fake_rank", LOG_DIR=logs, SECONDS_FOR_OTHERS="3")
+    if plan[0].startswith("wait"):
         wait_until_ready(folder)
     return job
 
@@ -65,18 +66,22 @@ def hold_until_told_to_stop(run_dir: Path) -> None:
     ranks = ranks_of(run_dir)
     for process in ranks:
         process.suspend()
-    bit = 1 << (signal.SIGUSR1 - 1)
     try:
-        wait_for("SIGUSR1", lambda: all(_pending(process.pid) & bit for process in ranks), 240)
+        wait_for("SIGUSR1", lambda: all(map(_was_told, ranks)), 240)
     finally:
         for process in ranks:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
-def _pending(pid: int) -> int:
-    """Signals that wait for a process, as bits."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("ShdPnd")), 16)
+def _was_told(process: psutil.Process) -> bool:
+    """SIGUSR1 waits for the process, or Slurm has also let it go on and it has ended."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    pending = int(next(line.split()[1] for line in lines if line.startswith("ShdPnd")), 16)
+    return bool(pending & 1 << (signal.SIGUSR1 - 1))
 
 
 def test_at_its_time_limit_a_run_saves_is_queued_again_and_ends_as_if_undisturbed(
@@ -132,17 +137,8 @@ def test_a_preempted_job_saves_and_runs_again_when_there_is_room(cluster: SlurmC
 def test_what_must_not_start_again_does_not(
     cluster: SlurmCluster, tmp_path: Path, plan: tuple[str, ...], code: str, said: str
 ) -> None:
-    job = submit(
-        cluster,
-        tmp_path,
-        str(tmp_path),
-        *plan,
-        MODULE="tests.helpers.fake_rank",
-        LOG_DIR=str(tmp_path / "logs"),
-        SECONDS_FOR_OTHERS="3",
-    )
+    job = submit_fake(cluster, tmp_path, *plan)
     if plan[0].startswith("wait"):
-        wait_until_ready(tmp_path)
         cluster.run("scancel", "--signal=INT", str(job))
     assert cluster.wait(job, "FAILED", 120)["ExitCode"] == code
     assert said in output(tmp_path, job)
