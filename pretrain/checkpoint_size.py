@@ -10,16 +10,9 @@ OPTIMIZER_BYTES = 3 * 4
 FILES_MARGIN = 1.01
 
 
-def count_model_parameters(model: ModelConfig) -> int:
-    """Parameters of the whole model: layers, norms, embedding and the untied head."""
-    attention = model.hidden_size * 2 * (model.query_width + model.key_value_width)
-    layer = attention + 3 * model.hidden_size * model.ffn_hidden_size + 2 * model.hidden_size
-    return model.num_layers * layer + model.hidden_size + 2 * model.vocab_size * model.hidden_size
-
-
 def compute_checkpoint_bytes(model: ModelConfig, dtype: Dtype) -> int:
     """Bytes of one step directory: weights in `dtype` and the optimizer's fp32 weights and two moments.
 
     The layout does not matter: every number is written once, whichever ranks hold it.
     """
-    return int(count_model_parameters(model) * (WEIGHT_BYTES[dtype] + OPTIMIZER_BYTES) * FILES_MARGIN)
+    return int(model.num_parameters * (WEIGHT_BYTES[dtype] + OPTIMIZER_BYTES) * FILES_MARGIN)

@@ -23,15 +23,9 @@ class StepFlops(NamedTuple):
     head: int
 
 
-def count_layer_parameters(model: ModelConfig) -> int:
-    """Weights of all layers' matrices (norms not counted)."""
-    attention = model.hidden_size * (2 * model.query_width + 2 * model.key_value_width)
-    return model.num_layers * (attention + 3 * model.hidden_size * model.ffn_hidden_size)
-
-
 def count_step_flops(model: ModelConfig, rows: int, pairs: int, scored_rows: int) -> StepFlops:
     """FLOPs of one optimizer step by part; arguments as of compute_step_flops."""
-    layers = 2 * count_layer_parameters(model) * rows
+    layers = 2 * model.num_layer_parameters * rows
     attention = 4 * model.query_width * model.num_layers * pairs
     head = 2 * model.hidden_size * model.vocab_size * scored_rows
     return StepFlops(3 * layers, 3 * attention, 3 * head)

@@ -12,8 +12,7 @@ import torch
 
 from conf.atomic import atomic_write_text
 from pretrain.reporters import Reporter
-
-METRICS_FILE = "metrics.jsonl"
+from pretrain.run_folder import METRICS_FILE
 
 
 class MetricsWriter:

@@ -18,6 +18,8 @@ from conf.lock import try_lock
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
+METRICS_FILE = "metrics.jsonl"
+STARTS_FOLDER = "starts"
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 

@@ -29,9 +29,8 @@ from pretrain.config_changes import ConfigChange, compare_configs, describe_chan
 from pretrain.data import RunData
 from pretrain.data_change import check_data_change, continue_order, describe_data_change
 from pretrain.integrity import find_damage_over_ranks, find_intact_checkpoint
-from pretrain.metrics import METRICS_FILE
 from pretrain.process_group import decide_on_first_rank
-from pretrain.run_folder import plain
+from pretrain.run_folder import METRICS_FILE, plain
 from pretrain.state import TrainState
 
 

@@ -24,9 +24,8 @@ import yaml
 
 from conf.atomic import atomic_directory
 from conf.errors import UserError
-from pretrain.run_folder import plain
+from pretrain.run_folder import STARTS_FOLDER, plain
 
-STARTS_FOLDER = "starts"
 _CODE = Path(__file__).parents[1]
 _VARIABLES = re.compile(r"(SLURM|NCCL|TORCH|UCX|CUDA|OMP|NVTE)_\w+|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_\w+")
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "datasets", "numpy", "triton")

@@ -65,3 +65,15 @@ class ModelConfig:
     def key_value_width(self) -> int:
         """Width of all key heads together (values have the same)."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def num_layer_parameters(self) -> int:
+        """Weights of all layers' matrices (norms not counted)."""
+        attention = self.hidden_size * 2 * (self.query_width + self.key_value_width)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.ffn_hidden_size)
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the whole model: layers, norms, embedding and head."""
+        norms = (2 * self.num_layers + 1) * self.hidden_size
+        return self.num_layer_parameters + norms + 2 * self.vocab_size * self.hidden_size

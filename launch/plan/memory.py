@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from conf.schema import ModelConfig, Recompute
+from conf.schema import Recompute
 from launch.plan import activations
 from launch.plan.shape import Shape
-from pretrain.flops import count_layer_parameters
 
 FP32 = 4
 
@@ -43,17 +42,11 @@ def estimate_memory(shape: Shape) -> list[StageMemory]:
     return [_estimate_stage(shape, stage) for stage in range(shape.parallel.pipeline_parallel)]
 
 
-def count_model_parameters(model: ModelConfig) -> int:
-    """Parameters of the whole model, embedding and head included."""
-    norms = (2 * model.num_layers + 1) * model.hidden_size
-    return count_layer_parameters(model) + norms + 2 * model.vocab_size * model.hidden_size
-
-
 def count_stage_parameters(shape: Shape, stage: int) -> int:
     """Parameters on a rank of a stage. Norms are not split."""
     model, parallel = shape.model, shape.parallel
     norms = 2 * model.num_layers * model.hidden_size
-    count = (count_layer_parameters(model) // parallel.tensor_parallel + norms) // parallel.pipeline_parallel
+    count = (model.num_layer_parameters // parallel.tensor_parallel + norms) // parallel.pipeline_parallel
     vocabulary = model.vocab_size // parallel.tensor_parallel * model.hidden_size
     if stage == 0:
         count += vocabulary

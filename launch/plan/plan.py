@@ -6,7 +6,7 @@ from conf.rules import check_rules
 from conf.schema import Objective, RunConfig
 from launch.plan.communication import Traffic, estimate_traffic
 from launch.plan.hardware import Hardware
-from launch.plan.memory import StageMemory, count_model_parameters, estimate_memory
+from launch.plan.memory import StageMemory, estimate_memory
 from launch.plan.shape import Shape, build_shape
 from launch.plan.step_time import StepTime, estimate_step_time
 from launch.plan.work import StepWork, count_work
@@ -70,7 +70,7 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
     check_rules(config, num_gpus)
     shape = build_shape(config, num_gpus)
     work = count_work(config, document_tokens)
-    parameters = count_model_parameters(config.model)
+    parameters = config.model.num_parameters
     return Plan(
         config=config,
         num_gpus=num_gpus,

@@ -13,11 +13,8 @@ import yaml
 from conf.atomic import PARTIAL_SUFFIX
 from conf.errors import UserError
 from model.checkpoint_layout import CHECKPOINTS_FOLDER, list_complete_steps, list_set_aside, step_of
-from pretrain.monitor.follow import METRICS_FILE
-from pretrain.run_folder import CONFIG_FILE
+from pretrain.run_folder import CONFIG_FILE, METRICS_FILE, STARTS_FOLDER
 from pretrain.status import RunStatus, load_status
-
-STARTS_FOLDER = "starts"  # that of pretrain/start_record.py, which imports torch
 
 
 @dataclass(frozen=True)

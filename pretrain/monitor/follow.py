@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.monitor.history import History
+from pretrain.run_folder import METRICS_FILE
 
-METRICS_FILE = "metrics.jsonl"  # that of pretrain/metrics.py, which imports torch
 PIECE_BYTES = 1 << 24
 
 

@@ -1,15 +1,9 @@
 """metrics.jsonl is read once, as it grows, whatever happens to it."""
 
-from pretrain.metrics import METRICS_FILE as WRITTEN_FILE
 from pretrain.metrics import MetricsWriter
-from pretrain.monitor.folder import STARTS_FOLDER
-from pretrain.monitor.follow import METRICS_FILE, MetricsFollower
-from pretrain.start_record import STARTS_FOLDER as WRITTEN_FOLDER
+from pretrain.monitor.follow import MetricsFollower
+from pretrain.run_folder import METRICS_FILE
 from tests.pretrain.monitor.conftest import RunFolder
-
-
-def test_names_are_those_that_the_trainer_writes() -> None:
-    assert (METRICS_FILE, STARTS_FOLDER) == (WRITTEN_FILE, WRITTEN_FOLDER)
 
 
 def test_new_lines_are_added_and_a_half_written_one_waits(folder: RunFolder) -> None:
