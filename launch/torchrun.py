@@ -29,6 +29,7 @@ STOP_STATUS: dict[int, int] = {
 }
 RANK_SCRIPT = Path(__file__).with_name("rank.sh")
 EXIT_CRASHED = 1
+ONE_NODE = ("1", "1:1")
 # The agent announces how it ends processes; what matters of that is told here, in one line.
 CHATTY = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 SECONDS_FOR_OTHER_NODES = 10.0
@@ -67,21 +68,18 @@ def run_ranks(arguments: argparse.Namespace) -> int:
         run(arguments)
     except ChildFailedError as error:
         exits = sort_exits({rank: (each.exitcode, each.timestamp) for rank, each in error.failures.items()})
+        status = choose_status(list(exits.values()))
+        if status == EXIT_CRASHED:
+            print(f"error: {describe_crash(exits)}", file=sys.stderr, flush=True)
+        if arguments.nnodes not in ONE_NODE:
+            # Here, where the error still holds the agent: the others' need its store until their ranks have ended.
+            time.sleep(SECONDS_FOR_OTHER_NODES)
+        return status
     except RendezvousError as error:
-        print(
-            f"error: the hosts of this run have not met, or lost each other: {error.__cause__ or error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        reason = error.__cause__ or error
+        print(f"error: the hosts of this run have not met, or lost each other: {reason}", file=sys.stderr, flush=True)
         return EXIT_CRASHED
-    else:
-        return 0
-    status = choose_status(list(exits.values()))
-    if status == EXIT_CRASHED:
-        print(f"error: {describe_crash(exits)}", file=sys.stderr, flush=True)
-    if arguments.nnodes not in ("1", "1:1"):
-        time.sleep(SECONDS_FOR_OTHER_NODES)  # the others' agents may need this one's store until their ranks are done
-    return status
+    return 0
 
 
 def sort_exits(failures: dict[int, tuple[int, int]]) -> dict[int, int]:
@@ -149,7 +147,7 @@ def _console_log(nnodes: str, words: list[str]) -> Path | None:
     """Where this console is copied to: rank 0's log, or, where it may be another node's, one of this host."""
     if not os.environ.get("LOG_DIR"):
         return None
-    name = "rank_0.log" if nnodes in ("1", "1:1") else f"console_{socket.gethostname()}.log"
+    name = "rank_0.log" if nnodes in ONE_NODE else f"console_{socket.gethostname()}.log"
     path = Path(os.environ["LOG_DIR"]) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

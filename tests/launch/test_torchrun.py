@@ -14,6 +14,7 @@ import pytest
 
 from launch.torchrun import choose_status, describe_crash, find_children, sort_exits
 from tests.helpers.processes import ROOT, rank_environment
+from tests.helpers.slurm_cluster import find_free_port
 
 KILLED, TERMINATED = -signal.SIGKILL, -signal.SIGTERM
 
@@ -54,9 +55,11 @@ def test_children_are_found_in_proc() -> None:
             child.kill()
 
 
-def start(folder: Path, *plan: str, output: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, *plan: str, output: int = subprocess.PIPE, options: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
     """The launcher with one rank per word of `plan`, its logs in folder/logs. output: where both streams go."""
-    command = [sys.executable, "-m", "launch.torchrun", "--nproc-per-node", str(len(plan)), "-m"]
+    command = [sys.executable, "-m", "launch.torchrun", f"--nproc-per-node={len(plan)}", *options, "-m"]
     return subprocess.Popen(
         [*command, "tests.helpers.fake_rank", str(folder), *plan],
         cwd=ROOT,
@@ -103,6 +106,20 @@ def test_a_killed_rank_is_named_and_the_others_are_ended(tmp_path: Path) -> None
     assert f"ended by signal SIGKILL, and the others with it; its output: {tmp_path}/logs/rank_1.log" in output
     assert output.count("error") == 1 and "Traceback" not in output
     assert (tmp_path / "signal_0").read_text() == "SIGTERM" or not (tmp_path / "ready_0").exists()
+
+
+@pytest.mark.slow
+def test_hosts_that_end_one_after_the_other_hand_on_the_same_status(tmp_path: Path) -> None:
+    """The host where all meet ends first, and its store with it: not before the others have had time to end, too."""
+    meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{find_free_port()}", "--rdzv-id=test")
+    options = ("--nnodes=2", "--nproc-per-node=1", *meeting)
+    hosts = [start(tmp_path, "wait:75", "wait:75", options=options) for _ in range(2)]
+    wait_until(lambda: (tmp_path / "ready_0").exists() and (tmp_path / "ready_1").exists())
+    for host in hosts:
+        host.send_signal(signal.SIGUSR1)
+        time.sleep(2)
+    assert [end(host)[0] for host in hosts] == [75, 75]
+    assert len(list((tmp_path / "logs").glob("console_*.log"))) == 1
 
 
 def test_ranks_do_not_outlive_a_launcher_that_is_killed(tmp_path: Path) -> None:
