@@ -33,10 +33,10 @@ def slurm(tmp_path: Path) -> FakeSlurm:
 def run_job(
     slurm: FakeSlurm, tmp_path: Path, ranks: str, *words: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The batch script. Without words LOG_DIR stands for the run folder: tmp_path/run."""
+    """The batch script. Without words it runs a module that has no run folder, and LOG_DIR, tmp_path/run, is its."""
     variables = JOB | {"RANKS": ranks} | environment
     if not words:
-        variables |= {"LOG_DIR": str(tmp_path / "run")}
+        variables |= {"MODULE": "some.module", "LOG_DIR": str(tmp_path / "run")}
     return slurm.run("bash", "launch/slurm.sbatch", *words, **variables)
 
 
@@ -81,7 +81,7 @@ def test_rank_0s_output_is_shown_and_kept(slurm: FakeSlurm, tmp_path: Path) -> N
     result = run_job(slurm, tmp_path, "echo hello; echo trouble >&2; exit 0")
     assert "hello\ntrouble\n" in result.stdout
     log = (tmp_path / "run" / "rank_0.log").read_text()
-    assert re.match(r"== .* job 5, start 1: 2 ranks on node\[7-8\]: pretrain.train", log)
+    assert re.match(r"== .* job 5, start 1: 2 tasks on node\[7-8\]: some.module", log)
     assert "hello\ntrouble\n" in log
 
 
@@ -104,6 +104,7 @@ def test_the_ranks_are_started_with_the_module_and_its_words(slurm: FakeSlurm, t
         (["experiment=quickstart_joint"], {"SLURM_NTASKS": "3"}, "3 ranks are not a multiple of"),
         (["experiment=quickstart_joint"], {"SLURM_JOB_ID": ""}, "not in a Slurm job"),
         (["experiment=quickstart_joint"], {"SLURM_SUBMIT_DIR": "/tmp"}, "/tmp is not the repository"),
+        (["--from", "a"], {"MODULE": "model.convert"}, "MODULE=model.convert has no run folder: give LOG_DIR"),
         (["--sweep", "sweep.txt"], {}, "--sweep is for arrays"),
         (["--sweep", "/nowhere"], {"SLURM_ARRAY_TASK_ID": "1"}, "no such file"),
     ],
