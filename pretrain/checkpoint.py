@@ -28,6 +28,7 @@ from model.checkpoint_layout import (
     step_directory,
 )
 from pretrain.integrity import sum_own_files, summing
+from pretrain.late_errors import keep_late_errors, raise_late_error
 from pretrain.process_group import run_on_every_rank, run_on_first_rank
 from pretrain.sharded_state import build_save_strategy, build_sharded_state, count_bytes, gather_parameters
 
@@ -75,6 +76,7 @@ class Checkpointer:
     ) -> None:
         self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
         self._asynchronous = asynchronous
+        keep_late_errors()
         self._queue = AsyncCallsQueue(persistent=False)
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
@@ -110,6 +112,7 @@ class Checkpointer:
             )
             requests.append(request)
             if request is None:
+                raise_late_error()
                 sum_own_files(save.partial, dist.get_rank())
 
         # Of a failed write megatron-core tells the first rank alone.
@@ -155,6 +158,7 @@ class Checkpointer:
         try:
             if not self._queue.maybe_finalize_async_calls(blocking=blocking):
                 return False
+            raise_late_error()
         except (Exception, CheckpointException) as error:
             failure = OSError(_first_cause(error))
         run_on_every_rank(lambda: _raise(failure))
