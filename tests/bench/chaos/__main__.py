@@ -69,7 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for data and runs; emptied first")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file for the results")
     options = parser.parse_args()
-    options.steps = options.steps or max(12, 5 * options.kills)
+    options.steps = options.steps or max(12, 6 * options.kills)
     return options
 
 

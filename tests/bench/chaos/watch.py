@@ -35,10 +35,13 @@ class Watch:
     newest: Path | None = field(init=False)
     _starts: int = field(init=False)
     _metrics: int = field(init=False)
+    _restores: int = field(init=False)  # lines of earlier starts that this one keeps
 
     def __post_init__(self) -> None:
         self.newest = find_newest_complete(self.run_dir)
         self._starts, self._metrics = self._count_starts(), self._metrics_inode()
+        lines = read_metrics(self.run_dir) if self._metrics and self.newest else []
+        self._restores = sum(line["kind"] == "restore" and line["step"] <= self.first_step for line in lines)
 
     @property
     def first_step(self) -> int:
@@ -58,7 +61,7 @@ class Watch:
     @property
     def restored(self) -> list[int]:
         """Steps whose checkpoints this start says it has read."""
-        return [line["step"] for line in self._lines(0) if line["kind"] == "restore"][-1:] if self._is_ours() else []
+        return [line["step"] for line in self._lines(0) if line["kind"] == "restore"][self._restores :]
 
     @property
     def saving(self) -> int | None:
