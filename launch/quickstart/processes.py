@@ -63,7 +63,7 @@ def quiet_environment() -> dict[str, str]:
 
 
 def _launcher() -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_PROCESSES}"]
+    return [sys.executable, "-m", "launch.torchrun", "--standalone", f"--nproc_per_node={NUM_PROCESSES}"]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

@@ -66,10 +66,10 @@ def test_a_failing_command_is_named_with_its_remedy() -> None:
 
 def test_training_commands_are_those_of_the_readme() -> None:
     command = train_command("quickstart_ar", Path("runs"), ["train.tokens=1e5"])
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[1:5] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node=2"]
     assert command[5:] == ["-m", "pretrain.train", "experiment=quickstart_ar", "run.root=runs", "train.tokens=1e5"]
     command = drafter_command(Path("runs"), ["train.steps=10"])
-    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[1:5] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node=2"]
     assert command[5:] == ["-m", "lora.train", "experiment=quickstart", "run.root=runs", "train.steps=10"]
 
 
