@@ -78,7 +78,7 @@ class Watch:
     def is_evaluating(self) -> bool:
         """Whether an evaluation is due that is not written down; the first one comes before any step."""
         lines = [line for line in self._lines(self.first_step) if line["kind"] in ("train", "heldout", "data")]
-        if not lines:
+        if not lines or (self.newest and not self.restored):
             return False
         last = lines[-1]
         if last["kind"] == "data":

@@ -1,0 +1,96 @@
+"""Worker: runs each job of a JSON file on data of which some samples are poisoned.
+
+A job: {"overrides": [...], "poison": {sample index: factor of its loss, null for NaN}, "slow_rank": rank that waits in
+every step, "hangs_at": samples seen when it waits for good}. A microbatch with a poisoned sample has its loss and so its gradients multiplied. What a user would
+be told of a failure goes to <run.dir>/error_rank<r>.txt; <run.dir>/went_back appears when a run goes back.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+WAIT_SECONDS, FOREVER = 0.2, 1000.0
+
+
+def main() -> None:
+    """Runs the jobs of argv[1] in order."""
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from conf.compose import compose_run_config
+    from conf.errors import UserError
+    from data_pipeline.loader import BatchLoader
+    from pretrain.microbatches import MicrobatchBuilder
+    from pretrain.report import RunReport
+    from pretrain.trainer import run_training
+
+    dist.init_process_group("gloo")
+    job: dict[str, Any] = {}
+    builder, loader = vars(MicrobatchBuilder), vars(BatchLoader)
+    MicrobatchBuilder.prepare = poisoning(builder["prepare"], job)
+    BatchLoader.microbatches = waiting(loader["microbatches"], job)
+    RunReport.go_back = marking(vars(RunReport)["go_back"])
+    for each in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+        job.clear()
+        job.update(each)
+        config = compose_run_config(job["overrides"])
+        try:
+            run_training(config)
+        except UserError as error:
+            (Path(config.run.dir) / f"error_rank{dist.get_rank()}.txt").write_text(str(error), encoding="utf-8")
+            parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def poisoning(prepare: Callable[..., Any], job: dict[str, Any]) -> Callable[..., Any]:
+    """`MicrobatchBuilder.prepare` that makes bad what the job calls bad."""
+
+    def poisoned(self: Any, batches: Iterable[Any]) -> Any:
+        batches = list(batches)
+        step = prepare(self, batches)
+        if self.noise.split == "heldout":
+            return step
+        pairs = zip(step.microbatches, batches, strict=True)
+        return replace(step, microbatches=[_poison(*pair, job.get("poison", {})) for pair in pairs])
+
+    return poisoned
+
+
+def _poison(microbatch: Any, batch: Any, poison: dict[str, float | None]) -> Any:
+    for index in batch.sample_indices.tolist():
+        if str(index) in poison:
+            factor = poison[str(index)]
+            weights = microbatch.scored.weights * (float("nan") if factor is None else factor)
+            microbatch = replace(microbatch, scored=replace(microbatch.scored, weights=weights))
+    return microbatch
+
+
+def waiting(microbatches: Callable[..., Any], job: dict[str, Any]) -> Callable[..., Any]:
+    """`BatchLoader.microbatches` that takes its time on the slow rank."""
+
+    def slow(self: Any, first: int) -> Any:
+        import torch.distributed as dist
+
+        if job.get("slow_rank") == dist.get_rank():
+            time.sleep(FOREVER if job.get("hangs_at") == first else WAIT_SECONDS)
+        return microbatches(self, first)
+
+    return slow
+
+
+def marking(go_back: Callable[..., Any]) -> Callable[..., Any]:
+    """`RunReport.go_back` that leaves a file in the run folder."""
+
+    def marked(self: Any, state: Any) -> None:
+        go_back(self, state)
+        Path(self.config.run.dir, "went_back").touch()
+
+    return marked
+
+
+if __name__ == "__main__":
+    main()
