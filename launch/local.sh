@@ -19,6 +19,7 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 : "${NPROC_PER_NODE:=$(nvidia-smi -L 2>/dev/null | grep -c "^GPU" || true)}"  # ranks per host: one per GPU
 [ "$NPROC_PER_NODE" != 0 ] || NPROC_PER_NODE=1
 : "${RDZV_ENDPOINT:=localhost:0}"   # host:port where several hosts meet; alone, any free port
+: "${LOCAL_ADDR:=}"                 # this host's address, where the others cannot resolve its name
 : "${RDZV_ID:=tri-mode}"            # the same on all hosts of a run, another for a second run on the same port
 : "${PYTHON:=$([ -x "$REPOSITORY/.venv/bin/python" ] && echo "$REPOSITORY/.venv/bin/python" || echo python3)}"
 
@@ -48,5 +49,13 @@ fi
 mkdir -p "$LOG_DIR" || fail "logs cannot be written to $LOG_DIR"
 export LOG_DIR
 
-exec "$PYTHON" -m launch.torchrun --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" \
+# torch compares host names to find out which host the meeting point is; the address of a second network has none.
+meeting=()
+if [ "$NNODES" -gt 1 ]; then
+  [ -z "${LOCAL_ADDR:-}" ] || meeting+=(--local-addr="$LOCAL_ADDR")
+  read -r address _ < <(getent ahosts "${RDZV_ENDPOINT%:*}") || address=none
+  [[ " $(hostname -I 2>/dev/null) " != *" $address "* ]] || meeting+=(--rdzv-conf=is_host=1)
+fi
+
+exec "$PYTHON" -m launch.torchrun --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" ${meeting[@]+"${meeting[@]}"} \
   --rdzv-backend=c10d --rdzv-endpoint="$RDZV_ENDPOINT" --rdzv-id="$RDZV_ID" -m "$MODULE" "$@"
