@@ -1,8 +1,9 @@
 """Worker: runs each job of a JSON file on data of which some samples are poisoned.
 
 A job: {"overrides": [...], "poison": {sample index: factor of its loss, null for NaN}, "slow_rank": rank that waits in
-every step, "hangs_at": samples seen when it waits for good}. A microbatch with a poisoned sample has its loss and so its gradients multiplied. What a user would
-be told of a failure goes to <run.dir>/error_rank<r>.txt; <run.dir>/went_back appears when a run goes back.
+every step, "hangs_at": samples seen when it waits for good}. A poisoned sample multiplies the loss of its microbatch,
+and so the gradients. What a user would be told of a failure goes to <run.dir>/error_rank<r>.txt; <run.dir>/went_back
+appears when a run goes back.
 """
 
 import json
