@@ -169,6 +169,11 @@ def _parameter_overlap_needs_gradient_overlap(config: RunConfig) -> Violations:
         yield "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true; set it or switch it off"
 
 
+def _spikes_are_above_the_median(config: RunConfig) -> Violations:
+    if config.guard.spike_factor <= 1:
+        yield f"guard.spike_factor={config.guard.spike_factor:g} makes every second loss a spike; give one above 1"
+
+
 def _learning_rate_falls(config: RunConfig) -> Violations:
     schedule = config.schedule
     if schedule.final_lr > schedule.peak_lr:
@@ -257,6 +262,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _sequence_parallel_divides_rows,
     _parameter_overlap_needs_gradient_overlap,
     _learning_rate_falls,
+    _spikes_are_above_the_median,
     _yarn_bounds_are_ordered,
     _flex_attention_needs_cuda,
 ]

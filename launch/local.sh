@@ -16,6 +16,9 @@ REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # --- What runs, and where
 : "${MODULE:=pretrain.train}"       # or lora.train
 : "${NNODES:=1}"                    # hosts
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then # only some GPUs may be used
+  : "${NPROC_PER_NODE:=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)}"
+fi
 : "${NPROC_PER_NODE:=$(nvidia-smi -L 2>/dev/null | grep -c "^GPU" || true)}"  # ranks per host: one per GPU
 [ "$NPROC_PER_NODE" != 0 ] || NPROC_PER_NODE=1
 : "${RDZV_ENDPOINT:=localhost:0}"   # host:port where several hosts meet; alone, any free port

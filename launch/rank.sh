@@ -46,5 +46,5 @@ fi
 
 # torchrun's ranks are sessions of their own: without this they would train on when their launcher is killed.
 guard=()
-[ -z "${TORCHELASTIC_RUN_ID:-}" ] || ! command -v setpriv >/dev/null || guard=(setpriv --pdeathsig KILL)
+[ -z "${TORCHELASTIC_RUN_ID:-}" ] || ! setpriv --pdeathsig KILL true 2>/dev/null || guard=(setpriv --pdeathsig KILL)
 exec ${guard[@]+"${guard[@]}"} "$PYTHON" -u -m "$@"

@@ -10,7 +10,7 @@ from conf.json_file import read_json_object
 from model.checkpoint_layout import MANIFEST_NAME
 from pretrain.state import TrainState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Field: what a user who changed it must know.
 FIXED = {
     "checkpoint": "the checkpoint (its weights are others)",
@@ -49,10 +49,21 @@ def read_state(step_dir: Path, facts: RunFacts) -> TrainState:
     path = step_dir / MANIFEST_NAME
     values = read_json_object(path, f"{step_dir} has no {MANIFEST_NAME}: it is no complete checkpoint")
     saved = values.get("facts")
-    if values.get("format_version") != FORMAT_VERSION or not isinstance(saved, dict):
+    check_version(step_dir)
+    if not isinstance(saved, dict):
         raise UserError(f"{path} is not of this program: choose another run.name")
     _check_facts(saved, asdict(facts), step_dir)
     return TrainState(values["step"], values["tokens_seen"], values["samples_seen"])
+
+
+def check_version(step_dir: Path) -> None:
+    """Raises: UserError if another version of this program wrote `step_dir`. A lost manifest is not its business."""
+    path = step_dir / MANIFEST_NAME
+    if path.exists() and (found := read_json_object(path, "").get("format_version")) != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {found}, this program reads {FORMAT_VERSION}: choose another run.name, or use "
+            "the version of the code that wrote it"
+        )
 
 
 def _check_facts(saved: dict[str, Any], now: dict[str, Any], step_dir: Path) -> None:

@@ -24,9 +24,10 @@ from lora.console import DrafterConsole
 from lora.data import DrafterData, answer_data, open_data
 from lora.engine import EngineCheckpoints, build_engine, gather_adapter
 from lora.output import check_output, draw_run_id, is_written, output_folder, read_run_id
-from lora.run_state import RunFacts, describe_state, read_state
+from lora.run_state import RunFacts, check_version, describe_state, read_state
 from lora.step import NUM_SUMS, DraftStep
 from model.checkpoint_layout import find_newest_complete
+from model.checksums import SUMS_NAME
 from model.identity import identify_checkpoint
 from model.load import check_export, check_vocabulary, load_export, load_tokenizer
 from pretrain import stop
@@ -138,7 +139,12 @@ def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) 
     start_logging(run_dir, console.rich, is_first)
     if config.resume is ResumeMode.never and find_newest_complete(run_dir):
         raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
-    return find_intact_checkpoint(run_dir)
+    return find_intact_checkpoint(run_dir, _check_version)
+
+
+def _check_version(step_dir: Path) -> None:
+    if not (step_dir / SUMS_NAME).exists():
+        check_version(step_dir)
 
 
 def _build_batches(config: DrafterConfig, data: DrafterData, block_size: int, *, is_heldout: bool) -> DraftBatches:
@@ -172,6 +178,13 @@ class DrafterTrainer:
 
         A signal ends it earlier: with everything saved, and no adapter written. Returns the exit status of the process.
         """
+        try:
+            return self._train()
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def _train(self) -> int:
         done_before = self.is_finished
         with stop.deferred(), self.console.steps(self.state):
             if self.state.step == 0:
@@ -189,8 +202,6 @@ class DrafterTrainer:
         if not is_written(self.config, self.state.step):
             self.write_adapter()
         self.console.say_end(self.state, str(output_folder(self.config)), done_before)
-        if self.metrics is not None:
-            self.metrics.close()
         return 0
 
     def _agree_on_signal(self) -> Signals | None:

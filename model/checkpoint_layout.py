@@ -12,6 +12,7 @@ complete checkpoint.
 """
 
 import json
+import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field, fields
@@ -132,7 +133,11 @@ def publish_step(partial: Path, final: Path, keep: int) -> None:
     fsync_tree(partial)
     publish_directory(partial, final)
     for old in list_complete_steps(run_directory_of(final))[:-keep]:
-        shutil.rmtree(old)
+        # Not in place: what is half deleted must not look like a checkpoint, and a file in use is no failed save.
+        doomed = partial_path(old)
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(old, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -153,7 +158,11 @@ def resolve_checkpoint(path: Path | str) -> Path:
 
 def check_intact(step_dir: Path) -> None:
     """Read every file of a step directory and compare its sum. Raises: UserError naming what has changed."""
-    if damage := find_damage(step_dir):
+    try:
+        damage = find_damage(step_dir)
+    except OSError as error:
+        raise UserError(f"{step_dir} cannot be read: {error}. Mend that, then give the same command again.") from error
+    if damage:
         raise UserError(f"{step_dir} is damaged: {damage}. Use another step of the run, or a copy of this one.")
 
 

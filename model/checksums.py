@@ -7,7 +7,6 @@ line that does not parse, a file too many or too few is damage as well.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -63,30 +62,36 @@ def read_sums(directory: Path | str) -> dict[str, str] | None:
         return None
 
 
-def find_damage(directory: Path | str, names: Iterable[str] | None = None) -> str | None:
-    """What is wrong with a directory that has SHA256SUMS, or None.
-
-    names: look at these files' bytes only (the list of files is always compared), for one reader of several.
-    """
-    directory = Path(directory)
+def find_wrong_names(directory: Path | str) -> str | None:
+    """What is wrong with the list of files of a directory that should have SHA256SUMS, or None; reads only that."""
     sums = read_sums(directory)
     if sums is None:
         return f"{SUMS_NAME} is missing or damaged"
-    present = list_files(directory)
-    if present != sorted(sums):
-        wrong = sorted(set(present) ^ set(sums))
+    if wrong := sorted(set(list_files(directory)) ^ set(sums)):
         return f"the files are not those of {SUMS_NAME} ({', '.join(wrong[:3])})"
-    for name, found in _hash_all(directory, sums if names is None else names):
-        if found != sums[name]:
-            return f"{name} has another checksum than when it was written"
     return None
 
 
-def share_of(names: Iterable[str], reader: int, num_readers: int, directory: Path | str) -> list[str]:
-    """Files that one of several readers looks at: all are read once, and each reads about as many bytes."""
-    directory, loads = Path(directory), [0] * num_readers
+def find_changed(directory: Path | str, sums: dict[str, str], names: Iterable[str]) -> str | None:
+    """What is wrong with the content of files `names`, or None. Raises: OSError if one cannot be read."""
+    found = (name for name, now in _hash_all(Path(directory), names) if now != sums[name])
+    changed = next(found, None)
+    return changed and f"{changed} has another checksum than when it was written"
+
+
+def find_damage(directory: Path | str) -> str | None:
+    """What is wrong with a directory, or None, for a reader of all its files. Raises: OSError if one cannot be read."""
+    sums = read_sums(directory) or {}
+    return find_wrong_names(directory) or find_changed(directory, sums, sums)
+
+
+def share_of(sizes: dict[str, int], reader: int, num_readers: int) -> list[str]:
+    """Files that one of several readers looks at: all are read once, and each reads about as many bytes.
+
+    sizes: bytes of every file.
+    """
+    loads = [0] * num_readers
     mine = []
-    sizes = {name: (directory / name).stat().st_size if (directory / name).is_file() else 0 for name in names}
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
         lightest = loads.index(min(loads))
         loads[lightest] += sizes[name] + 1
@@ -96,16 +101,9 @@ def share_of(names: Iterable[str], reader: int, num_readers: int, directory: Pat
 
 
 def _hash_all(directory: Path, names: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, sum) of each; a file that cannot be read has the sum of none: "unreadable"."""
-
-    def hash_one(name: str) -> tuple[str, str]:
-        try:
-            return name, hash_file(directory / name)
-        except OSError as error:
-            return name, f"unreadable: {os.strerror(error.errno or 0)}"
-
+    """(name, sum) of each. Raises: OSError."""
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(hash_one, list(names)))
+        return list(threads.map(lambda name: (name, hash_file(directory / name)), list(names)))
 
 
 def _parse(text: str) -> dict[str, str] | None:

@@ -24,6 +24,7 @@ from model.checkpoint_layout import (
     CheckpointManifest,
     partial_directory,
     publish_step,
+    run_directory_of,
     save_manifest,
     step_directory,
 )
@@ -80,7 +81,7 @@ class Checkpointer:
         self._queue = AsyncCallsQueue(persistent=False)
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
-        self.last_step: int | None = None  # of the newest checkpoint this one completed
+        self.last_step: int | None = None  # of the newest checkpoint that was completed here, or gone back to
 
     def save(self, manifest: CheckpointManifest) -> None:
         """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
@@ -226,7 +227,7 @@ def _explained(save: _Save) -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        free = shutil.disk_usage(save.partial.parent).free
+        free = shutil.disk_usage(run_directory_of(save.final)).free
         if dist.get_rank() == 0:
             shutil.rmtree(save.partial, ignore_errors=True)
         if isinstance(error, SaveError):

@@ -98,7 +98,8 @@ class Stragglers:
         for ranks in self.peers:
             typical = max(median_low(seconds[rank] for rank in ranks), 1e-9)
             for rank in ranks:
-                late = DECAY * self._lateness[rank] + (1 - DECAY) * seconds[rank] / typical
+                ratio = min(seconds[rank] / typical, 2 * self.factor)  # no single step is enough
+                late = DECAY * self._lateness[rank] + (1 - DECAY) * ratio
                 self._lateness[rank] = late
                 is_due = step - self._reported.get(rank, -REPEAT_STEPS) >= REPEAT_STEPS
                 if late > self.factor and is_due:

@@ -8,8 +8,11 @@ import ctypes
 import multiprocessing
 import os
 import signal
+from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 from typing import Any
+
+from pretrain.stop import STATUS
 
 _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -21,8 +24,24 @@ def end_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def start_queue() -> Any:
-    """A queue between processes, held by a process of its own that ends with this one."""
-    manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
-    manager.start(end_with_parent, (os.getpid(),))
-    return manager.Queue()
+class SharedQueue:
+    """A queue between processes, held by a process of its own that ends with this one, and with nothing before it.
+
+    A signal to all processes of a job asks ranks to save, which they cannot do without the queue: its process ignores
+    what ranks are asked with.
+    """
+
+    def __init__(self) -> None:
+        self._manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        resource_tracker.ensure_running()  # it would unblock signals while the manager starts
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STATUS)  # inherited by the process, which never looks
+        try:
+            self._manager.start(end_with_parent, (os.getpid(),))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.queue: Any = self._manager.Queue()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process is there."""
+        return self._manager._process.is_alive()  # type: ignore[attr-defined]

@@ -15,6 +15,9 @@ class Reporter(Protocol):
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
         """numbers: "<kind>/<name>" -> value."""
 
+    def go_back(self, step: int) -> None:
+        """The run continues from an earlier step."""
+
     def close(self) -> None:
         """Brings everything to disk."""
 
@@ -23,9 +26,18 @@ class TensorBoardReporter:
     """Event files in `<run>/tensorboard`. Later steps than `step` are hidden there: the run continues from it."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
+        self._folder = str(run_dir / "tensorboard")
+        self._open(step)
+
+    def _open(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._writer = SummaryWriter(self._folder, purge_step=step + 1)
+
+    def go_back(self, step: int) -> None:
+        """Another event file, which hides later steps."""
+        self._writer.close()
+        self._open(step)
 
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
         """One scalar each."""
@@ -67,6 +79,9 @@ class WandbReporter:
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
         """All of them under one step."""
         self._run.log({"step": step, **numbers})
+
+    def go_back(self, step: int) -> None:
+        """Nothing: steps are a number like others there."""
 
     def close(self) -> None:
         """Waits until everything is sent."""

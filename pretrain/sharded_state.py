@@ -20,8 +20,10 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from pretrain.helper_processes import start_queue
+from pretrain.helper_processes import SharedQueue
 from pretrain.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
+
+_results: SharedQueue | None = None  # what background writers tell their rank
 
 
 def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
@@ -64,8 +66,10 @@ def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimi
 
 def build_save_strategy() -> Any:
     """Every data-parallel rank writes a share of what its peers hold too."""
-    if filesystem_async._results_queue is None:  # megatron-core's own would outlive a killed rank
-        filesystem_async._results_queue = start_queue()
+    global _results
+    if _results is None or not _results.is_alive:  # megatron-core's own would outlive a killed rank
+        _results = SharedQueue()
+        filesystem_async._results_queue = _results.queue
     return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), _data_parallel_group())
 
 

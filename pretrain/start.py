@@ -27,7 +27,7 @@ from model.initialise import initialise_weights
 from model.transformer_config import TORCH_DTYPES
 from pretrain.config_changes import ConfigChange, compare_configs, describe_changes, describe_learning_rate
 from pretrain.data import RunData
-from pretrain.data_change import check_data_change, continue_order, describe_data_change
+from pretrain.data_change import check_data_change, continue_order, describe_data_change, read_former_order
 from pretrain.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.process_group import decide_on_first_rank
 from pretrain.run_folder import METRICS_FILE, plain
@@ -43,7 +43,8 @@ class StartPoint:
     checkpoint.
     order: of the training samples from here on; None: as opened, from sample 0.
     changes: settings that are others than the checkpoint's. remarks: what they do to learning rate and data.
-    verify_seconds: it took to choose, of which comparing checksums is nearly all.
+    verify_seconds: it took to choose, of which comparing checksums is nearly all. set_aside: on rank 0, one
+    sentence per damaged checkpoint.
     """
 
     eos_token_id: int
@@ -56,6 +57,7 @@ class StartPoint:
     changes: tuple[ConfigChange, ...] = ()
     remarks: tuple[str, ...] = ()
     verify_seconds: float = 0.0
+    set_aside: tuple[str, ...] = ()
 
     def describe_changes(self) -> Iterator[str]:
         """Few lines for the log on what is done otherwise from here on; none where everything is as before."""
@@ -75,8 +77,9 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
     the one before is taken. Raises UserError on every rank where the checkpoint and the run do not fit.
     """
     began = time.perf_counter()
+    set_aside: list[str] = []
     if config.resume.mode is ResumeMode.auto:
-        find_intact_checkpoint(Path(config.run.dir), _check_version)
+        find_intact_checkpoint(Path(config.run.dir), _check_version, set_aside.append)
     start = decide_on_first_rank(lambda: find_start(config, data))
     if (
         start.weights is not None
@@ -84,7 +87,7 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
         and (damage := find_damage_over_ranks(start.weights))
     ):
         raise UserError(f"init_from={start.weights} is damaged: {damage}. Use another step, or a copy of this one.")
-    return replace(start, verify_seconds=time.perf_counter() - began)
+    return replace(start, verify_seconds=time.perf_counter() - began, set_aside=tuple(set_aside))
 
 
 def _check_version(step_dir: Path) -> None:
@@ -118,7 +121,7 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
         manifest.eos_token_id,
         state,
         step_dir=step_dir,
-        guard=manifest.guard,
+        guard=_keep_guard(data, manifest, step_dir),
         export=manifest.export,
         order=continue_order(data, manifest, step_dir),
         changes=compare_configs(then, now),
@@ -127,6 +130,12 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
             *describe_data_change(data, manifest, step_dir),
         ),
     )
+
+
+def _keep_guard(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> dict[str, Any]:
+    """What the guard remembers; of another blend it knows no losses yet."""
+    same = data.train.order.means_the_same_as(read_former_order(manifest, step_dir))
+    return manifest.guard if same else {**manifest.guard, "losses": []}
 
 
 def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> StartPoint:

@@ -28,6 +28,7 @@ from pretrain.run_folder import STARTS_FOLDER, plain
 
 _CODE = Path(__file__).parents[1]
 _VARIABLES = re.compile(r"(SLURM|NCCL|TORCH|UCX|CUDA|OMP|NVTE)_\w+|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_\w+")
+_SECRETS = re.compile(r"JWT|TOKEN|KEY|SECRET|PASS")
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "datasets", "numpy", "triton")
 
 
@@ -64,8 +65,12 @@ def _describe_environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "devices": [torch.cuda.get_device_name(index) for index in range(count)],
         "packages": {name: installed[name] for name in _PACKAGES if name in installed},
-        "variables": {name: value for name, value in sorted(os.environ.items()) if _VARIABLES.fullmatch(name)},
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if _is_told(name)},
     }
+
+
+def _is_told(variable: str) -> bool:
+    return bool(_VARIABLES.fullmatch(variable)) and not _SECRETS.search(variable)
 
 
 def _describe_code() -> tuple[str | None, str]:
@@ -77,7 +82,12 @@ def _describe_code() -> tuple[str | None, str]:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(_CODE), *arguments], capture_output=True, text=True, timeout=60, check=False
+            ["git", "-C", str(_CODE), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,6 +1,7 @@
 """status.json of a run folder: what launchers and the monitor ask. Standard library only."""
 
 import json
+import logging
 import os
 import socket
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from conf.atomic import atomic_write_text
 from conf.json_file import read_json_object
+
+logger = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 REFRESH_SECONDS = 10.0
@@ -50,7 +53,10 @@ class StatusWriter:
             return
         self._written = now
         status = RunStatus(phase.value, step, tokens_seen, time.time(), os.getpid(), socket.gethostname(), reason)
-        atomic_write_text(self._path, json.dumps(asdict(status)) + "\n")
+        try:
+            atomic_write_text(self._path, json.dumps(asdict(status)) + "\n")
+        except OSError as error:  # a run does not end for it
+            logger.warning(f"{self._path} cannot be written: {error}")
 
 
 def load_status(run_dir: Path | str) -> RunStatus | None:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -34,7 +34,7 @@ from pretrain.logs import start_console_logging, start_logging
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
 from pretrain.optimizer import build_optimizer, compute_grad_norm, set_hyperparameters, wrap_data_parallel
-from pretrain.process_group import decide_on_first_rank
+from pretrain.process_group import decide_on_first_rank, run_on_first_rank
 from pretrain.report import RunReport, StepOutcome, describe_bad_step
 from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
@@ -63,7 +63,8 @@ def run_training(config: RunConfig) -> int:
     start_console_logging()
     data = open_data(config)
     session = distributed_session(config.parallel, config.runtime, config.train.seed)
-    with session as ranks, lock_run_folder(Path(config.run.dir)) if ranks.is_first else nullcontext():
+    with session as ranks, ExitStack() as held:
+        run_on_first_rank(lambda: held.enter_context(lock_run_folder(Path(config.run.dir))))
         return build_trainer(config, data, agree_on_start(config, data), ranks).run()
 
 
@@ -71,10 +72,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     """Model, optimizer and everything around them, with weights (and optimizer state, when resuming) loaded."""
     run_dir, data = Path(config.run.dir), with_order(data, start.order)
     console = Console(config, ranks)
-    if ranks.is_first:
-        record_run(config, run_dir, start.state.step)
-        record_start(config, run_dir, ranks.world_size, start.list_changes())
-        copy_tokenizer(config, data)
+    run_on_first_rank(lambda: _keep_records(config, data, start, ranks))
     start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
@@ -87,6 +85,8 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     model = wrap_data_parallel(chunks, config.parallel, own_time.gradients_ready)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
     report = build_report(config, ranks, console, start)
+    for message in start.set_aside:
+        report.say_event("corrupt_checkpoint", start.state, message)
     guard = LossGuard(config.guard)
     guard.restore(start.guard)
     if start.step_dir is not None:
@@ -114,6 +114,13 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         watchdog=Watchdog(run_dir, ranks.rank, config.runtime.stall_timeout_minutes),
         report=report,
     )
+
+
+def _keep_records(config: RunConfig, data: RunData, start: StartPoint, ranks: Ranks) -> None:
+    run_dir = Path(config.run.dir)
+    record_run(config, run_dir, start.state.step)
+    record_start(config, run_dir, ranks.world_size, start.list_changes())
+    copy_tokenizer(config, data)
 
 
 @dataclass
@@ -164,6 +171,8 @@ class Trainer:
             self._save_safely(self.checkpointer.poll)
             if signal:
                 return self._stop(Signals(signal))
+            if self.state.step == self.checkpointer.last_step:
+                continue  # rolled back: this moment was evaluated and saved before
             if self._is_due(self.config.evaluation.every_steps):
                 self.evaluate()
             if self._is_due(self.config.checkpoint.every_steps):
@@ -233,6 +242,7 @@ class Trainer:
         left_out = range(manifest.samples_seen, self.state.samples_seen)
         load_checkpoint(step_dir, self.model, self.optimizer)
         self.state = TrainState(manifest.step, manifest.tokens_seen, self.state.samples_seen)
+        self.checkpointer.last_step = manifest.step
         self.loader.num_samples = count_samples(self.config, self.state)
         spikes = self.guard.spikes
         self.guard.restore({**manifest.guard, "spikes": spikes})
@@ -254,26 +264,31 @@ class Trainer:
     def save(self) -> None:
         """Saves a checkpoint of this moment. Raises: SaveError."""
         self.watchdog.alive()
+        self._save_safely(self.checkpointer.finish)
         manifest = build_manifest(self.config, self.data, self.state, self.start, self.guard.state)
         self.checkpointer.save(manifest)
 
-    def _save_safely(self, action: Callable[[], None], must_work: bool = False) -> None:
-        """What a failed save means is for the configuration to say, except where nothing would come after it."""
+    def _save_safely(self, action: Callable[[], None], is_last: bool | None = None) -> None:
+        """What a failed save means is for the configuration to say.
+
+        is_last: True, nothing would come after it, so that it must work; False, another save comes at once.
+        """
         try:
             action()
         except SaveError as error:
             self.report.say_event("save_failed", self.state, str(error))
-            if must_work or self.is_finished or self.config.checkpoint.on_failure is SaveFailure.stop:
+            ends = self.is_finished or self.config.checkpoint.on_failure is SaveFailure.stop
+            if ends if is_last is None else is_last:
                 raise
         self.report.say_saved(self.state, self.checkpointer.take_reports())
 
     def _stop(self, signal: Signals) -> int:
         """Saves and returns the status that says so."""
         self.report.say_event("stop", self.state, f"{signal.name} received: saving, then ending")
-        self._save_safely(self.checkpointer.finish)
+        self._save_safely(self.checkpointer.finish, is_last=False)
         if self.checkpointer.last_step != self.state.step:
-            self._save_safely(self.save, must_work=True)
-            self._save_safely(self.checkpointer.finish, must_work=True)
+            self._save_safely(self.save, is_last=True)
+            self._save_safely(self.checkpointer.finish, is_last=True)
         self.report.say_phase(RunPhase.stopped, self.state, signal.name)
         dist.barrier()  # launchers end the other ranks when the first one is gone
         return stop.STATUS[signal]

@@ -34,13 +34,13 @@ class Watchdog:
         """Start, or start again, to count."""
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("w", encoding="utf-8")
+            self._file = self._path.open("a", encoding="utf-8")  # stacks of an earlier start stay
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
 
     def _stop(self) -> None:
-        # The file goes: nothing was written into it.
         faulthandler.cancel_dump_traceback_later()
         if self._file is not None:
             self._file.close()
             self._file = None
-            self._path.unlink(missing_ok=True)
+            if not self._path.stat().st_size:
+                self._path.unlink()

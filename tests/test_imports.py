@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
-        *("model.checkpoint_layout", "model.draft_adapter", "model.hf", "model.identity", "model.load"),
+        *("model.checkpoint_layout", "model.checksums", "model.draft_adapter", "model.hf"),
+        *("model.identity", "model.load"),
     ),
     "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
     "launch/plan": ("conf", "launch.plan", "pretrain.flops"),  # answers in a second: no torch

@@ -85,7 +85,7 @@ class CheckpointConfig:
 
     every_steps: steps between checkpoints; 0 saves at the end only.
     keep: newest complete checkpoints kept; older ones are deleted after a newer one is complete.
-    asynchronous: write in the background where the machine supports it.
+    asynchronous: write in the background while training goes on.
     on_failure: see SaveFailure; of a save that the disk does not take.
     """
 
@@ -139,7 +139,7 @@ class RuntimeConfig:
 
 @dataclass
 class RunFolderConfig:
-    """Where a run lives: `dir` holds config.yaml, metrics.jsonl, tensorboard/ and checkpoints/.
+    """Where a run lives: `dir` holds config.yaml, starts/, logs/, metrics.jsonl, tensorboard/, checkpoints/.
 
     root, name: parent folder and name of the run; dir defaults to root/name.
     """

@@ -18,7 +18,7 @@ SPACE_MARGIN = 1.05  # of the next checkpoint
 SLOW_STEPS = 20  # that a rank must be the slowest in
 DEFAULT_SLOW_RATIO = 1.5  # where the configuration does not say what a straggler is
 ABOUT_STEPS = ("spike", "nonfinite", "rollback")
-ABOUT_MACHINES = ("straggler", "stall", "corrupt_checkpoint")
+ABOUT_MACHINES = ("straggler", "corrupt_checkpoint")
 
 
 def find_alerts(facts: FolderFacts, history: History, summary: Summary, num_damaged: int = 0) -> list[str]:

@@ -130,3 +130,14 @@ def test_another_model_is_refused_with_every_differing_field():
 
 def test_labels_and_claims_may_differ():
     layout.check_same_model(replace(MODEL, name="x", init_std=1.0, max_position_embeddings=1), MODEL, "somewhere")
+
+
+def test_an_old_checkpoint_that_cannot_be_deleted_is_out_of_the_way(tmp_path, monkeypatch) -> None:
+    """Files that others have open stay on network file systems; the new checkpoint is good all the same."""
+    write_step(tmp_path, 1)
+    final = layout.step_directory(tmp_path, 2)
+    write_step(tmp_path, 2)
+    final.rename(layout.partial_directory(final))
+    monkeypatch.setattr(layout.shutil, "rmtree", lambda path, ignore_errors=False: None)
+    layout.publish_step(layout.partial_directory(final), final, keep=1)
+    assert layout.list_complete_steps(tmp_path) == [final]

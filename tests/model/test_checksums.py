@@ -1,5 +1,7 @@
 """One changed byte, one file more or less: a summed directory notices."""
 
+import errno
+import os
 import random
 import shutil
 import subprocess
@@ -7,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from model.checksums import SUMS_NAME, find_damage, list_files, read_sums, share_of, write_part, write_sums
+from model import checksums
+from model.checksums import (
+    SUMS_NAME,
+    find_changed,
+    find_damage,
+    list_files,
+    read_sums,
+    share_of,
+    write_part,
+    write_sums,
+)
 
 
 @pytest.fixture
@@ -62,12 +74,22 @@ def test_missing_added_exchanged_and_cut_off_files_are_noticed(directory: Path, 
 
 
 def test_readers_share_the_files_and_each_is_read_once(directory: Path) -> None:
-    names = read_sums(directory)
-    assert names is not None
+    sums = read_sums(directory)
+    assert sums is not None
+    sizes = {name: (directory / name).stat().st_size for name in sums}
     for num_readers in (1, 2, 3, 9):
-        shares = [share_of(names, reader, num_readers, directory) for reader in range(num_readers)]
-        assert sorted(name for share in shares for name in share) == sorted(names)
-    assert share_of(names, 0, 2, directory) == ["__1_0.distcp"]  # as many bytes as all the others and more
+        shares = [share_of(sizes, reader, num_readers) for reader in range(num_readers)]
+        assert sorted(name for share in shares for name in share) == sorted(sums)
+    assert share_of(sizes, 0, 2) == ["__1_0.distcp"]  # as many bytes as all the others and more
     (directory / "__1_0.distcp").write_bytes(b"other")
-    assert find_damage(directory, ["__0_0.distcp"]) is None
-    assert find_damage(directory, ["__1_0.distcp"]) is not None
+    assert find_changed(directory, sums, ["__0_0.distcp"]) is None
+    assert "__1_0.distcp" in str(find_changed(directory, sums, ["__1_0.distcp"]))
+
+
+def test_a_file_that_cannot_be_read_is_not_called_changed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> str:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(checksums, "hash_file", fail)
+    with pytest.raises(OSError, match="Stale file handle"):
+        find_damage(directory)

@@ -28,6 +28,7 @@ def test_starts_are_numbered_and_hold_configuration_environment_code_and_changes
     monkeypatch.setattr(start_record, "_CODE", code)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("WANDB_API_KEY", "secret")
+    monkeypatch.setenv("SLURM_JWT", "secret")
     first = record_start(GuardConfig(window=7), tmp_path / "run", 2, [])
     (code / "file.py").write_text("a = 2\n")
     second = record_start(GuardConfig(window=7), tmp_path / "run", 2, ["train.tokens: 1 then, 2 now"])

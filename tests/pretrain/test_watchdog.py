@@ -40,3 +40,10 @@ def test_signs_of_life_keep_it_alive_and_nothing_is_left_behind(tmp_path: Path) 
     done = run(str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_stacks_of_an_earlier_start_stay(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "stall_rank_3.txt").write_text("where it stood\n")
+    run(str(tmp_path))
+    assert (tmp_path / "logs" / "stall_rank_3.txt").read_text() == "where it stood\n"
