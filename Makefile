@@ -19,8 +19,8 @@ quickstart: setup  ## From text and a toy Ministral 3 to a tri-mode checkpoint, 
 # One thread per process: the tests start several on few cores, and threads that wait for a core spin.
 .PHONY: test test-slow test-gpu
 test: export OMP_NUM_THREADS := 1
-test: setup  ## The test suite (TESTS=path or -k expression narrows it)
-	$(PYTHON_OF_VENV) -m pytest $(TESTS)
+test: setup  ## The test suite, two files at a time (TESTS=path or -k expression narrows it)
+	$(PYTHON_OF_VENV) -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-slow: export OMP_NUM_THREADS := 1
 test-slow: setup  ## The tests that take longer than the suite allows

@@ -116,9 +116,11 @@ def resolve_device(device: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError):  # the latter from a torch built without CUDA
-        raise UserError(f"there is no device {device!r} here: use cpu, cuda or cuda:N") from None
+    except RuntimeError:
+        resolved = None
+    is_missing_gpu = resolved and resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count()
+    if resolved is None or resolved.type not in ("cpu", "cuda") or is_missing_gpu:
+        raise UserError(f"there is no device {device!r} here: use cpu, cuda or cuda:N")
     return resolved
 
 

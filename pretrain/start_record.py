@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib.metadata import distributions
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,6 @@ def _write(path: Path, text: str) -> None:
 
 def _describe_environment(world_size: int) -> dict[str, Any]:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    installed = {found.name.lower(): found.version for found in distributions()}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
@@ -64,9 +63,17 @@ def _describe_environment(world_size: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "world_size": world_size,
         "devices": [torch.cuda.get_device_name(index) for index in range(count)],
-        "packages": {name: installed[name] for name in _PACKAGES if name in installed},
+        "packages": {name: version(name) for name in _PACKAGES if _is_installed(name)},
         "variables": {name: os.environ[name] for name in sorted(os.environ) if _is_told(name)},
     }
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _is_told(variable: str) -> bool:

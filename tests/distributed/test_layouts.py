@@ -85,14 +85,23 @@ def test_a_variant_in_one_process_trains_alike(runs: Path, name: str, stage: str
     assert_same_curve(runs / f"single_{stage}", runs / f"{name}_{stage}")
 
 
+@pytest.fixture(scope="module")
+def layouts(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders of every layout, those of as many ranks in the same processes."""
+    root = tmp_path_factory.mktemp("layouts")
+    for num_ranks in sorted({ranks for ranks, _ in LAYOUTS.values()}):
+        mine = {name: overrides for name, (ranks, overrides) in LAYOUTS.items() if ranks == num_ranks}
+        jobs = [job(toy_data, root, name, stage, extra) for name, extra in mine.items() for stage in STAGES]
+        train_many(num_ranks, jobs, root, timeout=500)
+    return root
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_trains_like_one_process(runs: Path, toy_data: ToyData, name: str, tmp_path: Path) -> None:
-    num_ranks, overrides = LAYOUTS[name]
-    train_many(num_ranks, [job(toy_data, tmp_path, name, stage, overrides) for stage in STAGES], tmp_path)
+def test_a_layout_trains_like_one_process(runs: Path, layouts: Path, name: str) -> None:
     for stage in STAGES:
-        assert_same_curve(runs / f"single_{stage}", tmp_path / f"{name}_{stage}")
+        assert_same_curve(runs / f"single_{stage}", layouts / f"{name}_{stage}")
     for stage in ("joint", "sft"):
-        noise = load_noise(tmp_path / f"{name}_{stage}")
+        noise = load_noise(layouts / f"{name}_{stage}")
         assert noise == load_noise(runs / f"single_{stage}")
         assert len(noise) == STEPS * 8 + 6
 

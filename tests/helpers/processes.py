@@ -12,12 +12,17 @@ from typing import Any
 
 import psutil
 
+OF_A_GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def rank_environment() -> dict[str, str]:
-    """One thread per rank: two ranks with two threads each on two cores are 20 to 50 times slower."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    """One thread per rank: two ranks with two threads each on two cores are 20 to 50 times slower.
+
+    Nothing of a process group that a test began in its own process.
+    """
+    others = {name: value for name, value in os.environ.items() if name not in OF_A_GROUP}
+    return {**others, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
 
 def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
@@ -54,13 +59,17 @@ def kill_tree(pid: int) -> None:
 
 
 def train_many(
-    num_ranks: int, jobs: list[list[str]], directory: Path, worker: str = "tests.helpers.train_jobs"
+    num_ranks: int,
+    jobs: list[list[str]],
+    directory: Path,
+    worker: str = "tests.helpers.train_jobs",
+    timeout: float = 240,
 ) -> None:
     """Several training runs (a list of overrides each), one after another in one set of processes."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
-    run_ranks(num_ranks, worker, str(path))
+    run_ranks(num_ranks, worker, str(path), timeout=timeout)
 
 
 def kill_when(condition: str, run_dir: Path, num_ranks: int, module: str, arguments: list[str]) -> None:
