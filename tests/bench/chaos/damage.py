@@ -67,7 +67,7 @@ def start_on_damage(job: Job, kind: str, file: str, seed: int) -> list[str]:
 
 def _start_again(job: Job, copy: Job, newest: Path) -> list[str]:
     log = copy.run_dir / "logs" / "rank_0.log"
-    said_before = len(log.read_text(encoding="utf-8"))
+    said_before = len(log.read_text(encoding="utf-8")) if log.exists() else 0
     status = Start(copy, asynchronous=False).launcher.wait(LONGEST_START)
     said = log.read_text(encoding="utf-8")[said_before:]
     wrong = [] if status == 0 else [f"status {status}"]
