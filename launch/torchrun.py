@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -33,6 +34,7 @@ ONE_NODE = ("1", "1:1")
 # The agent announces how it ends processes; what matters of that is told here, in one line.
 CHATTY = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 SECONDS_FOR_OTHER_NODES = 10.0
+SECONDS_ALONE = 60.0  # without ranks, before a host gives up on hearing from the others
 
 
 def main() -> None:
@@ -64,6 +66,8 @@ def run_ranks(arguments: argparse.Namespace) -> int:
     os.environ["PYTHON"] = sys.executable
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if arguments.nnodes not in ONE_NODE:
+        threading.Thread(target=_give_up_alone, daemon=True).start()
     try:
         run(arguments)
     except ChildFailedError as error:
@@ -80,6 +84,21 @@ def run_ranks(arguments: argparse.Namespace) -> int:
         print(f"error: the hosts of this run have not met, or lost each other: {reason}", file=sys.stderr, flush=True)
         return EXIT_CRASHED
     return 0
+
+
+def _give_up_alone() -> None:
+    """Ends this process when its ranks have ended and it does not: on a host that is cut off, torchrun's agent asks the
+    others for minutes what to do."""
+    last_seen: float | None = None
+    while last_seen is None or time.monotonic() - last_seen < SECONDS_ALONE:
+        time.sleep(1)
+        if find_children(os.getpid()):
+            last_seen = time.monotonic()
+    where = f"; output of its ranks: {os.environ['LOG_DIR']}" if os.environ.get("LOG_DIR") else ""
+    message = f"the ranks on {socket.gethostname()} have ended and the other hosts do not answer{where}"
+    print(f"error: {message}. When they can be reached, the same command continues", file=sys.stderr, flush=True)
+    time.sleep(1)  # the console is copied by a thread
+    os._exit(EXIT_CRASHED)
 
 
 def sort_exits(failures: dict[int, tuple[int, int]]) -> dict[int, int]:

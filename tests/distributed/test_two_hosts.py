@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.torchrun import SECONDS_ALONE
 from tests.bench.chaos.compare import load_curve
 from tests.helpers.hosts import Host, can_make_hosts, two_addresses, two_hosts
 from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, train_many
@@ -85,11 +86,11 @@ def test_one_host_cut_off_the_other_ends_and_both_resume(
             hosts[1].pull_cable()
         else:
             os.killpg(processes[1].pid, signal.SIGKILL)
-        statuses = [process.wait(TIMEOUT_SECONDS + 120) for process in processes]
-        seconds = time.monotonic() - began
-        print(f"statuses {statuses} after {seconds:.1f} s")
-        assert statuses[0] == 1
-        assert seconds < TIMEOUT_SECONDS + 60
+        # Collectives have whole minutes in megatron-core's groups: one, here.
+        assert processes[0].wait(60 + TIMEOUT_SECONDS) == 1
+        print(f"the host that stayed ended after {time.monotonic() - began:.1f} s")
+        assert processes[1].wait(SECONDS_ALONE + TIMEOUT_SECONDS) != 0
+        print(f"the other one after {time.monotonic() - began:.1f} s")
         if hosts[0].prefix:
             hosts[1].plug_in()
         again = start_both(hosts, arguments, tmp_path)
