@@ -20,6 +20,7 @@ from conf.schema import (
     RunConfig,
     ScheduleKind,
     SourceConfig,
+    SpikePolicy,
 )
 from conf.violations import Violations, refuse_violations
 
@@ -169,7 +170,12 @@ def _parameter_overlap_needs_gradient_overlap(config: RunConfig) -> Violations:
         yield "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true; set it or switch it off"
 
 
-def _spikes_are_above_the_median(config: RunConfig) -> Violations:
+def _spikes_can_be_told_and_undone(config: RunConfig) -> Violations:
+    if config.guard.spike_policy is SpikePolicy.roll_back and not config.checkpoint.every_steps:
+        yield (
+            "guard.spike_policy=roll_back goes back to a checkpoint, and checkpoint.every_steps=0 makes none before "
+            "the end; give every_steps, or another policy"
+        )
     if config.guard.spike_factor <= 1:
         yield f"guard.spike_factor={config.guard.spike_factor:g} makes every second loss a spike; give one above 1"
 
@@ -262,7 +268,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _sequence_parallel_divides_rows,
     _parameter_overlap_needs_gradient_overlap,
     _learning_rate_falls,
-    _spikes_are_above_the_median,
+    _spikes_can_be_told_and_undone,
     _yarn_bounds_are_ordered,
     _flex_attention_needs_cuda,
 ]

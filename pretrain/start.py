@@ -1,5 +1,6 @@
 """Where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -32,6 +33,8 @@ from pretrain.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.process_group import decide_on_first_rank
 from pretrain.run_folder import METRICS_FILE, plain
 from pretrain.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,13 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
     """
     began = time.perf_counter()
     set_aside: list[str] = []
+
+    def say(message: str) -> None:
+        logger.warning(message)  # at once, should none be left
+        set_aside.append(message)
+
     if config.resume.mode is ResumeMode.auto:
-        find_intact_checkpoint(Path(config.run.dir), _check_version, set_aside.append)
+        find_intact_checkpoint(Path(config.run.dir), _check_version, say)
     start = decide_on_first_rank(lambda: find_start(config, data))
     if (
         start.weights is not None

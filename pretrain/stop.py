@@ -4,6 +4,7 @@ Standard library only, so that a signal is understood before torch is imported. 
 limit (`--signal=USR1@600`) and SIGTERM at preemption; both mean "start me again" (EXIT_STOPPED), Ctrl-C does not.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -42,7 +43,16 @@ def received() -> signal.Signals | None:
 def _note(number: int, frame: FrameType | None) -> None:
     received_before = signal.SIGINT in _received
     _received.append(signal.Signals(number))
-    if number == signal.SIGINT and (not _depth or received_before):
-        raise KeyboardInterrupt
     if not _depth:
-        sys.exit(STATUS[signal.Signals(number)])
+        _end(signal.Signals(number))
+    if number == signal.SIGINT and received_before:
+        raise KeyboardInterrupt
+
+
+def _end(number: signal.Signals) -> None:
+    """At once: an exception could end up in an import that is under way, which may swallow it and go on half done."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{number.name} before the first step: the same command starts again", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(STATUS[number])
