@@ -31,7 +31,8 @@ def test_a_run_that_went_back_is_read_anew(folder: RunFolder) -> None:
     writer.write("train", 7, 7, {"loss": 3.0})
     writer.close()
     follower.read()
-    assert list(follower.history.train["step"]) == [1, 2, 3, 4, 5, 6, 7] and not follower.history.events
+    assert list(follower.history.train["step"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert [event["message"] for event in follower.history.events] == ["high"]  # what happened stays known
 
 
 def test_damaged_lines_and_unknown_kinds_are_passed_over(folder: RunFolder) -> None:
