@@ -1,6 +1,7 @@
 """Bad steps of real runs on two data-parallel ranks: left out everywhere, counted, told, and gone back from."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ FIRST, LAST = (BAD_STEP - 1) * BATCH, BAD_STEP * BATCH - 1  # its samples; the f
 WORKER = "tests.helpers.poisoned_jobs"
 
 
-def build_job(data: ToyData, root: Path, name: str, *extra: str, poison: dict[int, float | None], **more: Any) -> Any:
+def build_job(data: ToyData, root: Path, name: str, *extra: str, poison: Mapping[int, float | None], **more: Any) -> Any:
     """A run of eight steps. poison: see the worker."""
     where = [f"run.root={root}", f"run.name={name}", "stage=joint", "parallel=single", tokens_of(STEPS)]
     guard = ["guard.window=4", "guard.spike_factor=3", "data.heldout=null", "checkpoint.keep=10"]
