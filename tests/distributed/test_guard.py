@@ -19,7 +19,9 @@ FIRST, LAST = (BAD_STEP - 1) * BATCH, BAD_STEP * BATCH - 1  # its samples; the f
 WORKER = "tests.helpers.poisoned_jobs"
 
 
-def build_job(data: ToyData, root: Path, name: str, *extra: str, poison: Mapping[int, float | None], **more: Any) -> Any:
+def build_job(
+    data: ToyData, root: Path, name: str, *extra: str, poison: Mapping[int, float | None], **more: Any
+) -> Any:
     """A run of eight steps. poison: see the worker."""
     where = [f"run.root={root}", f"run.name={name}", "stage=joint", "parallel=single", tokens_of(STEPS)]
     guard = ["guard.window=4", "guard.spike_factor=3", "data.heldout=null", "checkpoint.keep=10"]
