@@ -95,13 +95,12 @@ def lengthen(trainer: "Trainer") -> None:
 def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> dict[str, Any]:
     """What preflight reads. All ranks take part: memory is that of the fullest."""
     import torch
-    import torch.distributed as dist
 
     from pretrain.metrics import load_metrics, measure_memory_bytes
+    from pretrain.process_group import gather_over_ranks
 
     device, config = trainer.ranks.device, trainer.config
-    peaks: list[Any] = [None] * trainer.ranks.world_size
-    dist.all_gather_object(peaks, measure_memory_bytes(device))
+    peaks = gather_over_ranks(lambda: measure_memory_bytes(device))
     is_cuda = device.type == "cuda"
     losses = [line["loss"] for line in load_metrics(config.run.dir, "train")] if trainer.ranks.is_first else []
     return {

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from pretrain.guard import Verdict
+from pretrain.process_group import gather_over_ranks
 
 DECAY = 0.9  # of the running mean of how late a rank is: about ten steps of memory
 REPEAT_STEPS = 100  # between two reports of the same rank
@@ -84,11 +85,8 @@ class Stragglers:
     _reported: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        places: list[Any] = [None] * dist.get_world_size()
-        mine = (parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank())
-        dist.all_gather_object(places, mine)
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for rank, place in enumerate(places):
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for rank, place in enumerate(gather_over_ranks(_place_in_copy)):
             groups[place].append(rank)
         self.peers = list(groups.values())
 
@@ -106,3 +104,8 @@ class Stragglers:
                     self._reported[rank] = step
                     found.append((rank, late))
         return found
+
+
+def _place_in_copy() -> tuple[int, int]:
+    """Of this rank among those that hold one copy of the model."""
+    return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()

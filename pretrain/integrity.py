@@ -16,7 +16,7 @@ from conf.errors import UserError
 from model.checkpoint_layout import find_newest_complete, list_set_aside, set_aside
 from model.checksums import find_changed, find_wrong_names, read_sums, share_of, write_part
 from pretrain.helper_processes import end_with_parent
-from pretrain.process_group import decide_on_first_rank, run_on_every_rank, run_on_first_rank
+from pretrain.process_group import decide_on_first_rank, gather_over_ranks, run_on_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,7 @@ def find_damage_over_ranks(step_dir: Path) -> str | None:
     if listing.damage:
         return listing.damage
     mine = share_of(listing.sizes, dist.get_rank(), dist.get_world_size())
-    seen: list[str | None] = []
-    run_on_every_rank(lambda: seen.append(_find_changed(step_dir, listing.sums, mine)))
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, seen[0])
+    found = gather_over_ranks(lambda: _find_changed(step_dir, listing.sums, mine))
     return next((damage for damage in found if damage), None)
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,45 +25,53 @@ def choose_device(device: Device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def run_on_first_rank(action: Callable[[], object]) -> None:
-    """Rank 0 runs `action` while the others wait. All ranks together.
+def decide_on_first_rank[Value](decide: Callable[[], Value]) -> Value:
+    """What rank 0 decides, on every rank. All ranks together.
 
     Raises: on every rank the UserError or OSError of rank 0, so that none waits in vain, whatever launched them.
     """
-    failure: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (UserError, OSError) as error:
-            failure = [error]
-    dist.broadcast_object_list(failure)
-    if failure[0] is not None:
-        raise failure[0]
+    decided: list[Any] = list(_attempt(decide) if dist.get_rank() == 0 else (None, None))
+    dist.broadcast_object_list(decided)
+    value, error = decided
+    if error is not None:
+        raise error
+    return value
 
 
-def decide_on_first_rank[Value](decide: Callable[[], Value]) -> Value:
-    """What rank 0 decides, on every rank. All ranks together. Raises: its UserError or OSError, on every rank."""
-    decided: list[Any] = []
-    run_on_first_rank(lambda: decided.append(decide()))
-    shared = decided or [None]
-    dist.broadcast_object_list(shared)
-    return shared[0]
+def run_on_first_rank(action: Callable[[], object]) -> None:
+    """Rank 0 runs `action` while the others wait. All ranks together. Raises: as decide_on_first_rank."""
+    decide_on_first_rank(partial(_call, action))
 
 
-def run_on_every_rank(action: Callable[[], object]) -> None:
-    """Every rank runs `action`; none goes on before all have. All ranks together.
+def gather_over_ranks[Value](compute: Callable[[], Value]) -> list[Value]:
+    """What every rank computes, by rank, on every rank. All ranks together.
 
     Raises: on every rank the first rank's UserError or OSError, whichever ranks failed.
     """
-    failure: UserError | OSError | None = None
+    attempts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(attempts, _attempt(compute))
+    for _, error in attempts:
+        if error is not None:
+            raise error
+    return [value for value, _ in attempts]
+
+
+def run_on_every_rank(action: Callable[[], object]) -> None:
+    """Every rank runs `action`; none goes on before all have. All ranks together. Raises: as gather_over_ranks."""
+    gather_over_ranks(partial(_call, action))
+
+
+def _call(action: Callable[[], object]) -> None:
+    """Calls it; what it returns stays here, and need not be fit to be sent."""
+    action()
+
+
+def _attempt[Value](compute: Callable[[], Value]) -> tuple[Value | None, UserError | OSError | None]:
+    """A value, or the error that the other ranks must hear of."""
     try:
-        action()
+        return compute(), None
     except (UserError, OSError) as error:
-        failure = error
-    failures: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(failures, failure)
-    if failure := next((found for found in failures if found is not None), None):
-        raise failure
+        return None, error
 
 
 def start_process_group(device: torch.device, timeout_minutes: float) -> None:
