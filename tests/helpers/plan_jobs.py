@@ -25,10 +25,11 @@ from model import cpu
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks
 from model.transformer_config import TORCH_DTYPES
-from pretrain.checkpoint import build_sharded_state
 from pretrain.distributed import distributed_session
 from pretrain.microbatches import MicrobatchBuilder, PreparedStep
 from pretrain.optimizer import build_optimizer, wrap_data_parallel
+from pretrain.process_group import gather_over_ranks
+from pretrain.sharded_state import build_sharded_state, count_bytes
 from pretrain.step import run_schedule
 from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
 
@@ -72,12 +73,13 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
             with SentBytes() as sent:
                 passing = _peak_of_schedule(model, step, known)
                 optimizer.step()
+        state = build_sharded_state(model, optimizer, is_loading=False)
         return {
             "weights": bytes_of(weights),
             "gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients),
             "optimizer": bytes_of(_optimizer_tensors(optimizer), known),
             "passing": passing,
-            "checkpoint": _checkpoint_bytes(build_sharded_state(model, optimizer, is_loading=False)),
+            "checkpoint": sum(gather_over_ranks(lambda: count_bytes(state))),
             "sent": sent.by_collective,
         }
 
@@ -112,23 +114,6 @@ def _optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
             for parameter in group["params"]:
                 yield parameter
                 yield from (value for value in inner.optimizer.state[parameter].values() if value.dim())
-
-
-def _checkpoint_bytes(state: Any) -> int:
-    """Bytes of all ranks' parts, those of copies counted once."""
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, _own_bytes(state))
-    return sum(parts)
-
-
-def _own_bytes(state: Any) -> int:
-    if isinstance(state, dict):
-        return sum(_own_bytes(value) for value in state.values())
-    if isinstance(state, list | tuple):
-        return sum(_own_bytes(value) for value in state)
-    data, replica = getattr(state, "data", None), getattr(state, "replica_id", 0)
-    is_copy = any(replica) if isinstance(replica, tuple) else replica != 0
-    return data.numel() * data.element_size() if isinstance(data, Tensor) and not is_copy else 0
 
 
 if __name__ == "__main__":
