@@ -28,13 +28,11 @@ from model.checkpoint_layout import (
     save_manifest,
     step_directory,
 )
+from pretrain.checkpoint_size import SPACE_MARGIN
 from pretrain.integrity import sum_own_files, summing
 from pretrain.late_errors import keep_late_errors, raise_late_error
-from pretrain.process_group import run_on_every_rank, run_on_first_rank
+from pretrain.process_group import gather_over_ranks, run_on_every_rank, run_on_first_rank
 from pretrain.sharded_state import build_save_strategy, build_sharded_state, count_bytes, gather_parameters
-
-# Files hold a few percent more than the tensors (metadata, padding); seen: 1 to 3 %.
-SPACE_MARGIN = 1.05
 
 
 class SaveError(UserError):
@@ -94,7 +92,7 @@ class Checkpointer:
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
         with _explained(save), _timed(save):
             _on_first_rank(lambda: _make_empty(save.partial))
-            save.num_bytes = _sum_over_ranks(count_bytes(state))
+            save.num_bytes = sum(gather_over_ranks(lambda: count_bytes(state)))
             check_free_space(save.partial, save.num_bytes)
             self._write(state, save)
         if not self._asynchronous:
@@ -190,13 +188,6 @@ def check_free_space(directory: Path, num_bytes: int) -> None:
             )
 
     _on_first_rank(check)
-
-
-def _sum_over_ranks(value: int) -> int:
-    """Sum of a number over all ranks."""
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return sum(values)
 
 
 def _make_empty(directory: Path) -> None:

@@ -26,7 +26,12 @@ MAY_IMPORT = {
         *("model.identity", "model.load"),
     ),
     "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
-    "launch/plan": ("conf", "launch.plan", "pretrain.flops"),  # answers in a second: no torch
+    "launch/plan": (
+        "conf",
+        "launch.plan",
+        "pretrain.checkpoint_size",
+        "pretrain.flops",
+    ),  # answers in a second: no torch
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
         *("model.attention.plan", "model.checkpoint_layout", "model.spec", "model.transformer_config"),

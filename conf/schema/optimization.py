@@ -28,6 +28,11 @@ class Dtype(Enum):
     bf16 = "bf16"
     fp32 = "fp32"
 
+    @property
+    def num_bytes(self) -> int:
+        """Of one number."""
+        return {Dtype.bf16: 2, Dtype.fp32: 4}[self]
+
 
 @dataclass
 class OptimizerConfig:

@@ -12,10 +12,9 @@ attention, and those two lines could not be checked there.
 """
 
 from conf.schema import AttentionBackend, Recompute
-from launch.plan.shape import Shape
+from launch.plan.shape import FP32, Shape
 
 SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group of noisy rows
-FP32 = 4
 
 
 def saved_by_layer(shape: Shape) -> int:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from conf.schema import Recompute
 from launch.plan.memory import count_stage_parameters
-from launch.plan.shape import Shape
+from launch.plan.shape import FP32, Shape
 
-FP32 = 4
 # Consecutive ranks are tensor parallel, then data parallel, then pipeline parallel (megatron-core's order).
 
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 from conf.schema import Recompute
 from launch.plan import activations
-from launch.plan.shape import Shape
-
-FP32 = 4
+from launch.plan.shape import FP32, Shape
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from launch.plan.memory import StageMemory, estimate_memory
 from launch.plan.shape import Shape, build_shape
 from launch.plan.step_time import StepTime, estimate_step_time
 from launch.plan.work import StepWork, count_work
+from pretrain.checkpoint_size import compute_tensor_bytes
 
 SECONDS_PER_DAY = 86400
-FP32_STATE_BYTES = 12  # per parameter in a checkpoint: fp32 weight and Adam's two moments, in every precision
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,6 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
     check_rules(config, num_gpus)
     shape = build_shape(config, num_gpus)
     work = count_work(config, document_tokens)
-    parameters = config.model.num_parameters
     return Plan(
         config=config,
         num_gpus=num_gpus,
@@ -81,8 +80,8 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
         memory=estimate_memory(shape),
         traffic=estimate_traffic(shape),
         time=estimate_step_time(shape, work, hardware),
-        parameters=parameters,
-        checkpoint_bytes=parameters * (shape.element_bytes + FP32_STATE_BYTES),
+        parameters=config.model.num_parameters,
+        checkpoint_bytes=compute_tensor_bytes(config.model, config.precision.dtype),
     )
 
 

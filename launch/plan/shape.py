@@ -6,7 +6,7 @@ from functools import cached_property
 from conf.rules import data_parallel_size
 from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
 
-ELEMENT_BYTES = {Dtype.bf16: 2, Dtype.fp32: 4}
+FP32 = Dtype.fp32.num_bytes  # of gradients, optimizer state and statistics
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def build_shape(config: RunConfig, num_gpus: int) -> Shape:
         model=config.model,
         parallel=config.parallel,
         kernels=CPU if config.runtime.device is Device.cpu else GPU,
-        element_bytes=ELEMENT_BYTES[config.precision.dtype],
+        element_bytes=config.precision.dtype.num_bytes,
         data_parallel=ranks,
         num_microbatches=config.train.global_batch_size // (batch * ranks),
         micro_batch_size=batch,

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from pretrain.checkpoint_size import SPACE_MARGIN
 from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.history import History
 from pretrain.monitor.summary import Summary
@@ -14,7 +15,6 @@ SILENT_STEPS = 5  # without a sign of life for as many median steps
 SILENT_SECONDS = 30.0  # at least: status.json is renewed every 10 seconds, evaluations and saves take their time
 RECENT_STEPS = 500  # of events that still matter
 DATA_SHARE = 0.2  # of a step
-SPACE_MARGIN = 1.05  # of the next checkpoint
 SLOW_STEPS = 20  # that a rank must be the slowest in
 DEFAULT_SLOW_RATIO = 1.5  # where the configuration does not say what a straggler is
 ABOUT_STEPS = ("spike", "nonfinite", "rollback")
