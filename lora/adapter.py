@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from conf.atomic import atomic_directory
 from conf.schema.drafter import AdapterConfig
+from model.checksums import write_sums
 from model.draft_adapter import CONFIG_FILE, TARGET, WEIGHTS_FILE
 
 RECORD_FILE = "drafter.json"  # beside PEFT's two files: what the adapter was trained with
@@ -61,4 +62,5 @@ def save_adapter(model: PeftModel, tensors: dict[str, Tensor], folder: Path, rec
         # Not save_file, whose files only their owner may read.
         (partial / WEIGHTS_FILE).write_bytes(save(contiguous, {"format": "pt"}))
         (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_sums(partial)  # its own: those of the export around it stay true
     assert (folder / CONFIG_FILE).is_file()

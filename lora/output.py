@@ -9,6 +9,7 @@ from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
 from lora.adapter import RECORD_FILE
+from model.checksums import SUMS_NAME
 from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 
 RUN_ID_FILE = "run_id"
@@ -56,7 +57,8 @@ def is_written(config: DrafterConfig, step: int) -> bool:
 def _is_own(output: Path, run_id: str | None) -> bool:
     if run_id is None or not output.is_dir():
         return False
-    return {path.name for path in output.iterdir()} == ADAPTER_FILES and _read_record(output).get("run_id") == run_id
+    names = {path.name for path in output.iterdir()} - {SUMS_NAME}  # adapters written before there were sums have none
+    return names == ADAPTER_FILES and _read_record(output).get("run_id") == run_id
 
 
 def _read_record(output: Path) -> dict:

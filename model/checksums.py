@@ -1,6 +1,8 @@
-"""SHA-256 sums of a step directory's files: what tells a damaged checkpoint from a good one. Standard library only.
+"""SHA-256 sums of a directory's files: what tells a damaged or changed one from a good one. Standard library only.
 
     <step>/SHA256SUMS     one line per other file, as `sha256sum` writes them (`sha256sum -c SHA256SUMS` checks them)
+
+Step directories have it, and so do exports and, for themselves, the draft adapters that are put into exports later.
 
 It is written last, so a directory that has it has everything. Every byte of every file counts, its own included: a
 line that does not parse, a file too many or too few is damage as well.
@@ -49,9 +51,14 @@ def write_sums(directory: Path | str) -> None:
         sums |= _parse(part.read_text(encoding="utf-8")) or {}
         part.unlink()
     names = list_files(directory)
-    sums |= dict(_hash_all(directory, [name for name in names if name not in sums]))
-    text = "".join(f"{sums[name]}  {name}\n" for name in names)
-    atomic_write_text(directory / SUMS_NAME, text)
+    sums |= hash_files(directory, [name for name in names if name not in sums])
+    save_sums(directory, {name: sums[name] for name in names})
+
+
+def save_sums(directory: Path | str, sums: dict[str, str]) -> None:
+    """Write `sums`, file name -> sum, as the SHA256SUMS of `directory`."""
+    text = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    atomic_write_text(Path(directory) / SUMS_NAME, text)
 
 
 def read_sums(directory: Path | str) -> dict[str, str] | None:
@@ -74,7 +81,7 @@ def find_wrong_names(directory: Path | str) -> str | None:
 
 def find_changed(directory: Path | str, sums: dict[str, str], names: Iterable[str]) -> str | None:
     """What is wrong with the content of files `names`, or None. Raises: OSError if one cannot be read."""
-    found = (name for name, now in _hash_all(Path(directory), names) if now != sums[name])
+    found = (name for name, now in hash_files(directory, names).items() if now != sums[name])
     changed = next(found, None)
     return changed and f"{changed} has another checksum than when it was written"
 
@@ -100,10 +107,10 @@ def share_of(sizes: dict[str, int], reader: int, num_readers: int) -> list[str]:
     return mine
 
 
-def _hash_all(directory: Path, names: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, sum) of each. Raises: OSError."""
+def hash_files(directory: Path | str, names: Iterable[str]) -> dict[str, str]:
+    """Name -> sum of each file. Raises: OSError if one cannot be read."""
     with ThreadPoolExecutor(_READERS) as threads:
-        return list(threads.map(lambda name: (name, hash_file(directory / name)), list(names)))
+        return dict(threads.map(lambda name: (name, hash_file(Path(directory, name))), list(names)))
 
 
 def _parse(text: str) -> dict[str, str] | None:

@@ -146,6 +146,7 @@ def export_checkpoint(
         hf_target.write_config_files(partial, manifest, model, dtype)
         checksums = _write_tensors(partial, reader, table, specs, model, max_shard_bytes, progress)
         check_export(partial, specs, checksums, progress)
+        write_sums(partial)
     return Converted(len(specs), parameters, parameters * dtype.itemsize, reader.num_skipped)
 
 

@@ -24,11 +24,11 @@ from model.convert.conversion import Converted, Progress, export_checkpoint, imp
 from model.convert.facts import is_hf_directory
 from model.convert.hf_config import read_hf_config
 from model.convert.target import check_target
+from model.draft_adapter import ADAPTER_FOLDER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 DEFAULT_SHARD_SIZE = "5GB"
-DRAFTER_FOLDER = "linear_spec_lora"
 
 
 def run_convert(arguments: list[str] | None = None) -> int:
@@ -70,8 +70,8 @@ def _import(options: argparse.Namespace, console: Console) -> Converted:
     mask_token = options.mask_token or DataConfig.mask_token
     parallel = read_layout(options.parallel) if options.parallel else ParallelConfig()
     check_layout(read_hf_config(options.source).model, parallel)
-    if (Path(options.source) / DRAFTER_FOLDER).is_dir():
-        console.print(f"note: the draft adapter in {DRAFTER_FOLDER}/ stays behind; it fits the export's weights only")
+    if (Path(options.source) / ADAPTER_FOLDER).is_dir():
+        console.print(f"note: the draft adapter in {ADAPTER_FOLDER}/ stays behind; it fits the export's weights only")
     with _progress_bar(console) as progress:
         return import_checkpoint(
             Path(options.source),

@@ -4,7 +4,6 @@ Serving software skips names it does not know without a word, so the directory i
 is called done: check_export().
 """
 
-import ast
 import json
 import shutil
 from pathlib import Path
@@ -20,10 +19,10 @@ from conf.schema import ModelConfig
 from conf.tokenizer_info import token_text
 from model.checkpoint_layout import CheckpointManifest
 from model.convert.mapping import NLD, Entry, split_views
-from model.convert.nld_config import CONFIGURATION_MODULE, MODELING_MODULE, build_nld_config
+from model.convert.nld_config import build_nld_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
+from model.shipped_code import list_code_files
 
-CODE_FOLDER = Path(__file__).parents[1] / "hf"
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -89,27 +88,8 @@ def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> No
 
 def copy_code(directory: Path) -> None:
     """Copy the files config.json's auto_map names and every sibling they import."""
-    for name in sorted(find_code_files()):
-        shutil.copyfile(CODE_FOLDER / name, directory / name)
-
-
-def find_code_files() -> set[str]:
-    """File names of model/hf that an export needs, found by following relative imports."""
-    found: set[str] = set()
-    waiting = [f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py"]
-    while waiting:
-        name = waiting.pop()
-        if name not in found:
-            found.add(name)
-            waiting += [f"{module}.py" for module in _relative_imports(CODE_FOLDER / name)]
-    return found
-
-
-def _relative_imports(path: Path) -> list[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    named = [node.module for node in nodes if node.module]
-    return named + [alias.name for node in nodes if not node.module for alias in node.names]
+    for path in list_code_files():
+        shutil.copyfile(path, directory / path.name)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from conf.compose import compose_run_config
 from conf.schema.drafter import AdapterConfig
 from lora.adapter import attach_new_adapter, check_trainable, count_adapter_parameters, save_adapter
+from model.checksums import find_damage
 from model.draft_adapter import WEIGHTS_FILE, check_adapter
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -86,10 +87,12 @@ def test_an_adapter_is_replaced_as_a_whole(tmp_path: Path) -> None:
     (folder / "leftover").write_text("x")
     save_adapter(model, get_peft_model_state_dict(model), folder, {"step": 2})
     assert sorted(path.name for path in folder.iterdir()) == [
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "drafter.json",
     ]
+    assert find_damage(folder) is None
 
 
 def test_the_count_is_layers_times_rank_times_both_widths() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from conf.errors import UserError
 from model import checkpoint_layout as layout
+from model.checksums import read_sums
 from model.convert import conversion
 from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
 from model.convert.dist_reader import DistReader
 from model.convert.dist_writer import DistWriter
 from model.convert.facts import read_export_values, read_facts
-from model.convert.hf_target import find_code_files
 from model.convert.mapping import build_table
 from model.convert.safetensors_writer import SafetensorsWriter
+from model.shipped_code import list_code_files
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 SHARD_BYTES = 50_000
@@ -109,12 +111,19 @@ def test_an_export_declares_the_released_format(saved):
 
 def test_an_export_brings_its_code_tokenizer_and_generation_config(saved):
     names = {path.name for path in (saved / "nld").iterdir()}
-    assert find_code_files() <= names
+    assert {path.name for path in list_code_files()} <= names
     assert {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
     assert json.loads((saved / "nld" / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.from_pretrained(saved / "nld", trust_remote_code=True)
     assert config.rope_parameters["factor"] == 0.25 and config.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(saved / "nld").convert_tokens_to_ids(MASK_TOKEN) == 100
+
+
+def test_an_export_lists_the_sha256_of_each_of_its_files(saved):
+    sums = read_sums(saved / "nld")
+    assert sums is not None
+    assert sums.keys() == {path.name for path in (saved / "nld").iterdir()} - {"SHA256SUMS"}
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=saved / "nld", check=True)
 
 
 @pytest.mark.parametrize(("tied", "factor"), [(True, 16.0), (False, 0.25)])
