@@ -23,7 +23,8 @@ from data_pipeline.permutation import derive_key
 from lora.answer_cache import AnswerCache, AnswerShard
 from lora.examples import Example, ExampleSet, hash_values
 from lora.prompts import PromptSet
-from model.hf.decoding_nemotron_labs_diffusion import decode_ar
+from model.hf.autoregressive_nemotron_labs_diffusion import decode_ar
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 
 VERSION = 1  # of how prompts are chosen, ordered and answered
 logger = logging.getLogger(__name__)
@@ -195,15 +196,12 @@ def _cut_batches(plan: AnswerPlan, shard: int) -> Iterator[np.ndarray]:
 def _answer_batch(model: Any, plan: AnswerPlan, prompt_ids: Tensor, seed: int) -> list[np.ndarray]:
     """Prompt and answer of every row of prompt_ids [B, P], up to its stop token or the end of the sequence."""
     room = plan.prompts.sequence_length - prompt_ids.shape[1]
-    device = model.get_input_embeddings().weight.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        result = decode_ar(
-            model,
-            prompt_ids,
-            max_new_tokens=min(plan.config.max_new_tokens, room),
-            temperature=plan.temperature,
-            eos_token_id=plan.stop_ids,
-        )
+    options = DecodeOptions(
+        max_new_tokens=min(plan.config.max_new_tokens, room),
+        temperature=plan.temperature,
+        seed=seed,
+        eos_token_id=plan.stop_ids,
+    )
+    result = decode_ar(model, prompt_ids, options)
     ends = [prompt_ids.shape[1] + count for count in result.num_new_tokens]
     return [row[:end] for row, end in zip(result.output_ids.cpu().numpy(), ends, strict=True)]

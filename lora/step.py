@@ -15,7 +15,7 @@ from lora.blocks import DraftBatch, build_block_mask, build_block_positions, bui
 from lora.objective import score_drafts
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.cache_nemotron_labs_diffusion import PrefixCache
-from model.hf.layers_nemotron_labs_diffusion import Visibility, build_visibility
+from model.hf.visibility_nemotron_labs_diffusion import Visibility, build_visibility
 
 NUM_SUMS = 4  # loss, blocks, tokens accepted under greedy decoding, expected under rejection sampling
 
@@ -85,7 +85,11 @@ class DraftStep(nn.Module):
         hidden = encoder.embed_tokens(tokens)
         if visibility.mask is not None:
             visibility = Visibility(False, build_bias(visibility.mask, hidden.dtype))
-        return encoder(hidden, positions, visibility, cache, commit)
+        cache.begin(num_new, tokens.device)
+        encoded = encoder(hidden, encoder.rotary(positions, hidden.dtype), visibility, cache)
+        if commit:
+            cache.advance(num_new)
+        return encoded
 
     def score(self, drafted: Tensor, verifier: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, sums) as forward gives them, for one chunk of hidden rows [M, D, hidden]."""

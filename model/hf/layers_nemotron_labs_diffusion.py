@@ -3,7 +3,6 @@
 Shapes: B batch, N new tokens, T cached + new tokens, H query heads, K key/value heads, G = H / K, D head_dim.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,70 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .adapter_nemotron_labs_diffusion import project_output
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .rope_nemotron_labs_diffusion import PositionEncoding, RotaryEmbedding, rotate
-
-
-@dataclass(frozen=True)
-class Visibility:
-    """Which of the T tokens each of the N new ones sees.
-
-    is_causal: token i sees tokens 0..i; only where nothing is cached (N == T) and `mask` is None.
-    mask: [B or 1, 1, G*N, T] bool, true where seen, rows repeated for the G heads of a group; None: all are seen.
-    """
-
-    is_causal: bool
-    mask: Tensor | None
-
-
-def build_visibility(
-    attention_mask: Tensor | None,
-    *,
-    num_new: int,
-    num_total: int,
-    bidirectional: bool,
-    group_size: int,
-    device: torch.device,
-) -> Visibility:
-    """Combine the mode with an optional mask.
-
-    attention_mask: None; [B, T] with zeros on padding; or [B or 1, 1, N, T] bool, which then decides alone.
-    bidirectional: new tokens see each other both ways (and the whole cache) instead of causally.
-    group_size: G, query heads per key/value head.
-
-    Raises:
-        ValueError: attention_mask has another shape or, with four dimensions, is not bool.
-    """
-    if attention_mask is not None and attention_mask.dim() == 4:
-        if attention_mask.dtype != torch.bool or attention_mask.shape[1:] != (1, num_new, num_total):
-            raise ValueError(
-                f"a 4D attention_mask must be bool [batch, 1, {num_new}, {num_total}] with true where a token is "
-                f"seen, got {attention_mask.dtype} {list(attention_mask.shape)}"
-            )
-        return Visibility(False, attention_mask.repeat(1, 1, group_size, 1))
-    padding = _read_padding(attention_mask, num_total)
-    causal = num_new > 1 and not bidirectional
-    if padding is None and (not causal or num_new == num_total):
-        return Visibility(causal, None)
-    queries = torch.arange(num_total - num_new, num_total, device=device)[:, None]
-    keys = torch.arange(num_total, device=device)[None]
-    mask = (keys <= queries) if causal else torch.ones_like(keys <= queries)
-    if padding is None:
-        return Visibility(False, mask.repeat(group_size, 1)[None, None])
-    # A padding token sees at least itself: a row without any key would be NaN.
-    mask = (mask & padding[:, None, None, :]) | (keys == queries)
-    return Visibility(False, mask.repeat(1, 1, group_size, 1))
-
-
-def _read_padding(attention_mask: Tensor | None, num_total: int) -> Tensor | None:
-    """[B, T] bool, or None where nothing is padded."""
-    if attention_mask is None or bool((attention_mask != 0).all()):
-        return None
-    if attention_mask.dim() != 2 or attention_mask.shape[1] != num_total:
-        raise ValueError(
-            f"attention_mask must be [batch, {num_total}] (cached and new tokens), got {list(attention_mask.shape)}"
-        )
-    return attention_mask != 0
+from .visibility_nemotron_labs_diffusion import Visibility
 
 
 class NemotronLabsDiffusionRMSNorm(nn.Module):
@@ -87,8 +26,9 @@ class NemotronLabsDiffusionRMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-        return self.weight * rms_norm(wide, self.weight.shape, None, self.epsilon).to(hidden.dtype)
+        if hidden.dtype in (torch.float32, torch.float64):
+            return rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+        return self.weight * rms_norm(hidden.float(), self.weight.shape, None, self.epsilon).to(hidden.dtype)
 
 
 class NemotronLabsDiffusionAttention(nn.Module):
@@ -107,17 +47,23 @@ class NemotronLabsDiffusionAttention(nn.Module):
         self.o_proj = nn.Linear(query_width, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, positions: PositionEncoding, visibility: Visibility, cache: Any, commit: bool
+        self,
+        hidden: Tensor,
+        positions: PositionEncoding,
+        visibility: Visibility,
+        cache: Any,
+        draft_rows: slice | None = None,
     ) -> Tensor:
-        """hidden [B, N, hidden] -> [B, N, hidden]; cache and commit as in the model's forward."""
+        """hidden [B, N, hidden] -> [B, N, hidden]; draft_rows: as in project_output."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
-        query = rotate(self.q_proj(hidden).view(heads).transpose(1, 2), positions) * positions.query_scale
+        query = rotate(self.q_proj(hidden).view(heads).transpose(1, 2), positions)
+        if positions.query_scale is not None:
+            query = query * positions.query_scale
         key = rotate(self.k_proj(hidden).view(heads).transpose(1, 2), positions)
         value = self.v_proj(hidden).view(heads).transpose(1, 2)
         if cache is not None:
-            extend = cache.update if commit else cache.preview
-            key, value = extend(key, value, self.layer_index)
-        return self.o_proj(self._attend(query, key, value, visibility).flatten(2))
+            key, value = cache.update(key, value, self.layer_index)
+        return project_output(self.o_proj, self._attend(query, key, value, visibility).flatten(2), draft_rows)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visibility: Visibility) -> Tensor:
         """query [B, H, N, D], key and value [B, K, T, D] -> [B, N, H, D], without repeating key/value heads."""
@@ -158,10 +104,15 @@ class NemotronLabsDiffusionLayer(GradientCheckpointingLayer):
         self.mlp = NemotronLabsDiffusionMLP(config)
 
     def forward(
-        self, hidden: Tensor, positions: PositionEncoding, visibility: Visibility, cache: Any, commit: bool
+        self,
+        hidden: Tensor,
+        positions: PositionEncoding,
+        visibility: Visibility,
+        cache: Any,
+        draft_rows: slice | None = None,
     ) -> Tensor:
         """hidden [B, N, hidden] -> [B, N, hidden]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visibility, cache, commit)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visibility, cache, draft_rows)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -179,21 +130,22 @@ class NemotronLabsDiffusionEncoder(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        position_ids: Tensor,
+        positions: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        commit: bool,
+        draft_rows: slice | None = None,
         collected: list[Tensor] | None = None,
     ) -> Tensor:
-        """Embedded tokens [B, N, hidden] at position_ids [B or 1, N] -> normed [B, N, hidden].
+        """Embedded tokens [B, N, hidden] at `positions` -> normed [B, N, hidden].
 
+        cache: None, one of transformers' caches, or a PrefixCache that has begun a forward of N tokens.
+        draft_rows: which of N a draft adapter applies to (see project_output).
         collected: if given, receives what enters each layer and, last, the result.
         """
-        positions = self.rotary(position_ids, hidden.dtype)
         for layer in self.layers:
             if collected is not None:
                 collected.append(hidden)
-            hidden = layer(hidden, positions, visibility, cache, commit)
+            hidden = layer(hidden, positions, visibility, cache, draft_rows)
         hidden = self.norm(hidden)
         if collected is not None:
             collected.append(hidden)

@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, D head_dim. YaRN: arXiv 2309.00071; the order of fp32
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor
 class PositionEncoding:
     """What attention needs to know about positions, computed once per forward.
 
-    cos, sin: [B or 1, 1, N, D/2] in the dtype of the hidden states.
-    query_scale: [B or 1, 1, N, 1], multiplies queries after rotation.
+    cos, sin: [B or 1, 1, N, D] in the dtype of the hidden states; the first half of sin negated (see rotate).
+    query_scale: [B or 1, 1, N, 1], multiplies queries after rotation; None: all are 1.
     """
 
     cos: Tensor
     sin: Tensor
-    query_scale: Tensor
+    query_scale: Tensor | None
 
 
 def _correction_range(rope: dict[str, Any], head_dim: int) -> tuple[float, float]:
@@ -81,17 +82,45 @@ class RotaryEmbedding:
             frequencies = compute_inverse_frequencies(self._rope, self._head_dim)
             self._frequencies[positions.device] = frequencies.to(positions.device)
         angles = positions[:, None, :, None].float() * self._frequencies[positions.device]
+        cos, sin = angles.cos() * self._attention_factor, angles.sin() * self._attention_factor
         periods = torch.floor(positions / self._rope["original_max_position_embeddings"])
         scale = 1 + self._rope["llama_4_scaling_beta"] * torch.log(1 + periods)
         return PositionEncoding(
-            cos=(angles.cos() * self._attention_factor).to(dtype),
-            sin=(angles.sin() * self._attention_factor).to(dtype),
+            cos=torch.cat((cos, cos), dim=-1).to(dtype),
+            sin=torch.cat((-sin, sin), dim=-1).to(dtype),
             query_scale=scale[:, None, :, None].to(dtype),
         )
 
+    def make_table(self, num_positions: int, dtype: torch.dtype, device: torch.device) -> "PositionTable":
+        """All of 0..num_positions - 1 encoded, for forwards that follow each other."""
+        encoding = self(torch.arange(num_positions, device=device)[None], dtype)
+        if num_positions <= self._rope["original_max_position_embeddings"]:
+            encoding = PositionEncoding(encoding.cos, encoding.sin, None)
+        return PositionTable(encoding, num_positions)
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """Encodings of the first `num_positions` positions, to take from instead of computing them in each forward."""
+
+    encoding: PositionEncoding
+    num_positions: int
+
+    def take_range(self, start: int, stop: int) -> PositionEncoding:
+        """Of positions start..stop - 1, the same in all rows."""
+        return self._map(lambda values: values[:, :, start:stop])
+
+    def take(self, positions: Tensor) -> PositionEncoding:
+        """Of positions [B or 1, N]."""
+        return self._map(lambda values: values[0, 0][positions][:, None])
+
+    def _map(self, select: Callable[[Tensor], Tensor]) -> PositionEncoding:
+        scale = self.encoding.query_scale
+        cos, sin = select(self.encoding.cos), select(self.encoding.sin)
+        return PositionEncoding(cos, sin, None if scale is None else select(scale))
+
 
 def rotate(states: Tensor, encoding: PositionEncoding) -> Tensor:
-    """Rotate pairs (i, i + D/2) of states [B, heads, N, D]."""
-    first, second = states.chunk(2, dim=-1)
-    cos, sin = encoding.cos, encoding.sin
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotate pairs (i, i + D/2) of states [B, heads, N, D]: (x, y) -> (x cos - y sin, y cos + x sin)."""
+    swapped = states.roll(states.shape[-1] // 2, dims=-1)
+    return torch.addcmul(states * encoding.cos, swapped, encoding.sin)

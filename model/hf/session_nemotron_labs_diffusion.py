@@ -1,14 +1,29 @@
-"""What all decoding modes share: checks, one counted forward, stop tokens, the result."""
+"""What all decoding modes share: one counted forward, the cache, what has been emitted, the result."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .adapter_nemotron_labs_diffusion import DraftAdapter
+from .adapter_nemotron_labs_diffusion import NO_ROWS, DraftAdapter
 from .cache_nemotron_labs_diffusion import PrefixCache
+from .options_nemotron_labs_diffusion import (
+    DecodeOptions,
+    check_options,
+    is_stop,
+    make_generator,
+    resolve_block_length,
+    resolve_mask_token_id,
+    resolve_stop_ids,
+)
+from .prompt_nemotron_labs_diffusion import Prompt, prepare_prompt
+from .sampling_nemotron_labs_diffusion import Sampler
+from .streaming_nemotron_labs_diffusion import TokenStream
+from .thinking_nemotron_labs_diffusion import ThinkingBudget
+from .visibility_nemotron_labs_diffusion import MaskBuilder, TokenLayout, make_causal_layout
 
 FIRST_CAPACITY = 1024  # tokens of room behind the prompt to begin with; the cache doubles when it is full
 
@@ -17,26 +32,48 @@ FIRST_CAPACITY = 1024  # tokens of room behind the prompt to begin with; the cac
 class DecodeResult:
     """One finished decode.
 
-    output_ids: [B, P + T], prompt included; a row that stopped early is filled up with its first stop token id.
-    num_new_tokens: [B], new tokens of each row up to and including its stop token.
-    num_forwards: model calls, prefill, drafts, verifications and cache commits included.
+    output_ids: [B, P + T], prompt and its padding included; a row that stopped early is filled up with the first
+        stop id.
+    num_new_tokens: of each row, up to and including its stop token.
+    forwards: model calls by kind: prefill; step (AR); denoise, commit (block diffusion: one writes a full block and
+        yields the next seed); draft, verify; draft_and_verify.
+    num_rows: token rows that went through the layers, over all forwards and rows of the batch.
+    num_proposed, num_committed: tokens predicted for masked positions, or drafted and verified; how many were kept.
     acceptance_lengths: tokens emitted by each draft-verify cycle, bonus included; empty without speculation.
     """
 
     output_ids: Tensor
     num_new_tokens: list[int]
-    num_forwards: int
+    forwards: dict[str, int]
+    num_rows: int
+    num_proposed: int
+    num_committed: int
     acceptance_lengths: list[int]
 
     @property
-    def num_cycles(self) -> int:
-        """Draft-verify cycles."""
-        return len(self.acceptance_lengths)
+    def num_forwards(self) -> int:
+        """Model calls, prefill, drafts, verifications and cache commits included."""
+        return sum(self.forwards.values())
 
     @property
     def tokens_per_forward(self) -> float:
         """New tokens of a row (mean over the batch) per model call; 1 for AR."""
         return sum(self.num_new_tokens) / len(self.num_new_tokens) / self.num_forwards
+
+    @property
+    def tokens_per_row(self) -> float:
+        """New tokens per token row computed, prompts included."""
+        return sum(self.num_new_tokens) / self.num_rows
+
+    @property
+    def commit_ratio(self) -> float | None:
+        """Share of proposed tokens that were kept; None without proposals."""
+        return self.num_committed / self.num_proposed if self.num_proposed else None
+
+    @property
+    def num_cycles(self) -> int:
+        """Draft-verify cycles, of all rows."""
+        return len(self.acceptance_lengths)
 
     @property
     def acceptance_length(self) -> float | None:
@@ -45,102 +82,147 @@ class DecodeResult:
 
 
 class DecodeSession:
-    """One decode in progress: model, KV cache, the id that is never chosen, and the count of forwards."""
+    """One decode in progress: model, prompt, cache, rules for choosing tokens, and what it has cost."""
 
-    def __init__(self, model: Any, mask_token_id: int, capacity: int):
-        """capacity: tokens the cache has room for at first."""
-        self.model = model
-        self.mask_token_id = mask_token_id
-        self.cache = PrefixCache(model.config.num_hidden_layers, capacity)
-        self.adapter = DraftAdapter(model)
-        self.num_forwards = 0
+    def __init__(
+        self,
+        model: Any,
+        prompt_ids: Tensor,
+        attention_mask: Tensor | None,
+        options: DecodeOptions,
+        largest_forward: int | None = None,
+    ):
+        """prompt_ids [B, P]; attention_mask [B, P] with zeros on left padding, or None.
 
-    def forward(
-        self, tokens: Tensor, *, rows: int | slice | Tensor, bidirectional: bool = False, commit: bool = True
-    ) -> Tensor:
-        """Logits of `rows` of tokens [B, N] behind the cached prefix, the mask token's at minus infinity.
+        largest_forward: tokens that need room behind what is cached; None: a block.
 
-        rows, bidirectional, commit: as logits_to_keep, bidirectional, commit in the model's forward.
+        Raises: ValueError for prompts or options that cannot be decoded.
         """
-        self.num_forwards += 1
-        output = self.model(
-            tokens, past_key_values=self.cache, logits_to_keep=rows, bidirectional=bidirectional, commit=commit
+        config = model.config
+        check_options(config, options)
+        self.model = model
+        self.options = options
+        self.mask_token_id = resolve_mask_token_id(config, options.mask_token_id)
+        self.stop_ids = resolve_stop_ids(config, options.eos_token_id)
+        self.block_length = resolve_block_length(config, options)
+        self.prompt: Prompt = prepare_prompt(
+            model,
+            prompt_ids,
+            attention_mask,
+            mask_token_id=self.mask_token_id,
+            max_new_tokens=options.max_new_tokens,
         )
-        output.logits[..., self.mask_token_id] = -torch.inf
-        return output.logits
-
-
-def prepare_prompt(model: Any, prompt_ids: Tensor) -> Tensor:
-    """The prompt on the model's device.
-
-    Raises:
-        ValueError: prompt_ids is not a non-empty [batch, length] tensor of ids within the vocabulary.
-    """
-    if not isinstance(prompt_ids, Tensor) or prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
-        got = f"{prompt_ids.dtype} {list(prompt_ids.shape)}" if isinstance(prompt_ids, Tensor) else type(prompt_ids)
-        raise ValueError(f"prompt_ids must be token ids [batch, length], got {got}")
-    if prompt_ids.numel() == 0:
-        raise ValueError(
-            f"prompt_ids is empty {list(prompt_ids.shape)}: give at least one token, such as the bos token"
+        self.stream = TokenStream(options.streamer, self.prompt.given)
+        weight = model.get_input_embeddings().weight
+        self.device = weight.device
+        self.sampler = Sampler(
+            options.temperature, options.top_k, options.top_p, make_generator(options.seed, self.device)
         )
-    low, high = (int(limit) for limit in prompt_ids.aminmax())
-    if low < 0 or high >= model.config.vocab_size:
-        raise ValueError(
-            f"prompt_ids holds id {low if low < 0 else high}, the vocabulary is 0..{model.config.vocab_size - 1}"
+        self.thinking = ThinkingBudget(
+            options.thinking_budget, options.think_token_ids, self.prompt.tokens, self.prompt.lengths
         )
-    return prompt_ids.to(model.get_input_embeddings().weight.device)
+        # Compiled layers and captured graphs want the same shapes in every forward; elsewhere less work is better.
+        self.fixed_shapes = self.device.type == "cuda"
+        spare = self.block_length if largest_forward is None else largest_forward
+        capacity = self.prompt.tokens.shape[1] + min(options.max_new_tokens, FIRST_CAPACITY) + spare
+        self.cache = PrefixCache(config.num_hidden_layers, capacity, fixed_shapes=self.fixed_shapes)
+        self._masks = MaskBuilder(config.num_attention_heads // config.num_key_value_heads, weight.dtype)
+        self._positions = model.encoder.rotary.make_table(0, weight.dtype, self.device)
+        self._has_draft_adapter = bool(DraftAdapter(model))
+        self._layouts: dict[tuple[int, bool], TokenLayout] = {}
+        self.forwards: Counter[str] = Counter()
+        self.num_rows = self.num_proposed = self.num_committed = 0
 
+    @property
+    def batch_size(self) -> int:
+        """Rows decoded together."""
+        return len(self.prompt.tokens)
 
-def check_decode_arguments(
-    *, max_new_tokens: int, temperature: float, block_length: int = 1, threshold: float = 0.0
-) -> None:
-    """ValueError for values that no mode can serve."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if block_length < 1:
-        raise ValueError(f"block_length is {block_length}; it must be at least 1 (one token per block)")
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; it is a probability between 0 and 1")
+    def layout(self, num_tokens: int, *, bidirectional: bool = False) -> TokenLayout:
+        """The layout of num_tokens that follow each other; the same object for the same question."""
+        key = (num_tokens, bidirectional or num_tokens == 1)
+        if key not in self._layouts:
+            self._layouts[key] = TokenLayout(num_tokens) if key[1] else make_causal_layout(num_tokens, self.device)
+        return self._layouts[key]
 
+    def encode(self, kind: str, tokens: Tensor, layout: TokenLayout, draft_rows: slice = NO_ROWS) -> Tensor:
+        """Hidden states [B, N, hidden] of tokens [B, N] behind the cached prefix; what to keep is up to the caller.
 
-def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
-    """The given id, else the config's. Raises ValueError outside the vocabulary."""
-    resolved = config.mask_token_id if mask_token_id is None else mask_token_id
-    if not 0 <= resolved < config.vocab_size:
-        raise ValueError(f"mask_token_id {resolved} is outside the vocabulary 0..{config.vocab_size - 1}")
-    return resolved
+        kind: of forward, for the count. draft_rows: those of N that the draft adapter, if there is one, applies to.
+        """
+        self.forwards[kind] += 1
+        self.num_rows += tokens.numel()
+        start = self.cache.length
+        lengths = self.cache.begin(layout.num_tokens, self.device)
+        visibility = self._masks.build(layout, lengths, self.cache.num_visible, self.cache.capacity)
+        positions = self._encode_positions(layout, lengths, start)
+        rows = draft_rows if self._has_draft_adapter else None
+        encoder = self.model.encoder
+        return encoder(encoder.embed_tokens(tokens), positions, visibility, self.cache, rows)
 
+    def _encode_positions(self, layout: TokenLayout, lengths: Tensor | None, start: int) -> Any:
+        if self._positions.num_positions < self.cache.capacity:
+            self._positions = self.model.encoder.rotary.make_table(self.cache.capacity, self._masks.dtype, self.device)
+        if lengths is None and layout.offsets is None:
+            return self._positions.take_range(start, start + layout.num_tokens)
+        offsets = (
+            torch.arange(layout.num_tokens, device=self.device)[None] if layout.offsets is None else layout.offsets
+        )
+        return self._positions.take(offsets + (start if lengths is None else lengths))
 
-def resolve_stop_ids(config: Any, eos_token_id: int | Iterable[int] | None) -> tuple[int, ...]:
-    """Ids that end a row: the given one or ones, else the config's; an empty list means never."""
-    eos = config.eos_token_id if eos_token_id is None else eos_token_id
-    if eos is None:
-        return ()
-    return (eos,) if isinstance(eos, int) else tuple(eos)
+    def project(self, hidden: Tensor) -> Tensor:
+        """Logits [..., vocab] of hidden [..., hidden], the mask token's at minus infinity."""
+        logits = self.model.diffusion_head(hidden)
+        logits[..., self.mask_token_id] = -torch.inf
+        return logits
 
+    def prefill(self) -> Tensor:
+        """Write the prompts to the cache; returns the first tokens [B, 1]."""
+        hidden = self.encode_context("prefill", self.prompt.tokens, self.prompt.lengths)
+        return self.choose_next(hidden)
 
-def is_stop(tokens: Tensor, stop_ids: tuple[int, ...]) -> Tensor:
-    """Bool, where tokens (any shape) hold a stop id."""
-    found = torch.zeros_like(tokens, dtype=torch.bool)
-    for stop_id in stop_ids:
-        found |= tokens == stop_id
-    return found
+    def encode_context(
+        self, kind: str, tokens: Tensor, counts: Sequence[int] | None = None, *, bidirectional: bool = False
+    ) -> Tensor:
+        """Write tokens [B, N] to the cache, `counts` of each row (None: all); returns the last ones' hidden states.
 
+        Those are [B, 1, hidden].
+        """
+        num_tokens = tokens.shape[1]
+        layout = self.layout(num_tokens, bidirectional=bidirectional)
+        if counts is None or min(counts) == num_tokens:
+            hidden = self.encode(kind, tokens, layout)
+            self.cache.advance(num_tokens)
+            return hidden[:, -1:]
+        ends = torch.tensor(counts, device=self.device)[:, None, None]
+        if bidirectional:  # padding follows the tokens: a causal row does not see it, others must not
+            visible = torch.arange(num_tokens, device=self.device) < ends
+            layout = TokenLayout(num_tokens, visible=visible.expand(-1, num_tokens, -1), is_reused=False)
+        hidden = self.encode(kind, tokens, layout)
+        self.cache.advance(counts)
+        return hidden.gather(1, (ends - 1).expand(-1, 1, hidden.shape[2]))
 
-def finish(
-    session: DecodeSession,
-    prompt_ids: Tensor,
-    new_tokens: Tensor,
-    stop_ids: tuple[int, ...],
-    acceptance_lengths: list[int],
-) -> DecodeResult:
-    """Cut new_tokens [B, T] behind each row's first stop token and put the result together."""
-    stops = is_stop(new_tokens, stop_ids).long()
-    behind = stops.cumsum(1) - stops > 0
-    num_new_tokens: list[int] = (~behind).sum(1).tolist()
-    if stop_ids:
-        new_tokens = new_tokens.masked_fill(behind, stop_ids[0])[:, : max(num_new_tokens)]
-    output_ids = torch.cat((prompt_ids, new_tokens.to(prompt_ids.dtype)), dim=1)
-    return DecodeResult(output_ids, num_new_tokens, session.num_forwards, acceptance_lengths)
+    def choose_next(self, hidden: Tensor) -> Tensor:
+        """The verifier's tokens [B, 1] behind hidden [B, 1, hidden]; they are final."""
+        tokens = self.sampler.choose(self.thinking.force(self.project(hidden)))
+        self.thinking.keep(tokens)
+        return tokens
+
+    def finish(self, new_tokens: Tensor, acceptance_lengths: list[int]) -> DecodeResult:
+        """Cut new_tokens [B, T] behind each row's first stop token and put the result together."""
+        self.stream.end()
+        stops = is_stop(new_tokens, self.stop_ids).long()
+        behind = stops.cumsum(1) - stops > 0
+        num_new_tokens: list[int] = (~behind).sum(1).tolist()
+        if self.stop_ids:
+            new_tokens = new_tokens.masked_fill(behind, self.stop_ids[0])[:, : max(num_new_tokens)]
+        given = self.prompt.given
+        return DecodeResult(
+            torch.cat((given, new_tokens.to(given.dtype)), dim=1),
+            num_new_tokens,
+            dict(self.forwards),
+            self.num_rows,
+            self.num_proposed,
+            self.num_committed,
+            acceptance_lengths,
+        )

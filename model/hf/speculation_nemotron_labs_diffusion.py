@@ -1,45 +1,29 @@
-"""Linear self-speculation: the diffusion mode drafts a block, the AR mode verifies it."""
+"""Self-speculation: the diffusion mode drafts tokens, the AR mode verifies them.
 
-from collections.abc import Iterable
+Both modes of it share one loop: a cycle drafts and verifies, and emits what was accepted and the verifier's own token.
+Linear spends two forwards on a cycle, quadratic one.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
-from .decoding_nemotron_labs_diffusion import open_session
-from .sampling_nemotron_labs_diffusion import (
-    Draft,
-    Verdict,
-    choose_tokens,
-    compute_confidence,
-    compute_probabilities,
-    draw,
-    verify,
-)
-from .session_nemotron_labs_diffusion import (
-    DecodeResult,
-    DecodeSession,
-    check_decode_arguments,
-    finish,
-    prepare_prompt,
-    resolve_stop_ids,
-)
-from .streaming_nemotron_labs_diffusion import TokenStream, cut_at_stop
+from .adapter_nemotron_labs_diffusion import ALL_ROWS
+from .options_nemotron_labs_diffusion import DecodeOptions
+from .sampling_nemotron_labs_diffusion import Draft, Verdict
+from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
+from .streaming_nemotron_labs_diffusion import cut_at_stop
+
+# seed [B, 1], tokens wanted at most -> what the verifier says of a draft behind the seed, and how much was proposed [B]
+Cycle = Callable[[Tensor, int], tuple[Verdict, Tensor]]
 
 
 @torch.no_grad()
 def decode_linear_speculation(
-    model: Any,
-    prompt_ids: Tensor,
-    *,
-    max_new_tokens: int,
-    block_length: int,
-    threshold: float,
-    temperature: float,
-    mask_token_id: int | None,
-    eos_token_id: int | Iterable[int] | None,
-    streamer: BaseStreamer | None = None,
+    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
 ) -> DecodeResult:
     """Draft up to block_length - 1 tokens in one forward, verify them causally in another, emit 1..block_length.
 
@@ -48,78 +32,117 @@ def decode_linear_speculation(
     threshold: a draft ends before the first position whose best token has a lower probability (temperature 1); 0
     sends all of it to verification. It saves verified rows and never changes what is emitted under greedy decoding,
     nor its distribution otherwise: the cut does not look at the token drawn.
-    prompt_ids [1, P]; mask_token_id: None takes the config's; eos_token_id: None takes the config's, [] never stops.
-    streamer: gets the prefill's token, then what each cycle accepted (see TokenStream).
+    prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets the prefill's token, then what
+    each cycle accepted.
 
     Raises:
-        ValueError: an argument no decode can serve, or more than one prompt.
+        ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    check_decode_arguments(
-        max_new_tokens=max_new_tokens, temperature=temperature, block_length=block_length, threshold=threshold
-    )
-    prompt_ids = prepare_prompt(model, prompt_ids)
-    if len(prompt_ids) != 1:
-        raise ValueError(
-            f"linear self-speculation takes one prompt at a time, got {len(prompt_ids)}: rows would accept different "
-            "numbers of tokens; call it per prompt, or use ar_generate or generate for batches"
-        )
-    stop_ids = resolve_stop_ids(model.config, eos_token_id)
-    session = open_session(model, prompt_ids, max_new_tokens, mask_token_id)
-    stream = TokenStream(streamer, prompt_ids)
-    with session.adapter.suspended():
-        seed = choose_tokens(session.forward(prompt_ids, rows=1), temperature)
-        new_tokens: list[int] = seed[0].tolist()
-        stream.put(new_tokens, stop_ids)
-        acceptance_lengths: list[int] = []
-        while len(new_tokens) < max_new_tokens and new_tokens[-1] not in stop_ids:
-            length = min(block_length, max_new_tokens - len(new_tokens))
-            verdict = run_cycle(session, seed, length, threshold, temperature)
-            # The only transfer to the host in a cycle (apart from a threshold's): the tokens and how many count.
-            *tokens, num_accepted = torch.cat((verdict.tokens[0], verdict.num_accepted)).tolist()
-            emitted = cut_at_stop(tokens[: num_accepted + 1], stop_ids)
-            new_tokens += emitted
-            stream.put(emitted, stop_ids)
-            acceptance_lengths.append(len(emitted))
-            session.cache.crop(session.cache.length - len(tokens) + 1 + num_accepted)
-            seed = verdict.tokens[:, num_accepted : num_accepted + 1]
-    stream.end()
-    emitted_ids = torch.tensor([new_tokens], device=prompt_ids.device)
-    return finish(session, prompt_ids, emitted_ids, stop_ids, acceptance_lengths)
+    session = DecodeSession(model, prompt_ids, attention_mask, options)
+    return emit_all(session, lambda seed, length: run_linear_cycle(session, seed, length))
 
 
-def run_cycle(session: DecodeSession, seed: Tensor, length: int, threshold: float, temperature: float) -> Verdict:
-    """Draft and verify a block of `length` tokens that begins with seed [N, 1]; all of it is left in the cache."""
-    draft = draft_block(session, seed, length, threshold, temperature)
-    logits = session.forward(torch.cat((seed, draft.tokens), dim=1), rows=0)
-    return verify(draft, logits, temperature)
+def run_linear_cycle(session: DecodeSession, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
+    """Draft and verify a block of `length` tokens that begins with seed [B, 1]; keeps nothing of it in the cache."""
+    draft = draft_block(session, seed, length)
+    return verify_draft(session, "verify", seed, draft), count_proposed(session, draft)
 
 
-def draft_block(session: DecodeSession, seed: Tensor, length: int, threshold: float, temperature: float) -> Draft:
-    """Propose length - 1 tokens after seed [N, 1] in one bidirectional forward; the cache is only read.
+def draft_block(session: DecodeSession, seed: Tensor, length: int) -> Draft:
+    """Propose length - 1 tokens after seed [B, 1] in one bidirectional forward.
 
-    threshold: as in decode_linear_speculation; over a batch the longest draft decides.
+    A batch drafts as much as its longest draft above the threshold, as nothing is gained by less.
     """
     block = seed.new_full((len(seed), length), session.mask_token_id)
     block[:, :1] = seed
     if length == 1:
-        logits = session.model.get_input_embeddings().weight.new_empty(len(seed), 0, session.model.config.vocab_size)
-    else:
-        with session.adapter.active():
-            logits = session.forward(block, rows=slice(1, None), bidirectional=True, commit=False)
-    if threshold > 0:
-        confident = compute_confidence(logits, logits.argmax(-1)) >= threshold
-        logits = logits[:, : int(confident.long().cumprod(1).sum(1).max())]
-    if temperature == 0:
-        return Draft(logits.argmax(-1), None)
-    probabilities = compute_probabilities(logits, temperature)
-    return Draft(draw(probabilities), probabilities)
+        return make_empty_draft(session, seed)
+    hidden = session.encode("draft", block, session.layout(length, bidirectional=True), draft_rows=ALL_ROWS)
+    threshold = session.options.threshold or 0.0
+    draft = session.sampler.draft(session.project(hidden[:, 1:]), with_confidence=threshold > 0)
+    if draft.confidence is None:
+        return draft
+    return draft.cut(int((draft.confidence >= threshold).long().cumprod(1).sum(1).max()))
+
+
+def make_empty_draft(session: DecodeSession, seed: Tensor) -> Draft:
+    """Nothing proposed behind seed [B, 1]."""
+    nothing = seed[:, :0]
+    if session.sampler.is_greedy:
+        return Draft(nothing, None, nothing.float())
+    vocab_size = session.model.config.vocab_size
+    return Draft(nothing, torch.zeros(len(seed), 0, vocab_size, device=seed.device), nothing.float())
+
+
+def verify_draft(session: DecodeSession, kind: str, seed: Tensor, draft: Draft) -> Verdict:
+    """One causal forward over seed [B, 1] and draft."""
+    tokens = torch.cat((seed, draft.tokens), dim=1)
+    hidden = session.encode(kind, tokens, session.layout(tokens.shape[1]))
+    return judge(session, hidden, draft)
+
+
+def judge(session: DecodeSession, hidden: Tensor, draft: Draft) -> Verdict:
+    """What the verifier says, from its hidden rows [B, 1 + M, hidden] of a seed and M drafted tokens."""
+    logits = session.thinking.force(session.project(hidden), draft.tokens)
+    verdict = session.sampler.verify(draft, logits)
+    session.thinking.keep(verdict.tokens, verdict.num_accepted + 1)
+    return verdict
+
+
+def count_proposed(session: DecodeSession, draft: Draft) -> Tensor:
+    """Tokens of a draft [B] that are proposals."""
+    return (draft.tokens != session.mask_token_id).sum(1)
+
+
+def emit_all(session: DecodeSession, run_cycle: Cycle) -> DecodeResult:
+    """Prefill, then cycles until every row has max_new_tokens or a stop token.
+
+    Rows accept different numbers of tokens; each has its own place in the cache. One that has finished stays where it
+    is while the others go on.
+    """
+    max_new_tokens, stop_ids = session.options.max_new_tokens, session.stop_ids
+    seed = session.prefill()
+    new_tokens: list[list[int]] = seed.tolist()
+    session.stream.put(new_tokens[0], stop_ids)
+    acceptance_lengths: list[int] = []
+    while left := _count_left(new_tokens, max_new_tokens, stop_ids):
+        length = session.block_length if session.fixed_shapes else min(session.block_length, max(left))
+        verdict, num_proposed = run_cycle(seed, length)
+        # The only transfer to the host in a cycle (apart from a threshold's): the tokens and how many count.
+        columns = (verdict.tokens, verdict.num_accepted[:, None], num_proposed[:, None])
+        kept = [0] * len(new_tokens)
+        for row, (*tokens, accepted, proposed) in enumerate(torch.cat(columns, dim=1).tolist()):
+            if left[row] == 0:
+                continue
+            emitted = cut_at_stop(tokens[: min(accepted + 1, left[row])], stop_ids)
+            new_tokens[row] += emitted
+            kept[row] = accepted + 1
+            acceptance_lengths.append(len(emitted))
+            session.num_proposed += proposed
+            session.num_committed += min(accepted, len(emitted))
+            session.stream.put(emitted, stop_ids)
+        session.cache.advance(kept)
+        seed = verdict.bonus()
+    return session.finish(_stack(new_tokens, session), acceptance_lengths)
+
+
+def _count_left(new_tokens: list[list[int]], max_new_tokens: int, stop_ids: tuple[int, ...]) -> list[int]:
+    """Tokens each row still has to emit; empty when no row has."""
+    left = [0 if row[-1] in stop_ids else max_new_tokens - len(row) for row in new_tokens]
+    return left if any(left) else []
+
+
+def _stack(new_tokens: list[list[int]], session: DecodeSession) -> Tensor:
+    """[B, T], rows that stopped early filled up with their last token, a stop id."""
+    length = max(len(row) for row in new_tokens)
+    return torch.tensor([row + row[-1:] * (length - len(row)) for row in new_tokens], device=session.device)
 
 
 @torch.no_grad()
 def real_context_acceptance(
     model: Any, prefixes: Tensor, block_length: int, mask_token_id: int | None = None, batch_size: int = 32
 ) -> Tensor:
-    """Tokens emitted by one greedy draft-verify cycle from each true prefix, bonus token included.
+    """Tokens emitted by one greedy linear cycle from each true prefix, bonus token included.
 
     Judges a drafter on real contexts: greedy continuations of small models fall into loops that flatter it.
     prefixes [N, P]: true tokens; the first P - 1 are cached, the last one is the seed. A draft adapter, if attached,
@@ -128,13 +151,13 @@ def real_context_acceptance(
     Raises:
         ValueError: prefixes or block_length cannot be decoded.
     """
-    check_decode_arguments(max_new_tokens=block_length, temperature=0.0, block_length=block_length)
+    options = DecodeOptions(max_new_tokens=block_length, block_length=block_length, mask_token_id=mask_token_id)
     counts = []
-    for batch in prepare_prompt(model, prefixes).split(batch_size):
-        session = open_session(model, batch, block_length, mask_token_id)
-        with session.adapter.suspended():
-            if batch.shape[1] > 1:
-                session.forward(batch[:, :-1], rows=slice(0, 0))
-            verdict = run_cycle(session, batch[:, -1:], block_length, threshold=0.0, temperature=0.0)
+    for batch in prefixes.split(batch_size):
+        session = DecodeSession(model, batch, None, replace(options, eos_token_id=()))
+        tokens = session.prompt.tokens
+        if tokens.shape[1] > 1:
+            session.encode_context("prefill", tokens[:, :-1])
+        verdict, _ = run_linear_cycle(session, tokens[:, -1:], block_length)
         counts.append(verdict.num_accepted + 1)
     return torch.cat(counts)

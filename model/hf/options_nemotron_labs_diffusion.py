@@ -1,0 +1,114 @@
+"""What a decode can be asked for, checked: one set of options for all modes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How to decode; a mode ignores what it has no use for. Every default of decoding is here.
+
+    block_length: tokens of a block, its seed included; None takes the config's block_size.
+    threshold: a probability (at temperature 1). Block diffusion commits masked positions that reach it (None: 0.9);
+        in speculation a draft ends before the first less probable token (None: 0, never).
+    causal_context: of block diffusion; false decodes as a pure diffusion model.
+    temperature: 0 is greedy. top_k, top_p: keep the k best tokens, the fewest that hold probability p; None keeps all.
+    seed: of the random numbers; None takes torch's global generator.
+    eos_token_id: one or several ids that end a row; None takes the config's, [] never stops.
+    mask_token_id: None takes the config's.
+    mask_groups: of quadratic speculation, how many groups of masks are computed per forward; None computes all.
+    thinking_budget: tokens between <think> and </think> at most, the latter then being forced; None is no limit.
+    think_token_ids: ids of <think> and </think>; the default is that of the instruct models.
+    streamer: gets tokens as they become final (see TokenStream).
+    """
+
+    max_new_tokens: int = 128
+    block_length: int | None = None
+    threshold: float | None = None
+    causal_context: bool = True
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    eos_token_id: int | Iterable[int] | None = None
+    mask_token_id: int | None = None
+    mask_groups: int | None = None
+    thinking_budget: int | None = None
+    think_token_ids: tuple[int, int] = (12, 13)
+    streamer: BaseStreamer | None = None
+
+
+def check_options(config: Any, options: DecodeOptions) -> None:
+    """ValueError for values that no mode can serve. config: the model's."""
+    if options.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {options.max_new_tokens}; it must be at least 1")
+    if options.temperature < 0:
+        raise ValueError(f"temperature is {options.temperature}; it must be 0 (greedy) or positive")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise ValueError(f"threshold is {options.threshold}; it is a probability between 0 and 1")
+    if options.top_k is not None and options.top_k < 1:
+        raise ValueError(f"top_k is {options.top_k}; it must be at least 1, or None to keep all tokens")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise ValueError(f"top_p is {options.top_p}; it must be above 0 and at most 1")
+    if options.mask_groups is not None and options.mask_groups < 1:
+        raise ValueError(f"mask_groups is {options.mask_groups}; it must be at least 1, or None for all")
+    _check_block_length(config, options.block_length)
+    _check_thinking(config, options)
+
+
+def _check_block_length(config: Any, block_length: int | None) -> None:
+    if block_length is not None and block_length < 2:
+        raise ValueError(f"block_length is {block_length}; it must be at least 2: the seed and a token to predict")
+    if block_length is not None and block_length > config.max_position_embeddings:
+        raise ValueError(
+            f"block_length is {block_length}; the model has no more than {config.max_position_embeddings} positions"
+        )
+
+
+def _check_thinking(config: Any, options: DecodeOptions) -> None:
+    if options.thinking_budget is None:
+        return
+    if options.thinking_budget < 0:
+        raise ValueError(f"thinking_budget is {options.thinking_budget}; it must be 0 or more, or None for no limit")
+    for token_id in options.think_token_ids:
+        if not 0 <= token_id < config.vocab_size or token_id == resolve_mask_token_id(config, options.mask_token_id):
+            raise ValueError(f"think_token_ids holds {token_id}, which is no token that can be decoded")
+
+
+def resolve_block_length(config: Any, options: DecodeOptions) -> int:
+    """Tokens of a block, those of `config` by default."""
+    return config.block_size if options.block_length is None else options.block_length
+
+
+def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
+    """The given id, else the config's. Raises ValueError outside the vocabulary."""
+    resolved = config.mask_token_id if mask_token_id is None else mask_token_id
+    if not 0 <= resolved < config.vocab_size:
+        raise ValueError(f"mask_token_id {resolved} is outside the vocabulary 0..{config.vocab_size - 1}")
+    return resolved
+
+
+def resolve_stop_ids(config: Any, eos_token_id: int | Iterable[int] | None) -> tuple[int, ...]:
+    """Ids that end a row: the given one or ones, else the config's; an empty list means never."""
+    eos = config.eos_token_id if eos_token_id is None else eos_token_id
+    if eos is None:
+        return ()
+    return (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+
+
+def make_generator(seed: int | None, device: torch.device) -> torch.Generator | None:
+    """A generator on `device` seeded with `seed`; None (torch's global one) for None."""
+    return None if seed is None else torch.Generator(device).manual_seed(seed)
+
+
+def is_stop(tokens: Tensor, stop_ids: tuple[int, ...]) -> Tensor:
+    """Bool, where tokens (any shape) hold a stop id."""
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for stop_id in stop_ids:
+        found |= tokens == stop_id
+    return found

@@ -1,0 +1,129 @@
+"""Quadratic self-speculation: the next draft is made in the same forward that verifies this one.
+
+Wherever verification may end, a group of masks stands ready behind that token and sees what precedes it; of the groups
+the one where it did end becomes the next draft. FACTS of the mode: a forward has the seed and M drafted tokens, causal,
+and for a draft accepted up to its i-th token group i of block_length masks, the first of which stands where the
+verifier's own token will be.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .options_nemotron_labs_diffusion import DecodeOptions, resolve_block_length
+from .sampling_nemotron_labs_diffusion import Draft, Verdict
+from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
+from .speculation_nemotron_labs_diffusion import (
+    count_proposed,
+    emit_all,
+    judge,
+    make_empty_draft,
+    verify_draft,
+)
+from .visibility_nemotron_labs_diffusion import TokenLayout, make_group_layout
+
+
+@torch.no_grad()
+def decode_quadratic_speculation(
+    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+) -> DecodeResult:
+    """Verify a draft of block_length - 1 tokens and make the next one in one forward; emit 1..block_length per forward.
+
+    Greedy output equals greedy AR token for token; with a temperature it has AR's distribution. A draft adapter, if
+    attached, applies to the rows of masks alone, in the same forward as rows that verify without it.
+    mask_groups: compute only so many groups, where the draft's confidence says that acceptance most probably ends.
+    If it ends elsewhere, the last group before makes a shorter draft. None: one for every possible end.
+    threshold: as in linear speculation. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer
+    gets the prefill's token, then what each cycle accepted.
+
+    Raises:
+        ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
+    """
+    block_length = resolve_block_length(model.config, options)
+    num_groups = block_length if options.mask_groups is None else min(options.mask_groups, block_length)
+    largest_forward = block_length * (1 + num_groups)
+    session = DecodeSession(model, prompt_ids, attention_mask, options, largest_forward=largest_forward)
+    return emit_all(session, _QuadraticCycles(session, num_groups).run)
+
+
+class _QuadraticCycles:
+    """Cycles of one decode, with the draft that each leaves to the next."""
+
+    def __init__(self, session: DecodeSession, max_groups: int):
+        self._session = session
+        self._max_groups = max_groups
+        self._needs_confidence = max_groups < session.block_length or bool(session.options.threshold)
+        self._layouts: dict[int, TokenLayout] = {}
+        self._draft: Draft | None = None
+
+    def run(self, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
+        """Verify the draft behind seed [B, 1], at most length - 1 tokens of it, and make the next one."""
+        session = self._session
+        draft = make_empty_draft(session, seed) if self._draft is None else self._draft.cut(length - 1)
+        num_proposed = count_proposed(session, draft)
+        if length == 1:
+            return verify_draft(session, "verify", seed, draft), num_proposed
+        groups = self._choose_groups(draft)
+        layout = self._layout(draft, groups)
+        num_verified = 1 + draft.tokens.shape[1]
+        masks = seed.new_full((len(seed), layout.num_tokens - num_verified), session.mask_token_id)
+        tokens = torch.cat((seed, draft.tokens, masks), dim=1)
+        hidden = session.encode("draft_and_verify", tokens, layout, draft_rows=slice(num_verified, None))
+        verdict = judge(session, hidden[:, :num_verified], draft)
+        self._draft = self._make_draft(hidden[:, num_verified:], groups, verdict.num_accepted)
+        return verdict, num_proposed
+
+    def _choose_groups(self, draft: Draft) -> Tensor:
+        """Indices [B or 1, K] in ascending order: behind which of seed and drafted tokens a group of masks stands."""
+        num_ends = 1 + draft.tokens.shape[1]
+        if self._max_groups >= num_ends:
+            return torch.arange(num_ends, device=draft.tokens.device)[None]
+        assert draft.confidence is not None
+        reached = pad(draft.confidence.cumprod(1), (1, 0), value=1.0)  # probability that acceptance gets that far
+        ends_there = reached - pad(reached[:, 1:], (0, 1))
+        return ends_there.topk(self._max_groups, dim=1).indices.sort(1).values
+
+    def _layout(self, draft: Draft, groups: Tensor) -> TokenLayout:
+        num_drafted, is_complete = draft.tokens.shape[1], groups.shape[1] == 1 + draft.tokens.shape[1]
+        if not is_complete:
+            return make_group_layout(num_drafted, groups, self._session.block_length, is_reused=False)
+        if num_drafted not in self._layouts:
+            self._layouts[num_drafted] = make_group_layout(
+                num_drafted, groups, self._session.block_length, is_reused=True
+            )
+        return self._layouts[num_drafted]
+
+    def _make_draft(self, hidden: Tensor, groups: Tensor, num_accepted: Tensor) -> Draft:
+        """The next draft, from the group in front of which acceptance ended; hidden [B, K * block_length, hidden].
+
+        If there is none, the last group before it serves: its first masks stand for tokens known by now, so that the
+        draft is shorter. The head sees the rows of that one group only.
+        """
+        session, num_masks = self._session, self._session.block_length
+        is_before = groups <= num_accepted[:, None]
+        chosen = is_before.sum(1, keepdim=True) - 1  # [B, 1], -1: no group so early
+        owner = groups.expand(len(hidden), -1).gather(1, chosen.clamp(min=0))
+        # The bonus token stands where mask num_accepted - owner of the group does, the draft behind it.
+        first = num_accepted[:, None] - owner + 1
+        index = first + torch.arange(num_masks - 1, device=hidden.device)
+        is_proposed = (index < num_masks) & (chosen >= 0)
+        rows = chosen.clamp(min=0) * num_masks + index.clamp(0, num_masks - 1)
+        logits = session.project(hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[2])))
+        draft = session.sampler.draft(logits, with_confidence=self._needs_confidence)
+        if draft.confidence is not None and session.options.threshold:
+            is_proposed &= (draft.confidence >= session.options.threshold).long().cumprod(1).bool()
+        draft = _withdraw(draft, ~is_proposed, session.mask_token_id)
+        if self._needs_confidence and not session.fixed_shapes:
+            draft = draft.cut(int(is_proposed.sum(1).max()))  # no row proposes more: fewer rows and groups to compute
+        return draft
+
+
+def _withdraw(draft: Draft, where: Tensor, mask_token_id: int) -> Draft:
+    """The draft without the tokens at `where` [B, M]."""
+    return Draft(
+        draft.tokens.masked_fill(where, mask_token_id),
+        None if draft.probabilities is None else draft.probabilities.masked_fill(where[..., None], 0.0),
+        None if draft.confidence is None else draft.confidence.masked_fill(where, 0.0),
+    )
