@@ -69,7 +69,7 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
     """Raises ConfigError if the configuration cannot run on so many GPUs."""
     check_rules(config, num_gpus)
     shape = build_shape(config, num_gpus)
-    work = count_work(config, document_tokens)
+    work, traffic = count_work(config, document_tokens), estimate_traffic(shape)
     return Plan(
         config=config,
         num_gpus=num_gpus,
@@ -78,8 +78,8 @@ def build_plan(config: RunConfig, num_gpus: int, hardware: Hardware, document_to
         work=work,
         ar_work=count_work(_without_diffusion(config), document_tokens),
         memory=estimate_memory(shape),
-        traffic=estimate_traffic(shape),
-        time=estimate_step_time(shape, work, hardware),
+        traffic=traffic,
+        time=estimate_step_time(shape, work, traffic, hardware),
         parameters=config.model.num_parameters,
         checkpoint_bytes=compute_tensor_bytes(config.model, config.precision.dtype),
     )

@@ -15,7 +15,7 @@ Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation,
 from dataclasses import dataclass, fields
 
 from conf.schema import Recompute
-from launch.plan.communication import Traffic, estimate_traffic
+from launch.plan.communication import Traffic
 from launch.plan.hardware import Hardware
 from launch.plan.shape import Shape
 from launch.plan.work import StepWork
@@ -41,29 +41,30 @@ class StepTime:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def estimate_step_time(shape: Shape, work: StepWork, hardware: Hardware) -> StepTime:
-    """One step of the global batch on all GPUs."""
+def estimate_step_time(shape: Shape, work: StepWork, traffic: list[Traffic], hardware: Hardware) -> StepTime:
+    """One step of the global batch on all GPUs. traffic: all of a GPU's in a step."""
     parallel = shape.parallel
     stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
     compute = work.total_flops / speed
     recomputation = _recomputed_flops(shape, work) / speed
     imbalance = _flops_of_last_stage(work, stages) * stages / speed - compute
-    seconds = {group: 0.0 for group in ("tensor", "pipeline", "data")}
-    traffic = estimate_traffic(shape)
-    for item in traffic:
-        seconds[item.group] += item.sent_bytes / hardware.bandwidth(item.span)
-    busy = compute + recomputation + imbalance + seconds["tensor"] + seconds["pipeline"]
+    tensor, pipeline = _sending_seconds(traffic, "tensor", hardware), _sending_seconds(traffic, "pipeline", hardware)
+    busy = compute + recomputation + imbalance + tensor + pipeline
     one_microbatch = (compute + imbalance) / shape.num_microbatches
     return StepTime(
         compute=compute,
         recomputation=recomputation,
         imbalance=imbalance,
-        tensor=seconds["tensor"],
-        pipeline=seconds["pipeline"],
+        tensor=tensor,
+        pipeline=pipeline,
         bubble=busy * (stages - 1) / (virtual * shape.num_microbatches),
         data=_exposed_data_seconds(shape, traffic, hardware, one_microbatch),
     )
+
+
+def _sending_seconds(traffic: list[Traffic], group: str, hardware: Hardware) -> float:
+    return sum(item.sent_bytes / hardware.bandwidth(item.span) for item in traffic if item.group == group)
 
 
 def _recomputed_flops(shape: Shape, work: StepWork) -> float:
