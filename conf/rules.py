@@ -48,6 +48,12 @@ def data_parallel_size(config: RunConfig, world_size: int) -> int:
     return world_size // config.parallel.model_parallel
 
 
+def num_microbatches(config: RunConfig, world_size: int) -> int:
+    """Of a rank's step; the global batch is a multiple of what all ranks take at a time."""
+    train = config.train
+    return train.global_batch_size // (train.micro_batch_size * data_parallel_size(config, world_size))
+
+
 def _names_are_given(config: RunConfig) -> Violations:
     for key in ("run.name", "run.dir", "model.name", "stage.name"):
         if not read_key(config, key):
@@ -236,14 +242,14 @@ def _batch_divides_over_data_parallel(config: RunConfig, world_size: int) -> Vio
             f"{train.micro_batch_size} * {ranks} data-parallel ranks; use for example train.global_batch_size={nearest}"
         )
         return
-    yield from _microbatches_fill_interleaved_schedule(config, train.global_batch_size // together)
+    yield from _microbatches_fill_interleaved_schedule(config, num_microbatches(config, world_size))
 
 
-def _microbatches_fill_interleaved_schedule(config: RunConfig, num_microbatches: int) -> Violations:
+def _microbatches_fill_interleaved_schedule(config: RunConfig, count: int) -> Violations:
     parallel = config.parallel
-    if parallel.virtual_pipeline_parallel > 1 and num_microbatches % parallel.pipeline_parallel:
+    if parallel.virtual_pipeline_parallel > 1 and count % parallel.pipeline_parallel:
         yield (
-            f"the interleaved schedule needs the {num_microbatches} microbatches of a step to be a multiple of "
+            f"the interleaved schedule needs the {count} microbatches of a step to be a multiple of "
             f"parallel.pipeline_parallel={parallel.pipeline_parallel}; change train.global_batch_size or "
             "train.micro_batch_size, or set parallel.virtual_pipeline_parallel=1"
         )

@@ -7,7 +7,7 @@ from conf.schema import Dtype, ModelConfig
 OPTIMIZER_BYTES = 3 * Dtype.fp32.num_bytes
 # Files hold a little more than the tensors (.metadata, padding); seen: under 1 % at 1.8M parameters, less above.
 FILES_MARGIN = 1.01
-# What must be free before one is written, over its tensors; seen of small models: 1 to 3 %.
+# What must be free before one is written, over its tensors; files were up to 3 % larger.
 SPACE_MARGIN = 1.05
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from conf.rules import data_parallel_size
+from conf.rules import data_parallel_size, num_microbatches
 from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
 
 FP32 = Dtype.fp32.num_bytes  # of gradients, optimizer state and statistics
@@ -69,7 +69,6 @@ class Shape:
 
 def build_shape(config: RunConfig, num_gpus: int) -> Shape:
     """`config`, which its rules allow on `num_gpus` ranks."""
-    ranks = data_parallel_size(config, num_gpus)
     doubled = config.stage.objective is Objective.joint
     batch, length = config.train.micro_batch_size, config.data.sequence_length
     return Shape(
@@ -77,8 +76,8 @@ def build_shape(config: RunConfig, num_gpus: int) -> Shape:
         parallel=config.parallel,
         kernels=CPU if config.runtime.device is Device.cpu else GPU,
         element_bytes=config.precision.dtype.num_bytes,
-        data_parallel=ranks,
-        num_microbatches=config.train.global_batch_size // (batch * ranks),
+        data_parallel=data_parallel_size(config, num_gpus),
+        num_microbatches=num_microbatches(config, num_gpus),
         micro_batch_size=batch,
         sequence_length=length,
         block_size=config.stage.block_size,
