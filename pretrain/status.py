@@ -5,11 +5,13 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
 from conf.atomic import atomic_write_text
+from conf.errors import UserError
 from conf.json_file import read_json_object
 
 logger = logging.getLogger(__name__)
@@ -63,3 +65,10 @@ def load_status(run_dir: Path | str) -> RunStatus | None:
     """The status of a run, or None if it never had one. Raises: UserError if the file is damaged."""
     path = Path(run_dir) / STATUS_FILE
     return RunStatus(**read_json_object(path, "")) if path.exists() else None
+
+
+def peek_at_status(run_dir: Path | str) -> RunStatus | None:
+    """load_status for those who only look on: None also for a file that cannot be understood."""
+    with suppress(UserError, OSError, TypeError):  # TypeError: a version with other fields
+        return load_status(run_dir)
+    return None

@@ -1,6 +1,5 @@
 """Whether the run folder is free and can be written."""
 
-import json
 import os
 import socket
 import time
@@ -11,7 +10,7 @@ from conf.lock import try_lock
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject, nearest_existing
 from pretrain.run_folder import LOCK_FILE
-from pretrain.status import STATUS_FILE, RunPhase
+from pretrain.status import STATUS_FILE, RunPhase, peek_at_status
 
 PROBE_BYTES = 4096
 # A live run renews its status with its steps; one that is older than this has probably ended without saying so.
@@ -25,7 +24,7 @@ def check_run_folder(subject: Subject) -> Iterator[Finding]:
     if owner is not None:
         yield failed(f"{run_dir} is in use by another run ({owner}): wait for it, stop it, or choose another run.name")
     else:
-        yield from _find_signs_of_life(run_dir / STATUS_FILE)
+        yield from _find_signs_of_life(run_dir)
     folder = nearest_existing(run_dir)
     try:
         _write_probe(folder)
@@ -44,17 +43,16 @@ def _find_owner(lock: Path) -> str | None:
         return None if try_lock(file) else file.read().strip() or "owner unknown"
 
 
-def _find_signs_of_life(status: Path) -> Iterator[Finding]:
+def _find_signs_of_life(run_dir: Path) -> Iterator[Finding]:
     """Where the file system has no locks, only this tells of a run on another machine."""
-    try:
-        values = json.loads(status.read_text(encoding="utf-8"))
-        state, age, host = values["state"], time.time() - float(values["time"]), values["host"]
-    except (OSError, ValueError, KeyError, TypeError):
+    status = peek_at_status(run_dir)
+    if status is None or status.state != RunPhase.running.value or status.host == socket.gethostname():
         return
-    if state == RunPhase.running.value and age < LIVE_SECONDS and host != socket.gethostname():
+    age = time.time() - status.time
+    if age < LIVE_SECONDS:
         yield warning(
-            f"{status} was renewed {age:.0f} s ago by a run on {host}, although nobody holds the lock (some network "
-            "file systems have none): see that it has ended"
+            f"{run_dir / STATUS_FILE} was renewed {age:.0f} s ago by a run on {status.host}, although nobody holds the "
+            "lock (some network file systems have none): see that it has ended"
         )
 
 

@@ -16,7 +16,6 @@ SILENT_SECONDS = 30.0  # at least: status.json is renewed every 10 seconds, eval
 RECENT_STEPS = 500  # of events that still matter
 DATA_SHARE = 0.2  # of a step
 SLOW_STEPS = 20  # that a rank must be the slowest in
-DEFAULT_SLOW_RATIO = 1.5  # where the configuration does not say what a straggler is
 ABOUT_STEPS = ("spike", "nonfinite", "rollback")
 ABOUT_MACHINES = ("straggler", "corrupt_checkpoint")
 
@@ -76,10 +75,9 @@ def _about_speed(facts: FolderFacts, history: History, summary: Summary) -> Iter
         yield f"{share}: raise data.prefetch_steps, look at the disk"
     ranks = history.train.recent("slowest_rank", SLOW_STEPS)
     ratios = history.train.recent("slowest_ratio", SLOW_STEPS)
-    limit = facts.straggler_factor or DEFAULT_SLOW_RATIO
     is_one = len(ranks) == SLOW_STEPS and len(set(ranks)) == 1
     is_named = any(event.get("event") == "straggler" for event in _recent_events(history, summary))
-    if is_one and not is_named and min(ratios, default=0.0) > limit:
+    if is_one and not is_named and min(ratios, default=0.0) > facts.straggler_factor:
         yield f"rank {int(ranks[0])} is the slowest of {SLOW_STEPS} steps, now {ratios[-1]:.1f} times the median"
 
 

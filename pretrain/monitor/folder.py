@@ -12,9 +12,10 @@ import yaml
 
 from conf.atomic import PARTIAL_SUFFIX
 from conf.errors import UserError
+from conf.schema import RuntimeConfig
 from model.checkpoint_layout import CHECKPOINTS_FOLDER, list_complete_steps, list_set_aside, step_of
 from pretrain.run_folder import CONFIG_FILE, METRICS_FILE, STARTS_FOLDER
-from pretrain.status import RunStatus, load_status
+from pretrain.status import RunStatus, peek_at_status
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class FolderFacts:
     num_set_aside: int
     free_bytes: int
     starts: tuple[float, ...] = ()
-    straggler_factor: float | None = None
+    straggler_factor: float = RuntimeConfig.straggler_factor
 
 
 def check_is_run(run_dir: Path) -> None:
@@ -65,7 +66,7 @@ def check_is_run(run_dir: Path) -> None:
 
 def look_at(run_dir: Path) -> FolderFacts:
     """What the folder says now. Files that are missing or half written leave things unknown."""
-    config, status = _load_config(run_dir / CONFIG_FILE), _load_status(run_dir)
+    config, status = _load_config(run_dir / CONFIG_FILE), peek_at_status(run_dir)
     steps, tokens, tokens_per_step = _read_budget(config)
     return FolderFacts(
         run_dir=run_dir,
@@ -81,19 +82,13 @@ def look_at(run_dir: Path) -> FolderFacts:
         num_set_aside=len(list_set_aside(run_dir)),
         free_bytes=shutil.disk_usage(run_dir).free,
         starts=_find_starts(run_dir / STARTS_FOLDER),
-        straggler_factor=_get(config, "runtime", "straggler_factor"),
+        straggler_factor=_get(config, "runtime", "straggler_factor") or RuntimeConfig.straggler_factor,
     )
 
 
 def _load_config(path: Path) -> Any:
     with suppress(OSError, yaml.YAMLError, UnicodeDecodeError):
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    return None
-
-
-def _load_status(run_dir: Path) -> RunStatus | None:
-    with suppress(UserError, OSError, TypeError):  # TypeError: a version with other fields
-        return load_status(run_dir)
     return None
 
 
