@@ -25,10 +25,9 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 def record_run(config: Any, run_dir: Path, step: int) -> None:
     """Writes config.yaml, a dataclass, of the start at `step`. Raises UserError if the run folder cannot be written."""
-    text = yaml.safe_dump(plain(config), sort_keys=False)
     header = f"# Resolved configuration of the start at step {step}.\n"
     try:
-        atomic_write_text(run_dir / CONFIG_FILE, header + text)
+        atomic_write_text(run_dir / CONFIG_FILE, header + write_out(config))
     except OSError as error:
         raise UserError(f"run.dir={run_dir} cannot be written: {error}") from error
 
@@ -68,6 +67,11 @@ def _describe_owner(text: str) -> str:
         minutes = (datetime.now() - since).total_seconds() / 60
         text += f", {minutes:.0f} minutes ago" if minutes < 120 else f", {minutes / 60:.0f} hours ago"
     return text
+
+
+def write_out(config: Any) -> str:
+    """A dataclass as text of a config.yaml."""
+    return yaml.safe_dump(plain(config), sort_keys=False)
 
 
 def plain(value: Any) -> Any:

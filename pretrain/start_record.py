@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from conf.atomic import atomic_directory
 from conf.errors import UserError
-from pretrain.run_folder import STARTS_FOLDER, plain
+from pretrain.run_folder import CONFIG_FILE, STARTS_FOLDER, write_out
 
 _CODE = Path(__file__).parents[1]
 _VARIABLES = re.compile(r"(SLURM|NCCL|TORCH|UCX|CUDA|OMP|NVTE)_\w+|(LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_\w+")
@@ -39,7 +38,7 @@ def record_start(config: Any, run_dir: Path, world_size: int, changes: Iterable[
     directory = folder / f"{max(known, default=-1) + 1:03d}"
     try:
         with atomic_directory(directory) as partial:
-            _write(partial / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+            _write(partial / CONFIG_FILE, write_out(config))
             _write(partial / "environment.json", json.dumps(_describe_environment(world_size), indent=2) + "\n")
             commit, diff = _describe_code()
             _write(partial / "code.json", json.dumps({"commit": commit, "dirty": bool(diff)}) + "\n")

@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
         *("model.attention.plan", "model.checkpoint_layout", "model.spec", "model.transformer_config"),
-        *("pretrain.checkpoint_size", "pretrain.data", "pretrain.process_group", "pretrain.run_folder"),
-        *("pretrain.start", "pretrain.status"),
+        *("pretrain.checkpoint_size", "pretrain.data", "pretrain.dry_batch", "pretrain.process_group"),
+        *("pretrain.run_folder", "pretrain.start", "pretrain.status"),
     ),
 }
 

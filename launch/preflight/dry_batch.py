@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from conf.rules import data_parallel_size
+from conf.rules import num_microbatches
 from conf.schema import RunConfig
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject
-from pretrain.run_folder import plain
+from pretrain.dry_batch import REPORT_FILE
+from pretrain.run_folder import CONFIG_FILE, write_out
 
 SECONDS = 1800
 CROWDED = 0.95  # of a device's memory
@@ -59,18 +58,17 @@ def count_microbatches(config: RunConfig, world_size: int) -> int:
     """As many as fill the pipeline, which decides how many activations live at once; no more than the job has."""
     parallel = config.parallel
     filling = parallel.pipeline_parallel * (2 if parallel.virtual_pipeline_parallel > 1 else 1)
-    copies = data_parallel_size(config, world_size)
-    return min(filling, config.train.global_batch_size // (config.train.micro_batch_size * copies))
+    return min(filling, num_microbatches(config, world_size))
 
 
 def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> Outcome:
     """Runs it in a temporary folder, which is deleted."""
     with tempfile.TemporaryDirectory(prefix="preflight_") as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+        path = Path(folder) / CONFIG_FILE
+        path.write_text(write_out(config), encoding="utf-8")
         arguments = ["pretrain.dry_batch", str(path), "--microbatches", str(num_microbatches)]
         output = _run([*_launcher(num_ranks), *arguments])
-        report = Path(folder) / "report.json"
+        report = Path(folder) / REPORT_FILE
         return Outcome(json.loads(report.read_text(encoding="utf-8")) if report.exists() else None, output)
 
 

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import torch
-import yaml
 
 from conf.compose import compose_run_config, load_run_config
 from pretrain.data import open_data
 from pretrain.dry_batch import REPORT_FILE
 from pretrain.longest import LongestBlend
-from pretrain.run_folder import plain
+from pretrain.run_folder import write_out
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -23,7 +22,7 @@ def test_two_steps_are_measured_in_a_folder_of_their_own(toy_data: ToyData, tmp_
     folder = tmp_path / "dry"
     folder.mkdir()
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    path.write_text(write_out(config), encoding="utf-8")
     assert load_run_config(path) == config  # nothing is lost on the way
     command = [sys.executable, "-m", "pretrain.dry_batch", str(path), "--microbatches", "2"]
     done = subprocess.run(command, cwd=ROOT, env=rank_environment(), capture_output=True, text=True)
