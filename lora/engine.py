@@ -24,7 +24,7 @@ from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
 from lora.step import DraftStep
-from model.checkpoint_layout import MANIFEST_NAME, partial_directory, publish_step, step_directory
+from model.checkpoint_layout import MANIFEST_NAME, begin_step, partial_directory, publish_step, step_directory
 from pretrain.process_group import run_on_first_rank
 
 TAG = "deepspeed"  # folder of DeepSpeed's own files in a step directory
@@ -93,7 +93,7 @@ class EngineCheckpoints:
         final = step_directory(self._run_dir, step)
         partial = partial_directory(final)
         try:
-            run_on_first_rank(lambda: _make_empty(partial))
+            run_on_first_rank(lambda: begin_step(partial))
             self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
             dist.barrier()
             run_on_first_rank(lambda: self._publish(partial, final, manifest))
@@ -116,8 +116,3 @@ class EngineCheckpoints:
             raise UserError(f"{step_dir} cannot be read ({error}): delete it to continue from an older one") from error
         if path is None:
             raise UserError(f"{step_dir} cannot be read: delete it to continue from an older one")
-
-
-def _make_empty(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)

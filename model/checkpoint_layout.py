@@ -127,6 +127,13 @@ def set_aside(step_dir: Path) -> Path:
     return target
 
 
+def begin_step(partial: Path) -> None:
+    """An empty folder, and nothing left of saves that were killed: they may never be written again."""
+    for leftover in partial.parent.glob(f"step_*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
 def publish_step(partial: Path, final: Path, keep: int) -> None:
     """Sum the files of a complete step directory and give it its final name; the run's newest `keep` stay."""
     write_sums(partial)

@@ -18,10 +18,10 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
-from conf.atomic import PARTIAL_SUFFIX
 from conf.errors import UserError
 from model.checkpoint_layout import (
     CheckpointManifest,
+    begin_step,
     partial_directory,
     publish_step,
     run_directory_of,
@@ -91,7 +91,7 @@ class Checkpointer:
         gather_parameters(self._chunks)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
         with _explained(save), _timed(save):
-            _on_first_rank(lambda: _make_empty(save.partial))
+            _on_first_rank(lambda: begin_step(save.partial))
             save.num_bytes = sum(gather_over_ranks(lambda: count_bytes(state)))
             check_free_space(save.partial, save.num_bytes)
             self._write(state, save)
@@ -188,13 +188,6 @@ def check_free_space(directory: Path, num_bytes: int) -> None:
             )
 
     _on_first_rank(check)
-
-
-def _make_empty(directory: Path) -> None:
-    """An empty folder, and nothing left of saves that were killed: they may never be written again."""
-    for leftover in directory.parent.glob(f"step_*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    directory.mkdir(parents=True)
 
 
 def _on_first_rank(action: Callable[[], None]) -> None:
