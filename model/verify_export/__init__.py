@@ -1,0 +1,1 @@
+"""Verifying an exported checkpoint before it is handed on or trusted: `python -m model.verify_export DIR`."""

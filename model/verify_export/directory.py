@@ -1,0 +1,164 @@
+"""The files of an export: which there are, whether they are what was published, and what does not belong."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import UserError
+from model.checksums import SUMS_NAME, hash_files, read_sums
+from model.convert.hf_config import CONFIG_NAME
+from model.convert.hf_target import TOKENIZER_FILES
+from model.convert.safetensors_reader import INDEX_NAME, some
+from model.draft_adapter import CONFIG_FILE, WEIGHTS_FILE
+from model.verify_export.check import Check, failed, passed, warned
+
+# Put beside an export by those who fetch it: git and huggingface_hub.
+BOOKKEEPING = (".git", ".cache/huggingface")
+# Formats that are executed, or may be, when they are loaded.
+EXECUTABLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".so", ".pyc", ".dll")
+KNOWN_NAMES = {CONFIG_NAME, "generation_config.json", INDEX_NAME, SUMS_NAME, CONFIG_FILE, WEIGHTS_FILE, "drafter.json"}
+KNOWN_NAMES |= {*TOKENIZER_FILES, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt"}
+KNOWN_SUFFIXES = (".safetensors", ".py", ".md", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf")
+
+
+@dataclass(frozen=True)
+class Files:
+    """What lies in an export. names: of files, relative to `directory`. links: to folders, or to nothing."""
+
+    directory: Path
+    names: list[str]
+    links: list[str]
+
+    @property
+    def adapters(self) -> list[str]:
+        """Folders of PEFT adapters, relative to the export."""
+        configs = (Path(name) for name in self.names if Path(name).name == CONFIG_FILE)
+        return sorted(path.parent.as_posix() for path in configs if path.parent != Path())
+
+
+@dataclass(frozen=True)
+class Sums:
+    """recorded: file -> sum as the SHA256SUMS of the export and of folders in it have it. now: of every file.
+
+    damaged: SHA256SUMS files that cannot be read as such.
+    """
+
+    recorded: dict[str, str]
+    now: dict[str, str]
+    damaged: list[str]
+
+
+def list_export(directory: Path) -> Files:
+    """Every file below `directory` but bookkeeping. Raises: OSError if a folder cannot be read."""
+    names, links = [], []
+    for folder, folders, files in os.walk(directory, onerror=_raise):
+        inside = {name: Path(folder, name).relative_to(directory).as_posix() for name in [*folders, *files]}
+        folders[:] = [name for name in folders if inside[name] not in BOOKKEEPING]
+        links += [inside[name] for name in folders if Path(folder, name).is_symlink()]
+        links += [inside[name] for name in files if not Path(folder, name).is_file()]
+        names += [inside[name] for name in files if Path(folder, name).is_file()]
+    return Files(directory, sorted(names), sorted(links))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def read_all_sums(files: Files) -> Sums:
+    """Hash every file, and read every SHA256SUMS. Raises: OSError if a file cannot be read."""
+    recorded, damaged = dict[str, str](), []
+    for folder in (".", *files.adapters):  # the export's own come first, so that no adapter can overrule them
+        name = (Path(folder) / SUMS_NAME).as_posix()
+        if name not in files.names:
+            continue
+        sums = read_sums(files.directory / folder)
+        if sums is None:
+            damaged.append(name)
+        recorded = {(Path(folder) / inner).as_posix(): value for inner, value in (sums or {}).items()} | recorded
+    return Sums(recorded, hash_files(files.directory, files.names), damaged)
+
+
+def check_sums(files: Files, sums: Sums) -> Check:
+    """Whether the files are those of SHA256SUMS, no more, no fewer, unchanged. An adapter may have sums of its own."""
+    name = "checksums"
+    if sums.damaged:
+        return failed(name, f"damaged: {some(sums.damaged)}", "fetch the export again: who changed it is not known")
+    if SUMS_NAME not in files.names:
+        detail = f"the export has no {SUMS_NAME}: nothing tells whether its files are those that were published"
+        return warned(name, detail, "compare the report's sums with the publisher's, then record them: --write-sums")
+    problems, unsigned = _compare(files, sums)
+    if problems:
+        remedy = f"fetch the export again; if you changed it yourself, delete {SUMS_NAME} and run with --write-sums"
+        return failed(name, "; ".join(f"{what}: {some(found)}" for what, found in problems.items()), remedy)
+    if unsigned:
+        return warned(name, f"adapter without a {SUMS_NAME}: {some(unsigned)}", "record its sums: --write-sums")
+    return passed(name, f"{len(sums.recorded)} files are those of {SUMS_NAME}")
+
+
+def _compare(files: Files, sums: Sums) -> tuple[dict[str, list[str]], list[str]]:
+    """(what is wrong -> files, files of adapters that nobody gave sums)."""
+    lists = {(Path(folder) / SUMS_NAME).as_posix() for folder in (".", *files.adapters)}
+    listed = {file for file in files.names if file in sums.recorded or file not in lists}
+    extra = sorted(listed - sums.recorded.keys())
+    unsigned = [file for file in extra if file not in _files_of(files, ".") and not _has_sums(files, file)]
+    groups = {
+        "missing": sorted(sums.recorded.keys() - listed),
+        "changed": sorted(file for file in listed & sums.recorded.keys() if sums.now[file] != sums.recorded[file]),
+        "not listed": [file for file in extra if file not in unsigned],
+    }
+    return {what: found for what, found in groups.items() if found}, unsigned
+
+
+def _has_sums(files: Files, file: str) -> bool:
+    """Whether the adapter that `file` belongs to has sums."""
+    return any(file.startswith(f"{folder}/") and f"{folder}/{SUMS_NAME}" in files.names for folder in files.adapters)
+
+
+def find_unsummed_folders(files: Files, sums: Sums) -> list[str]:
+    """Where --write-sums writes a SHA256SUMS: the export and its adapters, if they have none."""
+    folders = [*files.adapters, "."]
+    uncovered = {file for file in files.names if file not in sums.recorded}
+    return [
+        folder
+        for folder in folders
+        if not (files.directory / folder / SUMS_NAME).is_file() and uncovered & {*_files_of(files, folder)}
+    ]
+
+
+def new_sums(files: Files, sums: Sums, folder: str) -> dict[str, str]:
+    """The sums that `folder` gets, relative to it."""
+    names = _files_of(files, folder)
+    return {Path(name).relative_to(folder).as_posix(): sums.now[name] for name in names if Path(name).name != SUMS_NAME}
+
+
+def _files_of(files: Files, folder: str) -> list[str]:
+    """Files that the SHA256SUMS of `folder` answers for: an adapter's own are not the export's."""
+    if folder != ".":
+        return [name for name in files.names if name.startswith(f"{folder}/")]
+    return [name for name in files.names if not any(name.startswith(f"{inner}/") for inner in files.adapters)]
+
+
+def check_strays(files: Files) -> Check:
+    """Whether anything lies there that is no part of an export, or that is executed when loaded."""
+    name = "other files"
+    if executable := [file for file in files.names if file.lower().endswith(EXECUTABLE_SUFFIXES)]:
+        return failed(name, f"can run code when loaded: {some(executable)}", "remove it; weights are safetensors")
+    if files.links:
+        return failed(name, f"link to a folder, or to nothing: {some(files.links)}", "put copies in its place")
+    if strays := [file for file in files.names if not _is_known(file)]:
+        return warned(name, f"no part of the format: {some(strays)}", "remove what was not meant to be published")
+    return passed(name, "none")
+
+
+def _is_known(file: str) -> bool:
+    return Path(file).name in KNOWN_NAMES or file.lower().endswith(KNOWN_SUFFIXES)
+
+
+def refuse_non_export(directory: Path) -> None:
+    """Raises: UserError if `directory` is nothing that could be an export, damaged or not."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give the folder of an export")
+    if (directory / "checkpoints").is_dir():
+        raise UserError(f"{directory} is a run: export it first, python -m model.convert --from {directory} --to DIR")
+    if not (directory / CONFIG_NAME).is_file() and not any(directory.glob("*.safetensors")):
+        raise UserError(f"{directory} holds neither {CONFIG_NAME} nor *.safetensors: give the folder of an export")

@@ -1,0 +1,124 @@
+"""All checks of an export, in the order in which they are printed. Code in the directory is read, never executed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conf.errors import UserError
+from model.checksums import save_sums
+from model.convert.hf_config import NLD_TYPE, HfConfig
+from model.draft_adapter import ADAPTER_FOLDER, WEIGHTS_FILE
+from model.verify_export import configuration, directory, remote_code, tokenizer, weights
+from model.verify_export.adapter import check_draft_adapter
+from model.verify_export.check import Check, Outcome, failed, skipped
+
+NO_CONFIG = "config.json cannot be used"
+
+
+@dataclass
+class Verification:
+    """What was found. sums: sha256 of every file. facts: what the export says it is, for the report."""
+
+    directory: Path
+    checks: list[Check] = field(default_factory=list)
+    sums: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether any check failed."""
+        return any(check.outcome is Outcome.failed for check in self.checks)
+
+
+def verify_export(export: Path, *, read_values: bool = True, record_sums: bool = False) -> Verification:
+    """Check a directory in the exported format, ours or a released one.
+
+    read_values: look for NaN and infinity in every tensor, which reads the weights once more. record_sums: where the
+    export or an adapter in it has no SHA256SUMS and no check failed, write it.
+
+    Memory: some 100 MB however large the export.
+    Raises: UserError if `export` is no such directory at all. OSError if a file cannot be read.
+    """
+    directory.refuse_non_export(export)
+    result = Verification(export)
+    files = directory.list_export(export)
+    result.checks += [directory.check_strays(files)]
+    result.checks += _check_content(result, files, read_values)
+    sums = directory.read_all_sums(files)
+    if record_sums and not result.has_failed:
+        sums, files = _record_sums(files, sums)
+    result.checks.insert(0, directory.check_sums(files, sums))
+    result.sums = dict(sums.now)
+    return result
+
+
+def _record_sums(files: directory.Files, sums: directory.Sums) -> tuple[directory.Sums, directory.Files]:
+    for folder in directory.find_unsummed_folders(files, sums):
+        save_sums(files.directory / folder, directory.new_sums(files, sums, folder))
+    files = directory.list_export(files.directory)
+    return directory.read_all_sums(files), files
+
+
+def _check_content(result: Verification, files: directory.Files, read_values: bool) -> Iterator[Check]:
+    yield remote_code.check_origin(files.directory, files.names)
+    try:
+        config = configuration.read_config(files.directory)
+    except UserError as error:
+        yield failed("config keys", str(error))
+        config = {}
+    if config and config.get("model_type") != NLD_TYPE:
+        raise UserError(f"{files.directory} is no tri-mode checkpoint: model_type is {config.get('model_type')!r}")
+    hf = None
+    if config:
+        yield remote_code.check_auto_map(files.directory, config)
+        yield configuration.check_keys(config)
+        model_check, hf = configuration.check_model(files.directory, config)
+        yield model_check
+        yield configuration.check_generation_config(files.directory, config)
+    if hf is not None:
+        yield configuration.check_positions(hf)
+        result.facts |= {"layers": hf.model.num_layers, "block_size": config.get("block_size")}
+    yield from _check_tokenizer(result, files.directory, config)
+    yield from _check_weights(result, files, config, hf, read_values)
+    if (files.directory / ADAPTER_FOLDER).is_dir() and ADAPTER_FOLDER not in files.adapters:
+        yield failed(f"adapter {ADAPTER_FOLDER}", "the folder holds no adapter", "remove it, or put the adapter there")
+    for folder in files.adapters:
+        name = f"adapter {folder}"
+        yield check_draft_adapter(files.directory, folder, config) if hf is not None else skipped(name, NO_CONFIG)
+
+
+def _check_tokenizer(result: Verification, export: Path, config: dict[str, Any]) -> Iterator[Check]:
+    check, loaded = tokenizer.open_tokenizer(export, config.get("vocab_size"))
+    yield check
+    if loaded is None:
+        return
+    mask, info = tokenizer.check_mask_token(export, config)
+    yield mask
+    if info is not None:
+        result.facts |= {"mask_token_id": info.mask_token_id, "tokenizer_fingerprint": info.fingerprint}
+    stop_ids = configuration.read_stop_ids(export, config)
+    yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config))
+    yield tokenizer.check_chat_template(loaded, stop_ids)
+    code = remote_code.check_tokenizer_code(configuration.read_if_there(export / "tokenizer_config.json"))
+    if code is not None:
+        yield code
+
+
+def _check_weights(
+    result: Verification, files: directory.Files, config: dict[str, Any], hf: HfConfig | None, read_values: bool
+) -> Iterator[Check]:
+    check, records = weights.open_weights(files.directory)
+    yield check
+    if records is None:
+        return
+    if hf is None:
+        yield skipped("tensor names", NO_CONFIG)
+    else:
+        yield weights.check_names(records, hf.model)
+        yield weights.check_shapes(records, hf.model)
+        yield weights.check_dtypes(records, config)
+    result.facts |= {"tensors": len(records), "formats": sorted({record.dtype for record in records.values()})}
+    adapters = [files.directory / folder / WEIGHTS_FILE for folder in files.adapters]
+    paths = sorted({record.path for record in records.values()}) + [path for path in adapters if path.is_file()]
+    yield weights.check_values(paths) if read_values else skipped("values", "--skip-values")

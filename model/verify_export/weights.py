@@ -1,0 +1,143 @@
+"""The tensors of an export: files, names, shapes, formats and values. Headers are read first; values as a stream."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.errors import UserError
+from conf.json_file import read_json_object
+from conf.schema import ModelConfig
+from model.convert.hf_target import DTYPE_WORDS
+from model.convert.mapping import NLD, build_table
+from model.convert.safetensors_reader import (
+    DTYPES,
+    INDEX_NAME,
+    SINGLE_NAME,
+    SafetensorsReader,
+    TensorRecord,
+    read_header,
+    some,
+)
+from model.verify_export.check import Check, failed, passed, skipped, warned
+
+Records = dict[str, TensorRecord]
+PIECE_BYTES = 16 * 2**20
+FILES = "weight files"
+SILENCE = "software that loads it skips unknown names and makes up missing tensors, often without a word"
+
+
+def open_weights(directory: Path) -> tuple[Check, Records | None]:
+    """Whether the files hold what their headers and the index say, and nothing lies there twice."""
+    try:
+        with SafetensorsReader(directory) as reader:
+            records = reader.records
+        return _check_files(directory, records), records
+    except UserError as error:
+        return failed(FILES, str(error)), None
+
+
+def _check_files(directory: Path, records: Records) -> Check:
+    """Raises: UserError if a file is damaged."""
+    paths, index = _weight_files(directory), directory / INDEX_NAME
+    if index.is_file() and (directory / SINGLE_NAME).is_file():
+        return failed(FILES, f"{SINGLE_NAME} and {INDEX_NAME} are both there", "remove one: which is read differs")
+    if unused := [path.name for path in paths if path not in {record.path for record in records.values()}]:
+        return failed(FILES, f"not named by {INDEX_NAME}: {some(unused)}", "remove them, or fetch the index again")
+    copies = Counter(record.name for path in paths for record in read_header(path))
+    if twice := [name for name, count in copies.items() if count > 1]:
+        return failed(
+            FILES, f"in several shards: {some(twice)}", "fetch the shards again: which one counts is not said"
+        )
+    total = sum(record.end - record.begin for record in records.values())
+    declared = _declared_bytes(index)
+    if declared not in (None, total):
+        detail = f"{INDEX_NAME} says total_size {declared}, the tensors have {total} bytes"
+        return warned(FILES, detail, "other software may plan memory with it: write the index again")
+    return passed(FILES, f"{len(paths)} with {total / 1e9:.3f} GB of tensors")
+
+
+def _declared_bytes(index: Path) -> Any:
+    metadata = read_json_object(index, "").get("metadata") if index.is_file() else None
+    return metadata.get("total_size") if isinstance(metadata, dict) else None
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob("*.safetensors"))
+
+
+def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of the format: 9 per layer and 3 more."""
+    return {NLD.name(suffix): shape for entry in build_table(model) for suffix, shape in entry.hf.items()}
+
+
+def check_names(records: Records, model: ModelConfig) -> Check:
+    """Exactly 9 * layers + 3 tensors: none missing, none more."""
+    name, expected = "tensor names", expected_shapes(model)
+    missing, extra = sorted(expected.keys() - records.keys()), sorted(records.keys() - expected.keys())
+    groups = ((f"{len(missing)} missing", missing), (f"{len(extra)} unknown", extra))
+    if problems := [f"{what}: {some(found)}" for what, found in groups if found]:
+        return failed(name, "; ".join(problems), f"export or fetch it again: {SILENCE}")
+    return passed(name, f"{len(records)} = 9 x {model.num_layers} + 3, none missing, none unknown")
+
+
+def check_shapes(records: Records, model: ModelConfig) -> Check:
+    """Shapes as config.json makes them."""
+    name, expected = "tensor shapes", expected_shapes(model)
+    wrong = [
+        f"{tensor} is {list(records[tensor].shape)}, not {list(shape)}"
+        for tensor, shape in expected.items()
+        if tensor in records and records[tensor].shape != shape
+    ]
+    if wrong:
+        return failed(name, some(wrong, 3), "config.json or the weights belong to another model: fetch both again")
+    parameters = sum(math.prod(shape) for shape in expected.values())
+    return passed(name, f"as config.json makes them: {parameters:,} parameters")
+
+
+def check_dtypes(records: Records, config: dict[str, Any]) -> Check:
+    """One number format, the one config.json says; the releases have bf16."""
+    name = "tensor formats"
+    found = Counter(record.dtype for record in records.values())
+    if unknown := [record.name for record in records.values() if record.dtype not in DTYPES]:
+        return failed(name, f"{some(unknown, 3)} in {records[unknown[0]].dtype}", "the format has bf16 or fp32 weights")
+    if len(found) > 1:
+        counts = ", ".join(f"{count} in {word}" for word, count in found.most_common())
+        return warned(name, counts, "loading rounds them all to one format: export again with --dtype")
+    stored = DTYPES[next(iter(found))] if found else None
+    declared = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    if stored is not None and DTYPE_WORDS.get(stored) != declared:
+        detail = f"the tensors are {next(iter(found))}, but config.json says {declared}"
+        return warned(name, detail, "loading converts them to what config.json says: correct it")
+    return passed(name, f"all {next(iter(found), 'none')}, as config.json says")
+
+
+def check_values(files: list[Path]) -> Check:
+    """No infinite value and no NaN in any tensor of `files`. Memory: PIECE_BYTES, and as much again."""
+    name = "values"
+    try:
+        records = [record for path in files for record in read_header(path)]
+        wrong = [record.name for record in records if record.dtype in DTYPES and not _is_finite(record)]
+    except UserError as error:
+        return failed(name, str(error))
+    if unread := [record.name for record in records if record.dtype not in DTYPES]:
+        return skipped(name, f"unknown format: {some(unread)}")
+    if wrong:
+        return failed(name, f"not finite: {some(wrong)}", "the training diverged or the file is damaged: export again")
+    return passed(name, f"all finite in {len(records)} tensors")
+
+
+def _is_finite(record: TensorRecord) -> bool:
+    dtype, left = DTYPES[record.dtype], record.end - record.begin
+    with open(record.path, "rb") as file:
+        file.seek(record.begin)
+        while left:
+            piece = bytearray(min(left, PIECE_BYTES))
+            if file.readinto(piece) != len(piece):
+                raise UserError(f"{record.path} became shorter while it was read: tensor {record.name} is cut off")
+            if not bool(torch.frombuffer(piece, dtype=dtype).isfinite().all()):
+                return False
+            left -= len(piece)
+    return True
