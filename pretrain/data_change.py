@@ -1,7 +1,8 @@
 """The data of a run that resumes: what may change, and where each source is read on."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from conf.errors import UserError
@@ -10,28 +11,64 @@ from model.checkpoint_layout import CheckpointManifest
 from pretrain.data import RunData
 
 
-def check_data_change(data: RunData, manifest: CheckpointManifest, step_dir: Path, is_allowed: bool) -> None:
-    """Shares may change, sources may come and go. What a source or a sequence of it holds changes only when asked to.
+@dataclass(frozen=True)
+class DataChange:
+    """`data` of a run that resumes, against those its checkpoint was trained on.
 
-    is_allowed: resume.allow_data_change. Raises UserError listing what changed.
+    manifest, step_dir: the checkpoint's. former: order of the samples in which it was trained.
     """
-    former = read_former_order(manifest, step_dir)
-    changes = [*_describe_form_change(data, manifest), *_describe_other_content(data.train.order, former)]
-    if changes and not is_allowed:
-        raise UserError(
-            f"{step_dir} was trained on other data ({'; '.join(changes)}). Give back the former data, or continue on "
-            "the new data with resume.allow_data_change=true."
-        )
+
+    data: RunData
+    manifest: CheckpointManifest
+    step_dir: Path
+    former: BlendOrder
+
+    def check(self, is_allowed: bool) -> None:
+        """Shares may change, sources may come and go. What a source or a sequence of it holds: only when asked to.
+
+        is_allowed: resume.allow_data_change. Raises UserError listing what changed.
+        """
+        changes = [*self._describe_form(), *_describe_other_content(self.data.train.order, self.former)]
+        if changes and not is_allowed:
+            raise UserError(
+                f"{self.step_dir} was trained on other data ({'; '.join(changes)}). Give back the former data, or "
+                "continue on the new data with resume.allow_data_change=true."
+            )
+
+    @property
+    def is_same_blend(self) -> bool:
+        """Whether the samples go on as they were."""
+        return self.data.train.order.means_the_same_as(self.former)
+
+    @cached_property
+    def order(self) -> BlendOrder:
+        """Of the samples from here on: the checkpoint's own, or one that begins here where the blend has changed."""
+        return self.data.train.order.follow(self.former, self.manifest.samples_seen)
+
+    def describe(self) -> Iterator[str]:
+        """Lines on a changed blend: which source goes on where. None where the samples go on as they were."""
+        if form := list(self._describe_form()):
+            yield (
+                f"resume: sequences are others than before ({'; '.join(form)}): each source goes on after as much of "
+                "its epoch as was read; where their order is another, parts of this epoch come twice and others not "
+                "at all"
+            )
+        if self.is_same_blend:
+            return
+        shares = {source.sha256: source.share for source in self.former.live}
+        parts = [_describe_source(source, shares.get(source.sha256)) for source in self.order.sources]
+        yield f"resume: a new blend begins at sample {self.order.first_sample}: " + "; ".join(filter(None, parts))
+
+    def _describe_form(self) -> Iterator[str]:
+        then, now = self.manifest.data, self.data.train.fingerprint()
+        for key in sorted(then | now):
+            if then.get(key) != now.get(key):
+                yield f"{key}: {then.get(key)} then, {now.get(key)} now"
 
 
-def read_former_order(manifest: CheckpointManifest, step_dir: Path) -> BlendOrder:
-    """Order of the samples in which the checkpoint was trained. Raises UserError if the manifest holds none."""
-    return BlendOrder.from_dict(manifest.data_position, str(step_dir))
-
-
-def continue_order(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> BlendOrder:
-    """Order of the samples from here on: the checkpoint's own, or one that begins here where the blend has changed."""
-    return data.train.order.follow(read_former_order(manifest, step_dir), manifest.samples_seen)
+def compare_data(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> DataChange:
+    """Raises UserError if the manifest does not hold the order of its samples."""
+    return DataChange(data, manifest, step_dir, BlendOrder.from_dict(manifest.data_position, str(step_dir)))
 
 
 def with_order(data: RunData, order: BlendOrder | None) -> RunData:
@@ -39,33 +76,11 @@ def with_order(data: RunData, order: BlendOrder | None) -> RunData:
     return data if order is None else replace(data, train=replace(data.train, order=order))
 
 
-def describe_data_change(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> Iterator[str]:
-    """Lines on a changed blend: which source goes on where. None where the samples go on as they were."""
-    former, order = read_former_order(manifest, step_dir), continue_order(data, manifest, step_dir)
-    if form := list(_describe_form_change(data, manifest)):
-        yield (
-            f"resume: sequences are others than before ({'; '.join(form)}): each source goes on after as much of its "
-            "epoch as was read; where their order is another, parts of this epoch come twice and others not at all"
-        )
-    if data.train.order.means_the_same_as(former):
-        return
-    shares = {source.sha256: source.share for source in former.live}
-    parts = [_describe_source(source, shares.get(source.sha256)) for source in order.sources]
-    yield f"resume: a new blend begins at sample {order.first_sample}: " + "; ".join(filter(None, parts))
-
-
 def _describe_source(source: SourceOrder, former_share: float | None) -> str:
     if not source.slots:
         return f"{source.name} left out after {source.read} sequences" if former_share else ""
     then = "new" if former_share is None else f"{former_share:.1%}"
     return f"{source.name} {then} -> {source.share:.1%}, from its sequence {source.read}"
-
-
-def _describe_form_change(data: RunData, manifest: CheckpointManifest) -> Iterator[str]:
-    then, now = manifest.data, data.train.fingerprint()
-    for key in sorted(then | now):
-        if then.get(key) != now.get(key):
-            yield f"{key}: {then.get(key)} then, {now.get(key)} now"
 
 
 def _describe_other_content(order: BlendOrder, former: BlendOrder) -> Iterator[str]:

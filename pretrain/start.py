@@ -28,7 +28,7 @@ from model.initialise import initialise_weights
 from model.transformer_config import TORCH_DTYPES
 from pretrain.config_changes import ConfigChange, compare_configs, describe_changes, describe_learning_rate
 from pretrain.data import RunData
-from pretrain.data_change import check_data_change, continue_order, describe_data_change, read_former_order
+from pretrain.data_change import DataChange, compare_data
 from pretrain.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.process_group import decide_on_first_rank
 from pretrain.run_folder import METRICS_FILE, plain
@@ -122,6 +122,8 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
 def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
     manifest = load_manifest(step_dir)
     check_resumable(config, data, manifest, step_dir)
+    change = compare_data(data, manifest, step_dir)
+    change.check(config.resume.allow_data_change)
     DistReader(step_dir).check(build_table(config.model))
     state = TrainState(manifest.step, manifest.tokens_seen, manifest.samples_seen)
     then, now = manifest.config, plain(config)
@@ -129,21 +131,18 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
         manifest.eos_token_id,
         state,
         step_dir=step_dir,
-        guard=_keep_guard(data, manifest, step_dir),
+        guard=_keep_guard(change),
         export=manifest.export,
-        order=continue_order(data, manifest, step_dir),
+        order=change.order,
         changes=compare_configs(then, now),
-        remarks=(
-            *describe_learning_rate(then, now, state.tokens_seen),
-            *describe_data_change(data, manifest, step_dir),
-        ),
+        remarks=(*describe_learning_rate(then, now, state.tokens_seen), *change.describe()),
     )
 
 
-def _keep_guard(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> dict[str, Any]:
+def _keep_guard(change: DataChange) -> dict[str, Any]:
     """What the guard remembers; of another blend it knows no losses yet."""
-    same = data.train.order.means_the_same_as(read_former_order(manifest, step_dir))
-    return manifest.guard if same else {**manifest.guard, "losses": []}
+    guard = change.manifest.guard
+    return guard if change.is_same_blend else {**guard, "losses": []}
 
 
 def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> StartPoint:
@@ -163,7 +162,7 @@ def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:
 
 
 def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManifest, step_dir: Path) -> None:
-    """A run may change its layout and its settings, not its model, its tokenizer or (unasked) what its data hold."""
+    """A run may change its layout and its settings, not its model and its tokenizer."""
     check_same_model(model_config_from(manifest.model, str(step_dir)), config.model, str(step_dir))
     if manifest.stage != config.stage.name:
         raise UserError(
@@ -171,7 +170,6 @@ def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManife
             "run.name and give the earlier run as init_from."
         )
     _check_same_tokenizer(manifest.tokenizer, config, data, step_dir)
-    check_data_change(data, manifest, step_dir, config.resume.allow_data_change)
 
 
 def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunData, where: Path) -> None:
