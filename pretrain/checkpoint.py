@@ -84,9 +84,9 @@ class Checkpointer:
     def save(self, manifest: CheckpointManifest) -> None:
         """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
 
-        Raises: SaveError if the disk cannot hold or cannot take it, or could not take the one before.
+        A save before is finished by now. Raises: SaveError if the disk cannot hold or cannot take it.
         """
-        self.finish()
+        assert self._in_flight is None, "finish() comes first"
         save = _Save(step_directory(self._run_dir, manifest.step), manifest)
         gather_parameters(self._chunks)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
@@ -124,11 +124,11 @@ class Checkpointer:
             self._publish(save)
 
     def poll(self) -> None:
-        """Completes an asynchronous save that has been written meanwhile. Raises: as save."""
+        """Completes an asynchronous save that has been written meanwhile. Raises: SaveError if the disk could not."""
         self._complete(blocking=False)
 
     def finish(self) -> None:
-        """Waits for an asynchronous save. Raises: as save."""
+        """Waits for an asynchronous save. Raises: as poll."""
         self._complete(blocking=True)
 
     def take_reports(self) -> list[SaveReport]:
