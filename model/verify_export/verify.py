@@ -37,7 +37,7 @@ def verify_export(export: Path, *, read_values: bool = True, record_sums: bool =
     read_values: look for NaN and infinity in every tensor, which reads the weights once more. record_sums: where the
     export or an adapter in it has no SHA256SUMS and no check failed, write it.
 
-    Memory: some 100 MB however large the export.
+    Memory: some 50 MB above the imports, however large the export.
     Raises: UserError if `export` is no such directory at all. OSError if a file cannot be read.
     """
     directory.refuse_non_export(export)

@@ -24,7 +24,7 @@ from model.convert.safetensors_reader import (
 from model.verify_export.check import Check, failed, passed, skipped, warned
 
 Records = dict[str, TensorRecord]
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 4 * 2**20
 FILES = "weight files"
 SILENCE = "software that loads it skips unknown names and makes up missing tensors, often without a word"
 
@@ -115,7 +115,7 @@ def check_dtypes(records: Records, config: dict[str, Any]) -> Check:
 
 
 def check_values(files: list[Path]) -> Check:
-    """No infinite value and no NaN in any tensor of `files`. Memory: PIECE_BYTES, and as much again."""
+    """No infinite value and no NaN in any tensor of `files`. Memory: a few times PIECE_BYTES."""
     name = "values"
     try:
         records = [record for path in files for record in read_header(path)]
