@@ -9,37 +9,24 @@ Needs no small disk, so it runs without root; what is injected is the error that
 """
 
 import errno
-import json
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
+
+from tests.helpers.worker import take_jobs, train_or_tell
 
 TIMEOUT = timedelta(seconds=60)  # of collectives: ranks that do not meet fail here
 
 
 def main() -> None:
     """Runs the jobs of argv[1] in order; an error that a user would see goes to <run.dir>/error_rank<r>.txt."""
-    import torch.distributed as dist
-
-    from conf.compose import compose_run_config
-    from conf.errors import UserError
-    from pretrain.trainer import run_training
-
-    dist.init_process_group("gloo", timeout=TIMEOUT)
     fault: dict[str, Any] = {}
     break_disk(fault)
-    for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    for job in take_jobs(TIMEOUT):
         fault.clear()
         fault.update(job)
-        config = compose_run_config(job["overrides"])
-        try:
-            run_training(config)
-        except UserError as error:
-            (Path(config.run.dir) / f"error_rank{dist.get_rank()}.txt").write_text(str(error), encoding="utf-8")
-    dist.destroy_process_group()
+        train_or_tell(job["overrides"])
 
 
 def break_disk(fault: dict[str, Any]) -> None:

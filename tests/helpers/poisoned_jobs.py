@@ -6,45 +6,32 @@ and so the gradients. What a user would be told of a failure goes to <run.dir>/e
 appears when a run goes back.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.worker import take_jobs, train_or_tell
+
 WAIT_SECONDS, FOREVER = 0.2, 1000.0
 
 
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
-    from conf.compose import compose_run_config
-    from conf.errors import UserError
     from data_pipeline.loader import BatchLoader
     from pretrain.microbatches import MicrobatchBuilder
     from pretrain.report import RunReport
-    from pretrain.trainer import run_training
 
-    dist.init_process_group("gloo")
     job: dict[str, Any] = {}
     builder, loader = vars(MicrobatchBuilder), vars(BatchLoader)
     MicrobatchBuilder.prepare = poisoning(builder["prepare"], job)
     BatchLoader.microbatches = waiting(loader["microbatches"], job)
     RunReport.go_back = marking(vars(RunReport)["go_back"])
-    for each in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    for each in take_jobs():
         job.clear()
         job.update(each)
-        config = compose_run_config(job["overrides"])
-        try:
-            run_training(config)
-        except UserError as error:
-            (Path(config.run.dir) / f"error_rank{dist.get_rank()}.txt").write_text(str(error), encoding="utf-8")
-            parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+        train_or_tell(job["overrides"])
 
 
 def poisoning(prepare: Callable[..., Any], job: dict[str, Any]) -> Callable[..., Any]:

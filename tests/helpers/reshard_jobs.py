@@ -4,25 +4,20 @@
 directory or step directory. run: run folder to write step 0 into. layout: option of conf/parallel.
 """
 
-import json
-import sys
-from pathlib import Path
 from typing import Any
+
+from tests.helpers.worker import take_jobs
 
 
 def main() -> None:
-    # Inside a function: megatron-core's writer starts a helper process per rank, which imports this file again.
-    import torch.distributed as dist
     from megatron.core import parallel_state
 
     from model import cpu
 
     cpu.install()
-    dist.init_process_group("gloo")
-    for job in json.loads(Path(sys.argv[1]).read_text()):
+    for job in take_jobs():
         reshard(**job)
         parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
 
 
 def reshard(source: str, run: str, layout: str, dtype: str) -> None:

@@ -8,24 +8,22 @@ Both over all starts of the run in such a worker; the latest one of a sample.
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tests.helpers.worker import take_jobs
+
 
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
-    import torch.distributed as dist
-
     from conf.compose import compose_run_config
     from pretrain import microbatches
     from pretrain.trainer import run_training
 
-    dist.init_process_group("gloo")  # one for all jobs: starting one costs seconds
     draw = microbatches.add_noise
-    for overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
+    for overrides in take_jobs():
         digests: dict[str, str] = {}
         contents: dict[str, str] = {}
 
@@ -45,7 +43,6 @@ def main() -> None:
         run_training(config)
         _write(Path(config.run.dir), "noise", digests)
         _write(Path(config.run.dir), "tokens", contents)
-    dist.destroy_process_group()
 
 
 def digest_tokens(tokens: Any) -> str:
