@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from conf.atomic import atomic_directory
 from conf.schema.drafter import AdapterConfig
 from model.checksums import write_sums
-from model.draft_adapter import CONFIG_FILE, TARGET, WEIGHTS_FILE
-
-RECORD_FILE = "drafter.json"  # beside PEFT's two files: what the adapter was trained with
+from model.draft_adapter import CONFIG_FILE, RECORD_FILE, TARGET, WEIGHTS_FILE
 
 
 def attach_new_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> PeftModel:

@@ -8,9 +8,8 @@ from pathlib import Path
 from conf.atomic import atomic_write_text
 from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
-from lora.adapter import RECORD_FILE
 from model.checksums import SUMS_NAME
-from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 
 RUN_ID_FILE = "run_id"
 ADAPTER_FILES = {CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE}

@@ -15,9 +15,9 @@ from conf.schema import DocumentKind
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from lora.examples import Example, StoredExamples, hash_tokens, hash_values
-from lora.prompt_rows import encode_row, read_rows
 from lora.rows import is_tokenised, name_own_keys, read_checkpoint_value
 from model.load import check_vocabulary, load_tokenizer
+from model.prompt_rows import encode_row, read_rows
 
 SUFFIX = ".jsonl"
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def open_row_prompts(
     prompt_tokens: int,
     chat_template: str | None = None,
 ) -> RowPrompts:
-    """One prompt of every row (see lora.prompt_rows) that leaves room for a token of an answer.
+    """One prompt of every row (see model.prompt_rows) that leaves room for a token of an answer.
 
     prompt_tokens: of a text. chat_template: as DrafterConfig.chat_template; only its generation prompt is needed, so
     it need not mark answers. Raises: UserError naming the row that is no prompt, or if no prompt is left.

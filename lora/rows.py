@@ -16,7 +16,7 @@ from data_pipeline.prepare.identity import PLAN_NAME, BegunOtherwise
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
-from lora.prompt_rows import lacks_answer, read_rows
+from model.prompt_rows import lacks_answer, read_rows
 
 CONFIG_NAME = "config.json"
 # Keys of another command, which messages of prepare name.

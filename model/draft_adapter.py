@@ -14,6 +14,7 @@ from conf.json_file import read_json_object
 
 ADAPTER_FOLDER = "linear_spec_lora"  # of the released checkpoints, inside them
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+RECORD_FILE = "drafter.json"  # beside PEFT's two files: what an adapter of ours was trained with
 TARGET = "o_proj"
 KEY_PREFIX = "base_model.model."
 

@@ -23,9 +23,9 @@ MAY_IMPORT = {
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
         *("model.checkpoint_layout", "model.checksums", "model.draft_adapter", "model.hf"),
-        *("model.identity", "model.load"),
+        *("model.evaluation", "model.identity", "model.load", "model.prompt_rows"),
     ),
-    "launch": ("conf", "data_pipeline", "lora.evaluation", "model.draft_adapter", "model.hf", "launch"),
+    "launch": ("conf", "data_pipeline", "model.draft_adapter", "model.evaluation", "model.hf", "launch"),
     "launch/plan": (
         "conf",
         "launch.plan",

@@ -7,7 +7,7 @@ from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.processes import chat_command, read_output
 
 # One question per mode, of the held-out chats.
-MODES = ("ar", "block_diffusion", "linear_speculation")
+MODES = ("ar", "block_diffusion", "linear")
 MAX_NEW_TOKENS = 96
 
 

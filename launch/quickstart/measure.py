@@ -16,8 +16,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
-from lora.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
-from lora.evaluation.statistics import compute_distinct_share
+from model.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluation.statistics import compute_distinct_share
 from model.draft_adapter import ADAPTER_FOLDER, check_adapter
 
 NUM_PROMPTS = 8

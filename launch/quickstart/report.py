@@ -11,8 +11,8 @@ from launch.quickstart.folder import QuickstartFolder
 MODE_TITLES = {
     "ar": "AR",
     "block_diffusion": "block diffusion",
-    "linear_speculation": "linear speculation",
-    "linear_speculation_adapter": "linear + adapter",
+    "linear": "linear speculation",
+    "linear+adapter": "linear + adapter",
 }
 # Field of a mode's measurement, what the table calls it, digits after the point.
 ROWS = (

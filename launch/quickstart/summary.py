@@ -13,7 +13,7 @@ from conf.schema.drafter import DrafterConfig
 from launch.quickstart.curves import StageCurves, load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json
 from launch.quickstart.processes import NUM_PROCESSES
-from lora.evaluation.records import LINEAR, LINEAR_ADAPTER
+from model.evaluation.records import LINEAR, LINEAR_ADAPTER
 
 PACKAGES = ("torch", "megatron-core", "transformers", "peft", "deepspeed", "tokenizers", "hydra-core", "numpy")
 AR_MARGIN_NATS = 0.5

@@ -1,9 +1,8 @@
-"""What a draft adapter gains: the same prompts decoded with it, without it and autoregressively.
+"""What a draft adapter gains: linear self-speculation with it, without it, and AR, on the same prompts.
 
-records.py     what passes between the parts
-prompts.py     rows of the user's files -> token ids
-decoding.py    one prompt in three modes -> tokens, forwards, cycles, seconds, and whether they agree
-statistics.py  decoded prompts -> ratios per group, gain with its interval
-evaluate.py    all of it: evaluate_drafter, the function to import
+Decoding, comparison with AR and numbers are those of model/evaluation.
+
+statistics.py  decoded prompts -> the gain with its interval
+evaluate.py    evaluate_drafter, the function to import
 report.py, table.py, plot.py  evaluation.json, the table, evaluation.png
 """

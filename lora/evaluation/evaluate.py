@@ -1,39 +1,30 @@
-"""The evaluation as a function: what the command line, the quickstart and the benchmark call."""
+"""The evaluation as a function: what the command line and the benchmark call."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from conf.errors import UserError
-from lora.evaluation.decoding import PromptDecoder
-from lora.evaluation.options import EvaluationOptions
-from lora.evaluation.prompts import check_room
-from lora.evaluation.records import SPECULATIVE, Agreement, DecodedPrompt, Prompt
-from lora.evaluation.statistics import GroupNumbers, summarize
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
-from model.load import find_stop_ids
+from lora.evaluation.statistics import GroupGain, summarize_gain
+from model.evaluation.evaluate import Track, evaluate_modes
+from model.evaluation.options import EvaluationOptions
+from model.evaluation.records import AR, LINEAR, DecodedBatch, Prompt, choose_variants
 
-Track = Callable[[Sequence[Prompt]], Iterable[Prompt]]
+# Settings that say how the numbers came about; the others have no effect here.
+SETTINGS = ("dtype", "device", "block_length", "max_new_tokens", "resamples")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """groups: in the order in which prompts name them. settings: dtype, device and lengths, for reports."""
+class DrafterEvaluation:
+    """groups: in the order in which prompts name them. batches: of one prompt each. settings: for reports.
 
-    overall: GroupNumbers
-    groups: dict[str, GroupNumbers]
-    decoded: list[DecodedPrompt]
+    differences: place and mode of outputs that are not AR's though they should be: a defect, or a broken device.
+    """
+
+    overall: GroupGain
+    groups: dict[str, GroupGain]
+    batches: list[DecodedBatch]
     settings: dict[str, Any]
-
-    @property
-    def differences(self) -> list[tuple[str, str]]:
-        """Place and mode of outputs that are not AR's though they should be: a defect, or a broken device."""
-        return [
-            (decoded.prompt.place, mode)
-            for decoded in self.decoded
-            for mode in SPECULATIVE
-            if decoded.agreements[mode] is Agreement.different
-        ]
+    differences: list[tuple[str, str]]
 
 
 def evaluate_drafter(
@@ -43,40 +34,26 @@ def evaluate_drafter(
     *,
     stop_ids: tuple[int, ...] | None = None,
     track: Track = iter,
-) -> Evaluation:
+) -> DrafterEvaluation:
     """Decode every prompt by AR and by linear self-speculation without and with the attached draft adapter.
 
     model: an export's, loaded any way, with a draft adapter attached (see attach_adapter) and switched on.
-    stop_ids: tokens that end an answer; None takes the model's own. track: wraps the prompts in a progress bar.
+    stop_ids: tokens that end an answer; None takes the model's own. track: wraps the jobs in a progress bar.
 
     Raises: UserError if the model has no adapter, or prompts are missing or too long.
     """
     options = options or EvaluationOptions()
-    if not find_draft_adapter_layers(model):
-        raise UserError("the model has no draft adapter to evaluate: attach one")
-    if not prompts:
-        raise UserError("there are no prompts to evaluate on: give at least one")
-    check_room(prompts, options.max_new_tokens, model.config.max_position_embeddings)
-    block_length = options.block_length or model.config.block_size
-    decoder = PromptDecoder(
-        model,
-        max_new_tokens=options.max_new_tokens,
-        block_length=block_length,
-        stop_ids=find_stop_ids(model) if stop_ids is None else stop_ids,
+    variants = choose_variants((AR, LINEAR), has_adapter=True)
+    evaluation = evaluate_modes(model, prompts, variants, options, stop_ids=stop_ids, track=track)
+    resampling = (options.resamples, options.resampling_seed)
+    settings = {name: evaluation.settings[name] for name in SETTINGS} | {"seed": options.resampling_seed}
+    return DrafterEvaluation(
+        overall=summarize_gain(evaluation.batches, *resampling),
+        groups={
+            name: summarize_gain([batch for batch in evaluation.batches if batch.group == name], *resampling)
+            for name in evaluation.groups
+        },
+        batches=evaluation.batches,
+        settings=settings,
+        differences=evaluation.differences,
     )
-    decoder.warm_up(prompts[0])
-    decoded = [decoder.decode(prompt) for prompt in track(prompts)]
-    weight = model.get_input_embeddings().weight
-    settings = {
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": str(weight.device),
-        "block_length": block_length,
-        "max_new_tokens": options.max_new_tokens,
-        "resamples": options.resamples,
-        "seed": options.seed,
-    }
-    groups = {
-        group: summarize([d for d in decoded if d.prompt.group == group], options.resamples, options.seed)
-        for group in dict.fromkeys(prompt.group for prompt in prompts)
-    }
-    return Evaluation(summarize(decoded, options.resamples, options.seed), groups, decoded, settings)

@@ -4,16 +4,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lora.evaluation.evaluate import Evaluation
-from lora.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
-from lora.evaluation.statistics import GroupNumbers, ModeNumbers
+from lora.evaluation.evaluate import DrafterEvaluation
+from lora.evaluation.report import agreement_of
+from lora.evaluation.statistics import GroupGain
+from model.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluation.table import FEW_4GRAMS, describe_agreement, mark_loops
 
 TITLES = {AR: "AR", LINEAR: "linear", LINEAR_ADAPTER: "linear + adapter"}
 LABEL_WIDTH, GAIN_WIDTH = 17, 20
-FEW_4GRAMS = 0.5  # below, half of what AR writes repeats itself
 
 
-def build_table(evaluation: Evaluation) -> Table:
+def build_table(evaluation: DrafterEvaluation) -> Table:
     """Three modes per group, and of all prompts where there are several groups."""
     settings = evaluation.settings
     table = Table(
@@ -39,40 +40,25 @@ def build_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def _add_group(table: Table, name: str, group: GroupNumbers) -> None:
-    table.add_row(Text(f"{name} ({group.num_prompts})", style="bold"))
+def _add_group(table: Table, name: str, group: GroupGain) -> None:
+    table.add_row(Text(f"{name} ({group.numbers.num_prompts})", style="bold"))
     for mode, numbers in group.modes.items():
         table.add_row(
             f" {TITLES[mode]}",
             "-" if numbers.acceptance_length is None else f"{numbers.acceptance_length:.2f}",
             f"{numbers.tokens_per_forward:.2f}",
             f"{numbers.tokens_per_second:.0f}",
-            "" if mode == AR else describe_agreement(numbers),
+            "" if mode == AR else describe_agreement(agreement_of(numbers)),
             describe_gain(group) if mode == LINEAR_ADAPTER else "",
-            _mark_loops(group.distinct_4grams) if mode == AR else "",
+            mark_loops(group.distinct_4grams) if mode == AR else "",
         )
     table.add_section()
 
 
-def describe_gain(group: GroupNumbers) -> str:
+def describe_gain(group: GroupGain) -> str:
     """Gain and interval in percent, with a decimal where there is room for it."""
     values = (group.gain_percent, *(group.interval or ()))
     digits = 0 if max(map(abs, values)) >= 100 else 1
     gain, *interval = (f"{value:.{digits}f}" for value in values)
     signed = gain if gain.startswith("-") else f"+{gain}"
     return f"{signed} ({interval[0]}..{interval[1]})" if interval else signed
-
-
-def describe_agreement(numbers: ModeNumbers) -> Text:
-    """yes, the number of ties, the share of equal outputs where the dtype promises nothing, or how many differ."""
-    if numbers.num_different:
-        return Text(f"NO: {numbers.num_different}", style="bold red")
-    if numbers.num_rounded:
-        return Text(f"{numbers.num_equal / (numbers.num_equal + numbers.num_rounded):.0%}")
-    if numbers.num_ties:
-        return Text(f"{numbers.num_ties} tie{'s' if numbers.num_ties > 1 else ''}")
-    return Text("yes")
-
-
-def _mark_loops(distinct: float) -> Text:
-    return Text(f"{distinct:.2f}", style="yellow" if distinct < FEW_4GRAMS else "")

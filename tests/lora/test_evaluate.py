@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from lora import evaluate
-from lora.evaluation import decoding
+from model.evaluation import decoding
 from model.identity import identify_checkpoint
 from tests.helpers.tiny_exports import TEXT, make_repetitive_model, save_random_adapter, save_tiny_export
 
@@ -82,14 +82,14 @@ def test_plain_peft_on_the_export_counts_the_same(export: Path, prompts: list[Pa
         assert measured["modes"]["ar"]["num_forwards"] == num_forwards
         output, num_forwards = model.linear_spec_generate(ids, NEW_TOKENS)
         assert torch.equal(output, expected)
-        assert measured["modes"]["linear_speculation_adapter"]["num_forwards"] == num_forwards
+        assert measured["modes"]["linear+adapter"]["num_forwards"] == num_forwards
         assert 0 < len(calls) <= (num_forwards - 1) / 2
         with model.disable_adapter():
             calls.clear()
             output, num_forwards = model.linear_spec_generate(ids, NEW_TOKENS)
         assert torch.equal(output, expected)
         assert not calls
-        assert measured["modes"]["linear_speculation"]["num_forwards"] == num_forwards
+        assert measured["modes"]["linear"]["num_forwards"] == num_forwards
     assert report["acceptance_length_after"] < report["acceptance_length_before"]
     assert report["interval"][0] <= report["gain_percent"] <= report["interval"][1]
     assert report["equals_greedy_ar"] is True
@@ -108,14 +108,15 @@ def test_json_is_all_there_is_on_standard_output(
 def test_other_tokens_than_ars_are_status_1_after_the_table(
     export: Path, prompts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    real = decoding.decode_linear_speculation
+    real = decoding.decode
 
-    def differ(*arguments: Any, **options: Any) -> Any:
-        result = real(*arguments, **options)
-        result.output_ids[0, -1] = 9
+    def differ(model: Any, mode: str, *arguments: Any, **options: Any) -> Any:
+        result = real(model, mode, *arguments, **options)
+        if mode == "linear":
+            result.output_ids[0, -1] = 9
         return result
 
-    monkeypatch.setattr(decoding, "decode_linear_speculation", differ)
+    monkeypatch.setattr(decoding, "decode", differ)
     assert run(export, prompts, tmp_path / "out", "--limit", "1") == 1
     shown = capsys.readouterr()
     assert "NO: 1" in shown.out

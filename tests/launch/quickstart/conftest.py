@@ -10,7 +10,7 @@ from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 from launch.quickstart.folder import QuickstartFolder
 
-MODES = ("ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter")
+MODES = ("ar", "block_diffusion", "linear", "linear+adapter")
 EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2], "sft": [2.5, 2.1, 1.9]}
 
 
@@ -73,8 +73,8 @@ def write_drafter_run(folder: QuickstartFolder) -> None:
 
 
 def measurement(mode: str) -> dict:
-    drafts = mode.startswith("linear_speculation")
-    acceptance = {"linear_speculation": 1.93, "linear_speculation_adapter": 2.21}.get(mode)
+    drafts = mode.startswith("linear")
+    acceptance = {"linear": 1.93, "linear+adapter": 2.21}.get(mode)
     return {
         "new_tokens": 100,
         "num_forwards": 50 if drafts else 100,

@@ -46,10 +46,10 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_mode_is_measured(export: Path, heldout: Path) -> None:
     values = measure.run_decoding(export, heldout)
     modes = values["modes"]
-    assert list(modes) == ["ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter"]
+    assert list(modes) == ["ar", "block_diffusion", "linear", "linear+adapter"]
     assert modes["ar"]["tokens_per_forward"] == 1
     assert modes["ar"]["real_context_acceptance"] is modes["block_diffusion"]["acceptance_length"] is None
-    for mode in ("linear_speculation", "linear_speculation_adapter"):
+    for mode in ("linear", "linear+adapter"):
         linear = modes[mode]
         assert linear["equals_greedy_ar"] is True
         assert 1 <= linear["acceptance_length"] <= 8
@@ -64,8 +64,8 @@ def test_only_the_last_mode_drafts_with_the_adapter(export: Path, heldout: Path)
     without = real_context_acceptance(model, prefixes, 8).double().mean()
     attach_adapter(model, export / "linear_spec_lora")
     adapted = real_context_acceptance(model, prefixes, 8).double().mean()
-    assert modes["linear_speculation"]["real_context_acceptance"] == without
-    assert modes["linear_speculation_adapter"]["real_context_acceptance"] == adapted
+    assert modes["linear"]["real_context_acceptance"] == without
+    assert modes["linear+adapter"]["real_context_acceptance"] == adapted
     assert adapted < without == 8
 
 

@@ -81,14 +81,14 @@ def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
     first = run_program(*arguments)
     assert first.returncode == 1, first.stderr
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
-    assert summary["modes"]["linear_speculation"]["equals_greedy_ar"]
-    assert summary["modes"]["linear_speculation_adapter"]["equals_greedy_ar"]
+    assert summary["modes"]["linear"]["equals_greedy_ar"]
+    assert summary["modes"]["linear+adapter"]["equals_greedy_ar"]
     assert summary["drafter"]["steps"] == 2
     assert (tmp_path / "quickstart" / "export" / "linear_spec_lora" / "adapter_config.json").is_file()
     assert summary["stages"]["ar"]["layout"]["tensor_parallel"] == 2
     assert summary["stages"]["joint"]["layout"]["pipeline_parallel"] == 2
     assert summary["stages"]["sft"]["layout"]["data_parallel"] == 2
-    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"]) - {"linear_speculation_adapter"}
+    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"]) - {"linear+adapter"}
     assert all(answer["prompt"] for answer in summary["answers"])
     assert (tmp_path / "quickstart" / "loss_curves.png").stat().st_size > 10_000
     again = run_program(*arguments)

@@ -45,7 +45,7 @@ def test_promised_fields_are_there(finished_folder: QuickstartFolder, summarize)
     save_summary(finished_folder, summarize(finished_folder))
     summary = json.loads(finished_folder.summary.read_text())
     assert set(summary) >= {"modes", "stages", "drafter", "unigram_entropy", "export_dir", "seconds", "versions"}
-    assert list(summary["modes"]) == ["ar", "block_diffusion", "linear_speculation", "linear_speculation_adapter"]
+    assert list(summary["modes"]) == ["ar", "block_diffusion", "linear", "linear+adapter"]
     assert all(set(values) >= MODE_FIELDS for values in summary["modes"].values())
     assert all(set(values) >= STAGE_FIELDS for values in summary["stages"].values())
     assert summary["seconds"] == {"data": 2.0, "joint": 200.5, "total": 202.5}
@@ -84,10 +84,10 @@ def test_a_good_run_passes_every_check(finished_folder: QuickstartFolder, summar
         (1, lambda s: s["stages"]["joint"]["heldout_evaluations"][2].update(diffusion_loss=3.7)),
         (1, lambda s: s["stages"]["joint"].update(heldout_evaluations=s["stages"]["joint"]["heldout_evaluations"][:3])),
         (2, lambda s: s["stages"]["sft"]["heldout_evaluations"][-1].update(ar_loss=2.5)),
-        (3, lambda s: s["modes"]["linear_speculation"].update(real_context_acceptance=1.8)),
-        (4, lambda s: s["modes"]["linear_speculation"].update(equals_greedy_ar=False)),
-        (5, lambda s: s["modes"]["linear_speculation_adapter"].update(real_context_acceptance=2.0)),
-        (6, lambda s: s["modes"]["linear_speculation_adapter"].update(equals_greedy_ar=False)),
+        (3, lambda s: s["modes"]["linear"].update(real_context_acceptance=1.8)),
+        (4, lambda s: s["modes"]["linear"].update(equals_greedy_ar=False)),
+        (5, lambda s: s["modes"]["linear+adapter"].update(real_context_acceptance=2.0)),
+        (6, lambda s: s["modes"]["linear+adapter"].update(equals_greedy_ar=False)),
     ],
 )
 def test_each_broken_promise_fails_its_check(finished_folder: QuickstartFolder, summarize, number: int, spoil) -> None:

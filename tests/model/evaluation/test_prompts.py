@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model.evaluation.prompts import check_room, read_prompts
 from transformers import PreTrainedTokenizerFast
 
 from conf.errors import UserError
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.tokenizer import train_tokenizer
-from lora.evaluation.prompts import check_room, read_prompts
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.tokenizer import train_tokenizer
-from lora.prompt_rows import encode_row, lacks_answer, read_rows
+from model.prompt_rows import encode_row, lacks_answer, read_rows
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 
 QUESTION = {"role": "user", "content": "Why?"}

@@ -1,0 +1,126 @@
+"""The speed of light: how few forwards block diffusion could need for the text that greedy AR writes.
+
+An oracle that knows this text stands in for the sampler. The prefill yields the first token. Every block begins with a
+known token, its seed; the others are masked. In each denoising forward over the block, behind the true prefix, the
+oracle commits every masked position whose best token is already AR's, and at least one: the first masked position gets
+AR's token where none is right. One causal forward commits a full block and yields the next seed, exactly as in block
+diffusion; behind the last block there is none. So
+
+    forwards = 1 prefill + denoising forwards of all blocks + (blocks - 1) commits,
+
+the counting of every mode here: tokens / forwards may be held against their tokens per forward. A second figure leaves
+out the commits, which a sampler could merge with the first denoising forward of the next block. Which of the two the
+published 7.60 (blocks of 32) is, is not known here.
+
+A last block is as long as what is left of max_new_tokens; masked positions behind a stop token are context, not work.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.cache_nemotron_labs_diffusion import PrefixCache
+
+# Known positions of a block [N] -> the best token at every position [N], where what is not known is masked.
+Predict = Callable[[list[bool]], Sequence[int]]
+# Start of a block among the new tokens, AR's tokens in it, its length [>= their number] -> its predictions.
+OpenBlock = Callable[[int, list[int], int], Predict]
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Forwards of the oracle over one or more responses of `new_tokens` together."""
+
+    new_tokens: int
+    num_prefills: int
+    num_denoising: int
+    num_commits: int
+
+    @property
+    def num_forwards(self) -> int:
+        """As block diffusion counts them."""
+        return self.num_prefills + self.num_denoising + self.num_commits
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """The ceiling."""
+        return self.new_tokens / self.num_forwards
+
+    @property
+    def tokens_per_forward_without_commits(self) -> float:
+        """The ceiling of a sampler whose commits cost no forward of their own."""
+        return self.new_tokens / (self.num_prefills + self.num_denoising)
+
+
+def add_ceilings(ceilings: Sequence[Ceiling]) -> Ceiling:
+    """That of all responses together."""
+    return Ceiling(
+        sum(c.new_tokens for c in ceilings),
+        sum(c.num_prefills for c in ceilings),
+        sum(c.num_denoising for c in ceilings),
+        sum(c.num_commits for c in ceilings),
+    )
+
+
+def measure_ceiling(
+    model: Any, prompt_ids: list[int], response: list[int], *, block_length: int, max_new_tokens: int
+) -> Ceiling:
+    """The oracle's forwards for a response of greedy AR, stop token included. A draft adapter is not used."""
+    with torch.no_grad(), DraftAdapter(model).suspended():
+        return walk(response, block_length, max_new_tokens, _BlockReader(model, prompt_ids, response).open)
+
+
+def walk(response: list[int], block_length: int, max_new_tokens: int, open_block: OpenBlock) -> Ceiling:
+    """Let the oracle fill every block of the response. Blocks are opened from the last one to the first."""
+    starts = range(0, len(response), block_length)
+    num_denoising = 0
+    for start in reversed(starts):
+        target = response[start : start + block_length]
+        predict = open_block(start, target, min(block_length, max_new_tokens - start))
+        num_denoising += count_denoising_forwards(target, predict)
+    return Ceiling(len(response), 1, num_denoising, len(starts) - 1)
+
+
+def count_denoising_forwards(target: list[int], predict: Predict) -> int:
+    """Forwards until all of a block is known. target: AR's tokens of it, the first of which is the seed."""
+    known = [True] + [False] * (len(target) - 1)
+    count = 0
+    while not all(known):
+        predicted = predict(known)
+        count += 1
+        first = known.index(False)
+        known = [was or right for was, right in zip(known, map(int.__eq__, predicted, target), strict=False)]
+        known[first] = True
+    return count
+
+
+class _BlockReader:
+    """Predictions of a model for blocks of one response, each behind the true tokens before it.
+
+    All true tokens are cached by one causal forward and forgotten again from the end, block by block.
+    """
+
+    def __init__(self, model: Any, prompt_ids: list[int], response: list[int]):
+        self._model = model
+        self._device = model.get_input_embeddings().weight.device
+        self._prompt_length = len(prompt_ids)
+        self._cache = PrefixCache(model.config.num_hidden_layers)
+        tokens = torch.tensor([prompt_ids + response], device=self._device)
+        model(tokens, past_key_values=self._cache, logits_to_keep=1)
+
+    def open(self, start: int, target: list[int], length: int) -> Predict:
+        """The block of `length` tokens that begins at `start` of the response."""
+        self._cache.crop(self._prompt_length + start)
+
+        def predict(known: list[bool]) -> list[int]:
+            mask = self._model.config.mask_token_id
+            shown = [token if is_known else mask for token, is_known in zip(target, known, strict=True)]
+            block = torch.tensor([shown + [mask] * (length - len(target))], device=self._device)
+            logits = self._model(block, past_key_values=self._cache, bidirectional=True, commit=False).logits[0]
+            logits[:, mask] = -torch.inf  # no sampler ever chooses it
+            return logits.argmax(-1).tolist()
+
+        return predict

@@ -1,0 +1,183 @@
+"""What the command lines of evaluations share. Torch and transformers are imported once a checkpoint is to be read."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from conf.entry import count
+from conf.errors import UserError
+from conf.json_file import read_json_object
+from conf.schema.drafter import AnswersConfig
+from model.draft_adapter import ADAPTER_FOLDER, RECORD_FILE
+from model.evaluation.options import EvaluationOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from model.evaluation.records import Prompt
+
+EXIT_DIFFERENCE = 1
+DEFAULTS = EvaluationOptions()
+DEFAULT_PROMPT_TOKENS = AnswersConfig.prompt_tokens  # those a model is trained to answer, unless told otherwise
+PROMPT_ROWS = """prompts, one JSON object per line:
+  {"prompt": "def fibonacci("}              encoded as it is, reserved tokens in it included
+  {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
+                                            through the chat template; an answer at the end is left out
+  {"text": "..."}                           its first tokens (--prompt-tokens) are continued
+  "group": "code"                           besides, sorts them; without it the name of the file does
+"""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint on its device, with the adapter attached if one was given, and the prompts in its tokens."""
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerFast"
+    prompts: list["Prompt"]
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """--prompts, --limit, --prompt-tokens."""
+    parser.add_argument("--prompts", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl files")
+    parser.add_argument("--limit", type=count, metavar="N", help="at most N prompts of each group, the first ones")
+    parser.add_argument(
+        "--prompt-tokens",
+        type=count,
+        default=DEFAULT_PROMPT_TOKENS,
+        metavar="N",
+        help="of a text; default: %(default)s",
+    )
+
+
+def add_decoding_options(group: argparse._ArgumentGroup) -> None:
+    """--max-new-tokens, --block-length, --device, --dtype."""
+    group.add_argument(
+        "--max-new-tokens", type=count, default=DEFAULTS.max_new_tokens, metavar="N", help="default: %(default)s"
+    )
+    group.add_argument("--block-length", type=block_length, metavar="N", help="default: block_size of the checkpoint")
+    group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
+    group.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+
+
+def add_report_options(group: argparse._ArgumentGroup, report: str, pictures: str) -> None:
+    """--output, --resamples, --json. report, pictures: names of the files."""
+    group.add_argument(
+        "--output", type=Path, metavar="DIR", help=f"of {report} and {pictures}; default: EXPORT-evaluation"
+    )
+    group.add_argument(
+        "--resamples",
+        type=count,
+        default=DEFAULTS.resamples,
+        metavar="N",
+        help="of the prompts, for the confidence interval; default: %(default)s",
+    )
+    group.add_argument("--json", action="store_true", help=f"print {report} instead of the table")
+
+
+def choose_output(export: Path, output: Path | None) -> Path:
+    """The folder of the report. Raises: UserError if it is a file or lies in the checkpoint, which stays as it is."""
+    export = export.resolve()
+    chosen = export.with_name(f"{export.name}-evaluation") if output is None else output
+    if chosen.resolve().is_relative_to(export):
+        raise UserError(f"--output {chosen} lies in the checkpoint: choose a folder outside of it")
+    if chosen.exists() and not chosen.is_dir():
+        raise UserError(f"--output {chosen} is a file: choose a folder")
+    return chosen
+
+
+def choose_adapter(export: Path, adapter: Path | None) -> Path:
+    """The adapter named, else the checkpoint's own. Raises: UserError if neither is there."""
+    if adapter is not None:
+        return adapter
+    folder = export / ADAPTER_FOLDER
+    if export.is_dir() and not folder.is_dir():
+        raise UserError(f"{export} has no {ADAPTER_FOLDER}/: train one (python -m lora.train), or use --adapter")
+    return folder
+
+
+def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
+    """What the options above name; small files are read and checked before weights. adapter: to attach, if any.
+
+    Raises: UserError if something given cannot work.
+    """
+    from model.evaluation.prompts import read_prompts
+    from model.load import attach_adapter, check_export, check_vocabulary, load_export, load_tokenizer
+
+    check_export(options.export)
+    tokenizer = load_tokenizer(options.export)
+    prompts = read_prompts(options.prompts, tokenizer, prompt_tokens=options.prompt_tokens, limit=options.limit)
+    if adapter is not None:
+        check_trained_for(adapter, options.export)
+    model: Any = load_export(options.export, dtype=options.dtype, device=options.device)
+    check_vocabulary(options.export, tokenizer, model.config.vocab_size)
+    if adapter is not None:
+        attach_adapter(model, adapter)
+    return Loaded(model, tokenizer, prompts)
+
+
+def check_trained_for(adapter: Path, export: Path) -> None:
+    """Raises: UserError if `adapter` says that it was trained for other weights; not every adapter says."""
+    from model.identity import identify_checkpoint
+
+    path = adapter / RECORD_FILE
+    if not path.is_file():
+        return
+    trained_for = read_json_object(path, f"{path} has gone").get("checkpoint")
+    if trained_for not in (None, identify_checkpoint(export)):
+        raise UserError(
+            f"the draft adapter in {adapter} was trained for another checkpoint than {export}: train one for this one "
+            f"(python -m lora.train). If the same weights only lie in other files, remove {path}"
+        )
+
+
+def describe_inputs(options: argparse.Namespace, adapter: Path | None) -> dict[str, Any]:
+    """What was evaluated, for the report."""
+    return {
+        "checkpoint": str(options.export),
+        "adapter": None if adapter is None else str(adapter),
+        "prompt_files": [str(path) for path in options.prompts],
+        "prompt_tokens": options.prompt_tokens,
+        "limit": options.limit,
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The content of a report on standard output, and nothing else."""
+    print(json.dumps(report, indent=2), flush=True)
+
+
+def track(jobs: Sequence[Any], description: str = "decoding") -> Iterator[Any]:
+    """A progress bar on standard error, gone when all is done."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(jobs, description=description)
+
+
+def report_differences(differences: Sequence[tuple[str, str]]) -> int:
+    """The exit status; says where speculation was not lossless. differences: place and mode."""
+    if not differences:
+        return 0
+    place, mode = differences[0]
+    print(
+        f"error: {len(differences)} outputs of self-speculation are not greedy AR's, the first one at {place} in mode "
+        f"{mode}: the device computes wrongly, or this is a defect; please report it",
+        file=sys.stderr,
+    )
+    return EXIT_DIFFERENCE
+
+
+def block_length(text: str) -> int:
+    """Tokens of a drafted block: the seed and at least one."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft beside the seed: it must be at least 2")
+    return value

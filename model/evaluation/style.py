@@ -1,0 +1,74 @@
+"""How the pictures of evaluations look."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
+# By name of the variant; the adapter darkens a mode's colour.
+COLORS = {
+    "ar": MUTED,
+    "block_diffusion": "#d97706",
+    "linear": "#7aa7f7",
+    "linear+adapter": "#1d4ed8",
+    "quadratic": "#6ec6a0",
+    "quadratic+adapter": "#0f7a4d",
+}
+DASHES = (0, (5, 4))
+OUTLINE = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # of text over lines
+LABEL_CHARACTERS = 28
+
+
+def make_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """Figure and array of axes [rows, columns]; size in inches."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(rows, columns, figsize=size, dpi=150, layout="constrained", squeeze=False, **options)
+
+
+def save_png(figure: Any) -> bytes:
+    """The picture; the figure is closed."""
+    from matplotlib import pyplot
+
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    pyplot.close(figure)
+    return picture.getvalue()
+
+
+def style_axes(axes: Any, *, grid: str = "x") -> None:
+    """Light grid along one axis or both, no frame but the bottom line. grid: x, y or both."""
+    axes.grid(axis=grid, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, length=0)
+    for label in axes.get_yticklabels():
+        label.set_color(INK)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(GRID)
+
+
+def label_rows(axes: Any, names: Sequence[str]) -> None:
+    """Names from top to bottom at 0, 1, ..."""
+    axes.set_yticks(range(len(names)), [shorten(name) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def write(axes: Any, text: str, point: tuple[float, float], points_above: int) -> None:
+    """Over whatever lines pass there."""
+    place = {"xytext": (0, points_above), "textcoords": "offset points", "ha": "center"}
+    axes.annotate(text, point, fontsize=8.5, color=INK, bbox=OUTLINE, zorder=2.5, **place)
+
+
+def add_legend(figure: Any, axes: Any, columns: int) -> None:
+    """Below the picture, what the labels of `axes` say."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def shorten(name: str) -> str:
+    """At most LABEL_CHARACTERS of it."""
+    return name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 1] + "…"
