@@ -25,18 +25,29 @@ _DROPPED = {"transformers_version", "_name_or_path", "dtype", "pad_token_id"}
 def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: str) -> dict[str, Any]:
     """The whole config.json. dtype: `bfloat16` or `float32`, of the exported tensors."""
     mask_token_id = manifest.tokenizer["mask_token_id"]
-    decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, manifest.eos_token_id)
+    eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
+    decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, eos)
     return _RELEASED_VALUES | manifest.export | decided
 
 
 def kept_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Keys of an imported export that no field of a manifest decides: what a later export must give back."""
+    """Keys of an imported export that no field of a manifest decides: what a later export must give back.
+
+    Several ends of an answer are kept too: a manifest names one.
+    """
     decided = _decided_values(model, "", 0, 0, 0).keys() | _DROPPED
+    if isinstance(values.get("eos_token_id"), list):
+        decided -= {"eos_token_id"}
     return {key: value for key, value in values.items() if key not in decided}
 
 
+def _stop_ids(kept: Any, eos_token_id: int) -> int | list[int]:
+    """All ends of an answer that were imported, unless training has chosen another one since."""
+    return kept if isinstance(kept, list) and eos_token_id in kept else eos_token_id
+
+
 def _decided_values(
-    model: ModelConfig, dtype: str, mask_token_id: int, block_size: int, eos_token_id: int
+    model: ModelConfig, dtype: str, mask_token_id: int, block_size: int, eos_token_id: int | list[int]
 ) -> dict[str, Any]:
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
