@@ -8,6 +8,8 @@ import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from torch import Tensor
 
 from conf.schema import Dtype, OptimizerConfig, ParallelConfig, PrecisionConfig
 from model.transformer_config import TORCH_DTYPES
@@ -87,13 +89,24 @@ def build_optimizer(
     return built
 
 
-def compute_grad_norm(built: MegatronOptimizer) -> float:
+def compute_grad_norm(built: MegatronOptimizer) -> float | Tensor:
     """Norm of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
 
-    `step` computes it again: what it does in between depends on the kind of optimizer.
+    On a GPU a tensor [1], as megatron-core clips with it.
     """
     built.prepare_grads()
-    return float(built.get_grad_norm())
+    return built.get_grad_norm()
+
+
+def update_weights(built: MegatronOptimizer, grad_norm: float | Tensor) -> None:
+    """Clips the gradients, of which this is the norm, and updates the weights with them.
+
+    megatron-core's ChainedOptimizer.step from where the norm is known; no parameter of ours is clipped by itself.
+    """
+    clip_norm, parameters = built.config.clip_grad, built.get_parameters()
+    if clip_norm > 0 and parameters:
+        clip_grad_by_total_norm_fp32(parameters, clip_norm, grad_norm)  # type: ignore[arg-type]
+    built.step_with_ready_grads()
 
 
 def set_hyperparameters(built: MegatronOptimizer, optimizer: OptimizerConfig, learning_rate: float) -> None:

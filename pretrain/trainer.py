@@ -33,18 +33,19 @@ from pretrain.integrity import find_intact_checkpoint
 from pretrain.logs import start_console_logging, start_logging
 from pretrain.microbatches import MicrobatchBuilder
 from pretrain.objective.losses import LossStats
-from pretrain.optimizer import build_optimizer, compute_grad_norm, set_hyperparameters, wrap_data_parallel
+from pretrain.optimizer import (
+    build_optimizer,
+    compute_grad_norm,
+    set_hyperparameters,
+    update_weights,
+    wrap_data_parallel,
+)
 from pretrain.process_group import decide_on_first_rank, run_on_first_rank
 from pretrain.report import RunReport, StepOutcome, describe_bad_step
 from pretrain.run_folder import lock_run_folder, record_run
 from pretrain.schedule import compute_learning_rate
 from pretrain.sharded_state import load_checkpoint
-from pretrain.start import (
-    StartPoint,
-    agree_on_start,
-    build_manifest,
-    load_initial_weights,
-)
+from pretrain.start import StartPoint, agree_on_start, build_manifest, load_initial_weights
 from pretrain.start_record import record_start
 from pretrain.state import TrainState
 from pretrain.status import RunPhase
@@ -204,13 +205,14 @@ class Trainer:
         stats = LossStats.from_sums(sums, step.counts, self._is_joint)
         learning_rate = self._learning_rate()
         set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
-        grad_norm = compute_grad_norm(self.optimizer)
+        norm = compute_grad_norm(self.optimizer)
+        grad_norm = float(norm)
         verdict = self.guard.judge(stats.loss, math.isfinite(grad_norm))
         seconds = data_seconds + self.own_time.seconds
         beat = exchange(stop.received() or 0, verdict, seconds, self.ranks.device)
         applied = self.guard.applies(beat.verdict)
         if applied:
-            self.optimizer.step()
+            update_weights(self.optimizer, norm)
         self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
         seconds = time.perf_counter() - started
         outcome = StepOutcome(stats, step.counts, grad_norm, learning_rate, seconds, data_seconds, beat, applied)
