@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from conf.atomic import atomic_file
 from launch.quickstart.curves import StageCurves, smooth
 
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
@@ -32,10 +33,9 @@ def draw_curves(stages: list[StageCurves], unigram_entropy: float, path: Path) -
     _style(axes, first, [entry["ar_loss"] for stage in stages for entry in stage.heldout])
     _add_legend(axes)
     figure.tight_layout()
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
     pyplot.close(figure)
-    partial.replace(path)
 
 
 def _points(entries: list[dict[str, Any]], name: str, offset: float) -> tuple[list[float], list[float]]:

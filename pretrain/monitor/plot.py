@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from conf.atomic import atomic_file
 from pretrain.monitor.history import Columns, History
 from pretrain.monitor.units import format_count
 
@@ -56,7 +57,9 @@ def draw_run(history: History, title: str, path: Path) -> None:
     _mark_events(losses, history, scale)
     _add_legend(losses)
     losses.set_title(title, loc="left", color=INK, fontsize=13, pad=22)
-    _save(figure, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
     pyplot.close(figure)
 
 
@@ -211,11 +214,3 @@ def _add_legend(axes: Any) -> None:
     if curves:
         place = {"loc": "upper right", "ncols": len(curves)}
         axes.legend(curves.values(), curves.keys(), frameon=False, fontsize=9, labelcolor=INK, **place)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(partial, format="png")
-    partial.replace(path)
