@@ -84,7 +84,7 @@ class DraftStep(nn.Module):
         encoder = self.base.encoder
         hidden = encoder.embed_tokens(tokens)
         if visibility.mask is not None:
-            visibility = Visibility(False, build_bias(visibility.mask, hidden.dtype))
+            visibility = Visibility(mask=build_bias(visibility.mask, hidden.dtype))
         cache.begin(num_new, tokens.device)
         encoded = encoder(hidden, encoder.rotary(positions, hidden.dtype), visibility, cache)
         if commit:

@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .adapter_nemotron_labs_diffusion import project_output
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .rope_nemotron_labs_diffusion import PositionEncoding, RotaryEmbedding, rotate
-from .visibility_nemotron_labs_diffusion import Visibility
+from .visibility_nemotron_labs_diffusion import ALL_SEEN, Visibility
 
 
 class NemotronLabsDiffusionRMSNorm(nn.Module):
@@ -67,9 +67,13 @@ class NemotronLabsDiffusionAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visibility: Visibility) -> Tensor:
         """query [B, H, N, D], key and value [B, K, T, D] -> [B, N, H, D], without repeating key/value heads."""
-        if visibility.is_causal:
-            attended = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-            return attended.transpose(1, 2)
+        if num_causal := visibility.num_causal:
+            inputs = (states[:, :, :num_causal] for states in (query, key, value))
+            attended = scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True).transpose(1, 2)
+            if num_causal == query.shape[2]:
+                return attended
+            behind = self._attend(query[:, :, num_causal:], key, value, ALL_SEEN)
+            return torch.cat((attended, behind), dim=1)
         # The G heads of a group become rows of one head. Unlike enable_gqa this is open to every fused kernel, also
         # those with a mask, and reads each key once per group: up to 10x faster for single tokens on a CPU.
         batch, heads, num_new, head_dim = query.shape

@@ -1,9 +1,8 @@
 """Quadratic self-speculation: the next draft is made in the same forward that verifies this one.
 
-Wherever verification may end, a group of masks stands ready behind that token and sees what precedes it; of the groups
-the one where it did end becomes the next draft. FACTS of the mode: a forward has the seed and M drafted tokens, causal,
-and for a draft accepted up to its i-th token group i of block_length masks, the first of which stands where the
-verifier's own token will be.
+A forward has the seed and M drafted tokens, causal, and behind each of them a group of block_length masks that sees
+what precedes it: wherever acceptance ends, the masks of the group there have predicted what follows. The first mask
+stands where the verifier's own token will be, the others become the next draft.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ from .speculation_nemotron_labs_diffusion import (
     make_empty_draft,
     verify_draft,
 )
-from .visibility_nemotron_labs_diffusion import TokenLayout, make_group_layout
+from .visibility_nemotron_labs_diffusion import TokenLayout, make_group_layout, make_prefill_layout
 
 
 @torch.no_grad()
@@ -45,7 +44,8 @@ def decode_quadratic_speculation(
     num_groups = block_length if options.mask_groups is None else min(options.mask_groups, block_length)
     largest_forward = block_length * (1 + num_groups)
     session = DecodeSession(model, prompt_ids, attention_mask, options, largest_forward=largest_forward)
-    return emit_all(session, _QuadraticCycles(session, num_groups).run)
+    cycles = _QuadraticCycles(session, num_groups)
+    return emit_all(session, cycles.prefill, cycles.run)
 
 
 class _QuadraticCycles:
@@ -57,6 +57,26 @@ class _QuadraticCycles:
         self._needs_confidence = max_groups < session.block_length or bool(session.options.threshold)
         self._layouts: dict[int, TokenLayout] = {}
         self._draft: Draft | None = None
+
+    def prefill(self) -> Tensor:
+        """Write the prompts to the cache and make the first draft; returns the first tokens [B, 1].
+
+        Prompts of different lengths are not drafted behind: their ends lie apart, and the mask that says so would grow
+        with the square of their length. The first cycle then has nothing to verify.
+        """
+        session, prompt = self._session, self._session.prompt.tokens
+        if session.prompt.is_ragged or session.options.max_new_tokens == 1:
+            return session.prefill()
+        num_prompt = prompt.shape[1]
+        masks = prompt.new_full((len(prompt), session.block_length), session.mask_token_id)
+        layout = make_prefill_layout(num_prompt, session.block_length)
+        tokens = torch.cat((prompt, masks), dim=1)
+        hidden = session.encode("prefill", tokens, layout, draft_rows=slice(num_prompt, None))
+        session.cache.advance(num_prompt)
+        seed = session.choose_next(hidden[:, num_prompt - 1 : num_prompt])
+        only_group, nothing_accepted = seed.new_zeros(1, 1), seed.new_zeros(len(seed))
+        self._draft = self._make_draft(hidden[:, num_prompt:], only_group, nothing_accepted)
+        return seed
 
     def run(self, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
         """Verify the draft behind seed [B, 1], at most length - 1 tokens of it, and make the next one."""
@@ -90,9 +110,8 @@ class _QuadraticCycles:
         if not is_complete:
             return make_group_layout(num_drafted, groups, self._session.block_length, is_reused=False)
         if num_drafted not in self._layouts:
-            self._layouts[num_drafted] = make_group_layout(
-                num_drafted, groups, self._session.block_length, is_reused=True
-            )
+            layout = make_group_layout(num_drafted, groups, self._session.block_length, is_reused=True)
+            self._layouts[num_drafted] = layout
         return self._layouts[num_drafted]
 
     def _make_draft(self, hidden: Tensor, groups: Tensor, num_accepted: Tensor) -> Draft:

@@ -39,7 +39,7 @@ def decode_linear_speculation(
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
     session = DecodeSession(model, prompt_ids, attention_mask, options)
-    return emit_all(session, lambda seed, length: run_linear_cycle(session, seed, length))
+    return emit_all(session, session.prefill, lambda seed, length: run_linear_cycle(session, seed, length))
 
 
 def run_linear_cycle(session: DecodeSession, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
@@ -94,14 +94,14 @@ def count_proposed(session: DecodeSession, draft: Draft) -> Tensor:
     return (draft.tokens != session.mask_token_id).sum(1)
 
 
-def emit_all(session: DecodeSession, run_cycle: Cycle) -> DecodeResult:
-    """Prefill, then cycles until every row has max_new_tokens or a stop token.
+def emit_all(session: DecodeSession, prefill: Callable[[], Tensor], run_cycle: Cycle) -> DecodeResult:
+    """Prefill (gives the first tokens [B, 1]), then cycles until every row has max_new_tokens or a stop token.
 
     Rows accept different numbers of tokens; each has its own place in the cache. One that has finished stays where it
     is while the others go on.
     """
     max_new_tokens, stop_ids = session.options.max_new_tokens, session.stop_ids
-    seed = session.prefill()
+    seed = prefill()
     new_tokens: list[list[int]] = seed.tolist()
     session.stream.put(new_tokens[0], stop_ids)
     acceptance_lengths: list[int] = []

@@ -14,17 +14,17 @@ from torch import Tensor
 class Visibility:
     """Which of the T slots each of the N new tokens sees.
 
-    is_causal: token i sees tokens 0..i; only where nothing is cached (N == T) and `mask` is None.
+    num_causal: the first so many new tokens see tokens 0..i alone, the others all; only where nothing is cached
+        (N == T) and `mask` is None.
     mask: [B or 1, 1, G*N, T], bool (true where seen) or a bias (0 where seen, else minus infinity), rows repeated for
         the G heads of a group; None: all are seen.
     """
 
-    is_causal: bool
-    mask: Tensor | None
+    num_causal: int = 0
+    mask: Tensor | None = None
 
 
-ALL_SEEN = Visibility(is_causal=False, mask=None)
-CAUSAL = Visibility(is_causal=True, mask=None)
+ALL_SEEN = Visibility()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +33,14 @@ class TokenLayout:
 
     offsets: [B or 1, N], position behind the prefix; None: 0..N-1.
     visible: [B or 1, N, N] bool, which new tokens a new token sees; None: all.
-    is_causal: whether `visible` is the causal triangle. is_reused: whether further forwards have this layout.
+    num_causal: where nothing is cached, as in Visibility and instead of `visible`.
+    is_reused: whether further forwards have this layout.
     """
 
     num_tokens: int
     offsets: Tensor | None = None
     visible: Tensor | None = None
-    is_causal: bool = False
+    num_causal: int = 0
     is_reused: bool = True
 
 
@@ -48,7 +49,12 @@ def make_causal_layout(num_tokens: int, device: torch.device) -> TokenLayout:
     if num_tokens == 1:
         return TokenLayout(1)
     visible = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
-    return TokenLayout(num_tokens, visible=visible, is_causal=True)
+    return TokenLayout(num_tokens, visible=visible, num_causal=num_tokens)
+
+
+def make_prefill_layout(num_prompt: int, num_masks: int) -> TokenLayout:
+    """A prompt, causal, and masks behind it that see all of it and each other; nothing is cached before."""
+    return TokenLayout(num_prompt + num_masks, num_causal=num_prompt)
 
 
 def make_group_layout(num_drafted: int, groups: Tensor, num_masks: int, *, is_reused: bool) -> TokenLayout:
@@ -88,17 +94,17 @@ class MaskBuilder:
     def build(self, layout: TokenLayout, lengths: Tensor | None, num_visible: int, capacity: int) -> Visibility:
         """lengths, num_visible: what PrefixCache.begin gave for the layout's tokens; capacity: of that cache."""
         if lengths is not None:
-            return Visibility(False, self._gather(layout, lengths, num_visible))
+            return Visibility(mask=self._gather(layout, lengths, num_visible))
+        if layout.num_causal and num_visible == layout.num_tokens:
+            return Visibility(layout.num_causal)
         if layout.visible is None:
             return ALL_SEEN
-        if layout.is_causal and num_visible == layout.num_tokens:
-            return CAUSAL
         if not layout.is_reused:
-            return Visibility(False, self._build_window(layout.visible, num_visible - layout.num_tokens))
+            return Visibility(mask=self._build_window(layout.visible, num_visible - layout.num_tokens))
         window = self._windows.get(layout)
         if window is None or window.shape[-1] < capacity + layout.num_tokens:
             window = self._windows[layout] = self._build_window(layout.visible, capacity)
-        return Visibility(False, window[..., window.shape[-1] - num_visible :])
+        return Visibility(mask=window[..., window.shape[-1] - num_visible :])
 
     def _build_window(self, visible: Tensor, capacity: int) -> Tensor:
         """[B or 1, 1, G*N, capacity + N]: a prefix of `capacity` slots, all seen, and the new tokens."""
@@ -147,19 +153,19 @@ def build_visibility(
                 f"a 4D attention_mask must be bool [batch, 1, {num_new}, {num_total}] with true where a token is "
                 f"seen, got {attention_mask.dtype} {list(attention_mask.shape)}"
             )
-        return Visibility(False, attention_mask.repeat(1, 1, group_size, 1))
+        return Visibility(mask=attention_mask.repeat(1, 1, group_size, 1))
     padding = _read_padding(attention_mask, num_total)
     causal = num_new > 1 and not bidirectional
     if padding is None and (not causal or num_new == num_total):
-        return Visibility(causal, None)
+        return Visibility(num_new if causal else 0)
     queries = torch.arange(num_total - num_new, num_total, device=device)[:, None]
     keys = torch.arange(num_total, device=device)[None]
     mask = (keys <= queries) if causal else torch.ones_like(keys <= queries)
     if padding is None:
-        return Visibility(False, mask.repeat(group_size, 1)[None, None])
+        return Visibility(mask=mask.repeat(group_size, 1)[None, None])
     # A padding token sees at least itself: a row without any key would be NaN.
     mask = (mask & padding[:, None, None, :]) | (keys == queries)
-    return Visibility(False, mask.repeat(1, 1, group_size, 1))
+    return Visibility(mask=mask.repeat(1, 1, group_size, 1))
 
 
 def _read_padding(attention_mask: Tensor | None, num_total: int) -> Tensor | None:
