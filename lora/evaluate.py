@@ -5,14 +5,10 @@ Torch and transformers are imported once the options are known to be right.
 
 import argparse
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from conf.entry import OneLineParser, exit_status, quiet_libraries
-from conf.errors import UserError
+from conf.entry import exit_status, quiet_libraries
 from model.draft_adapter import ADAPTER_FOLDER
 from model.evaluation.command import (
     PROMPT_ROWS,
@@ -23,7 +19,8 @@ from model.evaluation.command import (
     choose_output,
     describe_inputs,
     load,
-    print_report,
+    make_parser,
+    publish,
     report_differences,
     track,
 )
@@ -55,13 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = OneLineParser(
-        prog="python -m lora.evaluate",
-        description="Measure what a draft adapter gains: tokens per forward with and without it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "python -m lora.evaluate",
+        "Measure what a draft adapter gains: tokens per forward with and without it.",
+        EXAMPLES,
     )
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="checkpoint in the exported format")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help=f"default: EXPORT/{ADAPTER_FOLDER}")
     add_prompt_options(parser)
     add_decoding_options(parser.add_argument_group("decoding"))
@@ -79,18 +74,11 @@ def run(options: argparse.Namespace) -> int:
     from lora.evaluation.report import describe, save_evaluation
     from lora.evaluation.table import build_table
 
-    about = describe_inputs(options, adapter) | {"versions": {name: version(name) for name in PACKAGES}}
-    console = Console(highlight=False)
-    if options.json:
-        print_report(describe(evaluation, about))
-    else:
-        console.print(build_table(evaluation))
-    try:
-        save_evaluation(evaluation, output, about)
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {output}: {error}; choose another --output") from error
-    if not options.json:
-        console.print(f"numbers and picture: {output}", soft_wrap=True)
+    about = describe_inputs(options, adapter, PACKAGES)
+    report, table = describe(evaluation, about), build_table(evaluation)
+    publish(
+        options, report, [table], lambda: save_evaluation(evaluation, output, about), f"numbers and picture: {output}"
+    )
     return report_differences(evaluation.differences)
 
 

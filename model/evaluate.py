@@ -6,13 +6,10 @@ Torch and transformers are imported once the options are known to be right.
 import argparse
 import re
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from conf.entry import OneLineParser, count, exit_status, quiet_libraries
+from conf.entry import count, exit_status, quiet_libraries
 from conf.errors import UserError
 from model.evaluation.command import (
     PROMPT_ROWS,
@@ -23,12 +20,14 @@ from model.evaluation.command import (
     choose_output,
     describe_inputs,
     load,
-    print_report,
+    make_parser,
+    publish,
     report_differences,
     track,
 )
 from model.evaluation.options import EvaluationOptions
 from model.evaluation.records import AR, MODES, QUADRATIC, SPECULATIVE, choose_variants
+from model.option_types import probability, seed, temperature
 
 if TYPE_CHECKING:
     from model.evaluation.evaluate import Evaluation
@@ -62,13 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = OneLineParser(
-        prog="python -m model.evaluate",
-        description="Measure every decoding mode of a checkpoint: speed, forwards, agreement with AR, accuracy.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = make_parser(
+        "python -m model.evaluate",
+        "Measure every decoding mode of a checkpoint: speed, forwards, agreement with AR, accuracy.",
+        EXAMPLES,
     )
-    parser.add_argument("export", type=Path, metavar="EXPORT", help="checkpoint in the exported format")
     add_prompt_options(parser)
     parser.add_argument(
         "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"of {', '.join(MODES)}; default: all"
@@ -102,7 +99,7 @@ def _add_decoding_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
     group.add_argument("--top-k", type=count, metavar="N", help="sample from the N best tokens")
     group.add_argument("--top-p", type=positive_probability, metavar="P", help="sample from the fewest that hold P")
-    group.add_argument("--seed", type=int, metavar="N", help="of sampling; without it every run differs")
+    group.add_argument("--seed", type=seed, metavar="N", help="of sampling; without it every run differs")
     group.add_argument(
         "--mask-groups", type=count, metavar="N", help="quadratic: groups of masks per forward; default: all"
     )
@@ -147,18 +144,11 @@ def run(options: argparse.Namespace) -> int:
     from model.evaluation.report import describe, save_evaluation
     from model.evaluation.table import build_tables
 
-    about = describe_inputs(options, adapter) | {"versions": {name: version(name) for name in PACKAGES}}
-    console = Console(highlight=False)
-    if options.json:
-        print_report(describe(evaluation, about))
-    else:
-        console.print(*build_tables(evaluation))
-    try:
-        save_evaluation(evaluation, output, about)
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {output}: {error}; choose another --output") from error
-    if not options.json:
-        console.print(f"numbers and pictures: {output}", soft_wrap=True)
+    about = describe_inputs(options, adapter, PACKAGES)
+    report, tables = describe(evaluation, about), build_tables(evaluation)
+    publish(
+        options, report, tables, lambda: save_evaluation(evaluation, output, about), f"numbers and pictures: {output}"
+    )
     return report_differences(evaluation.differences)
 
 
@@ -200,15 +190,12 @@ def modes(text: str) -> tuple[str, ...]:
 
 def thresholds(text: str) -> tuple[float, ...]:
     """Probabilities, separated by commas."""
-    return tuple(dict.fromkeys(probability(value) for value in text.split(",")))
-
-
-def probability(text: str) -> float:
-    """A number from 0 to 1."""
-    value = _number(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no probability: it must be between 0 and 1")
-    return value
+    try:
+        return tuple(dict.fromkeys(probability(value) for value in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be probabilities separated by commas, such as 0.5,0.9"
+        ) from None
 
 
 def positive_probability(text: str) -> float:
@@ -216,14 +203,6 @@ def positive_probability(text: str) -> float:
     value = probability(text)
     if value == 0:
         raise argparse.ArgumentTypeError("0 leaves no token to choose: it must be above 0")
-    return value
-
-
-def temperature(text: str) -> float:
-    """A finite number, at least 0."""
-    value = _number(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} cannot be used: it must be 0 (greedy) or positive")
     return value
 
 
@@ -242,13 +221,6 @@ def pattern(text: str) -> str:
     except re.error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
     return text
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 if __name__ == "__main__":

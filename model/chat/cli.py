@@ -5,7 +5,6 @@ Torch and transformers are imported once the options are known to be right.
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from rich.console import Console
 from conf.entry import OneLineParser, count, exit_status
 from conf.errors import UserError
 from model.chat.options import MODES, DecodeOptions, check_text
+from model.option_types import probability, seed, temperature
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession
@@ -174,25 +174,3 @@ def answer_as_json(session: "ChatSession", prompt: str) -> str:
         "stopped": answer.stopped,
     }
     return json.dumps(values, ensure_ascii=False)
-
-
-def seed(text: str) -> int:
-    """A seed that torch takes."""
-    value = int(text)
-    if not -(1 << 63) <= value < 1 << 63:
-        raise argparse.ArgumentTypeError(f"{value} is too large: it must fit into 64 bits")
-    return value
-
-
-def probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no probability: it must be between 0 and 1")
-    return value
-
-
-def temperature(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} cannot be used: it must be 0 (greedy) or positive")
-    return value

@@ -91,9 +91,10 @@ def count_denoising_forwards(target: list[int], predict: Predict) -> int:
     while not all(known):
         predicted = predict(known)
         count += 1
-        first = known.index(False)
-        known = [was or right for was, right in zip(known, map(int.__eq__, predicted, target), strict=False)]
-        known[first] = True
+        right = [not was and best == token for was, best, token in zip(known, predicted, target, strict=False)]
+        if not any(right):
+            right[known.index(False)] = True
+        known = [was or now for was, now in zip(known, right, strict=True)]
     return count
 
 

@@ -3,14 +3,15 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from conf.entry import count
+from conf.entry import OneLineParser, count
 from conf.errors import UserError
 from conf.json_file import read_json_object
 from conf.schema.drafter import AnswersConfig
@@ -41,6 +42,18 @@ class Loaded:
     model: Any
     tokenizer: "PreTrainedTokenizerFast"
     prompts: list["Prompt"]
+
+
+def make_parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """With EXPORT as its only argument so far; errors are one line."""
+    parser = OneLineParser(
+        prog=program,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("export", type=Path, metavar="EXPORT", help="checkpoint in the exported format")
+    return parser
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
@@ -137,20 +150,40 @@ def check_trained_for(adapter: Path, export: Path) -> None:
         )
 
 
-def describe_inputs(options: argparse.Namespace, adapter: Path | None) -> dict[str, Any]:
-    """What was evaluated, for the report."""
+def describe_inputs(options: argparse.Namespace, adapter: Path | None, packages: Sequence[str]) -> dict[str, Any]:
+    """What was evaluated, for the report. packages: whose versions are told."""
     return {
         "checkpoint": str(options.export),
         "adapter": None if adapter is None else str(adapter),
         "prompt_files": [str(path) for path in options.prompts],
         "prompt_tokens": options.prompt_tokens,
         "limit": options.limit,
+        "versions": {name: version(name) for name in packages},
     }
 
 
-def print_report(report: dict[str, Any]) -> None:
-    """The content of a report on standard output, and nothing else."""
-    print(json.dumps(report, indent=2), flush=True)
+def publish(
+    options: argparse.Namespace,
+    report: dict[str, Any],
+    tables: Iterable[RenderableType],
+    save: Callable[[], None],
+    where: str,
+) -> None:
+    """Print the tables (with --json the report and nothing else), then save. where: a line about what was saved.
+
+    Raises: UserError if it cannot be saved.
+    """
+    console = Console(highlight=False)
+    if options.json:
+        print(json.dumps(report, indent=2), flush=True)
+    else:
+        console.print(*tables)
+    try:
+        save()
+    except OSError as error:
+        raise UserError(f"the report cannot be written: {error}; choose another --output") from error
+    if not options.json:
+        console.print(where, soft_wrap=True)
 
 
 def track(jobs: Sequence[Any], description: str = "decoding") -> Iterator[Any]:

@@ -63,6 +63,7 @@ def describe_ceiling(ceiling: Ceiling | None) -> dict[str, Any] | None:
     return {
         "tokens_per_forward": ceiling.tokens_per_forward,
         "tokens_per_forward_without_commits": ceiling.tokens_per_forward_without_commits,
+        "num_forwards": ceiling.num_forwards,
         **asdict(ceiling),
     }
 

@@ -195,7 +195,7 @@ def compute_wilson_interval(num_correct: int, num_scored: int) -> tuple[float, f
     center = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return max(0.0, low), min(1.0, high)
+    return min(low, share), max(high, share)  # rounding aside they enclose it
 
 
 def compute_distinct_share(tokens: list[int], length: int = 4) -> float:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from model.evaluation.prompts import check_room, read_prompts
 from transformers import PreTrainedTokenizerFast
 
 from conf.errors import UserError
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.tokenizer import train_tokenizer
+from model.evaluation.prompts import check_masks, check_room, make_batches, read_prompts
+from model.evaluation.records import Prompt
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 
 
@@ -73,6 +74,10 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTra
         ({"prompt": " \n"}, r'"prompt" is empty'),
         ({"text": ""}, r'"text" is empty'),
         ('{"text": "\\ud800"}', r"is not valid Unicode"),
+        ({"prompt": "a", "answer": {"b": 1}}, r'"answer" must be text, a number or a list of those'),
+        ({"prompt": "a", "answer": []}, r'"answer" must be text, a number or a list of those'),
+        ({"prompt": "a", "answer": True}, r'"answer" must be text, a number or a list of those, not True'),
+        ({"prompt": "a", "answer": ["b", " "]}, r'"answer" must be text, a number or a list of those'),
         ({"prompt": "a", "group": 1}, r'"group" must be a name, not 1'),
         ({"messages": "Why?"}, r'"messages" must be a list'),
         ({"messages": [{"role": "user"}]}, r'"messages" must be a list of objects with role and content'),
@@ -85,6 +90,29 @@ def test_what_is_no_prompt_is_named(tmp_path: Path, tokenizer: PreTrainedTokeniz
     path = write(tmp_path / "rows.jsonl", {"prompt": "fine"}, row)
     with pytest.raises(UserError, match=message):
         read(tokenizer, path)
+
+
+def test_answers_are_one_or_several_texts_or_numbers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    answers = ("four", 4, ["four", 4, 4.5], None)
+    path = write(tmp_path / "rows.jsonl", *({"prompt": "two and two", "answer": answer} for answer in answers))
+    assert [p.answers for p in read(tokenizer, path)] == [("four",), ("4",), ("four", "4", "4.5"), None]
+
+
+def test_batches_hold_prompts_of_one_group_in_their_order() -> None:
+    prompts = [Prompt([1], group, str(number)) for number, group in enumerate("abaaba")]
+    batches = make_batches(prompts, 2)
+    assert [[(p.group, p.place) for p in batch] for batch in batches] == [
+        [("a", "0"), ("a", "2")],
+        [("b", "1"), ("b", "4")],
+        [("a", "3"), ("a", "5")],
+    ]
+    assert make_batches(prompts, 1) == [[prompt] for prompt in prompts]
+
+
+def test_a_prompt_with_a_mask_token_is_named() -> None:
+    check_masks([Prompt([1, 2], "a", "here:1")], 100)
+    with pytest.raises(UserError, match=r"here:2: the prompt holds the mask token \(id 100\)"):
+        check_masks([Prompt([1, 2], "a", "here:1"), Prompt([1, 100], "a", "here:2")], 100)
 
 
 def test_no_prompts_are_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
