@@ -68,8 +68,9 @@ class NemotronLabsDiffusionAttention(nn.Module):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visibility: Visibility) -> Tensor:
         """query [B, H, N, D], key and value [B, K, T, D] -> [B, N, H, D], without repeating key/value heads."""
         if num_causal := visibility.num_causal:
-            inputs = (states[:, :, :num_causal] for states in (query, key, value))
-            attended = scaled_dot_product_attention(*inputs, is_causal=True, enable_gqa=True).transpose(1, 2)
+            first, keys, values = (states[:, :, :num_causal] for states in (query, key, value))
+            attended = scaled_dot_product_attention(first, keys, values, is_causal=True, enable_gqa=True)
+            attended = attended.transpose(1, 2)
             if num_causal == query.shape[2]:
                 return attended
             behind = self._attend(query[:, :, num_causal:], key, value, ALL_SEEN)
