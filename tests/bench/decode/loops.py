@@ -1,0 +1,146 @@
+"""The reference for speed: greedy decoding as one writes it down over a causal LM of transformers with a DynamicCache.
+
+Every mode is a plain loop for one prompt: masks are built in each forward, every row reaches the head, what is not to
+be kept is cropped from the cache. Outputs are those of our decoders. Shapes: prompt [1, P], results [T] tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+Result = tuple[list[int], int]  # new tokens, forwards
+
+
+@torch.no_grad()
+def loop_ar(model: Any, prompt: Tensor, max_new_tokens: int) -> Result:
+    """One token per forward."""
+    cache = DynamicCache(config=model.config)
+    tokens, output = prompt, []
+    for _ in range(max_new_tokens):
+        tokens = model(tokens, past_key_values=cache, logits_to_keep=1).logits.argmax(-1)
+        output.append(tokens)
+    return torch.cat(output, dim=1)[0].tolist(), max_new_tokens
+
+
+@torch.no_grad()
+def loop_block_diffusion(
+    model: Any, prompt: Tensor, max_new_tokens: int, block_length: int, mask: int, threshold: float
+) -> Result:
+    """Denoise block after block; commit what is at least `threshold` probable, and the best one."""
+    cache = DynamicCache(config=model.config)
+    seed = model(prompt, past_key_values=cache).logits[:, -1:].argmax(-1)
+    output: list[int] = []
+    num_forwards = 1
+    while True:
+        block = torch.full((1, min(block_length, max_new_tokens - len(output))), mask)
+        block[:, :1] = seed
+        masked = torch.arange(block.shape[1])[None] > 0
+        while masked.any():
+            confidence, best = _see_all(model, block, cache, mask).softmax(-1).max(-1)
+            num_forwards += 1
+            confidence = torch.where(masked, confidence, -1.0)
+            chosen = confidence >= threshold
+            chosen[0, confidence.argmax()] = True
+            block = torch.where(chosen, best, block)
+            masked &= ~chosen
+        output += block[0].tolist()
+        if len(output) == max_new_tokens:
+            return output, num_forwards
+        seed = model(block, past_key_values=cache).logits[:, -1:].argmax(-1)
+        num_forwards += 1
+
+
+@torch.no_grad()
+def loop_linear(model: Any, prompt: Tensor, max_new_tokens: int, block_length: int, mask: int) -> Result:
+    """Draft a block in one forward, verify it in the next."""
+    cache = DynamicCache(config=model.config)
+    seed = model(prompt, past_key_values=cache).logits[:, -1:].argmax(-1)
+    output = seed[0].tolist()
+    num_forwards = 1
+    while len(output) < max_new_tokens:
+        block = torch.full((1, min(block_length, max_new_tokens - len(output))), mask)
+        block[:, :1] = seed
+        if block.shape[1] > 1:
+            block[:, 1:] = _see_all(model, block, cache, mask)[:, 1:].argmax(-1)
+            num_forwards += 1
+        num_cached = cache.get_seq_length()
+        choices = model(block, past_key_values=cache).logits.argmax(-1)
+        num_forwards += 1
+        num_accepted = _count_accepted(block, choices)
+        _keep(cache, num_cached + num_accepted + 1)
+        output += choices[0, : num_accepted + 1].tolist()
+        seed = choices[:, num_accepted : num_accepted + 1]
+    return output, num_forwards
+
+
+@torch.no_grad()
+def loop_quadratic(model: Any, prompt: Tensor, max_new_tokens: int, block_length: int, mask: int) -> Result:
+    """Verify a draft and, behind each of its tokens, draft the next one, all in one forward."""
+    cache = DynamicCache(config=model.config)
+    block = model(prompt, past_key_values=cache).logits[:, -1:].argmax(-1)
+    output = block[0].tolist()
+    num_forwards = 1
+    while (left := max_new_tokens - len(output)) > 0:
+        block = block[:, : min(block_length, left)]
+        num_masks = block_length if min(block_length, left) > 1 else 0
+        num_verified, num_cached = block.shape[1], cache.get_seq_length()
+        positions, visible = _lay_out_groups(num_verified, num_masks)
+        everything = torch.cat((block, torch.full((1, num_verified * num_masks), mask)), dim=1)
+        seen = torch.cat((visible.new_ones(len(visible), num_cached), visible), dim=1)
+        logits = model(
+            everything,
+            attention_mask=seen[None, None],
+            position_ids=(num_cached + positions)[None],
+            past_key_values=cache,
+        ).logits
+        num_forwards += 1
+        choices = logits[:, :num_verified].argmax(-1)
+        num_accepted = _count_accepted(block, choices)
+        _keep(cache, num_cached + num_accepted + 1)
+        output += choices[0, : num_accepted + 1].tolist()
+        logits[..., mask] = -torch.inf
+        first = num_verified + num_accepted * num_masks
+        drafted = logits[:, first + 1 : first + num_masks].argmax(-1)
+        block = torch.cat((choices[:, num_accepted : num_accepted + 1], drafted), dim=1)
+    return output, num_forwards
+
+
+LOOPS: dict[str, Callable[..., Result]] = {
+    "ar": loop_ar,
+    "block_diffusion": loop_block_diffusion,
+    "linear": loop_linear,
+    "quadratic": loop_quadratic,
+}
+
+
+def _see_all(model: Any, block: Tensor, cache: DynamicCache, mask: int) -> Tensor:
+    """Logits [1, N, vocab] of a block whose tokens see each other both ways, the mask's at minus infinity."""
+    num_cached, num_new = cache.get_seq_length(), block.shape[1]
+    visible = torch.ones(1, 1, num_new, num_cached + num_new, dtype=torch.bool)
+    logits = model(block, attention_mask=visible, past_key_values=cache).logits
+    _keep(cache, num_cached)
+    logits[..., mask] = -torch.inf
+    return logits
+
+
+def _keep(cache: DynamicCache, length: int) -> None:
+    """Only the first `length` tokens."""
+    cache.crop(length - cache.get_seq_length())  # a negative number of tokens to remove
+
+
+def _count_accepted(block: Tensor, choices: Tensor) -> int:
+    """Drafted tokens block[1:] that the choices behind their predecessors agree with, up to the first that differs."""
+    return int((block[0, 1:] == choices[0, :-1]).long().cumprod(0).sum())
+
+
+def _lay_out_groups(num_verified: int, num_masks: int) -> tuple[Tensor, Tensor]:
+    """Positions [N] behind the cache, and who sees whom [N, N], of verified tokens and a group of masks for each."""
+    group = torch.cat((torch.arange(num_verified), torch.arange(num_verified).repeat_interleave(num_masks)))
+    behind = torch.cat((torch.zeros(num_verified), torch.arange(1, num_masks + 1).repeat(num_verified))).long()
+    is_verified = torch.arange(len(group)) < num_verified
+    visible = is_verified[None] & (group[None] <= group[:, None])
+    visible |= ~is_verified[None] & ~is_verified[:, None] & (group[None] == group[:, None])
+    return group + behind, visible

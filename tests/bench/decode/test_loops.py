@@ -1,0 +1,45 @@
+"""The loops that speed is compared with decode what ours decode, in as many forwards."""
+
+import pytest
+import torch
+
+from model.hf.decoding_nemotron_labs_diffusion import decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from tests.bench.decode.loops import LOOPS
+from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model, make_twin
+from tests.bench.decode.timing import time_interleaved
+
+SIZES = Sizes(128, 24, 40, 2, 4, 2, head_dim=16, initializer_range=0.3)
+BLOCK_LENGTH, THRESHOLD, NEW_TOKENS = 6, 0.5, 23
+ARGUMENTS = {
+    "ar": (),
+    "block_diffusion": (BLOCK_LENGTH, MASK_TOKEN_ID, THRESHOLD),
+    "linear": (BLOCK_LENGTH, MASK_TOKEN_ID),
+    "quadratic": (BLOCK_LENGTH, MASK_TOKEN_ID),
+}
+
+
+@pytest.mark.parametrize("mode", LOOPS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_plain_loop_over_transformers_gives_our_tokens_in_as_many_forwards(mode, seed):
+    model = make_model(SIZES, seed, torch.float64)
+    prompt = torch.randint(0, MASK_TOKEN_ID, (1, 7))
+    options = DecodeOptions(NEW_TOKENS, block_length=BLOCK_LENGTH, eos_token_id=[])
+    if mode == "block_diffusion":  # a threshold means something else in speculation
+        options = DecodeOptions(NEW_TOKENS, block_length=BLOCK_LENGTH, eos_token_id=[], threshold=THRESHOLD)
+    ours = decode(model, mode, prompt, options)
+
+    tokens, num_forwards = LOOPS[mode](make_twin(model, SIZES), prompt, NEW_TOKENS, *ARGUMENTS[mode])
+
+    assert tokens == ours.output_ids[0, 7:].tolist()
+    assert num_forwards == ours.num_forwards
+
+
+def test_functions_are_timed_in_turn_and_in_turn_backwards():
+    calls = []
+
+    seconds = time_interleaved([lambda: calls.append("a"), lambda: calls.append("b")], rounds=2)
+
+    assert len(seconds) == 2
+    assert all(value >= 0 for value in seconds)
+    assert "".join(calls) == "baabbaab"
