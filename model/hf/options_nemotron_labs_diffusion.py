@@ -47,7 +47,7 @@ def check_options(config: Any, options: DecodeOptions) -> None:
     """ValueError for values that no mode can serve. config: the model's."""
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; it must be at least 1")
-    if options.temperature < 0:
+    if not 0 <= options.temperature < float("inf"):  # not a number fails too
         raise ValueError(f"temperature is {options.temperature}; it must be 0 (greedy) or positive")
     if options.threshold is not None and not 0 <= options.threshold <= 1:
         raise ValueError(f"threshold is {options.threshold}; it is a probability between 0 and 1")
