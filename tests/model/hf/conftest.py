@@ -8,6 +8,7 @@ from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from tests.model.hf.trained_models import Trained
 
 ROPE = {
     "rope_type": "yarn",
@@ -77,3 +78,9 @@ def tiny():
         reference = staticmethod(make_reference)
 
     return Tiny
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A model with a good drafter; see Trained."""
+    return Trained(make_model)
