@@ -37,7 +37,7 @@ def _check_kind(folder: Path, values: dict[str, Any]) -> None:
     if values.get("peft_type") != "LORA":
         raise UserError(f"the adapter in {folder} is no LoRA: {CONFIG_FILE} has peft_type {values.get('peft_type')!r}")
     targets = values.get("target_modules")
-    names = [targets] if isinstance(targets, str) else [str(name) for name in targets or []]
+    names = [str(name) for name in targets] if isinstance(targets, list) else [str(targets or "")]
     if {name.rpartition(".")[2] for name in names} != {TARGET}:
         changed = ", ".join(sorted(names)) or "nothing"
         raise UserError(f"the adapter in {folder} is no drafter ({TARGET} alone): it changes {changed}")

@@ -56,6 +56,8 @@ _ROPE_KEYS = {
     "attention_factor",
     "partial_rotary_factor",
 }
+_ROPE_WORDS = {"rope_type", "type", "truncate"}  # the others are numbers
+_BESIDE_ROPE = ("rope_theta", "original_max_position_embeddings")  # where some files have them
 _TRANSFORMERS_THETA = 10_000.0  # transformers' base where a config gives rotary parameters without one
 
 
@@ -135,6 +137,7 @@ def _model_config(values: dict[str, Any], path: Path) -> ModelConfig:
             raise UserError(f"{path} has {key}={values[key]!r}: this project computes {key}={accepted[-1]!r} only")
     fields = {ours: values[theirs] for theirs, ours in _DIMENSIONS.items()}
     fields |= {ours: values[theirs] for theirs, ours in _OPTIONAL.items() if values.get(theirs) is not None}
+    _refuse_non_numbers({key: values.get(key) for key in (*_OPTIONAL, *_BESIDE_ROPE)}, path)
     model = ModelConfig(**fields, name=path.parent.resolve().name)
     model.rope = _rope_config(values, model.max_position_embeddings, path)
     return model
@@ -178,8 +181,21 @@ def _check_rope(rope: Any, path: Path) -> None:
     missing = [key for key in ("factor", "llama_4_scaling_beta") if key not in rope]
     if missing:
         raise UserError(f"{path} has rope_parameters without {', '.join(missing)}: complete it from the release")
+    if empty := [key for key in ("llama_4_scaling_beta", "rope_theta") if key in rope and rope[key] is None]:
+        raise UserError(
+            f"{path} has rope_parameters without a value of {', '.join(empty)}: complete it from the release"
+        )
+    _refuse_non_numbers({key: rope.get(key) for key in sorted(_ROPE_KEYS - _ROPE_WORDS)}, path)
     if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise UserError(f"{path} has partial_rotary_factor {rope['partial_rotary_factor']}: only 1 is computed")
+
+
+def _refuse_non_numbers(values: dict[str, Any], path: Path) -> None:
+    """Raises: UserError unless each value is a number, or None."""
+    for key, value in values.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not is_number:
+            raise UserError(f"{path} has {key}={value!r}: it must be a number; copy it from the release")
 
 
 def _original_max_positions(values: dict[str, Any], rope: dict[str, Any], max_positions: int, path: Path) -> int:

@@ -64,7 +64,7 @@ def check_special_ids(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any]
 
 
 def _text(tokenizer: PreTrainedTokenizerFast, number: int) -> str | None:
-    return tokenizer.convert_ids_to_tokens(number) if 0 <= number < len(tokenizer) else None
+    return str(tokenizer.convert_ids_to_tokens(number)) if 0 <= number < len(tokenizer) else None
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerFast, stop_ids: set[int]) -> Check:

@@ -89,7 +89,8 @@ def _check_content(result: Verification, files: directory.Files, read_values: bo
 
 
 def _check_tokenizer(result: Verification, export: Path, config: dict[str, Any]) -> Iterator[Check]:
-    check, loaded = tokenizer.open_tokenizer(export, config.get("vocab_size"))
+    vocab_size = config.get("vocab_size")
+    check, loaded = tokenizer.open_tokenizer(export, vocab_size if isinstance(vocab_size, int) else None)
     yield check
     if loaded is None:
         return

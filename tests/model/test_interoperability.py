@@ -80,7 +80,8 @@ def read_text_config(directory: Path) -> dict[str, Any]:
 def test_transformers_ministral3_takes_weights_and_config_strictly(exported: dict[str, Path], kind: str) -> None:
     directory = exported[kind]
     config = Ministral3Config(**read_text_config(directory))
-    model = Ministral3ForCausalLM(config).to(torch.bfloat16)
+    model: Any = Ministral3ForCausalLM(config)
+    model.to(torch.bfloat16)
     model.load_state_dict(rename(directory, TEXT), strict=True)
     expected = compute_logits(load_export(directory, device="cpu"))
     torch.testing.assert_close(compute_logits(model), expected, atol=1e-4, rtol=0)
@@ -97,7 +98,8 @@ def test_transformers_vision_wrapper_takes_them_and_they_come_back_to_the_byte(
     save_file(vision | rename(directory, VISION), wrapper / "model.safetensors", metadata={"format": "pt"})
     text_config = json.loads((wrapper / "config.json").read_text())["text_config"] | read_text_config(directory)
     edit_json(wrapper / "config.json", text_config=text_config)
-    model, report = Mistral3ForConditionalGeneration.from_pretrained(wrapper, output_loading_info=True)
+    loaded: Any = Mistral3ForConditionalGeneration.from_pretrained(wrapper, output_loading_info=True)
+    model, report = loaded
     assert not any(report[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     expected = compute_logits(load_export(directory, device="cpu"))
     torch.testing.assert_close(compute_logits(model), expected, atol=1e-4, rtol=0)

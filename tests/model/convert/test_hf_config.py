@@ -102,6 +102,10 @@ def test_several_ends_of_text_give_the_first(tmp_path):
         ({"rope_parameters": ROPE | {"attention_factor": 3.0}}, "attention_factor 3.0"),
         ({"rope_parameters": ROPE, "original_max_position_embeddings": 7}, "two values of original_max"),
         ({"rope_parameters": 3}, "not an object"),
+        ({"rope_parameters": ROPE | {"factor": "16"}}, "factor='16': it must be a number"),
+        ({"rope_parameters": ROPE | {"rope_theta": None}}, "without a value of rope_theta"),
+        ({"rope_parameters": ROPE | {"beta_fast": float("inf")}}, "beta_fast=inf: it must be a number"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps='small': it must be a number"),
     ],
 )
 def test_what_we_do_not_compute_is_refused(tmp_path, changes, message):

@@ -82,6 +82,8 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("config keys", lambda d: (d / "config.json").unlink(), "config.json is missing"),
     ("model", lambda d: edit_json(d / "config.json", tie_word_embeddings=True), "tie_word_embeddings is true"),
     ("model", lambda d: edit_json(d / "config.json", hidden_act="gelu"), "hidden_act='gelu'"),
+    ("model", lambda d: edit_json(d / "config.json", max_position_embeddings="x"), "it must be a number"),
+    ("model", lambda d: edit_json(d / "config.json", vocab_size="x"), "vocab_size as whole numbers"),
     ("model", lambda d: edit_json(d / "config.json", hidden_size="48"), "hidden_size as whole numbers"),
     ("model", lambda d: edit_json(d / "config.json", quantization_config={"quant_method": "fp8"}), "quantised"),
     ("tensor shapes", lambda d: edit_json(d / "config.json", num_key_value_heads=4), "is [32, 48], not [64, 48]"),
@@ -306,6 +308,7 @@ def test_a_folder_that_is_no_adapter_cannot_answer_for_itself(export: Path) -> N
 ADAPTER_DEFECTS: list[tuple[Callable[[Path], object], Outcome, str]] = [
     (lambda d: edit_json(d / "adapter_config.json", r=8), Outcome.failed, "says rank 8"),
     (lambda d: edit_json(d / "adapter_config.json", target_modules=["q_proj"]), Outcome.failed, "no drafter"),
+    (lambda d: edit_json(d / "adapter_config.json", target_modules=3), Outcome.failed, "it changes 3"),
     (lambda d: (d / "adapter_model.safetensors").unlink(), Outcome.failed, "has no adapter_model.safetensors"),
     (
         lambda d: edit_tensors(d / "adapter_model.safetensors", lambda t: t.pop(sorted(t)[0])),
