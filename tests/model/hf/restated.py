@@ -1,4 +1,4 @@
-"""The decoding modes once more, as slow as their definitions: transformers' Ministral 3, dense masks, no cache, one row."""
+"""The decoding modes as slow as their definitions: transformers' Ministral 3, dense masks, no cache, one row."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,7 +1,7 @@
 """A model whose answers follow from who sees whom, exactly: a wrong mask, position or cached token changes them.
 
-The logits of a row are a fixed function of the set of (token, position) pairs it sees, so two rows agree only if they see
-the same context. Rows of masks know what greedy AR will say, and say it as often as asked: drafts of any quality.
+The logits of a row are a fixed function of the set of (token, position) pairs it sees, so two rows agree only if they
+see the same context. Rows of masks know what greedy AR will say, and say it as often as asked: drafts of any quality.
 """
 
 from collections.abc import Callable

@@ -1,21 +1,24 @@
-"""Choosing, confidence, and the distribution of verified drafts."""
+"""Choosing, filters, confidence, and the distribution of verified drafts."""
 
+import pytest
 import torch
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from model.hf.sampling_nemotron_labs_diffusion import (
-    Draft,
-    choose_tokens,
-    compute_confidence,
-    compute_probabilities,
-    draw,
-    verify,
-)
+from model.hf.sampling_nemotron_labs_diffusion import Draft, Sampler, compute_confidence
+
+GREEDY = Sampler(0.0)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_greedy_choice_and_tiny_temperatures_agree():
     logits = torch.randn(5, 7, 30) * 100
-    assert torch.equal(choose_tokens(logits, 0.0), logits.argmax(-1))
-    assert torch.equal(choose_tokens(logits, 1e-12), logits.argmax(-1))
+    assert torch.equal(GREEDY.choose(logits), logits.argmax(-1))
+    assert torch.equal(Sampler(1e-12).choose(logits), logits.argmax(-1))
+    assert torch.equal(Sampler(2.0, top_k=1).choose(logits), logits.argmax(-1))
+    assert torch.equal(Sampler(2.0, top_p=1e-9).choose(logits), logits.argmax(-1))
 
 
 def test_confidence_is_the_softmax_probability():
@@ -25,36 +28,97 @@ def test_confidence_is_the_softmax_probability():
     torch.testing.assert_close(compute_confidence(logits, tokens), logits.softmax(-1).amax(-1))
 
 
+def warp(logits, temperature, top_k, top_p):
+    """What transformers' generate would draw from."""
+    steps = [TemperatureLogitsWarper(temperature)]
+    steps += [] if top_k is None else [TopKLogitsWarper(top_k)]
+    steps += [] if top_p is None else [TopPLogitsWarper(top_p)]
+    for step in steps:
+        logits = step(None, logits)
+    return logits.softmax(-1)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 50, 99])
+@pytest.mark.parametrize("top_p", [None, 0.1, 0.5, 0.95, 1.0])
+def test_filters_equal_those_of_transformers(temperature, top_k, top_p):
+    logits = torch.randn(200, 50, generator=seeded(), dtype=torch.float64) * 2
+    logits[:, 7] = -torch.inf
+    ours = Sampler(temperature, top_k, top_p).compute_probabilities(logits)
+    torch.testing.assert_close(ours, warp(logits, temperature, top_k, top_p), atol=1e-12, rtol=0)
+
+
+def test_filters_apply_along_the_last_of_any_dimensions():
+    logits, sampler = torch.randn(3, 4, 20, generator=seeded()), Sampler(0.7, 5, 0.8)
+    flat = sampler.compute_probabilities(logits.view(12, 20))
+    torch.testing.assert_close(sampler.compute_probabilities(logits).view(12, 20), flat)
+
+
+def test_filtered_tokens_are_never_drawn():
+    logits = torch.randn(1, 20, generator=seeded()).expand(5000, -1)
+    for sampler in (Sampler(3.0, top_k=4, generator=seeded()), Sampler(3.0, top_p=0.3, generator=seeded())):
+        allowed = sampler.compute_probabilities(logits[0]) > 0
+        drawn = sampler.choose(logits)
+        assert set(drawn.tolist()) == set(allowed.nonzero().flatten().tolist())
+
+
+def test_a_seed_repeats_the_draws_and_leaves_the_global_generator_alone():
+    logits, before = torch.randn(50, 9, generator=seeded()), torch.random.get_rng_state()
+    draws = [Sampler(1.0, generator=seeded(seed)).choose(logits) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_greedy_verification_accepts_the_longest_equal_prefix():
     choices = torch.tensor([[4, 5, 6, 7]]).expand(4, -1)
     draft = torch.tensor([[4, 5, 6], [4, 5, 0], [0, 5, 6], [4, 0, 6]])
-    verdict = verify(Draft(draft, None), torch.nn.functional.one_hot(choices, 9).float(), 0.0)
+    verdict = GREEDY.verify(Draft(draft, None), torch.nn.functional.one_hot(choices, 9).float())
     assert verdict.num_accepted.tolist() == [3, 2, 0, 1]
     assert torch.equal(verdict.tokens, choices)
+    assert verdict.bonus().flatten().tolist() == [7, 6, 4, 5]
 
 
 def frequencies(tokens, vocab_size):
     return torch.bincount(tokens, minlength=vocab_size) / len(tokens)
 
 
-def test_rejection_sampling_emits_the_verifiers_distribution():
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.8)])
+def test_rejection_sampling_emits_the_verifiers_distribution(top_k, top_p):
     """Over 200,000 draws every frequency is within 5 standard errors of the verifier's probability."""
-    torch.manual_seed(0)
-    num_rows, vocab_size, temperature = 200_000, 6, 0.8
-    draft_logits, verify_logits = torch.randn(2, vocab_size), torch.randn(3, vocab_size)
+    num_rows, vocab_size = 200_000, 6
+    sampler, generator = Sampler(0.8, top_k, top_p, seeded()), seeded(1)
+    draft_logits = torch.randn(2, vocab_size, generator=generator)
+    verify_logits = torch.randn(3, vocab_size, generator=generator)
     draft_logits[:, 2] = -torch.inf  # a token the drafter never proposes but the verifier wants
-    q = compute_probabilities(draft_logits, temperature).expand(num_rows, -1, -1)
-    p = compute_probabilities(verify_logits, temperature)
-    verdict = verify(Draft(draw(q), q), verify_logits.expand(num_rows, -1, -1), temperature)
-    assert 0.2 < (verdict.num_accepted > 0).float().mean() < 0.95
+    p = sampler.compute_probabilities(verify_logits)
+    draft = sampler.draft(draft_logits.expand(num_rows, -1, -1), with_confidence=True)
+    verdict = sampler.verify(draft, verify_logits.expand(num_rows, -1, -1))
+    assert 0.1 < (verdict.num_accepted > 0).float().mean() < 0.95
     for position in range(3):
         emitted = verdict.tokens[verdict.num_accepted >= position, position]
         error = (p[position] * (1 - p[position]) / len(emitted)).sqrt()
-        assert ((frequencies(emitted, vocab_size) - p[position]).abs() < 5 * error).all()
+        assert ((frequencies(emitted, vocab_size) - p[position]).abs() <= 5 * error).all()
+
+
+def test_confidence_of_a_draft_is_that_of_the_best_token_at_temperature_1():
+    logits = torch.randn(3, 4, 20, generator=seeded())
+    for sampler in (GREEDY, Sampler(2.0, top_k=3, generator=seeded())):
+        confidence = sampler.draft(logits, with_confidence=True).confidence
+        torch.testing.assert_close(confidence, logits.softmax(-1).amax(-1))
+        assert sampler.draft(logits, with_confidence=False).confidence is None
+
+
+def test_what_is_not_proposed_is_never_accepted():
+    """Tokens without a probability are the mask's, which the verifier has ruled out."""
+    logits = torch.randn(1000, 3, 8, generator=seeded())
+    logits[..., 7] = -torch.inf
+    draft = Draft(torch.full((1000, 2), 7), torch.zeros(1000, 2, 8))
+    assert not Sampler(1.0, generator=seeded()).verify(draft, logits).num_accepted.any()
+    assert not GREEDY.verify(Draft(draft.tokens, None), logits).num_accepted.any()
 
 
 def test_a_drafter_equal_to_the_verifier_is_always_accepted():
-    logits = torch.randn(1, 5, 20, dtype=torch.float64)
-    q = compute_probabilities(logits[:, :4], 1.0)
-    for _ in range(50):
-        assert verify(Draft(draw(q), q), logits, 1.0).num_accepted.item() == 4
+    logits, sampler = torch.randn(50, 5, 20, dtype=torch.float64, generator=seeded()), Sampler(1.0, generator=seeded())
+    draft = sampler.draft(logits[:, :4], with_confidence=False)
+    assert (sampler.verify(draft, logits).num_accepted == 4).all()
