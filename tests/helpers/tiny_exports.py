@@ -58,6 +58,13 @@ def save_tiny_export(
     return directory
 
 
+def save_drafting_export(directory: Path) -> Path:
+    """A model that repeats itself, with an adapter in its folder that spoils some drafts."""
+    save_tiny_export(directory, model=make_repetitive_model())
+    save_random_adapter(directory / "linear_spec_lora", std=2.0)
+    return directory
+
+
 def save_random_adapter(
     folder: Path, *, targets: tuple[str, ...] = ("o_proj",), rank: int = 4, std: float = 0.5, **changes: Any
 ) -> Path:

@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from lora import evaluate
 from model.evaluation import decoding
 from model.identity import identify_checkpoint
-from tests.helpers.tiny_exports import TEXT, make_repetitive_model, save_random_adapter, save_tiny_export
+from tests.helpers.tiny_exports import TEXT, save_drafting_export
 
 ROOT = Path(__file__).parents[2]
 NEW_TOKENS = 24
@@ -24,11 +24,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with an adapter in it that spoils some drafts."""
-    directory = tmp_path_factory.mktemp("evaluate") / "export"
-    save_tiny_export(directory, model=make_repetitive_model())
-    save_random_adapter(directory / "linear_spec_lora", std=2.0)
-    return directory
+    return save_drafting_export(tmp_path_factory.mktemp("evaluate") / "export")
 
 
 @pytest.fixture

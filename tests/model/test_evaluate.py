@@ -17,9 +17,7 @@ from model.evaluation import decoding
 from tests.helpers.tiny_exports import (
     REPEATED_TOKEN,
     TEXT,
-    make_repetitive_model,
-    save_random_adapter,
-    save_tiny_export,
+    save_drafting_export,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -28,11 +26,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with an adapter in it that spoils some drafts."""
-    directory = tmp_path_factory.mktemp("evaluate") / "export"
-    save_tiny_export(directory, model=make_repetitive_model())
-    save_random_adapter(directory / "linear_spec_lora", std=2.0)
-    return directory
+    return save_drafting_export(tmp_path_factory.mktemp("evaluate") / "export")
 
 
 @pytest.fixture
@@ -124,6 +118,22 @@ def test_sampling_has_no_agreement_and_repeats_with_its_seed(
         assert report["overall"]["modes"]["linear"]["agreement"] is None
     assert texts[0] == texts[1]
     assert "temperature 1.5" in capsys.readouterr().out
+
+
+def test_a_thinking_budget_and_fewer_groups_of_masks_leave_the_modes_equal(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model never ends its thinking by itself."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
+    (tmp_path / "thinking.jsonl").write_text('{"prompt": "<think>The sea"}')
+    options = ("--thinking-budget", "5", "--mask-groups", "2", "--keep-texts", "--adapter")
+    assert run(export, tmp_path / "thinking.jsonl", tmp_path / "out", *options) == 0
+    (row,) = json.loads((tmp_path / "out" / "modes.json").read_text())["prompts"]
+    repeated = str(tokenizer.decode([REPEATED_TOKEN]))
+    texts = {mode: values["text"] for mode, values in row["modes"].items() if mode != "block_diffusion"}
+    assert set(texts.values()) == {texts["ar"]}
+    assert texts["ar"].replace("</think>", "") == repeated * (NEW_TOKENS - 1)
+    capsys.readouterr()
 
 
 def test_pictures_of_an_earlier_run_do_not_stay(export: Path, prompts: Path, tmp_path: Path) -> None:
