@@ -12,6 +12,7 @@ from model.evaluation.statistics import AgreementCounts, ModeNumbers, Percentile
 
 FEW_4GRAMS = 0.5  # below, half of what is written repeats itself
 WIDTH = 80
+NO_BREAK = "\u00a0"
 
 
 def build_tables(evaluation: Evaluation) -> list[Table]:
@@ -63,7 +64,7 @@ def _build_forwards(evaluation: Evaluation) -> Table:
     for name, numbers in modes.items():
         table.add_row(
             name,
-            ", ".join(f"{kind} {count}" for kind, count in numbers.forwards.items()),
+            ", ".join(f"{kind}{NO_BREAK}{count}" for kind, count in numbers.forwards.items()),
             _describe_optional(numbers.commit_ratio, ".1%"),
             _describe_optional(numbers.acceptance_length, ".2f"),
         )
@@ -135,7 +136,7 @@ def make_table(title: str, caption: str) -> Table:
     """Empty, in the look of all tables here."""
     return Table(
         title=title,
-        caption=caption or None,
+        caption=f"{caption}\n",  # a blank line before the next table
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

@@ -62,7 +62,7 @@ def test_tables_and_files(
     assert max(map(len, tables.splitlines())) <= 80
     for text in ("Speed", "Forwards", "Text", "by group", "Thresholds", "quadratic+adapter@0.5", "speed of light"):
         assert text in tables
-    for text in ("prefill 4, step 92", "0% (0%..66%) of 2", "questions", "100%"):
+    for text in ("prefill\u00a04, step\u00a092", "0% (0%..66%) of 2", "questions", "100%"):
         assert text in tables
     report = json.loads((tmp_path / "out" / "modes.json").read_text())
     assert report["speed_of_light"]["num_forwards"] == 4 * (1 + 3 + 2)
