@@ -119,9 +119,10 @@ class MaskBuilder:
         # Columns: the prefix, each new token, and what lies behind all of them.
         edge = visible[..., :1]
         columns = torch.cat((torch.ones_like(edge), visible, torch.zeros_like(edge)), dim=2)
+        rows = max(len(columns), len(lengths))  # either may be one for all rows
         column_of_slot = torch.arange(num_visible, device=lengths.device) - lengths + 1
-        column_of_slot = column_of_slot.clamp(0, layout.num_tokens + 1)[:, None].expand(-1, layout.num_tokens, -1)
-        return self._to_bias(columns.expand(len(lengths), -1, -1).gather(2, column_of_slot))
+        column_of_slot = column_of_slot.clamp(0, layout.num_tokens + 1)[:, None].expand(rows, layout.num_tokens, -1)
+        return self._to_bias(columns.expand(rows, -1, -1).gather(2, column_of_slot))
 
     def _to_bias(self, visible: Tensor) -> Tensor:
         """[B, N, T] bool -> [B, 1, G*N, T]."""
