@@ -112,7 +112,7 @@ def declared_modules() -> set[str]:
     """Top-level module names of the distributions in pyproject.toml, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    lines = [*project["dependencies"], *extras["gpu"], *extras["wandb"]]
+    lines = [*project["dependencies"], *extras["gpu"], *extras["wandb"], *extras["evaluation"]]
     names = {re.split(r"[^\w-]", line)[0] for line in lines}
     return {MODULE_OF.get(name, name).replace("-", "_") for name in names}
 

@@ -38,6 +38,25 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (the same, less spelled out)
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """PreTrainedModel's, which fills tensors that a checkpoint lacks with random numbers: here that is an error.
+
+        Raises:
+            ValueError: the checkpoint lacks tensors of the model; the message names one.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"the weights in {pretrained_model_name_or_path} lack {len(missing)} of the model's tensors, such as "
+                f"{missing[0]}: download or export them again"
+            )
+        return (model, info) if output_loading_info else model
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding."""
         return self.encoder.embed_tokens

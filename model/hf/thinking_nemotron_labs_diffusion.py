@@ -63,8 +63,11 @@ class ThinkingBudget:
         if tokens.shape[1] == 0:
             return tokens
         index = torch.arange(1, tokens.shape[1] + 1, device=tokens.device).expand_as(tokens)
-        opened = index.where(tokens == self._open_id, 0).cummax(1).values
-        closed = index.where(tokens == self._close_id, 0).cummax(1).values
-        from_before = torch.where(self._spent >= 0, self._spent + index, NOT_THINKING)
-        inside = torch.where(opened > 0, index - opened, from_before)
-        return inside.where(closed <= opened, NOT_THINKING)
+        opens, closes = tokens == self._open_id, tokens == self._close_id
+        closed = index.where(closes, 0).cummax(1).values
+        # Inside a thought <think> is a token like any other: only the first one behind a </think> opens.
+        num_opens = opens.cumsum(1)
+        is_first = num_opens == num_opens.where(closes, 0).cummax(1).values + 1
+        opened = index.where(opens & is_first, 0).cummax(1).values
+        inside = (index - opened).where(opened > closed, NOT_THINKING)
+        return torch.where((self._spent >= 0) & (closed == 0), self._spent + index, inside)
