@@ -22,6 +22,9 @@ from model.evaluation.style import (
 )
 
 INCHES_PER_ROW, INCHES_AROUND = 0.5, 1.7
+LABEL_PIXELS = 34  # apart at least
+
+Line = list[tuple[Variant, ModeNumbers]]  # of one mode, by threshold
 
 
 def draw_modes(evaluation: Evaluation) -> bytes:
@@ -109,46 +112,75 @@ def draw_thresholds(evaluation: Evaluation) -> bytes | None:
     shown.append(("tokens_per_row", "tokens per computed row"))
     figure, axes = make_figure(1, len(shown), (5.2 * len(shown), 4.6))
     for panel, (what, label) in zip(axes[0], shown, strict=True):
-        for name, line in lines.items():
-            _draw_line(panel, name, line, what)
-        if AR in evaluation.overall.modes:
-            ar = evaluation.overall.modes[AR]
-            panel.scatter([ar.tokens_per_forward], [_read(ar, what)], marker="*", s=110, color=COLORS[AR], label=AR)
-        if ceiling := evaluation.add_ceilings():
-            panel.axvline(
-                ceiling.tokens_per_forward, color=INK, linewidth=1.2, linestyle=DASHES, label="speed of light"
-            )
-        if what != "tokens_per_row":
-            panel.set_ylim(-0.05, 1.1)
-        panel.margins(x=0.12)
+        _draw_trade(panel, evaluation, lines, what)
         panel.set_xlabel("tokens per forward", color=INK)
         panel.set_ylabel(label, color=INK)
         style_axes(panel, grid="both")
     add_legend(figure, axes[0, 0], columns=len(lines) + 2)
-    figure.suptitle("What thresholds trade", color=INK, fontsize=13)
+    figure.suptitle("What thresholds trade (numbers at points)", color=INK, fontsize=13)
     return save_png(figure)
 
 
-def _sweep_lines(evaluation: Evaluation) -> dict[str, list[tuple[Variant, ModeNumbers]]]:
+def _draw_trade(axes: Any, evaluation: Evaluation, lines: dict[str, Line], what: str) -> None:
+    """One panel. Rates are on logarithmic axes, shares on linear ones."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    if AR in evaluation.overall.modes:
+        ar = evaluation.overall.modes[AR]
+        axes.scatter([ar.tokens_per_forward], [_read(ar, what)], marker="*", s=110, color=COLORS[AR], label=AR)
+    if ceiling := evaluation.add_ceilings():
+        axes.axvline(ceiling.tokens_per_forward, color=INK, linewidth=1.2, linestyle=DASHES, label="speed of light")
+    apart = [name for name, line in lines.items() if line[0][0].is_lossless] if what != "tokens_per_row" else []
+    for name, line in lines.items():
+        # Lossless modes have AR's text and would hide each other.
+        _draw_line(axes, name, line, what, points_down=3 * (1 + apart.index(name)) if name in apart else 0)
+    if apart:
+        axes.set_title("self-speculation is drawn a little lower, line by line", fontsize=9, color=INK)
+    scaled = [axes.xaxis, axes.yaxis] if what == "tokens_per_row" else [axes.xaxis]
+    for axis in scaled:
+        axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    axes.margins(x=0.12, y=0.12)
+    if what != "tokens_per_row":
+        axes.set_ylim(-0.06, 1.1)
+    _label_thresholds(axes, lines, what)
+
+
+def _sweep_lines(evaluation: Evaluation) -> dict[str, Line]:
     """By name of the mode (with adapter or without), in the order of thresholds."""
-    lines: dict[str, list[tuple[Variant, ModeNumbers]]] = {}
+    lines: dict[str, Line] = {}
     for variant in evaluation.swept_variants:
         mode = Variant(variant.mode, variant.with_adapter).name
         lines.setdefault(mode, []).append((variant, evaluation.overall.modes[variant.name]))
     return {mode: sorted(line, key=lambda pair: pair[0].threshold or 0) for mode, line in lines.items()}
 
 
-def _draw_line(axes: Any, name: str, line: list[tuple[Variant, ModeNumbers]], what: str) -> None:
-    """Thresholds stand at the points, unless the text is the same at all of them; of speculation at the ends alone."""
+def _draw_line(axes: Any, name: str, line: Line, what: str, points_down: float) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     points = [(numbers.tokens_per_forward, _read(numbers, what)) for _, numbers in line]
-    axes.plot(*zip(*points, strict=True), color=COLORS[name], marker="o", markersize=5, linewidth=1.6, label=name)
-    lossless = line[0][0].is_lossless
-    if lossless and what != "tokens_per_row":
-        return
-    for number, ((variant, _), point) in enumerate(zip(line, points, strict=True)):
-        if not lossless or number in (0, len(line) - 1):
-            place = {"xytext": (0, -13 if number % 2 else 6), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(f"{variant.threshold:g}", point, fontsize=8, color=COLORS[name], zorder=4, **place)
+    moved = axes.transData + ScaledTranslation(0, -points_down / 72, axes.figure.dpi_scale_trans)
+    look = {"color": COLORS[name], "marker": "o", "markersize": 4.5, "linewidth": 1.6, "label": name}
+    axes.plot(*zip(*points, strict=True), transform=moved, **look)
+    axes.update_datalim(points)
+
+
+def _label_thresholds(axes: Any, lines: dict[str, Line], what: str) -> None:
+    """The threshold at its point, where no other stands already; not for speculation where the text is always AR's."""
+    taken: list[tuple[float, float]] = []
+    for name, line in lines.items():
+        if line[0][0].is_lossless and what != "tokens_per_row":
+            continue
+        for variant, numbers in line:
+            point = (numbers.tokens_per_forward, _read(numbers, what))
+            x, y = axes.transData.transform(point)
+            if all(abs(x - other_x) > LABEL_PIXELS or abs(y - other_y) > LABEL_PIXELS for other_x, other_y in taken):
+                taken.append((x, y))
+                place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+                axes.annotate(f"{variant.threshold:g}", point, fontsize=8, color=COLORS[name], zorder=4, **place)
 
 
 def _read(numbers: ModeNumbers, what: str) -> float:
