@@ -15,16 +15,17 @@ from rich.console import Console
 
 from conf.entry import OneLineParser, count, exit_status
 from conf.errors import UserError
-from model.chat.options import MODES, DecodeOptions, check_text
+from model.chat.options import ChatOptions, check_text
+from model.evaluation.records import LINEAR, MODES
 from model.option_types import probability, seed, temperature
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession
 
-DEFAULT_MODE, DEFAULT_MAX_NEW_TOKENS = "linear_speculation", 1024
+DEFAULT_MODE, DEFAULT_MAX_NEW_TOKENS = LINEAR, 1024
 EXAMPLES = """examples:
   # a conversation; /reset, /mode NAME, /exit; Ctrl-C ends an answer, Ctrl-D the chat
-  python -m model.chat exports/nld_8b_sft --mode linear_speculation
+  python -m model.chat exports/nld_8b_sft --mode quadratic
 
   # one answer
   python -m model.chat exports/nld_8b_sft --prompt "Why is the sky blue?" --mode block_diffusion --threshold 0.8
@@ -55,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and leave; - reads standard input")
     parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON object and nothing else")
-    _add_decode_options(parser.add_argument_group("decoding"))
+    _add_chat_options(parser.add_argument_group("decoding"))
     place = parser.add_argument_group("model")
     place.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     place.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
@@ -63,7 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_decode_options(group: argparse._ArgumentGroup) -> None:
+def _add_chat_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--mode", choices=MODES, default=DEFAULT_MODE, help="default: %(default)s")
     group.add_argument(
         "--max-new-tokens", type=count, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
@@ -74,9 +75,17 @@ def _add_decode_options(group: argparse._ArgumentGroup) -> None:
         type=probability,
         metavar="P",
         help="block_diffusion: commit tokens this probable (default 0.9); "
-        "linear_speculation: end drafts before less probable ones (default 0: never)",
+        "linear, quadratic: end drafts before less probable ones (default 0: never)",
     )
     group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
+    group.add_argument("--top-k", type=count, metavar="N", help="sample from the N most probable tokens")
+    group.add_argument("--top-p", type=probability, metavar="P", help="sample from the fewest tokens that reach P")
+    group.add_argument(
+        "--mask-groups", type=count, metavar="N", help="quadratic: groups of masks per forward (default: all)"
+    )
+    group.add_argument(
+        "--thinking-budget", type=count, metavar="N", help="close <think> after N tokens (default: no limit)"
+    )
     group.add_argument("--seed", type=seed, metavar="N", help="of sampling; without it every run differs")
 
 
@@ -99,14 +108,18 @@ def _chat(options: argparse.Namespace) -> None:
     chat_model = load_chat_model(
         options.export, dtype=options.dtype, device=options.device, use_adapter=not options.no_adapter
     )
-    decode_options = DecodeOptions(
+    chat_options = ChatOptions(
         mode=options.mode,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         block_length=options.block_length,
         threshold=options.threshold,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        mask_groups=options.mask_groups,
+        thinking_budget=options.thinking_budget,
     )
-    session = ChatSession(chat_model, decode_options, options.system)
+    session = ChatSession(chat_model, chat_options, options.system)
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if prompt is None:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from conf.errors import UserError
 from model.chat.load import ChatModel
-from model.chat.options import ENTRY_POINTS, MODES, DecodeOptions, check_text
+from model.chat.options import ChatOptions, check_text
 from model.chat.stream import AnswerStreamer
+from model.evaluation.records import MODES
+from model.hf.decoding_nemotron_labs_diffusion import decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Answer:
 class ChatSession:
     """A conversation with a model. `options` may be exchanged between answers."""
 
-    def __init__(self, chat_model: ChatModel, options: DecodeOptions, system: str | None = None):
+    def __init__(self, chat_model: ChatModel, options: ChatOptions, system: str | None = None):
         """system: text of a system message that stays when the conversation is reset."""
         self.options = options
         self._chat_model = chat_model
@@ -93,22 +96,22 @@ class ChatSession:
 
     def _decode(self, prompt_ids: Tensor, streamer: AnswerStreamer) -> Answer:
         options, model, stop_ids = self.options, self._chat_model.model, self._chat_model.stop_ids
-        generate = getattr(model, ENTRY_POINTS[options.mode])
+        decode_options = DecodeOptions(
+            max_new_tokens=min(options.max_new_tokens, self._room_behind(prompt_ids)),
+            eos_token_id=stop_ids,
+            streamer=streamer,
+            **options.arguments(),
+        )
         begin = time.perf_counter()
         try:
-            output_ids, num_forwards = generate(
-                prompt_ids,
-                max_new_tokens=min(options.max_new_tokens, self._room_behind(prompt_ids)),
-                eos_token_id=list(stop_ids),
-                streamer=streamer,
-                **options.arguments(),
-            )
+            result = decode(model, options.mode, prompt_ids, decode_options)
         except torch.OutOfMemoryError:
             raise UserError("the device ran out of memory: shorten the conversation, or use --device cpu") from None
-        new_tokens = output_ids.shape[1] - prompt_ids.shape[1]
+        except ValueError as error:  # options or tokens that only the model can judge
+            raise UserError(f"{error}") from None
         seconds = time.perf_counter() - begin
-        stopped = "eos" if int(output_ids[0, -1]) in stop_ids else "length"
-        return Answer(streamer.text, options.mode, new_tokens, num_forwards, seconds, stopped)
+        stopped = "eos" if int(result.output_ids[0, -1]) in stop_ids else "length"
+        return Answer(streamer.text, options.mode, result.num_new_tokens[0], result.num_forwards, seconds, stopped)
 
     def _room_behind(self, prompt_ids: Tensor) -> int:
         """Positions left for the answer. Raises: UserError if there are none."""

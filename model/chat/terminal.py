@@ -5,8 +5,8 @@ from collections.abc import Callable
 from rich.console import Console
 
 from conf.errors import UserError
-from model.chat.options import MODES
 from model.chat.session import Answer, ChatSession
+from model.evaluation.records import MODES
 
 COMMANDS = "/reset, /mode NAME, /exit"
 # Characters that would steer the terminal; new line and tab are text.

@@ -27,7 +27,7 @@ def test_one_answer_as_json_from_another_process(copy_export, add_adapter):
     assert done.stderr == ""
     values = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
-    assert (values["prompt"], values["mode"]) == ("Why? é", "linear_speculation")
+    assert (values["prompt"], values["mode"]) == ("Why? é", "linear")
     assert (values["new_tokens"], values["stopped"]) == (12, "length")
     assert values["tokens_per_forward"] == 12 / values["num_forwards"]
     assert values["tokens_per_second"] == pytest.approx(12 / values["seconds"])
@@ -61,7 +61,7 @@ def test_help_needs_no_torch_and_the_chat_no_hydra(export):
 def test_one_answer_goes_to_stdout_and_its_numbers_to_stderr(export, capsys):
     arguments = [str(export), "--device", "cpu", "--prompt", "Why?", "--max-new-tokens", "8"]
     texts = []
-    for mode in ("ar", "linear_speculation"):
+    for mode in ("ar", "linear", "quadratic"):
         assert run_chat([*arguments, "--mode", mode]) == 0
         out, err = capsys.readouterr()
         assert "8 tokens · " in err and "tokens/forward" in err and "forwards" not in out
@@ -92,9 +92,9 @@ def test_a_conversation_with_commands(export, monkeypatch, capsys):
     assert status == 0
     assert out.count("6 tokens · ") == 3
     assert out.count("6 tokens · 6 forwards · 1.00 tokens/forward · ") == 2
-    assert "mode linear_speculation · /reset" in out
+    assert "mode linear · /reset" in out
     assert "the conversation begins anew" in out
-    assert "mode ar (of ar, block_diffusion, linear_speculation)" in out
+    assert "mode ar (of ar, block_diffusion, linear, quadratic)" in out
     assert "error: there is no mode 'nonsense'" in out
     assert "error: there is no command '/etc/passwd'" in out
     turns = [turn.partition("\n")[0] for turn in out.split("> ")]
@@ -127,7 +127,7 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(export, monkeypatch, capsys):
 
     def load_and_interrupt(*arguments, **options):
         loaded = real(*arguments, **options)
-        loaded.model.register_forward_pre_hook(interrupt)
+        loaded.model.encoder.register_forward_pre_hook(interrupt)
         return loaded
 
     monkeypatch.setattr(load, "load_chat_model", load_and_interrupt)
@@ -154,7 +154,7 @@ def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
         (["--prompt", "\udcff"], "the prompt is not UTF-8 text"),
         (["--json"], "--json needs --prompt"),
         (["--prompt", "x", "--mode", "ar", "--threshold", "0.5"], "--threshold has no effect with --mode ar"),
-        (["--prompt", "x", "--mode", "quadratic"], "invalid choice: 'quadratic'"),
+        (["--prompt", "x", "--mode", "cubic"], "invalid choice: 'cubic'"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens: 0 is too small"),
         (["--prompt", "x", "--block-length", "many"], "invalid count value: 'many'"),
         (["--prompt", "x", "--threshold", "1.5"], "1.5 is no probability"),

@@ -8,9 +8,10 @@ import torch
 
 from conf.errors import UserError
 from model.chat.load import load_chat_model
-from model.chat.options import MODES, DecodeOptions
+from model.chat.options import ChatOptions
 from model.chat.session import ChatSession
 from model.chat.stream import AnswerStreamer
+from model.evaluation.records import MODES
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +19,8 @@ def chat_model(export):
     return load_chat_model(export, device="cpu")
 
 
-def make_session(chat_model, mode="linear_speculation", max_new_tokens=20, system=None, **options):
-    return ChatSession(chat_model, DecodeOptions(mode, max_new_tokens, **options), system)
+def make_session(chat_model, mode="linear", max_new_tokens=20, system=None, **options):
+    return ChatSession(chat_model, ChatOptions(mode, max_new_tokens, **options), system)
 
 
 def render(chat_model, messages):
@@ -36,8 +37,7 @@ def test_an_answer_is_what_the_entry_point_returns_for_the_rendered_chat(chat_mo
     opening = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a story"}]
     prompt_ids = render(chat_model, opening)
     assert 10 in prompt_ids and 11 in prompt_ids  # <|im_start|>, <|im_end|>
-    entry_point = {"ar": "ar_generate", "block_diffusion": "generate", "linear_speculation": "linear_spec_generate"}
-    expected, num_forwards = getattr(chat_model.model, entry_point[mode])(prompt_ids, 20)
+    expected, num_forwards = chat_model.model.generate(prompt_ids, 20, mode=mode)
     assert first.text == chat_model.tokenizer.decode(expected[0, prompt_ids.shape[1] :])
     assert (first.mode, first.new_tokens, first.num_forwards, first.stopped) == (mode, 20, num_forwards, "length")
     assert first.tokens_per_forward == 20 / num_forwards
@@ -46,7 +46,7 @@ def test_an_answer_is_what_the_entry_point_returns_for_the_rendered_chat(chat_mo
     assert session.messages == history
     second = session.ask("Why?")
     again = render(chat_model, [*history, {"role": "user", "content": "Why?"}])
-    expected, _ = getattr(chat_model.model, entry_point[mode])(again, 20)
+    expected, _ = chat_model.model.generate(again, 20, mode=mode)
     assert second.text == chat_model.tokenizer.decode(expected[0, again.shape[1] :])
     session.reset()
     assert session.messages == opening[:1]
@@ -71,8 +71,8 @@ def test_options_reach_the_decoder(chat_model):
     assert single.ask("Why?").num_forwards == 1 + 4 * 3 + 3
     single.set_mode("ar")
     assert single.ask("Why?").tokens_per_forward == 1.0
-    with pytest.raises(UserError, match="there is no mode 'quadratic': choose ar, block_diffusion, linear_speculation"):
-        single.set_mode("quadratic")
+    with pytest.raises(UserError, match="there is no mode 'cubic': choose ar, block_diffusion, linear, quadratic"):
+        single.set_mode("cubic")
 
 
 def test_sampling_follows_the_seed(chat_model):
@@ -118,7 +118,7 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_shown(chat_model):
         if next(calls) == 12:
             raise KeyboardInterrupt
 
-    hook = chat_model.model.register_forward_pre_hook(interrupt)
+    hook = chat_model.model.encoder.register_forward_pre_hook(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             session.ask("Why?", pieces.append)
@@ -136,7 +136,7 @@ def test_an_answer_interrupted_before_its_first_token_is_forgotten(chat_model):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    hook = chat_model.model.register_forward_pre_hook(interrupt)
+    hook = chat_model.model.encoder.register_forward_pre_hook(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             session.ask("Why?")
