@@ -19,7 +19,7 @@ ALL += SPECULATIVE
 
 
 def pad_left(prompts: Tensor, lengths: list[int], filler: int = 0) -> tuple[Tensor, Tensor]:
-    """prompt_ids and attention_mask, both [B, P]: of each row of prompts [B, P] only the last `lengths` tokens count."""
+    """prompt_ids and attention_mask, both [B, P]: of rows of prompts [B, P] only the last `lengths` tokens count."""
     width = prompts.shape[1]
     mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
     return prompts.where(mask, filler), mask.long()

@@ -4,7 +4,7 @@ The logits of a row are a fixed function of the set of (token, position) pairs i
 see the same context. Rows of masks know what greedy AR will say, and say it as often as asked: drafts of any quality.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ NUM_CONTEXTS = 4099  # different answers there are
 class Script:
     """The encoder's computation, put in its place. Token ids travel as one-hot hidden states."""
 
-    def __init__(self, model: Any, accuracy: float, seed: int):
+    def __init__(self, model: Any, accuracy: float, seed: int, never: Sequence[int]):
         generator = torch.Generator().manual_seed(seed)
         config, self._model, self._accuracy = model.config, model, accuracy
         positions = torch.arange(config.max_position_embeddings)[None]
@@ -26,6 +26,7 @@ class Script:
         self._angles = (encoding.cos[0, 0], encoding.sin[0, 0])
         self._factors = torch.randint(1, NUM_CONTEXTS, positions.shape[1:], generator=generator)
         self._answers = torch.randn(NUM_CONTEXTS, config.vocab_size, generator=generator, dtype=torch.float64)
+        self._answers[:, list(never)] = -100.0
         self._luck = torch.rand(NUM_CONTEXTS, generator=generator)
         allowed = self._answers.clone()
         allowed[:, config.mask_token_id] = -torch.inf
@@ -80,8 +81,10 @@ class Script:
         return logits.scatter_add(-1, token[..., None], certainty[..., None])
 
 
-def make_scripted_model(make_model: Callable[..., Any], accuracy: float, seed: int = 0, **overrides: Any) -> Any:
-    """accuracy: how often a mask says what AR would; overrides: of the configuration."""
+def make_scripted_model(
+    make_model: Callable[..., Any], accuracy: float, seed: int = 0, *, never: Sequence[int] = (), **overrides: Any
+) -> Any:
+    """accuracy: how often a mask says what AR would; never: ids that AR does not say; overrides: of the config."""
     size = overrides.pop("vocab_size", 24)
     overrides = {"mask_token_id": size - 1, "num_hidden_layers": 1, "hidden_size": size} | overrides
     model: NemotronLabsDiffusionModel = make_model(
@@ -90,5 +93,5 @@ def make_scripted_model(make_model: Callable[..., Any], accuracy: float, seed: i
     with torch.no_grad():
         model.encoder.embed_tokens.weight.copy_(torch.eye(size))
         model.diffusion_head.weight.copy_(torch.eye(size))
-    model.encoder.forward = Script(model, accuracy, seed)  # pyright: ignore[reportAttributeAccessIssue]
+    model.encoder.forward = Script(model, accuracy, seed, never)  # pyright: ignore[reportAttributeAccessIssue]
     return model
