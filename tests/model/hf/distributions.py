@@ -18,7 +18,8 @@ def compute_exact(
 ) -> Tensor:
     """Probabilities [V, V, ...] (length times) of what follows prompt [1, P].
 
-    V excludes the last id of the vocabulary, the mask's. reference: transformers' model; the warpers are transformers' too.
+    V excludes the last id of the vocabulary, the mask's. reference: transformers' model; the warpers
+    are transformers' too.
     """
     size, joint = reference.config.vocab_size - 1, torch.ones(1, dtype=torch.float64)
     contexts = prompt
