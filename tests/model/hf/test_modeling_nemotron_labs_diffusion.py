@@ -201,8 +201,8 @@ def test_bfloat16_runs_and_rotary_embedding_stays_exact(tiny):
     logits = half(prompt).logits
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - exact).norm() < 0.1 * exact.norm()
-    for decode in (half.ar_generate, half.generate, half.linear_spec_generate):
-        assert decode(prompt, max_new_tokens=9, eos_token_id=[])[0].shape == (1, 209)
+    for generate in (half.ar_generate, half.generate, half.linear_spec_generate, half.quadratic_spec_generate):
+        assert generate(prompt, max_new_tokens=9, eos_token_id=[])[0].shape == (1, 209)
 
 
 @pytest.mark.parametrize(

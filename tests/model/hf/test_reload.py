@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+
+from model import hf
 
 LOAD_AND_DECODE = """
 import json, sys, torch
@@ -20,7 +23,7 @@ assert "peft" not in sys.modules and "model.hf" not in sys.modules
 exact = AutoModel.from_pretrained(directory, trust_remote_code=True, dtype=torch.float32)
 prompt = torch.tensor([[5, 9, 11, 40, 3]])
 decodes = {name: getattr(exact, name)(prompt, max_new_tokens=20, eos_token_id=[])
-           for name in ("ar_generate", "generate", "linear_spec_generate")}
+           for name in ("ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate")}
 bf16 = model.linear_spec_generate(prompt, max_new_tokens=20, eos_token_id=[])[0].shape
 with torch.no_grad():
     logits = exact(torch.arange(3, 53)[None]).logits
@@ -54,7 +57,8 @@ def test_another_process_computes_the_same(saved):
         expected, expected_forwards = getattr(exact, name)(prompt, max_new_tokens=20, eos_token_id=[])
         assert torch.equal(output, expected), name
         assert num_forwards == expected_forwards
-    assert torch.equal(results["decodes"]["ar_generate"][0], results["decodes"]["linear_spec_generate"][0])
+    for name in ("linear_spec_generate", "quadratic_spec_generate"):
+        assert torch.equal(results["decodes"]["ar_generate"][0], results["decodes"][name][0])
     assert results["bf16"] == (1, 25)
 
 
@@ -76,19 +80,7 @@ def test_a_saved_directory_holds_code_config_and_9_tensors_per_layer_plus_3(save
     expected = {f"encoder.layers.{layer}.{part}.weight" for layer in range(2) for part in parts}
     assert names == expected | {"encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"}
     assert len(names) == 9 * 2 + 3
-    assert {file.name for file in path.glob("*.py")} == {
-        f"{part}_nemotron_labs_diffusion.py"
-        for part in (
-            "adapter",
-            "cache",
-            "configuration",
-            "decoding",
-            "layers",
-            "modeling",
-            "rope",
-            "sampling",
-            "session",
-            "speculation",
-            "streaming",
-        )
+    shipped = Path(hf.__file__).parent.glob("*_nemotron_labs_diffusion.py")
+    assert {file.name: file.read_text() for file in path.glob("*.py")} == {
+        file.name: file.read_text() for file in shipped
     }

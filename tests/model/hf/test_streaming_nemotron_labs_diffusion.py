@@ -8,10 +8,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from model.hf import speculation_nemotron_labs_diffusion as speculation
+from model.hf.decoding_nemotron_labs_diffusion import decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from model.hf.streaming_nemotron_labs_diffusion import TokenStream
 
-ENTRY_POINTS = ("ar_generate", "generate", "linear_spec_generate")
+ENTRY_POINTS = ("ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate")
 
 
 class Recorder(BaseStreamer):
@@ -52,7 +53,7 @@ def test_streamed_tokens_are_the_returned_ones_and_change_nothing(tiny, name, te
         assert recorder.num_ends == 1
 
 
-def test_each_mode_streams_what_it_commits_at_once(tiny, monkeypatch):
+def test_each_mode_streams_what_it_commits_at_once(tiny, trained):
     model, prompt = tiny.model(), prompts(1, 6)
 
     def lengths(name, **options):
@@ -63,15 +64,16 @@ def test_each_mode_streams_what_it_commits_at_once(tiny, monkeypatch):
     assert lengths("ar_generate") == [1] * 20
     for causal_context in (True, False):
         assert lengths("generate", block_length=8, causal_context=causal_context) == [8, 8, 4]
-    results = []
-    real = speculation.run_cycle
-    monkeypatch.setattr(speculation, "run_cycle", lambda *a: results.append(real(*a)) or results[-1])
-    assert lengths("linear_spec_generate") == [1, *(result.num_accepted.item() + 1 for result in results)]
+    model, prompt = trained.model(), trained.prompt(1)
+    for mode, name in (("linear", "linear_spec_generate"), ("quadratic", "quadratic_spec_generate")):
+        options = DecodeOptions(max_new_tokens=20, eos_token_id=[])
+        assert lengths(name) == [1, *decode(model, mode, prompt, options).acceptance_lengths]
+        assert max(lengths(name)) > 1
 
 
 def test_tokens_are_streamed_before_the_next_forward(tiny):
     model, events = tiny.model(), []
-    model.register_forward_hook(lambda *_: events.append("forward"))
+    model.encoder.register_forward_hook(lambda *_: events.append("forward"))
     recorder = Recorder()
     recorder.put = lambda value: events.append("put")
     model.ar_generate(prompts(1, 6), 3, eos_token_id=[], streamer=recorder)

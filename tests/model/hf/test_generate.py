@@ -1,0 +1,106 @@
+"""`model.generate(**inputs, mode=...)` with the habits that other models of transformers have taught."""
+
+import inspect
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.session_nemotron_labs_diffusion import DecodeResult
+
+ENTRY_POINTS = {"ar": "ar_generate", "linear": "linear_spec_generate", "quadratic": "quadratic_spec_generate"}
+PROMPT = torch.tensor([[5, 9, 11, 40]])
+
+
+def word_tokenizer():
+    """Token n is the word `w<n>`; pads on the left with token 1."""
+    words = {"pad" if n == 1 else f"w{n}": n for n in range(64)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="pad", padding_side="left")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_tokenizer_returns_can_be_given(tiny, mode):
+    model, texts = tiny.model(), ["w5 w9 w11 w40", "w7", "w8 w3"]
+    inputs = word_tokenizer()(texts, return_tensors="pt", padding=True)
+    assert {"input_ids", "attention_mask"} <= inputs.keys()
+    output, num_forwards = model.generate(**inputs, mode=mode, max_new_tokens=12, eos_token_id=[])
+    assert num_forwards > 0
+    for row, text in enumerate(texts):
+        single = word_tokenizer()([text], return_tensors="pt")
+        alone, _ = model.generate(**single, mode=mode, max_new_tokens=12, eos_token_id=[])
+        assert output[row, 4:].tolist() == alone[0, -12:].tolist()
+    with_types = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
+    assert torch.equal(model.generate(**with_types, mode=mode, max_new_tokens=12, eos_token_id=[])[0], output)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_are_those_of_the_entry_points(tiny, mode):
+    model = tiny.model()
+    expected = decode(model, mode, PROMPT, DecodeOptions(max_new_tokens=15, eos_token_id=[]))
+    output, num_forwards = model.generate(PROMPT, 15, eos_token_id=[], mode=mode)
+    assert torch.equal(output, expected.output_ids)
+    assert num_forwards == expected.num_forwards
+    name = ENTRY_POINTS.get(mode, "generate")
+    again, forwards = getattr(model, name)(PROMPT, 15, eos_token_id=[])
+    assert torch.equal(again, output)
+    assert forwards == num_forwards
+
+
+def test_generate_is_block_diffusion_unless_told_otherwise(tiny):
+    result = tiny.model().generate(PROMPT, 9, eos_token_id=[], return_dict_in_generate=True)
+    assert isinstance(result, DecodeResult)
+    assert "denoise" in result.forwards
+
+
+def test_released_signatures_stay_in_their_order(tiny):
+    model = tiny.model()
+    expected = {
+        "ar_generate": "prompt_ids max_new_tokens temperature eos_token_id",
+        "generate": "prompt_ids max_new_tokens block_length threshold causal_context temperature eos_token_id",
+    }
+    expected["linear_spec_generate"] = (
+        "prompt_ids max_new_tokens block_length temperature mask_token_id eos_token_id threshold"
+    )
+    for name, words in expected.items():
+        parameters = inspect.signature(getattr(model, name)).parameters.values()
+        positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        assert positional == words.split()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_do_sample_says_whether_to_sample(tiny, mode):
+    model = tiny.model()
+
+    def run(**options):
+        return model.generate(PROMPT, 20, eos_token_id=[], mode=mode, **options)[0]
+
+    greedy = run()
+    assert torch.equal(run(do_sample=False, temperature=0.7), greedy)
+    sampled = run(do_sample=True, seed=1)
+    assert not torch.equal(sampled, greedy)
+    assert torch.equal(sampled, run(temperature=1.0, seed=1))
+    assert torch.equal(run(do_sample=True, temperature=0.5, seed=1), run(temperature=0.5, seed=1))
+    assert torch.equal(run(do_sample=True, top_k=1, seed=1), greedy) or mode == "block_diffusion"
+
+
+@pytest.mark.parametrize("name", ["ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate"])
+def test_an_unknown_option_is_named(tiny, name):
+    with pytest.raises(TypeError, match="there is no option num_beams: these models take max_new_tokens, "):
+        getattr(tiny.model(), name)(PROMPT, num_beams=4)
+
+
+def test_prompts_are_given_once(tiny):
+    model = tiny.model()
+    for arguments in ({}, {"prompt_ids": PROMPT, "input_ids": PROMPT}):
+        with pytest.raises(ValueError, match="once, as prompt_ids or as input_ids"):
+            model.generate(**arguments)
+
+
+def test_an_unknown_mode_is_refused(tiny):
+    with pytest.raises(ValueError, match="no mode 'beam'"):
+        tiny.model().generate(PROMPT, mode="beam")
