@@ -62,6 +62,11 @@ bench-data: setup  ## Benchmarks of tokenisation, loader and memory (5 minutes),
 bench-drafter: setup  ## Benchmark of the draft adapter on a model trained for it (3 hours), into runs/bench/drafter.json
 	$(PYTHON_OF_VENV) -m tests.bench.bench_drafter
 
+.PHONY: bench-decode
+bench-decode: export OMP_NUM_THREADS := 1
+bench-decode: setup  ## Benchmark of the decoding modes (20 minutes), into runs/bench/decode.json and .png (ARGS="--quick")
+	$(PYTHON_OF_VENV) -m tests.bench.bench_decode $(ARGS)
+
 .PHONY: chaos
 chaos: export OMP_NUM_THREADS := 1
 chaos: setup  ## Kill a toy run 50 times, damage 130 checkpoint files (15 minutes), into runs/bench/chaos.json (ARGS="--kills 3")

@@ -78,33 +78,27 @@ def loop_linear(model: Any, prompt: Tensor, max_new_tokens: int, block_length: i
 
 @torch.no_grad()
 def loop_quadratic(model: Any, prompt: Tensor, max_new_tokens: int, block_length: int, mask: int) -> Result:
-    """Verify a draft and, behind each of its tokens, draft the next one, all in one forward."""
+    """Verify a draft and, behind each of its tokens, draft the next one, all in one forward; the prefill drafts too."""
     cache = DynamicCache(config=model.config)
-    block = model(prompt, past_key_values=cache).logits[:, -1:].argmax(-1)
-    output = block[0].tolist()
+    drafted = torch.full((1, block_length), mask)
+    logits = _see_groups(model, prompt, drafted, [prompt.shape[1] - 1], cache)
+    block = torch.cat((logits[:, prompt.shape[1] - 1 :][:, :1], logits[:, prompt.shape[1] + 1 :]), dim=1).argmax(-1)
+    _keep(cache, prompt.shape[1])
+    output = block[0, :1].tolist()
     num_forwards = 1
     while (left := max_new_tokens - len(output)) > 0:
         block = block[:, : min(block_length, left)]
-        num_masks = block_length if min(block_length, left) > 1 else 0
         num_verified, num_cached = block.shape[1], cache.get_seq_length()
-        positions, visible = _lay_out_groups(num_verified, num_masks)
-        everything = torch.cat((block, torch.full((1, num_verified * num_masks), mask)), dim=1)
-        seen = torch.cat((visible.new_ones(len(visible), num_cached), visible), dim=1)
-        logits = model(
-            everything,
-            attention_mask=seen[None, None],
-            position_ids=(num_cached + positions)[None],
-            past_key_values=cache,
-        ).logits
+        ends = list(range(num_verified)) if num_verified > 1 or left > 1 else []  # a last token needs no next draft
+        logits = _see_groups(model, block, drafted, ends, cache)
         num_forwards += 1
         choices = logits[:, :num_verified].argmax(-1)
         num_accepted = _count_accepted(block, choices)
         _keep(cache, num_cached + num_accepted + 1)
         output += choices[0, : num_accepted + 1].tolist()
-        logits[..., mask] = -torch.inf
-        first = num_verified + num_accepted * num_masks
-        drafted = logits[:, first + 1 : first + num_masks].argmax(-1)
-        block = torch.cat((choices[:, num_accepted : num_accepted + 1], drafted), dim=1)
+        first = num_verified + num_accepted * block_length
+        proposed = logits[:, first + 1 : first + block_length].argmax(-1)
+        block = torch.cat((choices[:, num_accepted : num_accepted + 1], proposed), dim=1)
     return output, num_forwards
 
 
@@ -136,11 +130,22 @@ def _count_accepted(block: Tensor, choices: Tensor) -> int:
     return int((block[0, 1:] == choices[0, :-1]).long().cumprod(0).sum())
 
 
-def _lay_out_groups(num_verified: int, num_masks: int) -> tuple[Tensor, Tensor]:
-    """Positions [N] behind the cache, and who sees whom [N, N], of verified tokens and a group of masks for each."""
-    group = torch.cat((torch.arange(num_verified), torch.arange(num_verified).repeat_interleave(num_masks)))
-    behind = torch.cat((torch.zeros(num_verified), torch.arange(1, num_masks + 1).repeat(num_verified))).long()
-    is_verified = torch.arange(len(group)) < num_verified
-    visible = is_verified[None] & (group[None] <= group[:, None])
-    visible |= ~is_verified[None] & ~is_verified[:, None] & (group[None] == group[:, None])
-    return group + behind, visible
+def _see_groups(model: Any, tokens: Tensor, masks: Tensor, ends: list[int], cache: DynamicCache) -> Tensor:
+    """Logits [1, N, vocab] of causal tokens [1, V] and then, for each of `ends`, of masks [1, M] behind that token.
+
+    The masks see each other and the tokens up to their own. No row ever prefers the mask: its head is zero.
+    """
+    num_tokens, num_cached = tokens.shape[1], cache.get_seq_length()
+    end = torch.tensor([*range(num_tokens), *(end for end in ends for _ in range(masks.shape[1]))])
+    group = torch.tensor([-1] * num_tokens + [end for end in ends for _ in range(masks.shape[1])])
+    behind = torch.tensor([0] * num_tokens + [*range(1, masks.shape[1] + 1)] * len(ends))
+    is_token = group == -1
+    visible = is_token[None] & (end[None] <= end[:, None])
+    visible |= ~is_token[None] & (group[None] == group[:, None])
+    seen = torch.cat((visible.new_ones(len(visible), num_cached), visible), dim=1)
+    return model(
+        torch.cat((tokens, *[masks] * len(ends)), dim=1),
+        attention_mask=seen[None, None],
+        position_ids=(num_cached + end + behind)[None],
+        past_key_values=cache,
+    ).logits

@@ -1,0 +1,147 @@
+"""One forward of each kind against its floor: the bare matrix products of the same shapes, timed in the same run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.session_nemotron_labs_diffusion import DecodeSession
+from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
+from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model
+from tests.bench.decode.timing import time_interleaved
+
+SIZES = Sizes(32768, 512, 1536, 8, 8, 2)
+NUM_CACHED, BLOCK_LENGTH, NUM_GROUPS = 512, 32, 2
+WANTED = {"draft": 1.10, "verify": 1.10, "step": 1.25}
+
+
+@torch.no_grad()
+def measure_forwards(rounds: int) -> dict[str, Any]:
+    """{by kind: {seconds, floor_seconds, ratio, num_rows, num_head_rows}} of forwards behind 512 cached tokens.
+
+    draft_and_verify computes the masks of two groups. prefill_head_rows: rows that reach the head, by mode.
+    """
+    model = make_model(SIZES)
+    prompt = torch.randint(0, MASK_TOKEN_ID, (1, NUM_CACHED))
+    options = DecodeOptions(64, block_length=BLOCK_LENGTH, eos_token_id=[])
+    session = DecodeSession(model, prompt, None, options, largest_forward=BLOCK_LENGTH * (1 + NUM_GROUPS))
+    session.prefill()
+    forwards = _make_forwards(session, torch.randint(0, MASK_TOKEN_ID, (1, BLOCK_LENGTH * (1 + NUM_GROUPS))))
+    functions: list[Callable[[], object]] = []
+    for function, num_rows, num_head_rows in forwards.values():
+        functions += [make_floor(model, num_rows, num_head_rows), function]
+    seconds = time_interleaved(functions, rounds)
+    return {
+        "by_kind": {
+            kind: {
+                "seconds": mine,
+                "floor_seconds": floor,
+                "ratio": mine / floor,
+                "num_rows": num_rows,
+                "num_head_rows": num_head_rows,
+            }
+            for (kind, (_, num_rows, num_head_rows)), floor, mine in zip(
+                forwards.items(), seconds[::2], seconds[1::2], strict=True
+            )
+        },
+        "prefill_head_rows": count_prefill_head_rows(model, prompt, options),
+    }
+
+
+def _make_forwards(session: DecodeSession, tokens: Tensor) -> dict[str, tuple[Callable[[], Tensor], int, int]]:
+    """By kind: the forward with its logits, rows that it computes, rows of those that reach the head.
+
+    As the decoders run them, up to the choice of tokens; nothing is kept in the cache, so they can be repeated.
+    """
+    block, seed = tokens[:, :BLOCK_LENGTH], tokens[:, :1]
+    both_ways, causal, single = (
+        session.layout(BLOCK_LENGTH, bidirectional=True),
+        session.layout(BLOCK_LENGTH),
+        session.layout(1),
+    )
+    groups = make_group_layout(
+        BLOCK_LENGTH - 1, torch.arange(NUM_GROUPS)[None], BLOCK_LENGTH, is_reused=True
+    )  # fmt: skip
+    last = BLOCK_LENGTH - 1 + BLOCK_LENGTH
+
+    def draft_and_verify() -> Tensor:
+        hidden = session.encode("draft_and_verify", tokens, groups)
+        session.project(hidden[:, :BLOCK_LENGTH])
+        return session.project(hidden[:, BLOCK_LENGTH:last])
+
+    return {
+        "draft": (
+            lambda: session.project(session.encode("draft", block, both_ways)[:, 1:]),
+            BLOCK_LENGTH,
+            BLOCK_LENGTH - 1,
+        ),
+        "verify": (lambda: session.project(session.encode("verify", block, causal)), BLOCK_LENGTH, BLOCK_LENGTH),
+        "step": (lambda: session.project(session.encode("step", seed, single)), 1, 1),
+        "draft_and_verify": (draft_and_verify, tokens.shape[1], last),
+    }
+
+
+def make_floor(model: Any, num_rows: int, num_head_rows: int) -> Callable[[], None]:
+    """The matrix products of a forward of num_rows tokens behind NUM_CACHED ones, and nothing else.
+
+    Projections, attention scores and weighted sums with the heads of a group folded into rows, the head on the rows
+    that are read. All operands are there already.
+    """
+    config = model.config
+    groups, head_dim = config.num_key_value_heads, config.head_dim
+    num_seen, folded = NUM_CACHED + num_rows, config.num_attention_heads // groups * num_rows
+    hidden, attended = torch.randn(1, num_rows, config.hidden_size), torch.randn(1, num_rows, model_width(config))
+    inner, read = torch.randn(1, num_rows, config.intermediate_size), torch.randn(1, num_head_rows, config.hidden_size)
+    query, scores = torch.randn(1, groups, folded, head_dim), torch.rand(1, groups, folded, num_seen)
+    key, value = torch.randn(2, 1, groups, num_seen, head_dim)
+    layers = [
+        (
+            [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight],
+            layer.self_attn.o_proj.weight,
+            [layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight],
+            layer.mlp.down_proj.weight,
+        )
+        for layer in model.encoder.layers
+    ]
+
+    def run() -> None:
+        for from_hidden, output, from_normed, down in layers:
+            for weight in from_hidden:
+                linear(hidden, weight)
+            torch.matmul(query, key.transpose(2, 3))
+            torch.matmul(scores, value)
+            linear(attended, output)
+            for weight in from_normed:
+                linear(hidden, weight)
+            linear(inner, down)
+        linear(read, model.diffusion_head.weight)
+
+    return run
+
+
+def model_width(config: Any) -> int:
+    """Of all query heads together."""
+    return config.num_attention_heads * config.head_dim
+
+
+def count_prefill_head_rows(model: Any, prompt: Tensor, options: DecodeOptions) -> dict[str, int]:
+    """Rows of the prefill that reach the head, by mode. Quadratic drafts in it already: one row, and the draft's."""
+    counts: dict[str, int] = {}
+    for mode in MODES:
+        forwards: list[int] = []  # head rows of each
+        hooks = [
+            model.encoder.register_forward_pre_hook(lambda *_, to=forwards: to.append(0)),
+            model.diffusion_head.register_forward_pre_hook(
+                lambda _, inputs, to=forwards: to.append(to.pop() + inputs[0].numel() // inputs[0].shape[-1])
+            ),
+        ]
+        # Two tokens: with one there is nothing to draft.
+        decode(model, mode, prompt, DecodeOptions(2, block_length=options.block_length, eos_token_id=[]))
+        for hook in hooks:
+            hook.remove()
+        counts[mode] = forwards[0]
+    return counts

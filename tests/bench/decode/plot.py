@@ -1,0 +1,124 @@
+"""Where each way to decode wins: what it needs (forwards, rows), and how fast that makes it as forwards get dearer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from model.evaluation.style import COLORS, DASHES, INK, MUTED, OUTLINE, make_figure, save_png, style_axes
+from tests.bench.decode.analyse import pick
+from tests.bench.decode.cost import RATIOS, compute_speedup
+
+Figures = Mapping[str, Any]
+BLOCK_STYLES = {None: "-", 8: DASHES, 4: (0, (1, 1.2))}  # by length of a block, None: the checkpoint's own
+
+
+def draw_trained(results: Figures) -> bytes:
+    """PNG. Left: tokens per forward against tokens per row. Right: speedup over AR against a / b."""
+    figure, ((left, right),) = make_figure(1, 2, (14, 6))
+    _draw_needs(left, results["by_setting"])
+    _draw_speedups(right, results)
+    title = f"Fewer forwards or fewer rows: {results['num_prompts']} held-out prompts, greedy, output equal to AR's"
+    figure.suptitle(title, color=INK, fontsize=13)
+    return save_png(figure)
+
+
+def _draw_needs(axes: Any, by_setting: Figures) -> None:
+    for mode in ("linear", "quadratic"):
+        for with_adapter in (False, True):
+            chosen = pick(by_setting, mode=mode, with_adapter=with_adapter)
+            if chosen:
+                _draw_lines(axes, mode + ("+adapter" if with_adapter else ""), chosen)
+    blocks = pick(by_setting, mode="block_diffusion")
+    _connect(axes, blocks, COLORS["block_diffusion"], "block_diffusion, by threshold (not AR's output)", "D")
+    _annotate(axes, blocks, lambda values: f"{values['threshold']:g}")
+    axes.scatter([1], [1], marker="*", s=120, color=COLORS["ar"], label="ar", zorder=4)
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens per computed row", color=INK)
+    axes.set_ylabel("tokens per forward", color=INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    style_axes(axes, grid="both")
+
+
+def _draw_lines(axes: Any, family: str, chosen: list[dict[str, Any]]) -> None:
+    """A line over numbers of groups for each length of blocks (linear: over those lengths), and one over thresholds."""
+    color = COLORS[family]
+    plain = [values for values in chosen if values["threshold"] is None]
+    if family.startswith("linear"):
+        lines = {"by length of blocks": sorted(plain, key=lambda values: values["block_length"] or 99)}
+        styles = [BLOCK_STYLES[4]]
+    else:
+        lines = {
+            f"block {length or 'of the model'}, by groups of masks": [v for v in plain if v["block_length"] == length]
+            for length in BLOCK_STYLES
+        }
+        styles = list(BLOCK_STYLES.values())
+    for (label, line), style in zip(lines.items(), styles, strict=True):
+        _connect(axes, line, color, f"{family}, {label}", "o", style)
+        _annotate(axes, line, _say_groups if family.startswith("quadratic") else _say_block)
+    whole = [v for v in chosen if v["block_length"] is None and v["mask_groups"] is None]
+    _connect(axes, whole, color, f"{family}, by threshold of drafts", "x", linestyle="-", linewidth=0.5)
+
+
+def _say_groups(values: Figures) -> str:
+    return str(values["mask_groups"] or "all")
+
+
+def _say_block(values: Figures) -> str:
+    return f"block {values['block_length']}" if values["block_length"] else ""
+
+
+def _connect(
+    axes: Any,
+    points: list[dict[str, Any]],
+    color: str,
+    label: str,
+    marker: str,
+    linestyle: Any = "-",
+    linewidth: float = 1.3,
+) -> None:
+    x, y = [[values[key] for values in points] for key in ("tokens_per_row", "tokens_per_forward")]
+    look = {"marker": marker, "markersize": 4.5, "color": color, "linestyle": linestyle, "linewidth": linewidth}
+    axes.plot(x, y, label=label, **look)
+
+
+def _annotate(axes: Any, points: list[dict[str, Any]], say: Any) -> None:
+    for values in points:
+        place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
+        point = (values["tokens_per_row"], values["tokens_per_forward"])
+        axes.annotate(say(values), point, fontsize=7, color=MUTED, **place)
+
+
+def _draw_speedups(axes: Any, results: Figures) -> None:
+    by_setting, cost = results["by_setting"], results["cost"]
+    has_adapter = any(values["with_adapter"] for values in by_setting.values())
+    for values in pick(by_setting, threshold=None):
+        is_default = values["block_length"] is None and values["mask_groups"] is None
+        is_thrifty = values["block_length"] in (None, 4) and values["mask_groups"] == 1
+        if not is_default and not (is_thrifty and values["with_adapter"] == has_adapter):
+            continue
+        family = values["mode"] + ("+adapter" if values["with_adapter"] else "")
+        speedups = [compute_speedup(values, ratio) for ratio in RATIOS]
+        style = "-" if is_default else BLOCK_STYLES[values["block_length"] or 8]
+        axes.plot(RATIOS, speedups, color=COLORS[family], linestyle=style, linewidth=1.6, label=values["name"])
+    best = [max(compute_speedup(values, ratio) for values in _lossless(by_setting)) for ratio in RATIOS]
+    axes.plot(RATIOS, best, color=INK, linewidth=5, alpha=0.12, label="the fastest of all settings")
+    axes.axvline(cost["ratio"], color=INK, linewidth=1, linestyle=DASHES)
+    axes.annotate(
+        f"this CPU, one thread: {cost['ratio']:.1f}",
+        (cost["ratio"], 0.97),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=8,
+        color=INK,
+        bbox=OUTLINE,
+    )
+    axes.set_xscale("log")
+    axes.set_ylim(0)
+    axes.set_xlabel("a / b: a forward costs as much as so many rows (a GPU at batch 1: hundreds)", color=INK)
+    axes.set_ylabel("tokens per second, by AR's", color=INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    style_axes(axes, grid="both")
+
+
+def _lossless(by_setting: Figures) -> list[Figures]:
+    return [values for values in by_setting.values() if values["mode"] != "block_diffusion"]

@@ -1,0 +1,137 @@
+"""What each way to decode needs on held-out prompts of a trained model: forwards, rows, seconds; and what it emits."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.evaluation.agreement import AgreementJudge
+from model.evaluation.prompts import read_prompts
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.decoding_nemotron_labs_diffusion import decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.load import attach_adapter, load_export, load_tokenizer
+from tests.bench.decode.settings import Setting, list_settings
+
+PROMPT_TOKENS = 64
+ADAPTER = Path("drafters/rank_128/adapter")
+
+
+@dataclass(frozen=True)
+class Task:
+    """root: folder of the trained model, with export, prompts and perhaps the adapter."""
+
+    root: Path
+    prompt_ids: list[int]
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One prompt decoded in one setting. num_rows: without those of the prompt. agreement: with greedy AR."""
+
+    setting: Setting
+    num_tokens: int
+    num_forwards: int
+    num_rows: int
+    seconds: float
+    acceptance_lengths: list[int]
+    agreement: str
+
+
+def find_adapter(root: Path) -> Path | None:
+    """The draft adapter of a trained model, if it has been trained."""
+    return root / ADAPTER if (root / ADAPTER).is_dir() else None
+
+
+def load_model(root: Path) -> Any:
+    """The export in fp32, its draft adapter attached if there is one."""
+    model = load_export(root / "export", dtype="fp32", device="cpu")
+    if adapter := find_adapter(root):
+        attach_adapter(model, adapter)
+    return model
+
+
+def decode_prompts(root: Path, *, per_group: int, max_new_tokens: int, num_processes: int) -> list[list[Run]]:
+    """Every prompt in every setting, one thread per process."""
+    files = sorted((root / "prompts").glob("*.jsonl"))
+    prompts = read_prompts(files, load_tokenizer(root / "export"), prompt_tokens=PROMPT_TOKENS, limit=per_group)
+    tasks = [Task(root, prompt.token_ids, max_new_tokens) for prompt in prompts]
+    with ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        return list(pool.map(decode_prompt, tasks))
+
+
+_models: dict[Path, Any] = {}  # of this process
+
+
+def decode_prompt(task: Task) -> list[Run]:
+    """One prompt in every setting; the first is AR, which the others are compared with."""
+    if task.root not in _models:
+        _models[task.root] = load_model(task.root)
+    model = _models[task.root]
+    settings = list_settings(has_adapter=bool(DraftAdapter(model)))
+    outcomes = [_decode(model, task, setting) for setting in settings]
+    judge, ar = AgreementJudge(model), outcomes[0][0]
+    return [
+        Run(
+            setting,
+            len(tokens),
+            result.num_forwards,
+            result.num_rows - len(task.prompt_ids),
+            seconds,
+            result.acceptance_lengths,
+            judge.compare(task.prompt_ids, ar, tokens).value,
+        )
+        for setting, (tokens, result, seconds) in zip(settings, outcomes, strict=True)
+    ]
+
+
+def _decode(model: Any, task: Task, setting: Setting) -> tuple[list[int], Any, float]:
+    """New tokens, result, CPU seconds. No token stops it: every prompt counts alike."""
+    prompt = torch.tensor([task.prompt_ids])
+    options = DecodeOptions(
+        task.max_new_tokens,
+        block_length=setting.block_length,
+        threshold=setting.threshold,
+        mask_groups=setting.mask_groups,
+        eos_token_id=[],
+    )
+    with nullcontext() if setting.with_adapter else DraftAdapter(model).suspended():
+        begin = time.process_time()
+        result = decode(model, setting.mode, prompt, options)
+        seconds = time.process_time() - begin
+    return result.output_ids[0, prompt.shape[1] :].tolist(), result, seconds
+
+
+def add_up(runs: Sequence[Run]) -> dict[str, Any]:
+    """Figures of one setting over all prompts, as ratios of sums.
+
+    num_forwards counts prefills, num_rows no row of a prompt; forwards_per_token and rows_per_token are those behind
+    the prefill, by the tokens behind the one that the prefill yields: what decoding costs.
+    """
+    tokens, forwards, rows = (
+        sum(run.num_tokens for run in runs),
+        sum(run.num_forwards for run in runs),
+        sum(run.num_rows for run in runs),
+    )
+    lengths = [length for run in runs for length in run.acceptance_lengths]
+    agreements = [run.agreement for run in runs]
+    later = tokens - len(runs)
+    return {
+        "num_tokens": tokens,
+        "num_forwards": forwards,
+        "num_rows": rows,
+        "tokens_per_forward": tokens / forwards,
+        "tokens_per_row": later / rows,
+        "forwards_per_token": (forwards - len(runs)) / later,
+        "rows_per_token": rows / later,
+        "acceptance_length": sum(lengths) / len(lengths) if lengths else None,
+        "tokens_per_second": tokens / sum(run.seconds for run in runs),
+        "agreement": {kind: agreements.count(kind) for kind in sorted(set(agreements))},
+    }
