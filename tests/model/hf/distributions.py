@@ -7,6 +7,16 @@ from torch import Tensor
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 
+def warp(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
+    """Logits [n, vocab] as transformers' generate would draw from them."""
+    steps: list[Any] = [TemperatureLogitsWarper(temperature)]
+    steps += [] if top_k is None else [TopKLogitsWarper(top_k)]
+    steps += [] if top_p is None else [TopPLogitsWarper(top_p)]
+    for step in steps:
+        logits = step(None, logits)
+    return logits
+
+
 @torch.no_grad()
 def compute_exact(
     reference: Any,
@@ -25,9 +35,7 @@ def compute_exact(
     contexts = prompt
     for _ in range(length):
         logits = torch.cat([reference(part).logits[:, -1, :size].double() for part in contexts.split(2048)])
-        logits = TemperatureLogitsWarper(temperature)(None, logits)
-        logits = logits if top_k is None else TopKLogitsWarper(top_k)(None, logits)
-        logits = logits if top_p is None else TopPLogitsWarper(top_p)(None, logits)
+        logits = warp(logits, temperature, top_k, top_p)
         joint = (joint[:, None] * logits.softmax(-1)).flatten()
         following = torch.arange(size).repeat(len(contexts))[:, None]
         contexts = torch.cat((contexts.repeat_interleave(size, dim=0), following), dim=1)

@@ -40,6 +40,7 @@ def test_nothing_is_allocated_while_there_is_room():
     cache, (first, *rest) = PrefixCache(1, capacity=32), states(3, 1, 1, 5, 8)
     write(cache, first)
     stored = cache._keys[0]
+    assert stored is not None
     for piece in rest:
         keys, _ = write(cache, piece)
         assert keys.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()

@@ -37,8 +37,9 @@ def banned_best_model(tiny, **overrides):
 def test_the_mask_token_is_never_emitted(tiny, mode, temperature):
     model = banned_best_model(tiny)
     assert (model(prompts(4, 30)).logits.argmax(-1) == MASK).float().mean() > 0.2
+    fixed = {"max_new_tokens": 14, "temperature": temperature, "eos_token_id": [], "seed": 0}
     for extra in ({"mask_groups": 2}, {"threshold": 0.3, "top_k": 3, "top_p": 0.7}):
-        options = DecodeOptions(max_new_tokens=14, temperature=temperature, eos_token_id=[], seed=0, **extra)
+        options = DecodeOptions(**fixed, **extra)
         assert MASK not in decode(model, mode, prompts(2, 5), options).output_ids
 
 

@@ -105,7 +105,7 @@ def test_drafters_of_any_quality_change_nothing_for_a_thousand_prompts(tiny, acc
     comparison = Comparison()
     for seed in range(10):
         model = make_scripted_model(tiny.model, accuracy, seed)
-        compare(model, prompts(15, seed), comparison, num_tokens=40, block=(8, 2, 5, 32)[seed % 4], eos=[5])
+        compare(model, prompts(15, seed), comparison, num_tokens=40, block=(8, 2, 5, 16)[seed % 4], eos=[5])
     assert (comparison.num_rows, comparison.num_ties) == (150 * len(SPECULATIVE), 0)
 
 

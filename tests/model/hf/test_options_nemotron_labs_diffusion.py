@@ -54,4 +54,6 @@ def test_stop_ids_are_one_several_or_none(tiny):
 
 def test_without_a_seed_the_global_generator_serves():
     assert make_generator(None, torch.device("cpu")) is None
-    assert make_generator(7, torch.device("cpu")).initial_seed() == 7
+    seeded = make_generator(7, torch.device("cpu"))
+    assert seeded is not None
+    assert seeded.initial_seed() == 7

@@ -21,7 +21,8 @@ def prompts(seed=0, low=3, high=20):
 def assert_rows_as_alone(model, prompt, mode, *, lengths=LENGTHS, exact=True, **options):
     """Returns how many rows part at a near tie; exact: none may."""
     ids, mask = pad_left(prompt, lengths)
-    settings = DecodeOptions(**{"max_new_tokens": 20, "eos_token_id": [], **options})
+    stops = options.pop("eos_token_id", [])
+    settings = DecodeOptions(**{"max_new_tokens": 20, "eos_token_id": stops, **options})
     batch, comparison = decode(model, mode, ids, settings, mask), Comparison()
     assert torch.equal(batch.output_ids[:, :9], ids)
     acceptance_lengths = []
@@ -36,7 +37,7 @@ def assert_rows_as_alone(model, prompt, mode, *, lengths=LENGTHS, exact=True, **
             assert new_tokens[:num_new].tolist() == alone.output_ids[0, length:].tolist(), (mode, row)
         elif mode != "block_diffusion":
             comparison.add(model, single[0], alone.output_ids[0, length:], new_tokens[:num_new])
-        assert all(token == settings.eos_token_id[0] for token in new_tokens[num_new:].tolist())
+        assert all(token == stops[0] for token in new_tokens[num_new:].tolist())
     return comparison.num_ties
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from model.hf.sampling_nemotron_labs_diffusion import Draft, Sampler, compute_confidence
+from tests.model.hf.distributions import warp
 
 GREEDY = Sampler(0.0)
 
@@ -28,16 +28,6 @@ def test_confidence_is_the_softmax_probability():
     torch.testing.assert_close(compute_confidence(logits, tokens), logits.softmax(-1).amax(-1))
 
 
-def warp(logits, temperature, top_k, top_p):
-    """What transformers' generate would draw from."""
-    steps = [TemperatureLogitsWarper(temperature)]
-    steps += [] if top_k is None else [TopKLogitsWarper(top_k)]
-    steps += [] if top_p is None else [TopPLogitsWarper(top_p)]
-    for step in steps:
-        logits = step(None, logits)
-    return logits.softmax(-1)
-
-
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 50, 99])
 @pytest.mark.parametrize("top_p", [None, 0.1, 0.5, 0.95, 1.0])
@@ -45,7 +35,7 @@ def test_filters_equal_those_of_transformers(temperature, top_k, top_p):
     logits = torch.randn(200, 50, generator=seeded(), dtype=torch.float64) * 2
     logits[:, 7] = -torch.inf
     ours = Sampler(temperature, top_k, top_p).compute_probabilities(logits)
-    torch.testing.assert_close(ours, warp(logits, temperature, top_k, top_p), atol=1e-12, rtol=0)
+    torch.testing.assert_close(ours, warp(logits, temperature, top_k, top_p).softmax(-1), atol=1e-12, rtol=0)
 
 
 def test_filters_apply_along_the_last_of_any_dimensions():

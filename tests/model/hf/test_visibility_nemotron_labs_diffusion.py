@@ -90,7 +90,12 @@ def test_one_length_for_all_rows_with_spare_slots(attention, name):
 
 def test_a_mask_is_built_once_for_all_lengths_of_the_prefix():
     builder, layout = MaskBuilder(2, torch.float32), make_causal_layout(4, CPU)
-    masks = [builder.build(layout, None, length + 4, 32).mask for length in (3, 10, 28)]
+
+    def build_mask(num_visible, capacity):
+        mask = builder.build(layout, None, num_visible, capacity).mask
+        assert mask is not None
+        return mask
+
+    masks = [build_mask(length + 4, 32) for length in (3, 10, 28)]
     assert len({mask.untyped_storage().data_ptr() for mask in masks}) == 1
-    grown = builder.build(layout, None, 60, 64).mask
-    assert grown.shape[-1] == 60
+    assert build_mask(60, 64).shape[-1] == 60
