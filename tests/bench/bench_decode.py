@@ -44,7 +44,7 @@ def main() -> None:
         results["forwards"] = measure_forwards(10 if options.quick else 40)
         console.print(build_forward_table(results["forwards"]))
     if "small" in options.parts:
-        results["small"] = measure_small_model(5 if options.quick else 25)
+        results["small"] = measure_small_model(5 if options.quick else 15)
         console.print(build_small_table(results["small"]))
     if "trained" in options.parts:
         run_trained(options, results)

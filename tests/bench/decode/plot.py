@@ -13,12 +13,18 @@ BLOCK_STYLES = {None: "-", 8: DASHES, 4: (0, (1, 1.2))}  # by length of a block,
 
 def draw_trained(results: Figures) -> bytes:
     """PNG. Left: tokens per forward against tokens per row. Right: speedup over AR against a / b."""
-    figure, ((left, right),) = make_figure(1, 2, (14, 6))
+    figure, ((left, right),) = make_figure(1, 2, (14, 7.5))
     _draw_needs(left, results["by_setting"])
     _draw_speedups(right, results)
     title = f"Fewer forwards or fewer rows: {results['num_prompts']} held-out prompts, greedy, output equal to AR's"
     figure.suptitle(title, color=INK, fontsize=13)
     return save_png(figure)
+
+
+def _add_legend(axes: Any) -> None:
+    """Below the axes, as lines are everywhere in them."""
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.11), "ncols": 2, "fontsize": 7.5}
+    axes.legend(frameon=False, labelcolor=INK, **place)
 
 
 def _draw_needs(axes: Any, by_setting: Figures) -> None:
@@ -28,13 +34,13 @@ def _draw_needs(axes: Any, by_setting: Figures) -> None:
             if chosen:
                 _draw_lines(axes, mode + ("+adapter" if with_adapter else ""), chosen)
     blocks = pick(by_setting, mode="block_diffusion")
-    _connect(axes, blocks, COLORS["block_diffusion"], "block_diffusion, by threshold (not AR's output)", "D")
+    _connect(axes, blocks, COLORS["block_diffusion"], "block_diffusion, by threshold (lossy)", "D")
     _annotate(axes, blocks, lambda values: f"{values['threshold']:g}")
     axes.scatter([1], [1], marker="*", s=120, color=COLORS["ar"], label="ar", zorder=4)
     axes.set_xscale("log")
     axes.set_xlabel("tokens per computed row", color=INK)
     axes.set_ylabel("tokens per forward", color=INK)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _add_legend(axes)
     style_axes(axes, grid="both")
 
 
@@ -47,7 +53,9 @@ def _draw_lines(axes: Any, family: str, chosen: list[dict[str, Any]]) -> None:
         styles = [BLOCK_STYLES[4]]
     else:
         lines = {
-            f"block {length or 'of the model'}, by groups of masks": [v for v in plain if v["block_length"] == length]
+            f"{f'block {length}' if length else 'full block'}, by groups": [
+                v for v in plain if v["block_length"] == length
+            ]
             for length in BLOCK_STYLES
         }
         styles = list(BLOCK_STYLES.values())
@@ -55,7 +63,7 @@ def _draw_lines(axes: Any, family: str, chosen: list[dict[str, Any]]) -> None:
         _connect(axes, line, color, f"{family}, {label}", "o", style)
         _annotate(axes, line, _say_groups if family.startswith("quadratic") else _say_block)
     whole = [v for v in chosen if v["block_length"] is None and v["mask_groups"] is None]
-    _connect(axes, whole, color, f"{family}, by threshold of drafts", "x", linestyle="-", linewidth=0.5)
+    _connect(axes, whole, color, f"{family}, by threshold", "x", linestyle="-", linewidth=0.5)
 
 
 def _say_groups(values: Figures) -> str:
@@ -89,6 +97,7 @@ def _annotate(axes: Any, points: list[dict[str, Any]], say: Any) -> None:
 
 def _draw_speedups(axes: Any, results: Figures) -> None:
     by_setting, cost = results["by_setting"], results["cost"]
+    ar, *_ = pick(by_setting, mode="ar")
     has_adapter = any(values["with_adapter"] for values in by_setting.values())
     for values in pick(by_setting, threshold=None):
         is_default = values["block_length"] is None and values["mask_groups"] is None
@@ -99,11 +108,13 @@ def _draw_speedups(axes: Any, results: Figures) -> None:
         speedups = [compute_speedup(values, ratio) for ratio in RATIOS]
         style = "-" if is_default else BLOCK_STYLES[values["block_length"] or 8]
         axes.plot(RATIOS, speedups, color=COLORS[family], linestyle=style, linewidth=1.6, label=values["name"])
+        measured = values["tokens_per_second"] / ar["tokens_per_second"]  # prefill and all else included
+        axes.scatter([cost["ratio"]], [measured], color=COLORS[family], edgecolor=INK, s=28, zorder=4)
     best = [max(compute_speedup(values, ratio) for values in _lossless(by_setting)) for ratio in RATIOS]
     axes.plot(RATIOS, best, color=INK, linewidth=5, alpha=0.12, label="the fastest of all settings")
     axes.axvline(cost["ratio"], color=INK, linewidth=1, linestyle=DASHES)
     axes.annotate(
-        f"this CPU, one thread: {cost['ratio']:.1f}",
+        f"this CPU, one thread: {cost['ratio']:.1f} (dots: measured)",
         (cost["ratio"], 0.97),
         xycoords=("data", "axes fraction"),
         xytext=(4, 0),
@@ -116,7 +127,7 @@ def _draw_speedups(axes: Any, results: Figures) -> None:
     axes.set_ylim(0)
     axes.set_xlabel("a / b: a forward costs as much as so many rows (a GPU at batch 1: hundreds)", color=INK)
     axes.set_ylabel("tokens per second, by AR's", color=INK)
-    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _add_legend(axes)
     style_axes(axes, grid="both")
 
 
