@@ -38,6 +38,7 @@ class NemotronLabsDiffusionAttention(nn.Module):
         super().__init__()
         self.layer_index = layer_index
         self.head_dim = config.head_dim
+        self.num_heads = config.num_attention_heads
         self.num_key_value_heads = config.num_key_value_heads
         query_width = config.num_attention_heads * config.head_dim
         key_value_width = config.num_key_value_heads * config.head_dim
@@ -56,10 +57,10 @@ class NemotronLabsDiffusionAttention(nn.Module):
     ) -> Tensor:
         """hidden [B, N, hidden] -> [B, N, hidden]; draft_rows: as in project_output."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
-        query = rotate(self.q_proj(hidden).view(heads).transpose(1, 2), positions)
+        projected = torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).view(heads).transpose(1, 2)
+        query, key = rotate(projected, positions).split((self.num_heads, self.num_key_value_heads), dim=1)
         if positions.query_scale is not None:
             query = query * positions.query_scale
-        key = rotate(self.k_proj(hidden).view(heads).transpose(1, 2), positions)
         value = self.v_proj(hidden).view(heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)

@@ -103,6 +103,7 @@ class _QuadraticCycles:
         assert draft.confidence is not None
         reached = pad(draft.confidence.cumprod(1), (1, 0), value=1.0)  # probability that acceptance gets that far
         ends_there = reached - pad(reached[:, 1:], (0, 1))
+        ends_there[:, 0] = 2.0  # surely: with the first group there is one before every end, and so a draft
         return ends_there.topk(self._max_groups, dim=1).indices.sort(1).values
 
     def _layout(self, draft: Draft, groups: Tensor) -> TokenLayout:

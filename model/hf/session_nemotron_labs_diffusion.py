@@ -173,7 +173,7 @@ class DecodeSession:
     def project(self, hidden: Tensor) -> Tensor:
         """Logits [..., vocab] of hidden [..., hidden], the mask token's at minus infinity."""
         logits = self.model.diffusion_head(hidden)
-        logits[..., self.mask_token_id] = -torch.inf
+        logits.select(-1, self.mask_token_id).fill_(-torch.inf)
         return logits
 
     def prefill(self) -> Tensor:
