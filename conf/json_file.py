@@ -16,6 +16,8 @@ def read_json_object(path: Path, if_missing: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(if_missing) from None
+    except RecursionError:
+        raise UserError(f"{path} is damaged: nested too deep") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):

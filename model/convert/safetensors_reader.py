@@ -125,7 +125,7 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         file_of = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         assert all(isinstance(name, str) and isinstance(file, str) for name, file in file_of.items())
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RecursionError):
         raise UserError(f"{path} is damaged: it has no weight_map; download it again") from None
     return file_of
 
@@ -159,7 +159,7 @@ def read_header(path: Path) -> list[TensorRecord]:
         header = json.loads(text)
         data = _LENGTH_BYTES + length
         records = [_record(path, data, name, value) for name, value in header.items() if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path} has a damaged header: download it again") from None
     records.sort(key=lambda record: (record.begin, record.end))
     _check_layout(path, records, data, size)
@@ -167,10 +167,12 @@ def read_header(path: Path) -> list[TensorRecord]:
 
 
 def _record(path: Path, data: int, name: str, value: dict[str, Any]) -> TensorRecord:
+    """Raises: ValueError, KeyError, TypeError or AttributeError if `value` describes no tensor."""
     begin, end = value["data_offsets"]
-    return TensorRecord(
-        name, path, str(value["dtype"]), tuple(int(n) for n in value["shape"]), data + begin, data + end
-    )
+    shape = tuple(value["shape"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)) or end < begin:
+        raise ValueError(f"tensor {name} has no place in the file")
+    return TensorRecord(name, path, str(value["dtype"]), shape, data + begin, data + end)
 
 
 def _check_layout(path: Path, records: list[TensorRecord], data: int, size: int) -> None:

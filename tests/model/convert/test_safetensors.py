@@ -119,6 +119,12 @@ def test_bytes_after_the_data_are_refused(tmp_path):
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}',
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
         b'{"a":{"dtype":"F32","shape":"x","data_offsets":[0,4]}}',
+        b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0.0,8.0]}}',
+        b'{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[true,2],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"F32","shape":[-2,-1],"data_offsets":[0,8]}}',
+        b'{"a":{"dtype":"X","shape":[2],"data_offsets":[0,12]},"b":{"dtype":"X","shape":[2],"data_offsets":[12,8]}}',
+        b"[" * 200_000,
     ],
 )
 def test_a_damaged_header_is_refused(tmp_path, header):
@@ -148,7 +154,7 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change, mess
     refuse(tmp_path, message)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 200_000])
 def test_a_damaged_index_is_refused(tmp_path, text):
     (tmp_path / INDEX_NAME).write_text(text)
     refuse(tmp_path, r"index\.json is damaged")
