@@ -27,15 +27,16 @@ class AgreementJudge:
         if margin is None:
             return Agreement.rounded
         position = find_first_difference(ar, other)
-        gap = self._compute_gap([*prompt_ids, *ar[:position]])
+        if position == min(len(ar), len(other)):
+            return Agreement.different  # one ends where the other goes on
+        gap = self._compute_gap([*prompt_ids, *ar[:position]], [ar[position], other[position]])
         return Agreement.tie if gap < margin else Agreement.different
 
     @torch.no_grad()
-    def _compute_gap(self, token_ids: list[int]) -> float:
-        """Difference of the two best logits AR chooses from behind `token_ids`."""
+    def _compute_gap(self, token_ids: list[int], chosen: list[int]) -> float:
+        """How far the worst of the chosen tokens' logits is below the best one that AR has behind `token_ids`."""
         with self._adapter.suspended():
             inputs = torch.tensor([token_ids], device=self._model.get_input_embeddings().weight.device)
             logits = self._model(input_ids=inputs, logits_to_keep=1).logits[0, 0]
         logits[self._model.config.mask_token_id] = -torch.inf  # AR never chooses it
-        best, second = logits.topk(2).values.tolist()
-        return best - second
+        return float(logits.max() - logits[chosen].min())

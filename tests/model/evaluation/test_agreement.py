@@ -47,6 +47,15 @@ def test_the_margin_of_a_tie_is_that_of_ars_two_best_logits_at_the_first_differe
             assert compare(model) is expected
 
 
+def test_a_tie_of_two_tokens_excuses_no_third_one_and_no_end() -> None:
+    model: Any = make_repetitive_model()
+    head = model.get_output_embeddings().weight
+    head.data[201] = head[REPEATED_TOKEN]
+    assert compare(model, [*AR[:3], 202, *AR[4:]]) is Agreement.different
+    assert compare(model, AR[:3]) is Agreement.different
+    assert compare(model, [*AR, 201]) is Agreement.different
+
+
 def test_the_mask_token_is_no_candidate_of_ar() -> None:
     model: Any = make_repetitive_model()
     head = model.get_output_embeddings().weight

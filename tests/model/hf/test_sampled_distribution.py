@@ -55,7 +55,7 @@ def assert_ar_distribution(tiny, mode, extra, filters, model=None, num_batches=B
     exact = compute_exact(tiny.reference(make(tiny)), PROMPT, NUM_TOKENS, **filters)
     for p_value, distance in measure(model, mode, exact, num_batches, **extra, **filters):
         assert p_value > 1e-3
-        assert distance < 1.25
+        assert distance < 1.5  # AR itself: up to 1.26; a biased acceptance (below): 6.5
 
 
 @pytest.mark.parametrize(("mode", "extra"), [MODES[1], MODES[3], MODES[4]], ids=str)
@@ -86,7 +86,7 @@ def test_a_biased_acceptance_is_found_out(tiny, monkeypatch, mode):
     exact = compute_exact(tiny.reference(make(tiny)), PROMPT, NUM_TOKENS, temperature=0.9)
     found = measure(make(tiny), mode, exact, FEW, temperature=0.9)
     assert min(p_value for p_value, _ in found) < 1e-6
-    assert max(distance for _, distance in found) > 1.25
+    assert max(distance for _, distance in found) > 1.5
 
 
 @pytest.mark.parametrize("mode", ["ar", "block_diffusion", "linear", "quadratic"])
