@@ -10,20 +10,7 @@ from typing import TYPE_CHECKING
 
 from conf.entry import exit_status, quiet_libraries
 from model.draft_adapter import ADAPTER_FOLDER
-from model.evaluation.command import (
-    PROMPT_ROWS,
-    add_decoding_options,
-    add_prompt_options,
-    add_report_options,
-    choose_adapter,
-    choose_output,
-    describe_inputs,
-    load,
-    make_parser,
-    publish,
-    report_differences,
-    track,
-)
+from model.evaluation import command
 from model.evaluation.options import EvaluationOptions
 
 if TYPE_CHECKING:
@@ -37,7 +24,7 @@ EXAMPLES = f"""examples:
   # another adapter, a quick look
   python -m lora.evaluate exports/nld_8b_sft --adapter runs/drafter/adapter --prompts chats.jsonl --limit 20
 
-{PROMPT_ROWS}
+{command.PROMPT_ROWS}
 Every prompt is decoded greedily three times: autoregressively, and by linear self-speculation without and with the
 adapter. Exit status 1 if speculation does not give AR's tokens (in fp32; bf16 promises nothing and is only counted).
 Code in the checkpoint's directory is not executed.
@@ -52,44 +39,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(
+    parser = command.make_parser(
         "python -m lora.evaluate",
         "Measure what a draft adapter gains: tokens per forward with and without it.",
         EXAMPLES,
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help=f"default: EXPORT/{ADAPTER_FOLDER}")
-    add_prompt_options(parser)
-    add_decoding_options(parser.add_argument_group("decoding"))
-    add_report_options(parser.add_argument_group("report"), "evaluation.json", "evaluation.png")
+    command.add_prompt_options(parser)
+    command.add_decoding_options(parser.add_argument_group("decoding"))
+    command.add_report_options(parser.add_argument_group("report"), "evaluation.json", "evaluation.png")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files. Raises: UserError if something given cannot work."""
-    output = choose_output(options.export, options.output)
+    output = command.choose_output(options.export, options.output)
     quiet_libraries("deepspeed", "transformers")
-    adapter = choose_adapter(options.export, options.adapter)
+    adapter = command.choose_adapter(options.export, options.adapter)
     evaluation = _evaluate(options, adapter)
 
     from lora.evaluation.report import describe, save_evaluation
     from lora.evaluation.table import build_table
 
-    about = describe_inputs(options, adapter, PACKAGES)
+    about = command.describe_inputs(options, adapter, PACKAGES)
     report, table = describe(evaluation, about), build_table(evaluation)
-    publish(
+    command.publish(
         options, report, [table], lambda: save_evaluation(evaluation, output, about), f"numbers and picture: {output}"
     )
-    return report_differences(evaluation.differences)
+    return command.report_differences(evaluation.differences)
 
 
 def _evaluate(options: argparse.Namespace, adapter: Path) -> "DrafterEvaluation":
     from lora.evaluation.evaluate import evaluate_drafter
 
-    loaded = load(options, adapter)
+    loaded = command.load(options, adapter)
     decoding = EvaluationOptions(
         max_new_tokens=options.max_new_tokens, block_length=options.block_length, resamples=options.resamples
     )
-    return evaluate_drafter(loaded.model, loaded.prompts, decoding, track=track)
+    return evaluate_drafter(loaded.model, loaded.prompts, decoding, track=command.track)
 
 
 if __name__ == "__main__":

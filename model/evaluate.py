@@ -11,30 +11,19 @@ from typing import TYPE_CHECKING
 
 from conf.entry import count, exit_status, quiet_libraries
 from conf.errors import UserError
-from model.evaluation.command import (
-    PROMPT_ROWS,
-    add_decoding_options,
-    add_prompt_options,
-    add_report_options,
-    choose_adapter,
-    choose_output,
-    describe_inputs,
-    load,
-    make_parser,
-    publish,
-    report_differences,
-    track,
-)
+from model.command_options import add_choice_options, check_modes, check_sampling
+from model.evaluation import command
+from model.evaluation.command import PROMPT_ROWS
 from model.evaluation.options import EvaluationOptions
-from model.evaluation.records import AR, MODES, QUADRATIC, SPECULATIVE, choose_variants
-from model.option_types import probability, seed, temperature
+from model.evaluation.records import MODES, SPECULATIVE, choose_variants
+from model.option_types import probability
 
 if TYPE_CHECKING:
     from model.evaluation.evaluate import Evaluation
 
 PACKAGES = ("torch", "transformers")
 SWEPT_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
-OWN_ADAPTER = Path()  # what --adapter without a folder gives
+OWN_ADAPTER = object()  # what --adapter without a folder gives
 EXAMPLES = f"""examples:
   # all modes, speculative ones without and with the checkpoint's own adapter, and the ceiling of parallel decoding
   python -m model.evaluate exports/nld_8b_sft --adapter --prompts code.jsonl mathematics.jsonl --speed-of-light
@@ -61,12 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(
+    parser = command.make_parser(
         "python -m model.evaluate",
         "Measure every decoding mode of a checkpoint: speed, forwards, agreement with AR, accuracy.",
         EXAMPLES,
     )
-    add_prompt_options(parser)
+    command.add_prompt_options(parser)
     parser.add_argument(
         "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"of {', '.join(MODES)}; default: all"
     )
@@ -81,31 +70,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_decoding_options(parser.add_argument_group("decoding"))
     _add_measurement_options(parser.add_argument_group("measurements"))
     report = parser.add_argument_group("report")
-    add_report_options(report, "modes.json", "pictures")
+    command.add_report_options(report, "modes.json", "pictures")
     report.add_argument("--keep-texts", action="store_true", help="write responses to modes.json, too")
     return parser
 
 
 def _add_decoding_options(group: argparse._ArgumentGroup) -> None:
-    add_decoding_options(group)
+    command.add_decoding_options(group)
     group.add_argument("--batch-size", type=count, default=1, metavar="N", help="prompts decoded together; default: 1")
-    group.add_argument(
-        "--threshold",
-        type=probability,
-        metavar="P",
-        help="block_diffusion: commit tokens this probable (default 0.9); linear, quadratic: end drafts before less "
-        "probable ones (default 0: never)",
-    )
-    group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
-    group.add_argument("--top-k", type=count, metavar="N", help="sample from the N best tokens")
-    group.add_argument("--top-p", type=positive_probability, metavar="P", help="sample from the fewest that hold P")
-    group.add_argument("--seed", type=seed, metavar="N", help="of sampling; without it every run differs")
-    group.add_argument(
-        "--mask-groups", type=count, metavar="N", help="quadratic: groups of masks per forward; default: all"
-    )
-    group.add_argument(
-        "--thinking-budget", type=whole, metavar="N", help="tokens of thinking at most; default: no limit"
-    )
+    add_choice_options(group)
 
 
 def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
@@ -133,50 +106,49 @@ def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables, write the files. Raises: UserError if something given cannot work."""
-    output = choose_output(options.export, options.output)
+    output = command.choose_output(options.export, options.output)
     check_together(options)
     adapter = None
     if options.adapter is not None:
-        adapter = choose_adapter(options.export, None if options.adapter == OWN_ADAPTER else options.adapter)
+        adapter = command.choose_adapter(options.export, None if options.adapter is OWN_ADAPTER else options.adapter)
     quiet_libraries("transformers")
     evaluation = _evaluate(options, adapter)
 
     from model.evaluation.report import describe, save_evaluation
     from model.evaluation.table import build_tables
 
-    about = describe_inputs(options, adapter, PACKAGES)
+    about = command.describe_inputs(options, adapter, PACKAGES)
     report, tables = describe(evaluation, about), build_tables(evaluation)
-    publish(
+    command.publish(
         options, report, tables, lambda: save_evaluation(evaluation, output, about), f"numbers and pictures: {output}"
     )
-    return report_differences(evaluation.differences)
+    return command.report_differences(evaluation.differences)
 
 
 def check_together(options: argparse.Namespace) -> None:
     """Raises: UserError for options that contradict each other or would have no effect."""
-    greedy = options.temperature == 0
-    for name in ("top_k", "top_p", "seed"):
-        if greedy and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} has no effect without --temperature: add it, or leave it out")
-    if options.speed_of_light and not greedy:
+    check_sampling(options)
+    check_modes(options, options.modes, "sweep", *([] if options.speed_of_light else ["block_length"]))
+    if options.speed_of_light and options.temperature > 0:
         raise UserError("--speed-of-light follows greedy AR's text: leave --temperature out")
-    if options.mask_groups is not None and QUADRATIC not in options.modes:
-        raise UserError(f"--mask-groups is of {QUADRATIC}, which is not in --modes: add it, or leave it out")
+    if options.speed_of_light and options.thinking_budget is not None:
+        raise UserError(
+            "--speed-of-light is of free text: its oracle knows no --thinking-budget, leave one of them out"
+        )
     if options.adapter is not None and not set(options.modes) & set(SPECULATIVE):
         raise UserError(f"--adapter drafts for {' and '.join(SPECULATIVE)}, neither is in --modes: add one")
-    for name in ("threshold", "sweep"):
-        if getattr(options, name) not in (None, ()) and set(options.modes) == {AR}:
-            raise UserError(f"--{name} has no effect on {AR}, and --modes has no other: add one, or leave it out")
 
 
 def _evaluate(options: argparse.Namespace, adapter: Path | None) -> "Evaluation":
     from model.evaluation.evaluate import evaluate_modes
 
-    loaded = load(options, adapter)
+    loaded = command.load(options, adapter)
     variants = choose_variants(options.modes, has_adapter=adapter is not None, thresholds=options.sweep)
     names = EvaluationOptions.__dataclass_fields__.keys() & vars(options).keys()
     chosen = EvaluationOptions(**{name: getattr(options, name) for name in names})
-    return evaluate_modes(loaded.model, loaded.prompts, variants, chosen, tokenizer=loaded.tokenizer, track=track)
+    return evaluate_modes(
+        loaded.model, loaded.prompts, variants, chosen, tokenizer=loaded.tokenizer, track=command.track
+    )
 
 
 def modes(text: str) -> tuple[str, ...]:
@@ -196,22 +168,6 @@ def thresholds(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} must be probabilities separated by commas, such as 0.5,0.9"
         ) from None
-
-
-def positive_probability(text: str) -> float:
-    """A number above 0, up to 1."""
-    value = probability(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 leaves no token to choose: it must be above 0")
-    return value
-
-
-def whole(text: str) -> int:
-    """A number of things, perhaps none."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 0")
-    return value
 
 
 def pattern(text: str) -> str:

@@ -14,11 +14,14 @@ from conf.errors import UserError
 from conf.json_file import read_json_object
 from model.convert.hf_config import CONFIG_NAME, NLD_TYPE
 from model.draft_adapter import KEY_PREFIX, WEIGHTS_FILE, check_adapter
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.hf.session_nemotron_labs_diffusion import resolve_stop_ids
+from model.hf.options_nemotron_labs_diffusion import resolve_stop_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+THINK_TOKENS = ("<think>", "</think>")
+ATTENTION = "sdpa"  # whatever config.json says: for names of hub repositories transformers fetches kernels, code
 
 
 def load_export(directory: Path, *, dtype: str | None = None, device: str | None = None) -> NemotronLabsDiffusionModel:
@@ -59,6 +62,15 @@ def check_export(directory: Path) -> None:
         raise UserError(f"{directory} has no tokenizer.json: put the tokenizer's files there")
 
 
+def load_config(directory: Path) -> NemotronLabsDiffusionConfig:
+    """config.json of an export, without its weights. Raises: UserError if it describes no model of this kind."""
+    quiet_transformers()
+    try:
+        return NemotronLabsDiffusionConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of an export. Raises: UserError if its files are damaged."""
     quiet_transformers()
@@ -92,7 +104,7 @@ def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
         raise UserError(f"the draft adapter {folder} cannot be used: {_first_line(error)}") from None
     _refuse_other_keys(f"the draft adapter's weights in {folder}", report.missing_keys, report.unexpected_keys)
     _restore_adapter_precision(model, folder)
-    assert find_draft_adapter_layers(model), "check_adapter accepts o_proj alone"
+    assert DraftAdapter(model), "check_adapter accepts o_proj alone"
 
 
 def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) -> None:
@@ -106,8 +118,17 @@ def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) 
 
 def find_stop_ids(model: NemotronLabsDiffusionModel) -> tuple[int, ...]:
     """Tokens that end an answer: those of generation_config.json, else of config.json; one or several."""
-    generation = getattr(model.generation_config, "eos_token_id", None)
-    return resolve_stop_ids(model.config, generation)
+    return resolve_stop_ids(model, None)
+
+
+def find_think_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Ids of <think> and </think>. Raises: UserError if the tokenizer lacks one."""
+    vocabulary = tokenizer.get_vocab()
+    for token in THINK_TOKENS:
+        if token not in vocabulary:
+            raise UserError(f"the checkpoint's tokenizer has no {token}: leave the thinking budget out")
+    begin, end = (vocabulary[token] for token in THINK_TOKENS)
+    return begin, end
 
 
 def resolve_device(device: str | None) -> torch.device:
@@ -136,6 +157,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionMod
         loaded: Any = NemotronLabsDiffusionModel.from_pretrained(
             directory,
             dtype=dtype,
+            attn_implementation=ATTENTION,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -143,7 +165,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionMod
         )
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
         raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
     model, report = loaded
     _refuse_other_keys(f"the weights in {directory}", report["missing_keys"], report["unexpected_keys"])

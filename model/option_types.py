@@ -20,6 +20,30 @@ def probability(text: str) -> float:
     return value
 
 
+def positive_probability(text: str) -> float:
+    """A number above 0, up to 1."""
+    value = probability(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 leaves no token to choose: it must be above 0")
+    return value
+
+
+def whole(text: str) -> int:
+    """A number of things, perhaps none."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 0")
+    return value
+
+
+def block_length(text: str) -> int:
+    """Tokens of a block: the seed and at least one."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft beside the seed: it must be at least 2")
+    return value
+
+
 def temperature(text: str) -> float:
     """0 for greedy decoding, or a positive number."""
     value = float(text)

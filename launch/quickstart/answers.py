@@ -5,9 +5,10 @@ import json
 from conf.atomic import atomic_write_text
 from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.processes import chat_command, read_output
+from model.evaluation.records import AR, BLOCK_DIFFUSION, LINEAR
 
-# One question per mode, of the held-out chats.
-MODES = ("ar", "block_diffusion", "linear")
+# One question per mode that the quickstart measures, of the held-out chats.
+MODES = (AR, BLOCK_DIFFUSION, LINEAR)
 MAX_NEW_TOKENS = 96
 
 

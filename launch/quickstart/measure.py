@@ -16,16 +16,15 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.form import SequenceForm
-from model.evaluation.records import AR, LINEAR, LINEAR_ADAPTER
-from model.evaluation.statistics import compute_distinct_share
 from model.draft_adapter import ADAPTER_FOLDER, check_adapter
+from model.evaluation.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER
+from model.evaluation.statistics import compute_distinct_share
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96
 NEW_TOKENS = 128
 NUM_CONTEXTS = 800
 CONTEXTS_PER_CALL = 50
-BLOCK_DIFFUSION = "block_diffusion"
 SPECULATION_MODULE = "speculation_nemotron_labs_diffusion"
 
 Generate = Callable[..., tuple[Tensor, int]]

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conf.entry import OneLineParser, count, exit_status
+from conf.entry import OneLineParser, exit_status
 from conf.errors import UserError
 from model.chat.options import ChatOptions, check_text
+from model.command_options import (
+    add_choice_options,
+    add_length_options,
+    add_place_options,
+    check_modes,
+    check_sampling,
+)
 from model.evaluation.records import LINEAR, MODES
-from model.option_types import probability, seed, temperature
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession
@@ -56,37 +62,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--prompt", metavar="TEXT", help="answer this and leave; - reads standard input")
     parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON object and nothing else")
-    _add_chat_options(parser.add_argument_group("decoding"))
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--mode", choices=MODES, default=DEFAULT_MODE, help="default: %(default)s")
+    add_length_options(decoding, DEFAULT_MAX_NEW_TOKENS)
+    add_choice_options(decoding)
     place = parser.add_argument_group("model")
-    place.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
-    place.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+    add_place_options(place)
     place.add_argument("--no-adapter", action="store_true", help="draft without the adapter in linear_spec_lora/")
     return parser
-
-
-def _add_chat_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--mode", choices=MODES, default=DEFAULT_MODE, help="default: %(default)s")
-    group.add_argument(
-        "--max-new-tokens", type=count, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default: %(default)s"
-    )
-    group.add_argument("--block-length", type=count, metavar="N", help="default: block_size of the checkpoint")
-    group.add_argument(
-        "--threshold",
-        type=probability,
-        metavar="P",
-        help="block_diffusion: commit tokens this probable (default 0.9); "
-        "linear, quadratic: end drafts before less probable ones (default 0: never)",
-    )
-    group.add_argument("--temperature", type=temperature, default=0.0, metavar="T", help="default: 0, greedy")
-    group.add_argument("--top-k", type=count, metavar="N", help="sample from the N most probable tokens")
-    group.add_argument("--top-p", type=probability, metavar="P", help="sample from the fewest tokens that reach P")
-    group.add_argument(
-        "--mask-groups", type=count, metavar="N", help="quadratic: groups of masks per forward (default: all)"
-    )
-    group.add_argument(
-        "--thinking-budget", type=count, metavar="N", help="close <think> after N tokens (default: no limit)"
-    )
-    group.add_argument("--seed", type=seed, metavar="N", help="of sampling; without it every run differs")
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -98,6 +81,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
+    check_sampling(options)
     prompt = _read_prompt(options)
     import torch
 
@@ -137,9 +121,7 @@ def _read_prompt(options: argparse.Namespace) -> str | None:
         if options.json:
             raise UserError("--json needs --prompt")
         return None
-    for name in ("threshold", "block_length"):
-        if options.mode == "ar" and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} has no effect with --mode ar: leave it out")
+    check_modes(options, [options.mode], "block_length")  # a conversation may change its mode
     try:
         prompt = sys.stdin.read().removesuffix("\n") if options.prompt == "-" else options.prompt
     except UnicodeDecodeError:

@@ -15,6 +15,7 @@ from model.chat.stream import AnswerStreamer
 from model.evaluation.records import MODES
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.load import find_think_ids
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,15 @@ class ChatSession:
     """A conversation with a model. `options` may be exchanged between answers."""
 
     def __init__(self, chat_model: ChatModel, options: ChatOptions, system: str | None = None):
-        """system: text of a system message that stays when the conversation is reset."""
+        """system: text of a system message that stays when the conversation is reset.
+
+        Raises: UserError if that is no text, or if there is a thinking budget and the tokenizer has no <think>.
+        """
         self.options = options
         self._chat_model = chat_model
         self._opening = [] if system is None else [{"role": "system", "content": check_text(system, "--system")}]
         self.messages = list(self._opening)
+        self._find_think_ids()  # before the first question
 
     def reset(self) -> None:
         """Forget everything but the system message."""
@@ -101,6 +106,7 @@ class ChatSession:
             eos_token_id=stop_ids,
             streamer=streamer,
             **options.arguments(),
+            **self._find_think_ids(),
         )
         begin = time.perf_counter()
         try:
@@ -112,6 +118,12 @@ class ChatSession:
         seconds = time.perf_counter() - begin
         stopped = "eos" if int(result.output_ids[0, -1]) in stop_ids else "length"
         return Answer(streamer.text, options.mode, result.num_new_tokens[0], result.num_forwards, seconds, stopped)
+
+    def _find_think_ids(self) -> dict[str, tuple[int, int]]:
+        """The field of DecodeOptions that a thinking budget needs beside it."""
+        if self.options.thinking_budget is None:
+            return {}
+        return {"think_token_ids": find_think_ids(self._chat_model.tokenizer)}
 
     def _room_behind(self, prompt_ids: Tensor) -> int:
         """Positions left for the answer. Raises: UserError if there are none."""

@@ -15,6 +15,7 @@ from conf.entry import OneLineParser, count
 from conf.errors import UserError
 from conf.json_file import read_json_object
 from conf.schema.drafter import AnswersConfig
+from model.command_options import add_length_options, add_place_options
 from model.draft_adapter import ADAPTER_FOLDER, RECORD_FILE
 from model.evaluation.options import EvaluationOptions
 
@@ -71,12 +72,8 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 def add_decoding_options(group: argparse._ArgumentGroup) -> None:
     """--max-new-tokens, --block-length, --device, --dtype."""
-    group.add_argument(
-        "--max-new-tokens", type=count, default=DEFAULTS.max_new_tokens, metavar="N", help="default: %(default)s"
-    )
-    group.add_argument("--block-length", type=block_length, metavar="N", help="default: block_size of the checkpoint")
-    group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
-    group.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+    add_length_options(group, DEFAULTS.max_new_tokens)
+    add_place_options(group)
 
 
 def add_report_options(group: argparse._ArgumentGroup, report: str, pictures: str) -> None:
@@ -116,20 +113,25 @@ def choose_adapter(export: Path, adapter: Path | None) -> Path:
 
 
 def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
-    """What the options above name; small files are read and checked before weights. adapter: to attach, if any.
+    """What the options above name; prompts and small files are checked before weights are read.
+
+    adapter: to attach, if any.
 
     Raises: UserError if something given cannot work.
     """
-    from model.evaluation.prompts import read_prompts
-    from model.load import attach_adapter, check_export, check_vocabulary, load_export, load_tokenizer
+    from model.evaluation.prompts import check_masks, check_room, read_prompts
+    from model.load import attach_adapter, check_export, check_vocabulary, load_config, load_export, load_tokenizer
 
     check_export(options.export)
     tokenizer = load_tokenizer(options.export)
     prompts = read_prompts(options.prompts, tokenizer, prompt_tokens=options.prompt_tokens, limit=options.limit)
+    config = load_config(options.export)
+    check_vocabulary(options.export, tokenizer, config.vocab_size)
+    check_room(prompts, options.max_new_tokens, config.max_position_embeddings)
+    check_masks(prompts, config.mask_token_id)
     if adapter is not None:
         check_trained_for(adapter, options.export)
     model: Any = load_export(options.export, dtype=options.dtype, device=options.device)
-    check_vocabulary(options.export, tokenizer, model.config.vocab_size)
     if adapter is not None:
         attach_adapter(model, adapter)
     return Loaded(model, tokenizer, prompts)
@@ -206,11 +208,3 @@ def report_differences(differences: Sequence[tuple[str, str]]) -> int:
         file=sys.stderr,
     )
     return EXIT_DIFFERENCE
-
-
-def block_length(text: str) -> int:
-    """Tokens of a drafted block: the seed and at least one."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft beside the seed: it must be at least 2")
-    return value

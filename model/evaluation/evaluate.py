@@ -17,12 +17,11 @@ from model.evaluation.prompts import check_masks, check_room, make_batches
 from model.evaluation.records import AR, Agreement, Decoded, DecodedBatch, Prompt, Variant
 from model.evaluation.scoring import is_correct
 from model.evaluation.statistics import GroupNumbers, summarize
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
-from model.load import find_stop_ids
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.load import THINK_TOKENS, find_stop_ids, find_think_ids
 
 # Wraps a list of jobs in a progress bar.
 Track = Callable[[Sequence[Any]], Iterable[Any]]
-THINK_TOKENS = ("<think>", "</think>")
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,11 @@ def evaluate_modes(
     stop_ids = find_stop_ids(model) if stop_ids is None else stop_ids
     decoder = Decoder(model, options, stop_ids=stop_ids, think_token_ids=think_ids)
     block_length = options.block_length or model.config.block_size
-    for variant in variants:  # libraries choose kernels and allocate memory before anything is timed
-        decoder.decode(variant, prompts[:1], max_new_tokens=min(options.max_new_tokens, 2 * block_length))
     batches = make_batches(prompts, options.batch_size)
+    # Libraries choose kernels and allocate memory before anything is timed; what does not fit fails before hours of it.
+    largest = max(batches, key=lambda batch: len(batch) * max(len(prompt.token_ids) for prompt in batch))
+    for variant in variants:
+        decoder.decode(variant, largest, max_new_tokens=min(options.max_new_tokens, 2 * block_length))
     decoded = decode_all(decoder, variants, batches, track)
     finish = BatchFinisher(model, options, tokenizer)
     finished = [finish(batch, results) for batch, results in zip(batches, decoded, strict=True)]
@@ -118,10 +119,12 @@ def check_request(
     """Raises: UserError for what cannot be evaluated."""
     if not prompts:
         raise UserError("there are no prompts to evaluate on: give at least one")
-    if any(variant.with_adapter for variant in variants) and not find_draft_adapter_layers(model):
+    if any(variant.with_adapter for variant in variants) and not DraftAdapter(model):
         raise UserError("the model has no draft adapter to evaluate: attach one")
     if options.speed_of_light and not options.is_greedy:
         raise UserError("the speed of light is measured along greedy AR's text: leave the temperature at 0")
+    if options.speed_of_light and options.thinking_budget is not None:
+        raise UserError("the speed of light is of free text: its oracle knows no thinking budget, leave it out")
     check_room(prompts, options.max_new_tokens, model.config.max_position_embeddings)
     check_masks(prompts, model.config.mask_token_id)
 
@@ -188,16 +191,6 @@ def measure_ceilings(
         )
         for prompt, response in track(jobs)
     }
-
-
-def find_think_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Ids of <think> and </think>. Raises: UserError if the tokenizer lacks one."""
-    vocabulary = tokenizer.get_vocab()
-    for token in THINK_TOKENS:
-        if token not in vocabulary:
-            raise UserError(f"the checkpoint's tokenizer has no {token}: leave --thinking-budget out")
-    begin, end = (vocabulary[token] for token in THINK_TOKENS)
-    return begin, end
 
 
 def describe_settings(model: Any, options: EvaluationOptions, block_length: int) -> dict[str, Any]:

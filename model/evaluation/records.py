@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+# The names of the shipped decoding modes, for whatever must not import torch to know them.
 MODES = AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC = "ar", "block_diffusion", "linear", "quadratic"
 SPECULATIVE = (LINEAR, QUADRATIC)
 LINEAR_ADAPTER, QUADRATIC_ADAPTER = (f"{mode}+adapter" for mode in SPECULATIVE)

@@ -1,6 +1,6 @@
 """The tables in the terminal; they fit 80 columns."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich import box
 from rich.table import Table
@@ -13,6 +13,7 @@ from model.evaluation.statistics import AgreementCounts, ModeNumbers, Percentile
 FEW_4GRAMS = 0.5  # below, half of what is written repeats itself
 WIDTH = 80
 NO_BREAK = "\u00a0"
+NARROW_TITLES = {"leading": "lead-\ning", "accuracy": "accu-\nracy", "4-grams": "4-\ngrams"}
 
 
 def build_tables(evaluation: Evaluation) -> list[Table]:
@@ -84,7 +85,8 @@ def _build_text(evaluation: Evaluation) -> Table:
     table = make_table("Text", " ".join(captions[title] for title in titles))
     _add_columns(table, titles)
     for name, numbers in modes.items():
-        table.add_row(name, *_describe_text(evaluation.variants[name], numbers, titles))
+        cells = _describe_text(evaluation.variants[name], numbers, describe_accuracy(numbers))
+        table.add_row(name, *(cells.get(title, "-") for title in titles))
     return table
 
 
@@ -102,15 +104,18 @@ def _build_thresholds(evaluation: Evaluation) -> Table:
     """Speed and text of every variant at every threshold."""
     swept = {variant.name: evaluation.overall.modes[variant.name] for variant in evaluation.swept_variants}
     titles = _text_titles(swept.values())
+    intervals = " Intervals of the accuracy are in modes.json." if "accuracy" in titles else ""
     table = make_table(
         "Thresholds",
-        "block_diffusion commits at this probability; speculative drafts end before a less probable token.",
+        f"block_diffusion commits at this probability; speculative drafts end before a less probable token.{intervals}",
     )
-    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", *titles))
+    narrow = [NARROW_TITLES.get(title, title) for title in titles]
+    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", *narrow))
     for name, numbers in swept.items():
         rates = (f"{numbers.tokens_per_forward:.2f}", f"{numbers.tokens_per_row:.3f}")
-        text = _describe_text(evaluation.variants[name], numbers, titles)
-        table.add_row(name, *rates, f"{numbers.tokens_per_second:.0f}", *text)
+        share = "-" if numbers.accuracy is None else f"{numbers.accuracy.share:.0%}"
+        cells = _describe_text(evaluation.variants[name], numbers, share)
+        table.add_row(name, *rates, f"{numbers.tokens_per_second:.0f}", *(cells.get(title, "-") for title in titles))
     return table
 
 
@@ -178,17 +183,17 @@ def describe_agreement(counts: AgreementCounts) -> Text:
     return Text("yes")
 
 
-def _describe_text(variant: Variant, numbers: ModeNumbers, titles: Sequence[str]) -> list[Text | str]:
-    """The cells under `titles`."""
+def _describe_text(variant: Variant, numbers: ModeNumbers, accuracy: str) -> dict[str, Text | str]:
+    """The cells by their titles."""
     counts = numbers.agreement
     cells: dict[str, Text | str] = {
-        "accuracy": describe_accuracy(numbers),
+        "accuracy": accuracy,
         "4-grams": mark_loops(numbers.distinct_4grams),
     }
     if counts is not None and variant.mode != AR:
         cells["equals\nAR"] = describe_agreement(counts) if variant.is_lossless else f"{counts.rate:.0%}"
         cells["leading"] = f"{counts.leading_share:.0%}"
-    return [cells.get(title, "-") for title in titles]
+    return cells
 
 
 def mark_loops(distinct: float) -> Text:

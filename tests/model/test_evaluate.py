@@ -60,6 +60,9 @@ def test_tables_and_files(
         assert min(struct.unpack(">II", picture[16:24])) > 300
     tables = capsys.readouterr().out.partition("numbers and pictures")[0]
     assert max(map(len, tables.splitlines())) <= 80
+    header, *rows = tables.partition("Thresholds")[2].partition("block_diffusion commits")[0].strip().splitlines()
+    assert not [row for row in rows[2:] if row.strip() and len(row.split()) != 8], "no cell folds"
+    assert len(header.split()) == 6, "tokens/ tokens/ equals lead- accu- 4-"
     for text in ("Speed", "Forwards", "Text", "by group", "Thresholds", "quadratic+adapter@0.5", "speed of light"):
         assert text in tables
     for text in ("prefill\u00a04, step\u00a092", "0% (0%..66%) of 2", "questions", "100%"):
@@ -166,7 +169,7 @@ def test_mistakes_are_one_message_and_status_2(
     export: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = Path(shutil.copytree(export, tmp_path / "plain", ignore=shutil.ignore_patterns("linear_spec_lora")))
-    (tmp_path / "masked.jsonl").write_text('{"prompt": "fine"}\n{"prompt": "a <|mask|>"}')
+    (tmp_path / "masked.jsonl").write_text('{"prompt": "fine"}\n{"prompt": "a <SPECIAL_100>"}')
     (tmp_path / "bad.jsonl").write_text('{"prompt": "fine", "answer": []}')
     (tmp_path / "file").touch()
     out = tmp_path / "out"
@@ -182,9 +185,12 @@ def test_mistakes_are_one_message_and_status_2(
         ((export, prompts, out, "--top-p", "0.5"), "--top-p has no effect without --temperature"),
         ((export, prompts, out, "--seed", "1"), "--seed has no effect without --temperature"),
         ((export, prompts, out, "--speed-of-light", "--temperature", "1"), "follows greedy AR's text"),
-        ((export, prompts, out, "--modes", "linear", "--mask-groups", "2"), "--mask-groups is of quadratic"),
+        ((export, prompts, out, "--speed-of-light", "--thinking-budget", "4"), "its oracle knows no --thinking-budget"),
+        ((export, prompts, out, "--modes", "linear", "--mask-groups", "2"), "--mask-groups has an effect in mode quad"),
         ((export, prompts, out, "--modes", "ar", "--adapter"), "--adapter drafts for linear and quadratic"),
-        ((export, prompts, out, "--modes", "ar", "--sweep"), "--sweep has no effect on ar"),
+        ((export, prompts, out, "--modes", "ar", "--sweep"), "--sweep has no effect in mode ar"),
+        ((export, prompts, out, "--modes", "ar", "--block-length", "4"), "--block-length has no effect in mode ar"),
+        ((export, tmp_path / "masked.jsonl", out), "masked.jsonl:2: the prompt holds the mask token"),
         ((export, prompts, out, "--adapter", str(export)), "no adapter of PEFT"),
     )
     for changed, message in cases:

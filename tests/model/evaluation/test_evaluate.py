@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from conf.errors import UserError
 from data_pipeline.tokenizer import train_tokenizer
 from model.evaluation import decoding
-from model.evaluation.evaluate import BatchFinisher, evaluate_modes, find_think_ids
+from model.evaluation.evaluate import BatchFinisher, evaluate_modes
 from model.evaluation.options import EvaluationOptions
 from model.evaluation.records import (
     AR,
@@ -21,6 +21,7 @@ from model.evaluation.records import (
     Variant,
     choose_variants,
 )
+from model.load import find_think_ids
 from tests.helpers.tiny_exports import REPEATED_TOKEN, TEXT, VOCAB_SIZE, make_repetitive_model
 
 PROMPTS = [Prompt([5, 120, 130], "a", "here:1"), Prompt([7], "b", "here:2"), Prompt([9, 8], "a", "here:3")]
