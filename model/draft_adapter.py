@@ -56,7 +56,9 @@ def _read_shapes(path: Path) -> Shapes:
 def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: Any) -> None:
     """Raises: UserError naming the number of layers, the width or the rank that differs."""
     layers = {name.partition(".layers.")[2].partition(".")[0] for name in found} - {""}
-    if layers and len(layers) != config.num_hidden_layers:
+    if not layers:
+        raise UserError(f"the draft adapter in {folder} has no tensor of any layer: it is not plain LoRA on {TARGET}")
+    if len(layers) != config.num_hidden_layers:
         raise UserError(
             f"the draft adapter in {folder} has {len(layers)} layers, the checkpoint {config.num_hidden_layers}: "
             "it was made for another one"

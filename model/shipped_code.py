@@ -36,13 +36,20 @@ def find_needed_files(folder: Path, first: Iterable[str]) -> tuple[set[str], set
 
 def defines_class(path: Path, name: str) -> bool:
     """Whether the file defines class `name` at its top level. Raises: as find_needed_files."""
-    tree = ast.parse(path.read_bytes(), filename=path.name)
+    tree = _parse(path)
     return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
 
 
 def _find_relative_imports(path: Path) -> list[str]:
     """Modules of `from .module import name` and `from . import module`, wherever they stand."""
-    tree = ast.parse(path.read_bytes(), filename=path.name)
+    tree = _parse(path)
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     named = [node.module for node in nodes if node.module]
     return named + [alias.name for node in nodes if not node.module for alias in node.names]
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=path.name)
+    except (RecursionError, MemoryError):  # which of them depends on what is nested
+        raise SyntaxError("nested too deep", (path.name, None, None, None)) from None

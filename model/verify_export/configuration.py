@@ -4,6 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from conf.errors import UserError
 from conf.json_file import read_json_object
 from model.convert.hf_config import CONFIG_NAME, HfConfig, read_hf_config
@@ -13,6 +15,8 @@ from model.verify_export.check import Check, check_refusal, failed, passed, warn
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 COPY = "copy it from the release, or from an export of python -m model.convert"
+# What from_pretrained may be told to compute attention with; other words are code, of a package or of the hub.
+ATTENTION_KEYS, ATTENTION_WORDS = ("attn_implementation", "_attn_implementation"), (None, "sdpa", "eager")
 # Without these another model would be computed, or no code found.
 REQUIRED_KEYS = (
     *("architectures", "model_type", "auto_map", "tie_word_embeddings", "vocab_size", "hidden_size"),
@@ -63,6 +67,7 @@ def check_model(directory: Path, config: dict[str, Any]) -> tuple[Check, HfConfi
 
     def read() -> str:
         found.append(read_hf_config(directory))
+        _refuse_attention_code(config)
         _build_shipped_config(config)
         model = found[0].model
         return (
@@ -73,13 +78,24 @@ def check_model(directory: Path, config: dict[str, Any]) -> tuple[Check, HfConfi
     return check_refusal("model", read), found[0] if found else None
 
 
+def _refuse_attention_code(config: dict[str, Any]) -> None:
+    """Raises: UserError if loading would take attention from elsewhere, even with trust_remote_code=False."""
+    for key in ATTENTION_KEYS:
+        if config.get(key) not in ATTENTION_WORDS:
+            raise UserError(f"{CONFIG_NAME} has {key} {config[key]!r}: loading may fetch that code; remove the key")
+
+
 def _build_shipped_config(config: dict[str, Any]) -> None:
     """Raises: UserError with the reason for which AutoConfig would refuse it."""
     try:
         NemotronLabsDiffusionConfig(**{key: value for key, value in config.items() if key != "model_type"})
     except Exception as error:  # transformers checks types with exceptions of other packages
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"{CONFIG_NAME} is refused on loading: {first.strip()}") from None
+        raise _refusal(CONFIG_NAME, error) from None
+
+
+def _refusal(file: str, error: Exception) -> UserError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return UserError(f"{file} is refused on loading: {first.strip()}")
 
 
 def check_positions(hf: HfConfig) -> Check:
@@ -94,13 +110,14 @@ def check_positions(hf: HfConfig) -> Check:
 
 
 def check_generation_config(directory: Path, config: dict[str, Any]) -> Check:
-    """Whether generation_config.json is there and ends answers where config.json does."""
+    """Whether generation_config.json is there, can be loaded, and ends answers where config.json does."""
     name = "generation config"
     path = directory / GENERATION_CONFIG_NAME
     if not path.is_file():
         return warned(name, f"there is no {GENERATION_CONFIG_NAME}", "other software looks for eos_token_id there")
     try:
         values = read_json_object(path, "")
+        _build_generation_config(values)
     except UserError as error:
         return failed(name, str(error), COPY)
     here, there = stop_ids_of(values), stop_ids_of(config)
@@ -108,6 +125,14 @@ def check_generation_config(directory: Path, config: dict[str, Any]) -> Check:
         detail = f"eos_token_id is {sorted(here) or 'missing'}, in {CONFIG_NAME} {sorted(there) or 'missing'}"
         return warned(name, detail, "let both name every token that ends an answer; this project reads this file first")
     return passed(name, f"eos_token_id {sorted(here)}, as in {CONFIG_NAME}")
+
+
+def _build_generation_config(values: dict[str, Any]) -> None:
+    """Raises: UserError with the reason for which loading the model would end."""
+    try:
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # whatever a value that is none of the right kind leads to
+        raise _refusal(GENERATION_CONFIG_NAME, error) from None
 
 
 def stop_ids_of(values: dict[str, Any]) -> set[int]:

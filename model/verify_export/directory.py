@@ -1,6 +1,7 @@
 """The files of an export: which there are, whether they are what was published, and what does not belong."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from model.checksums import SUMS_NAME, hash_files, read_sums
 from model.convert.hf_config import CONFIG_NAME
 from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
-from model.draft_adapter import CONFIG_FILE, WEIGHTS_FILE
+from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 from model.verify_export.check import Check, failed, passed, warned
 
 # Put beside an export by those who fetch it: git and huggingface_hub.
@@ -23,17 +24,28 @@ KNOWN_SUFFIXES = (".safetensors", ".py", ".md", ".png", ".jpg", ".jpeg", ".svg",
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in an export. names: of files, relative to `directory`. links: to folders, or to nothing."""
+    """What lies in an export, relative to `directory`.
+
+    names: of files. links: to folders, or to nothing. outside: of `names`, links that leave the export. specials:
+    pipes, sockets and devices, which keep their reader waiting.
+    """
 
     directory: Path
     names: list[str]
     links: list[str]
+    outside: list[str]
+    specials: list[str]
 
     @property
     def adapters(self) -> list[str]:
         """Folders of PEFT adapters, relative to the export."""
         configs = (Path(name) for name in self.names if Path(name).name == CONFIG_FILE)
         return sorted(path.parent.as_posix() for path in configs if path.parent != Path())
+
+    @property
+    def signing(self) -> list[str]:
+        """Folders that may have a SHA256SUMS of their own: that of the one adapter which decoding looks for."""
+        return [folder for folder in self.adapters if folder == ADAPTER_FOLDER]
 
 
 @dataclass(frozen=True)
@@ -50,14 +62,28 @@ class Sums:
 
 def list_export(directory: Path) -> Files:
     """Every file below `directory` but bookkeeping. Raises: OSError if a folder cannot be read."""
-    names, links = [], []
+    files, links, specials = [], [], []
+    for path in _walk(directory):
+        kind = files if path.is_file() else specials if path.exists() and not path.is_dir() else links
+        kind.append(path)
+    outside = [path for path in files if path.is_symlink() and not _leads_inside(path, directory)]
+    found = ([path.relative_to(directory).as_posix() for path in kind] for kind in (files, links, outside, specials))
+    return Files(directory, *map(sorted, found))
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """All that is no folder, links to folders included."""
     for folder, folders, files in os.walk(directory, onerror=_raise):
-        inside = {name: Path(folder, name).relative_to(directory).as_posix() for name in [*folders, *files]}
-        folders[:] = [name for name in folders if inside[name] not in BOOKKEEPING]
-        links += [inside[name] for name in folders if Path(folder, name).is_symlink()]
-        links += [inside[name] for name in files if not Path(folder, name).is_file()]
-        names += [inside[name] for name in files if Path(folder, name).is_file()]
-    return Files(directory, sorted(names), sorted(links))
+        here = Path(folder).relative_to(directory)
+        folders[:] = [name for name in folders if (here / name).as_posix() not in BOOKKEEPING]
+        yield from (Path(folder, name) for name in folders if Path(folder, name).is_symlink())
+        yield from (Path(folder, name) for name in files)
+
+
+def _leads_inside(link: Path, directory: Path) -> bool:
+    """Whether a link stays in the export; in the hub's cache, in the repository's folder, which has blobs/ as well."""
+    export = directory.resolve()
+    return link.resolve().is_relative_to(export.parents[1] if export.parent.name == "snapshots" else export)
 
 
 def _raise(error: OSError) -> None:
@@ -67,7 +93,7 @@ def _raise(error: OSError) -> None:
 def read_all_sums(files: Files) -> Sums:
     """Hash every file, and read every SHA256SUMS. Raises: OSError if a file cannot be read."""
     recorded, damaged = dict[str, str](), []
-    for folder in (".", *files.adapters):  # the export's own come first, so that no adapter can overrule them
+    for folder in (".", *files.signing):  # the export's own come first, so that no adapter can overrule them
         name = (Path(folder) / SUMS_NAME).as_posix()
         if name not in files.names:
             continue
@@ -79,7 +105,7 @@ def read_all_sums(files: Files) -> Sums:
 
 
 def check_sums(files: Files, sums: Sums) -> Check:
-    """Whether the files are those of SHA256SUMS, no more, no fewer, unchanged. An adapter may have sums of its own."""
+    """Whether the files are those of SHA256SUMS, no more, no fewer, unchanged. The adapter may have sums of its own."""
     name = "checksums"
     if sums.damaged:
         return failed(name, f"damaged: {some(sums.damaged)}", "fetch the export again: who changed it is not known")
@@ -97,7 +123,7 @@ def check_sums(files: Files, sums: Sums) -> Check:
 
 def _compare(files: Files, sums: Sums) -> tuple[dict[str, list[str]], list[str]]:
     """(what is wrong -> files, files of adapters that nobody gave sums)."""
-    lists = {(Path(folder) / SUMS_NAME).as_posix() for folder in (".", *files.adapters)}
+    lists = {(Path(folder) / SUMS_NAME).as_posix() for folder in (".", *files.signing)}
     listed = {file for file in files.names if file in sums.recorded or file not in lists}
     extra = sorted(listed - sums.recorded.keys())
     unsigned = [file for file in extra if file not in _files_of(files, ".") and not _has_sums(files, file)]
@@ -111,12 +137,12 @@ def _compare(files: Files, sums: Sums) -> tuple[dict[str, list[str]], list[str]]
 
 def _has_sums(files: Files, file: str) -> bool:
     """Whether the adapter that `file` belongs to has sums."""
-    return any(file.startswith(f"{folder}/") and f"{folder}/{SUMS_NAME}" in files.names for folder in files.adapters)
+    return any(file.startswith(f"{folder}/") and f"{folder}/{SUMS_NAME}" in files.names for folder in files.signing)
 
 
 def find_unsummed_folders(files: Files, sums: Sums) -> list[str]:
-    """Where --write-sums writes a SHA256SUMS: the export and its adapters, if they have none."""
-    folders = [*files.adapters, "."]
+    """Where --write-sums writes a SHA256SUMS: the export and its adapter, if they have none."""
+    folders = [*files.signing, "."]
     uncovered = {file for file in files.names if file not in sums.recorded}
     return [
         folder
@@ -127,15 +153,16 @@ def find_unsummed_folders(files: Files, sums: Sums) -> list[str]:
 
 def new_sums(files: Files, sums: Sums, folder: str) -> dict[str, str]:
     """The sums that `folder` gets, relative to it."""
-    names = _files_of(files, folder)
-    return {Path(name).relative_to(folder).as_posix(): sums.now[name] for name in names if Path(name).name != SUMS_NAME}
+    own = (Path(folder) / SUMS_NAME).as_posix()
+    names = (name for name in _files_of(files, folder) if name != own)
+    return {Path(name).relative_to(folder).as_posix(): sums.now[name] for name in names}
 
 
 def _files_of(files: Files, folder: str) -> list[str]:
     """Files that the SHA256SUMS of `folder` answers for: an adapter's own are not the export's."""
     if folder != ".":
         return [name for name in files.names if name.startswith(f"{folder}/")]
-    return [name for name in files.names if not any(name.startswith(f"{inner}/") for inner in files.adapters)]
+    return [name for name in files.names if not any(name.startswith(f"{inner}/") for inner in files.signing)]
 
 
 def check_strays(files: Files) -> Check:
@@ -143,8 +170,12 @@ def check_strays(files: Files) -> Check:
     name = "other files"
     if executable := [file for file in files.names if file.lower().endswith(EXECUTABLE_SUFFIXES)]:
         return failed(name, f"can run code when loaded: {some(executable)}", "remove it; weights are safetensors")
+    if files.specials:
+        return failed(name, f"no regular file: {some(files.specials)}", "remove it: whoever reads it may wait for ever")
     if files.links:
         return failed(name, f"link to a folder, or to nothing: {some(files.links)}", "put copies in its place")
+    if files.outside:
+        return warned(name, f"link out of the export: {some(files.outside)}", "put copies in its place")
     if strays := [file for file in files.names if not _is_known(file)]:
         return warned(name, f"no part of the format: {some(strays)}", "remove what was not meant to be published")
     return passed(name, "none")

@@ -10,10 +10,13 @@ from model.verify_export.check import Check, failed, passed, warned
 
 COMPLETE = "code is complete"
 REQUIRED_CLASSES = ("AutoConfig", "AutoModel")
+CUSTOM_GENERATE = "custom_generate/generate.py"  # transformers puts it in the place of the model's own generate
 
 
 def check_auto_map(directory: Path, config: dict[str, Any]) -> Check:
-    """Whether auto_map names classes in files of the directory, and these find all that they import from it."""
+    """Whether loading runs classes in files of the directory that find all they import from it, and nothing else."""
+    if (directory / CUSTOM_GENERATE).exists():
+        return failed(COMPLETE, f"{CUSTOM_GENERATE} would run on loading and replace generate()", "remove it")
     try:
         targets = _read_targets(config.get("auto_map"))
         files = [f"{module}.py" for module, _ in targets.values()]

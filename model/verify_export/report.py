@@ -70,11 +70,21 @@ def refuse_report_inside(path: Path, export: Path) -> None:
 def load_report(path: Path) -> dict[str, Any]:
     """A report that is as it was written. Raises: UserError otherwise."""
     report = read_json_object(path, f"there is no report {path}")
-    if report.get("format_version") != FORMAT_VERSION or not isinstance(report.get("files"), dict):
+    if report.get("format_version") != FORMAT_VERSION or not _has_all(report):
         raise UserError(f"{path} is no report of this version of the project")
     if compute_digest(report) != report.get(DIGEST):
         raise UserError(f"{path} is not as it was written: its digest is another one; verify the export again")
     return report
+
+
+def _has_all(report: dict[str, Any]) -> bool:
+    """Whether everything is there that an export is compared with."""
+    files = report.get("files")
+    return (
+        isinstance(files, dict)
+        and all(isinstance(values, dict) and isinstance(values.get("sha256"), str) for values in files.values())
+        and all(isinstance(report.get(key), str) for key in ("time", "outcome"))
+    )
 
 
 def find_differences(report: dict[str, Any], found: Verification) -> list[str]:

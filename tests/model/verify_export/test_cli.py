@@ -11,6 +11,7 @@ import torch
 
 from model.convert.safetensors_writer import TensorSpec, encode_header
 from model.verify_export.cli import run_verify_export
+from model.verify_export.report import compute_digest
 from model.verify_export.weights import expected_shapes
 from tests.helpers.edit_exports import edit_json, flip_byte
 from tests.helpers.processes import ROOT, rank_environment
@@ -82,8 +83,11 @@ def test_an_export_is_compared_with_an_earlier_report(
     edit_json(path, outcome="fail")
     status, _, err = run(capsys, export, "--check-report", path)
     assert status == 2 and "is not as it was written: its digest is another one" in err
-    path.write_text("{}")
-    assert "is no report" in run(capsys, export, "--check-report", path)[2]
+    signed = {"format_version": 1, "time": "now", "outcome": "pass", "files": {}}
+    for content in ({}, signed | {"files": {"a": 3}}, signed | {"files": {"a": {"sha256": 3}}}, signed | {"time": 3}):
+        path.write_text(json.dumps(content | {"digest": compute_digest(content)}))
+        status, _, err = run(capsys, export, "--check-report", path)
+        assert status == 2 and "is no report" in err
 
 
 def test_bad_input_is_one_message(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

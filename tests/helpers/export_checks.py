@@ -1,0 +1,26 @@
+"""What the checks of an export found."""
+
+from pathlib import Path
+
+from model.checksums import SUMS_NAME
+from model.verify_export.check import Check, Outcome
+from model.verify_export.verify import Verification, verify_export
+
+
+def find(found: Verification, name: str) -> Check:
+    return next(check for check in found.checks if check.name == name)
+
+
+def outcomes(found: Verification) -> dict[str, str]:
+    return {check.name: f"{check.outcome}: {check.detail}" for check in found.checks}
+
+
+def assert_found(export: Path, name: str, outcome: Outcome, detail: str) -> None:
+    """The check says so; and so does SHA256SUMS, whatever was changed."""
+    found = verify_export(export)
+    check = find(found, name)
+    assert check.outcome is outcome and detail in check.detail, outcomes(found)
+    assert found.has_failed and find(found, "checksums").outcome is Outcome.failed
+    (export / SUMS_NAME).unlink()
+    without = verify_export(export)
+    assert without.has_failed is (outcome is Outcome.failed), outcomes(without)
