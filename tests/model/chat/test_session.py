@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from conf.errors import UserError
+from model.chat import session as session_module
 from model.chat.load import load_chat_model
 from model.chat.options import ChatOptions
 from model.chat.session import ChatSession
@@ -167,3 +168,22 @@ def test_thinking_marks_are_text(chat_model):
     streamer.end()
     assert "".join(pieces) == streamer.text == "<think>the sea</think>"
     assert json.dumps(streamer.text)
+
+
+def test_a_thinking_budget_is_of_the_tokenizers_own_think_tokens(chat_model, monkeypatch):
+    """Also a budget of nothing; without such tokens it is refused before the first question."""
+    begin, end = (chat_model.tokenizer.get_vocab()[token] for token in ("<think>", "</think>"))
+    seen = []
+    monkeypatch.setattr(session_module, "decode", lambda *arguments: seen.append(arguments[3]) or 1 / 0)
+    for budget in (None, 0):
+        with pytest.raises(ZeroDivisionError):
+            make_session(chat_model, thinking_budget=budget).ask("Why?")
+    moved = {"<think>": begin + 5, "</think>": end + 5}
+    monkeypatch.setattr(type(chat_model.tokenizer), "get_vocab", lambda _: moved)
+    with pytest.raises(ZeroDivisionError):
+        make_session(chat_model, thinking_budget=0).ask("Why?")
+    assert [options.thinking_budget for options in seen] == [None, 0, 0]
+    assert [options.think_token_ids for options in seen[1:]] == [(begin, end), (begin + 5, end + 5)]
+    monkeypatch.setattr(type(chat_model.tokenizer), "get_vocab", lambda _: {})
+    with pytest.raises(UserError, match="has no <think>: leave the thinking budget out"):
+        make_session(chat_model, thinking_budget=0)
