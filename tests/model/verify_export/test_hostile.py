@@ -19,6 +19,7 @@ from tests.helpers.processes import ROOT, rank_environment
 MODELING = "modeling_nemotron_labs_diffusion.py"
 WEIGHTS = "model.safetensors"
 DEEP = 200_000
+NUM_LAYERS = 300_000
 MORE_BYTES = 64 * 2**20
 
 
@@ -96,16 +97,15 @@ print([check.detail for check in found.checks if check.name in ("tensor names", 
 """
 
 
-@pytest.mark.parametrize("num_layers", [300_000, 10**15])
 def test_memory_does_not_grow_with_the_layers_that_config_json_names(
-    written: Path, export: Path, adapter: Path, num_layers: int
+    written: Path, export: Path, adapter: Path
 ) -> None:
     folder = Path(shutil.copytree(adapter, export / "linear_spec_lora"))
     write_header(folder / "adapter_model.safetensors", b"{}")
-    edit_json(export / "config.json", num_hidden_layers=num_layers)
+    edit_json(export / "config.json", num_hidden_layers=NUM_LAYERS)
     command = [sys.executable, "-c", MEASURE, str(written / "export"), str(export)]
     done = subprocess.run(command, cwd=ROOT, env=rank_environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     memory, details = done.stdout.splitlines()
     assert int(memory) < MORE_BYTES
-    assert f"config.json has {num_layers} layers, the weights 39 tensors" in details and "has no tensor" in details
+    assert f"config.json has {NUM_LAYERS} layers, the weights 39 tensors" in details and "has no tensor" in details
