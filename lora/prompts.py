@@ -114,10 +114,13 @@ def open_row_prompts(
     if chat_template is not None:
         with name_own_keys():
             tokenizer.chat_template = load_chat_template(checkpoint, chat_template)
+    mask_token_id = read_checkpoint_value(checkpoint, "mask_token_id")
     tokens, lengths, num_rows = array("i"), array("q"), 0
     for file in files:
         for place, row in read_rows(file):
             prompt = encode_row(row, place, tokenizer, prompt_tokens=prompt_tokens)
+            if mask_token_id in prompt:
+                raise UserError(f"{place}: the prompt holds the mask token (id {mask_token_id}): remove it")
             num_rows += 1
             if len(prompt) < sequence_length:
                 tokens.extend(prompt)

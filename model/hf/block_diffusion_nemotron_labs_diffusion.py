@@ -5,11 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options_nemotron_labs_diffusion import DecodeOptions, is_stop
+from .options_nemotron_labs_diffusion import BLOCK_DIFFUSION_THRESHOLD, DecodeOptions, is_stop
 from .sampling_nemotron_labs_diffusion import compute_confidence
 from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
-
-THRESHOLD = 0.9  # of the released models
 
 
 @torch.no_grad()
@@ -81,19 +79,18 @@ def _behind_stop(session: DecodeSession, block: Tensor) -> Tensor:
 
 def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the masked positions of block [B, N], forward by forward; the cached prefix is only read."""
-    threshold = THRESHOLD if session.options.threshold is None else session.options.threshold
+    threshold = BLOCK_DIFFUSION_THRESHOLD if session.options.threshold is None else session.options.threshold
     layout = session.layout(block.shape[1], bidirectional=True)
-    while num_masked := int(masked.sum()):
+    while len((rows := masked.nonzero(as_tuple=True))[0]):  # the one transfer to the host in a forward
         hidden = session.encode("denoise", block, layout)
-        logits = session.project(hidden[masked])
+        logits = session.project(hidden[rows])
         tokens = session.sampler.choose(logits)
-        proposed = block.masked_scatter(masked, tokens)
         confidence = torch.full(block.shape, -1.0, dtype=torch.float32, device=block.device)
-        confidence.masked_scatter_(masked, compute_confidence(logits, tokens).float())
+        confidence[rows] = compute_confidence(logits, tokens).float()
         chosen = masked & (confidence >= threshold)
         chosen |= masked & torch.zeros_like(masked).scatter(1, confidence.argmax(1, keepdim=True), True)
-        block = torch.where(chosen, proposed, block)
-        session.num_proposed += num_masked
-        session.num_committed += int(chosen.sum())
+        block = torch.where(chosen, block.index_put(rows, tokens), block)
+        session.num_proposed += len(tokens)
+        session.num_committed = session.num_committed + chosen.sum()
         masked = masked & ~chosen & ~_behind_stop(session, block)
     return block, masked

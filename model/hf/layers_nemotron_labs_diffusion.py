@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .adapter_nemotron_labs_diffusion import project_output
+from .adapter_nemotron_labs_diffusion import DraftRows, project_output
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .rope_nemotron_labs_diffusion import PositionEncoding, RotaryEmbedding, rotate
 from .visibility_nemotron_labs_diffusion import ALL_SEEN, Visibility
@@ -53,9 +53,9 @@ class NemotronLabsDiffusionAttention(nn.Module):
         positions: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        draft_rows: slice | None = None,
+        drafting: DraftRows | None = None,
     ) -> Tensor:
-        """hidden [B, N, hidden] -> [B, N, hidden]; draft_rows: as in project_output."""
+        """hidden [B, N, hidden] -> [B, N, hidden]; drafting: as in project_output."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
         projected = torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).view(heads).transpose(1, 2)
         query, key = rotate(projected, positions).split((self.num_heads, self.num_key_value_heads), dim=1)
@@ -64,7 +64,7 @@ class NemotronLabsDiffusionAttention(nn.Module):
         value = self.v_proj(hidden).view(heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
-        return project_output(self.o_proj, self._attend(query, key, value, visibility).flatten(2), draft_rows)
+        return project_output(self.o_proj, self._attend(query, key, value, visibility).flatten(2), drafting)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visibility: Visibility) -> Tensor:
         """query [B, H, N, D], key and value [B, K, T, D] -> [B, N, H, D], without repeating key/value heads."""
@@ -115,10 +115,10 @@ class NemotronLabsDiffusionLayer(GradientCheckpointingLayer):
         positions: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        draft_rows: slice | None = None,
+        drafting: DraftRows | None = None,
     ) -> Tensor:
         """hidden [B, N, hidden] -> [B, N, hidden]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visibility, cache, draft_rows)
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visibility, cache, drafting)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -139,19 +139,19 @@ class NemotronLabsDiffusionEncoder(nn.Module):
         positions: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        draft_rows: slice | None = None,
+        drafting: DraftRows | None = None,
         collected: list[Tensor] | None = None,
     ) -> Tensor:
         """Embedded tokens [B, N, hidden] at `positions` -> normed [B, N, hidden].
 
         cache: None, one of transformers' caches, or a PrefixCache that has begun a forward of N tokens.
-        draft_rows: which of N a draft adapter applies to (see project_output).
+        drafting: which of N a draft adapter applies to (see project_output).
         collected: if given, receives what enters each layer and, last, the result.
         """
         for layer in self.layers:
             if collected is not None:
                 collected.append(hidden)
-            hidden = layer(hidden, positions, visibility, cache, draft_rows)
+            hidden = layer(hidden, positions, visibility, cache, drafting)
         hidden = self.norm(hidden)
         if collected is not None:
             collected.append(hidden)

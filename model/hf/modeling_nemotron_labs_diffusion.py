@@ -8,21 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .cache_nemotron_labs_diffusion import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .decoding_nemotron_labs_diffusion import decode
+from .generation_nemotron_labs_diffusion import DecodingEntryPoints
 from .layers_nemotron_labs_diffusion import NemotronLabsDiffusionEncoder
-from .options_nemotron_labs_diffusion import DecodeOptions
-from .session_nemotron_labs_diffusion import DecodeResult
 from .visibility_nemotron_labs_diffusion import build_visibility
 
 Rows = int | slice | Tensor
 
 
-class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
+class NemotronLabsDiffusionModel(DecodingEntryPoints, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation."""
 
     config_class = NemotronLabsDiffusionConfig
@@ -47,9 +45,10 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: the checkpoint lacks tensors of the model; the message names one.
         """
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(  # a pair then, which its annotation does not say
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         if missing := sorted(info["missing_keys"]):
             raise ValueError(
                 f"the weights in {pretrained_model_name_or_path} lack {len(missing)} of the model's tensors, such as "
@@ -94,7 +93,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         input_ids [B, N], or inputs_embeds [B, N, hidden].
         attention_mask: [B, T] with zeros on padding, or [B or 1, 1, N, T] bool which then decides alone who sees whom.
         position_ids: [B or 1, N]; counted from the cached length if not given.
-        past_key_values: a PrefixCache (or, with commit=True, one of transformers' caches) that is read and extended.
+        past_key_values: a PrefixCache (or, with commit=True, transformers' DynamicCache) that is read and extended.
         labels [B, N]: next-token targets as in every causal LM (shifted here, -100 ignored); gives `loss`.
         use_cache: true starts a PrefixCache when none is given.
         logits_to_keep: rows that reach the vocabulary head: an int keeps the last ones (0: all), a slice or a 1D
@@ -127,8 +126,10 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
         collected: list[Tensor] | None = [] if output_hidden_states else None
         if isinstance(cache, PrefixCache):
             cache.begin(num_new, hidden.device, keeps_graph=commit)
-        elif cache is not None and not commit:
-            raise ValueError(f"commit=False needs a PrefixCache; {type(cache).__name__} keeps what it is given")
+        elif cache is not None and not (commit and isinstance(cache, DynamicCache)):
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__}: give a PrefixCache or, with commit=True, a DynamicCache"
+            )
         positions = self.encoder.rotary(position_ids, hidden.dtype)
         hidden = self.encoder(hidden, positions, visibility, cache, collected=collected)
         if commit and isinstance(cache, PrefixCache):
@@ -141,142 +142,6 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):
             hidden_states=None if collected is None else tuple(collected),
         )
         return output.to_tuple() if return_dict is False else output
-
-    def ar_generate(
-        self,
-        prompt_ids: Tensor,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        eos_token_id: int | list[int] | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, int]:
-        """Decode one token per forward. See `decode_ar`; returns (output_ids with the prompt, number of forwards).
-
-        options: further fields of DecodeOptions (top_k, top_p, seed, thinking_budget, streamer).
-        """
-        given = options | {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
-        return self._decode("ar", prompt_ids, attention_mask, given)
-
-    def generate(  # pyright: ignore[reportIncompatibleMethodOverride] (the released models' own signature)
-        self,
-        prompt_ids: Tensor | None = None,
-        max_new_tokens: int = 128,
-        block_length: int | None = None,
-        threshold: float | None = None,
-        causal_context: bool = True,
-        temperature: float | None = None,
-        eos_token_id: int | list[int] | None = None,
-        *,
-        mode: str = "block_diffusion",
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        do_sample: bool | None = None,
-        return_dict_in_generate: bool = False,
-        **options: Any,
-    ) -> Any:
-        """Decode in any mode (ar, block_diffusion, linear, quadratic); returns (output_ids with the prompt, forwards).
-
-        Takes what a tokenizer returns: `generate(**tokenizer(text, return_tensors="pt"), mode="linear")`.
-        temperature: None is 0, or 1 with do_sample=True; do_sample=False is greedy whatever the temperature.
-        return_dict_in_generate: return the DecodeResult instead. options: further fields of DecodeOptions.
-
-        Raises:
-            ValueError: prompts or options that cannot be decoded.
-            TypeError: an option that does not exist.
-        """
-        if (prompt_ids is None) == (input_ids is None):
-            raise ValueError("give the prompts once, as prompt_ids or as input_ids")
-        options.pop("token_type_ids", None)  # of some tokenizers; this family has one type
-        given = options | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "threshold": threshold,
-            "causal_context": causal_context,
-            "temperature": _resolve_temperature(temperature, do_sample),
-            "eos_token_id": eos_token_id,
-        }
-        prompts = input_ids if prompt_ids is None else prompt_ids
-        if return_dict_in_generate:
-            return decode(self, mode, prompts, _make_options(given), attention_mask)  # pyright: ignore[reportArgumentType]
-        return self._decode(mode, prompts, attention_mask, given)  # pyright: ignore[reportArgumentType]
-
-    def linear_spec_generate(
-        self,
-        prompt_ids: Tensor,
-        max_new_tokens: int = 128,
-        block_length: int | None = None,
-        temperature: float = 0.0,
-        mask_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        threshold: float = 0.0,
-        *,
-        attention_mask: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, int]:
-        """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards).
-
-        options: further fields of DecodeOptions.
-        """
-        given = options | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "temperature": temperature,
-            "mask_token_id": mask_token_id,
-            "eos_token_id": eos_token_id,
-            "threshold": threshold,
-        }
-        return self._decode("linear", prompt_ids, attention_mask, given)
-
-    def quadratic_spec_generate(
-        self,
-        prompt_ids: Tensor,
-        max_new_tokens: int = 128,
-        block_length: int | None = None,
-        temperature: float = 0.0,
-        mask_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        threshold: float = 0.0,
-        *,
-        mask_groups: int | None = None,
-        attention_mask: Tensor | None = None,
-        **options: Any,
-    ) -> tuple[Tensor, int]:
-        """Decode by quadratic self-speculation. See `decode_quadratic_speculation`; returns (output_ids, forwards).
-
-        options: further fields of DecodeOptions.
-        """
-        given = options | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "temperature": temperature,
-            "mask_token_id": mask_token_id,
-            "eos_token_id": eos_token_id,
-            "threshold": threshold,
-            "mask_groups": mask_groups,
-        }
-        return self._decode("quadratic", prompt_ids, attention_mask, given)
-
-    def _decode(
-        self, mode: str, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
-    ) -> tuple[Tensor, int]:
-        result: DecodeResult = decode(self, mode, prompt_ids, _make_options(given), attention_mask)
-        return result.output_ids, result.num_forwards
-
-
-def _make_options(given: dict[str, Any]) -> DecodeOptions:
-    """TypeError naming the options that do not exist."""
-    known = DecodeOptions.__dataclass_fields__
-    if unknown := sorted(given.keys() - known.keys()):
-        raise TypeError(f"there is no option {', '.join(unknown)}: these models take {', '.join(known)}")
-    return DecodeOptions(**given)
-
-
-def _resolve_temperature(temperature: float | None, do_sample: bool | None) -> float:
-    if do_sample is False:
-        return 0.0
-    return temperature if temperature is not None else float(bool(do_sample))
 
 
 def select_rows(hidden: Tensor, rows: Rows) -> Tensor:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+BLOCK_DIFFUSION_THRESHOLD = 0.9  # of the released models
+WHOLE_NUMBERS = ("max_new_tokens", "block_length", "top_k", "mask_groups", "thinking_budget", "seed")
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -19,7 +22,7 @@ class DecodeOptions:
     causal_context: of block diffusion; false decodes as a pure diffusion model.
     temperature: 0 is greedy. top_k, top_p: keep the k best tokens, the fewest that hold probability p; None keeps all.
     seed: of the random numbers; None takes torch's global generator.
-    eos_token_id: one or several ids that end a row; None takes the config's, [] never stops.
+    eos_token_id: one or several ids that end a row; None takes the checkpoint's, [] never stops.
     mask_token_id: None takes the config's.
     mask_groups: of quadratic speculation, how many groups of masks are computed per forward; None computes all.
     thinking_budget: tokens between <think> and </think> at most, the latter then being forced; None is no limit.
@@ -45,6 +48,9 @@ class DecodeOptions:
 
 def check_options(config: Any, options: DecodeOptions) -> None:
     """ValueError for values that no mode can serve. config: the model's."""
+    _check_kinds(options)
+    if options.seed is not None and not -(1 << 63) <= options.seed < 1 << 64:
+        raise ValueError(f"seed is {options.seed}; it must fit into 64 bits")
     if options.max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {options.max_new_tokens}; it must be at least 1")
     if not 0 <= options.temperature < float("inf"):  # not a number fails too
@@ -59,6 +65,17 @@ def check_options(config: Any, options: DecodeOptions) -> None:
         raise ValueError(f"mask_groups is {options.mask_groups}; it must be at least 1, or None for all")
     _check_block_length(config, options.block_length)
     _check_thinking(config, options)
+
+
+def _check_kinds(options: DecodeOptions) -> None:
+    """ValueError for what is no number, or none where one is needed."""
+    kinds: list[tuple[str, Any, str]] = [(name, int, "a whole number") for name in WHOLE_NUMBERS]
+    kinds += [(name, (int, float), "a number") for name in ("temperature", "threshold", "top_p")]
+    for name, kind, what in kinds:
+        value = getattr(options, name)
+        may_be_none = name not in ("max_new_tokens", "temperature")
+        if isinstance(value, bool) or not (isinstance(value, kind) or (value is None and may_be_none)):
+            raise ValueError(f"{name} is {value!r}; it must be {what}")
 
 
 def _check_block_length(config: Any, block_length: int | None) -> None:
@@ -93,12 +110,29 @@ def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
     return resolved
 
 
-def resolve_stop_ids(config: Any, eos_token_id: int | Iterable[int] | None) -> tuple[int, ...]:
-    """Ids that end a row: the given one or ones, else the config's; an empty list means never."""
-    eos = config.eos_token_id if eos_token_id is None else eos_token_id
+def resolve_stop_ids(model: Any, eos_token_id: int | Iterable[int] | Tensor | None) -> tuple[int, ...]:
+    """Ids that end a row: the given one or ones, else those of generation_config.json, else of config.json.
+
+    An empty list means never.
+    """
+    generation = getattr(model, "generation_config", None)
+    eos: Any = eos_token_id
+    for source in (generation, model.config):
+        eos = getattr(source, "eos_token_id", None) if eos is None else eos
+    if isinstance(eos, Tensor):
+        eos = eos.tolist()
     if eos is None:
         return ()
     return (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+
+
+def check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, mask_token_id: int) -> None:
+    """ValueError for ids that are never chosen: rows would not stop at them."""
+    for stop_id in stop_ids:
+        if not 0 <= stop_id < vocab_size:
+            raise ValueError(f"eos_token_id {stop_id} is outside the vocabulary 0..{vocab_size - 1}")
+        if stop_id == mask_token_id:
+            raise ValueError(f"eos_token_id {stop_id} is the mask token, which is never chosen")
 
 
 def make_generator(seed: int | None, device: torch.device) -> torch.Generator | None:

@@ -5,13 +5,14 @@ what precedes it: wherever acceptance ends, the masks of the group there have pr
 stands where the verifier's own token will be, the others become the next draft.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .options_nemotron_labs_diffusion import DecodeOptions, resolve_block_length
+from .options_nemotron_labs_diffusion import DecodeOptions, check_options, resolve_block_length
 from .sampling_nemotron_labs_diffusion import Draft, Verdict
 from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
 from .speculation_nemotron_labs_diffusion import (
@@ -23,6 +24,8 @@ from .speculation_nemotron_labs_diffusion import (
 )
 from .visibility_nemotron_labs_diffusion import TokenLayout, make_group_layout, make_prefill_layout
 
+MAX_ROWS = 1 << 13  # of a forward: the mask between them grows with their square
+
 
 @torch.no_grad()
 def decode_quadratic_speculation(
@@ -32,7 +35,8 @@ def decode_quadratic_speculation(
 
     Greedy output equals greedy AR token for token; with a temperature it has AR's distribution. A draft adapter, if
     attached, applies to the rows of masks alone, in the same forward as rows that verify without it.
-    mask_groups: compute only so many groups, where the draft's confidence says that acceptance most probably ends.
+    mask_groups: compute only so many groups: the first, and where the draft's confidence says that acceptance most
+    probably ends.
     If it ends elsewhere, the last group before makes a shorter draft. None: one for every possible end.
     threshold: as in linear speculation. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer
     gets the prefill's token, then what each cycle accepted.
@@ -40,10 +44,18 @@ def decode_quadratic_speculation(
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    block_length = resolve_block_length(model.config, options)
+    check_options(model.config, options)
+    # What is never emitted is not drafted either: a block as long as the answer is the longest that makes sense.
+    block_length = min(resolve_block_length(model.config, options), max(options.max_new_tokens, 2))
     num_groups = block_length if options.mask_groups is None else min(options.mask_groups, block_length)
-    largest_forward = block_length * (1 + num_groups)
-    session = DecodeSession(model, prompt_ids, attention_mask, options, largest_forward=largest_forward)
+    num_rows = block_length * (1 + num_groups)
+    if num_rows > MAX_ROWS:
+        raise ValueError(
+            f"block_length {block_length} with {num_groups} groups of masks makes forwards of {num_rows} rows, more "
+            f"than {MAX_ROWS}: lower block_length or mask_groups"
+        )
+    options = replace(options, block_length=block_length)
+    session = DecodeSession(model, prompt_ids, attention_mask, options, largest_forward=num_rows)
     cycles = _QuadraticCycles(session, num_groups)
     return emit_all(session, cycles.prefill, cycles.run)
 
@@ -55,7 +67,7 @@ class _QuadraticCycles:
         self._session = session
         self._max_groups = max_groups
         self._needs_confidence = max_groups < session.block_length or bool(session.options.threshold)
-        self._layouts: dict[int, TokenLayout] = {}
+        self._whole_layout: TokenLayout | None = None
         self._draft: Draft | None = None
 
     def prefill(self) -> Tensor:
@@ -107,13 +119,13 @@ class _QuadraticCycles:
         return ends_there.topk(self._max_groups, dim=1).indices.sort(1).values
 
     def _layout(self, draft: Draft, groups: Tensor) -> TokenLayout:
-        num_drafted, is_complete = draft.tokens.shape[1], groups.shape[1] == 1 + draft.tokens.shape[1]
-        if not is_complete:
-            return make_group_layout(num_drafted, groups, self._session.block_length, is_reused=False)
-        if num_drafted not in self._layouts:
-            layout = make_group_layout(num_drafted, groups, self._session.block_length, is_reused=True)
-            self._layouts[num_drafted] = layout
-        return self._layouts[num_drafted]
+        """A layout for this draft; the one of a whole draft with all groups, by far the most frequent, is kept."""
+        num_drafted, num_masks = draft.tokens.shape[1], self._session.block_length
+        if groups.shape[1] < num_masks:
+            return make_group_layout(num_drafted, groups, num_masks, is_reused=False)
+        if self._whole_layout is None:
+            self._whole_layout = make_group_layout(num_drafted, groups, num_masks, is_reused=True)
+        return self._whole_layout
 
     def _make_draft(self, hidden: Tensor, groups: Tensor, num_accepted: Tensor) -> Draft:
         """The next draft, from the group in front of which acceptance ended; hidden [B, K * block_length, hidden].
@@ -123,13 +135,13 @@ class _QuadraticCycles:
         """
         session, num_masks = self._session, self._session.block_length
         is_before = groups <= num_accepted[:, None]
-        chosen = is_before.sum(1, keepdim=True) - 1  # [B, 1], -1: no group so early
-        owner = groups.expand(len(hidden), -1).gather(1, chosen.clamp(min=0))
+        chosen = is_before.sum(1, keepdim=True) - 1  # [B, 1]; the first group is before every end
+        owner = groups.expand(len(hidden), -1).gather(1, chosen)
         # The bonus token stands where mask num_accepted - owner of the group does, the draft behind it.
         first = num_accepted[:, None] - owner + 1
         index = first + torch.arange(num_masks - 1, device=hidden.device)
-        is_proposed = (index < num_masks) & (chosen >= 0)
-        rows = chosen.clamp(min=0) * num_masks + index.clamp(0, num_masks - 1)
+        is_proposed = index < num_masks
+        rows = chosen * num_masks + index.clamp(max=num_masks - 1)
         logits = session.project(hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[2])))
         draft = session.sampler.draft(logits, with_confidence=self._needs_confidence)
         if draft.confidence is not None and session.options.threshold:

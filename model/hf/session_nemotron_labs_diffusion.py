@@ -13,6 +13,7 @@ from .cache_nemotron_labs_diffusion import PrefixCache
 from .options_nemotron_labs_diffusion import (
     DecodeOptions,
     check_options,
+    check_stop_ids,
     is_stop,
     make_generator,
     resolve_block_length,
@@ -103,7 +104,8 @@ class DecodeSession:
         self.model = model
         self.options = options
         self.mask_token_id = resolve_mask_token_id(config, options.mask_token_id)
-        self.stop_ids = resolve_stop_ids(config, options.eos_token_id)
+        self.stop_ids = resolve_stop_ids(model, options.eos_token_id)
+        check_stop_ids(self.stop_ids, config.vocab_size, self.mask_token_id)
         self.block_length = resolve_block_length(config, options)
         self.prompt: Prompt = prepare_prompt(
             model,
@@ -128,10 +130,11 @@ class DecodeSession:
         self.cache = PrefixCache(config.num_hidden_layers, capacity, fixed_shapes=self.fixed_shapes)
         self._masks = MaskBuilder(config.num_attention_heads // config.num_key_value_heads, weight.dtype)
         self._positions = model.encoder.rotary.make_table(0, weight.dtype, self.device)
-        self._has_draft_adapter = bool(DraftAdapter(model))
+        self._adapter = DraftAdapter(model)
         self._layouts: dict[tuple[int, bool], TokenLayout] = {}
         self.forwards: Counter[str] = Counter()
-        self.num_rows = self.num_proposed = self.num_committed = 0
+        self.num_rows = self.num_proposed = 0
+        self.num_committed: int | Tensor = 0
 
     @property
     def batch_size(self) -> int:
@@ -156,9 +159,8 @@ class DecodeSession:
         lengths = self.cache.begin(layout.num_tokens, self.device)
         visibility = self._masks.build(layout, lengths, self.cache.num_visible, self.cache.capacity)
         positions = self._encode_positions(layout, lengths, start)
-        rows = draft_rows if self._has_draft_adapter else None
         encoder = self.model.encoder
-        return encoder(encoder.embed_tokens(tokens), positions, visibility, self.cache, rows)
+        return encoder(encoder.embed_tokens(tokens), positions, visibility, self.cache, self._adapter.on(draft_rows))
 
     def _encode_positions(self, layout: TokenLayout, lengths: Tensor | None, start: int) -> Any:
         if self._positions.num_positions < self.cache.capacity:
@@ -223,6 +225,6 @@ class DecodeSession:
             dict(self.forwards),
             self.num_rows,
             self.num_proposed,
-            self.num_committed,
+            int(self.num_committed),
             acceptance_lengths,
         )

@@ -47,7 +47,7 @@ def store(checkpoint: Path, path: Path, lengths: list[list[int]], kind: str) -> 
     """Documents of random tokens with segments of these lengths."""
     generator = torch.Generator().manual_seed(0)
     documents = [
-        [torch.randint(12, VOCAB_SIZE, (count,), generator=generator).tolist() for count in segments]
+        [torch.randint(101, VOCAB_SIZE, (count,), generator=generator).tolist() for count in segments]
         for segments in lengths
     ]
     write_dataset(path, [documents], kind, read_tokenizer_info(checkpoint, MASK_TOKEN).fingerprint)

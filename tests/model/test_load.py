@@ -11,9 +11,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from conf.errors import UserError
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
-from model.hf.decoding_nemotron_labs_diffusion import decode_ar
+from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
+from model.hf.autoregressive_nemotron_labs_diffusion import decode_ar
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
 from model.load import attach_adapter, check_vocabulary, find_stop_ids, load_export, load_tokenizer
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm
@@ -42,10 +43,24 @@ def test_the_model_is_the_one_saved(export: Path) -> None:
     model = load_export(export, device="cpu")
     assert type(model) is NemotronLabsDiffusionModel
     assert (model.dtype, model.training, find_stop_ids(model)) == (torch.float32, False, (11,))
-    assert not find_draft_adapter_layers(model)
+    assert not find_draft_adapters(model)[1]
     prompt = torch.tensor([[5, 120, 130]])
     torch.testing.assert_close(model(prompt).logits, make_tiny_model()(prompt).logits)
     assert load_export(export, device="cpu", dtype="bf16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_no_attention_kernel_of_others_is_fetched(export: Path, tmp_path: Path, key: str) -> None:
+    folder = Path(shutil.copytree(export, tmp_path / "export"))
+    edit_json(folder / "config.json", **{key: "kernels-community/flash-attn2"})
+    assert load_export(folder, device="cpu").config._attn_implementation == "sdpa"
+
+
+def test_what_transformers_cannot_build_is_one_message(export: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(export, tmp_path / "export"))
+    edit_json(folder / "generation_config.json", watermarking_config=3)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_export(folder, device="cpu")
 
 
 def test_a_base_model_needs_no_chat_template(export: Path) -> None:
@@ -66,7 +81,7 @@ def test_an_attached_adapter_computes_what_peft_computes(export: Path, tmp_path:
     folder = save_random_adapter(tmp_path / "adapter")
     model = load_export(export, device="cpu", dtype=dtype)
     attach_adapter(model, folder)
-    assert len(find_draft_adapter_layers(model)) == 2
+    assert len(find_draft_adapters(model)[1]) == 2
     reference = PeftModel.from_pretrained(load_export(export, device="cpu", dtype=dtype), str(folder))
     prefixes = torch.randint(101, 380, (30, 6), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(prefixes).logits, reference(input_ids=prefixes).logits)
@@ -76,11 +91,11 @@ def test_an_attached_adapter_computes_what_peft_computes(export: Path, tmp_path:
 
 
 def test_ar_is_the_same_with_an_adapter_attached(export: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.0, "eos_token_id": []}
+    options = DecodeOptions(max_new_tokens=20, eos_token_id=[])
     model, prompt = load_export(export, device="cpu"), torch.tensor([[5, 120, 130]])
-    before = decode_ar(model, prompt, **options).output_ids
+    before = decode_ar(model, prompt, options).output_ids
     attach_adapter(model, save_random_adapter(tmp_path / "adapter"))
-    assert torch.equal(decode_ar(model, prompt, **options).output_ids, before)
+    assert torch.equal(decode_ar(model, prompt, options).output_ids, before)
 
 
 def test_an_adapter_of_another_checkpoint_is_refused(export: Path, tmp_path: Path) -> None:
@@ -95,7 +110,7 @@ def test_an_adapter_of_another_checkpoint_is_refused(export: Path, tmp_path: Pat
         deeper = save_random_adapter(tmp_path / f"layers{layers}", num_hidden_layers=layers)
         with pytest.raises(UserError, match=f"has {layers} layers, the checkpoint 2: it was made for another one"):
             attach_adapter(model, deeper)
-    assert not find_draft_adapter_layers(model)
+    assert not find_draft_adapters(model)[1]
 
 
 def test_an_adapter_whose_rank_is_not_the_one_it_says_is_refused(export: Path, tmp_path: Path) -> None:

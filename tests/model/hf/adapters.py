@@ -6,12 +6,25 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 
-def attach_adapter(model: Any, targets: tuple[str, ...] = ("o_proj",), task_type: Any = None, std: float = 0.5) -> Any:
+def attach_adapter(
+    model: Any,
+    targets: tuple[str, ...] = ("o_proj",),
+    task_type: Any = None,
+    std: float = 0.5,
+    layers: list[int] | None = None,
+) -> Any:
     """A random LoRA strong enough to change most argmaxes; it is in the model afterwards. Returns the PEFT wrapper."""
-    config = LoraConfig(r=4, lora_alpha=16, target_modules=list(targets), task_type=task_type)
+    config = LoraConfig(
+        r=4, lora_alpha=16, target_modules=list(targets), task_type=task_type, layers_to_transform=layers
+    )
     wrapped: Any = get_peft_model(model, config).eval()
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(0, std, generator=generator)
+    fill_adapter(wrapped, "default", std)
     return wrapped
+
+
+def fill_adapter(model: Any, adapter: str, std: float) -> None:
+    """Random weights for what PEFT begins with zeros."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if f"lora_B.{adapter}." in name:
+            parameter.data.normal_(0, std, generator=generator)

@@ -111,9 +111,9 @@ def restate_quadratic(
             accepted += 1
         story.tokens += [*drafted[1 : accepted + 1], first_rows[accepted]]
         story.acceptance_lengths.append(accepted + 1)
-        owner = max((group for group in groups if group <= accepted), default=None)
+        owner = max(group for group in groups if group <= accepted)
         # Of the group's masks those that stand for known tokens are of no use, the verifier's own included.
-        draft = [] if owner is None else _cut(masks[owner][accepted - owner + 1 :], threshold)
+        draft = _cut(masks[owner][accepted - owner + 1 :], threshold)
     return story
 
 
@@ -128,13 +128,13 @@ def _cut(guesses: list[Guess], threshold: float) -> list[Guess]:
 
 
 def _choose_groups(confidences: list[float], max_groups: int) -> list[int]:
-    """The most probable ends of acceptance, if drafted tokens are right as often as they claim."""
+    """The first end of acceptance and the most probable others, if drafted tokens are right as often as they claim."""
     ends, reached = [], 1.0
     for index in range(len(confidences) + 1):
         goes_on = confidences[index] if index < len(confidences) else 0.0
         ends.append((reached * (1 - goes_on), index))
         reached *= goes_on
-    return sorted(index for _, index in sorted(ends, reverse=True)[:max_groups])
+    return [0, *sorted(index for _, index in sorted(ends[1:], reverse=True)[: max_groups - 1])]
 
 
 def _guess(logits: Tensor) -> list[Guess]:

@@ -13,7 +13,7 @@ from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from model.hf.session_nemotron_labs_diffusion import DecodeSession
 from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
 from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
-from tests.model.hf.adapters import attach_adapter
+from tests.model.hf.adapters import attach_adapter, fill_adapter
 from tests.model.hf.modes import SPECULATIVE
 from tests.model.hf.restated import make_exact
 
@@ -193,3 +193,29 @@ def test_a_model_without_an_adapter_has_none(tiny):
         assert not DraftAdapter(model)
         raise RuntimeError("stop here")
     assert DraftAdapter(model)
+
+
+def test_layers_without_the_adapter_are_left_as_they_are(tiny):
+    model = tiny.model()
+    expected = decode(model, "ar", prompt(), DecodeOptions(max_new_tokens=30, eos_token_id=[])).output_ids
+    attach_adapter(model, layers=[1])
+    for mode, extra in (("ar", {}), *SPECULATIVE):
+        options = DecodeOptions(max_new_tokens=30, eos_token_id=[], **extra)
+        assert torch.equal(decode(model, mode, prompt(), options).output_ids, expected)
+
+
+def test_a_drafter_beside_a_fine_tuning_adapter_leaves_the_latter_on(tiny):
+    """What verifies is the model with the fine-tuning adapter alone, as PEFT computes it."""
+    model = tiny.model()
+    wrapped = attach_adapter(model, ("q_proj", "o_proj"))
+    tuned = decode(model, "ar", prompt(), DecodeOptions(max_new_tokens=30, eos_token_id=[])).output_ids
+    wrapped.add_adapter("drafter", LoraConfig(r=4, lora_alpha=16, target_modules=["o_proj"]))
+    wrapped.base_model.set_adapter(["default", "drafter"])
+    fill_adapter(model, "drafter", std=0.5)
+    assert DraftAdapter(model)
+    for mode, extra in (("ar", {}), *SPECULATIVE):
+        options = DecodeOptions(max_new_tokens=30, eos_token_id=[], **extra)
+        assert torch.equal(decode(model, mode, prompt(), options).output_ids, tuned)
+    with DraftAdapter(model).suspended(), torch.no_grad():
+        logits = model(tuned).logits
+    assert torch.equal(logits[0, 4:-1].argmax(-1)[:30], tuned[0, 5:])

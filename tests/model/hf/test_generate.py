@@ -8,8 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from model.hf.session_nemotron_labs_diffusion import DecodeResult
+from tests.helpers.tiny_exports import save_tiny_export
 
 ENTRY_POINTS = {"ar": "ar_generate", "linear": "linear_spec_generate", "quadratic": "quadratic_spec_generate"}
 PROMPT = torch.tensor([[5, 9, 11, 40]])
@@ -104,3 +106,23 @@ def test_prompts_are_given_once(tiny):
 def test_an_unknown_mode_is_refused(tiny):
     with pytest.raises(ValueError, match="no mode 'beam'"):
         tiny.model().generate(PROMPT, mode="beam")
+
+
+def test_what_callers_of_any_model_pass_is_taken(tiny):
+    expected, _ = tiny.model().generate(PROMPT, 9, mode="linear", eos_token_id=[])
+    output, _ = tiny.model().generate(
+        input_ids=PROMPT, max_new_tokens=9, mode="linear", eos_token_id=[], pad_token_id=2, use_cache=True
+    )
+    assert torch.equal(output, expected)
+
+
+def test_the_readme_batch_works_on_an_export(tmp_path):
+    export = save_tiny_export(tmp_path / "export")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
+    model = NemotronLabsDiffusionModel.from_pretrained(export)
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
+    inputs = tokenizer(["The sea", "Why"], return_tensors="pt", padding=True)
+    result = model.generate(
+        **inputs, mode="quadratic", do_sample=True, top_p=0.9, seed=1, return_dict_in_generate=True, max_new_tokens=8
+    )
+    assert len(result.num_new_tokens) == 2

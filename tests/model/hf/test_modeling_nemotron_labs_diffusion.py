@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache, GenerationMixin
+from transformers import DynamicCache, GenerationMixin, StaticCache
 
 from model.hf.cache_nemotron_labs_diffusion import PrefixCache
 
@@ -218,3 +218,12 @@ def test_bfloat16_runs_and_rotary_embedding_stays_exact(tiny):
 def test_contradictory_arguments_are_named(tiny, arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny.model()(**arguments)
+
+
+def test_a_cache_of_another_kind_is_refused(tiny):
+    model = tiny.model()
+    cache = StaticCache(model.config, max_cache_len=64)
+    with pytest.raises(ValueError, match="past_key_values is a StaticCache: give a PrefixCache"):
+        model(torch.tensor([[3, 4]]), past_key_values=cache)
+    with pytest.raises(ValueError, match="past_key_values is a DynamicCache"):
+        model(torch.tensor([[3, 4]]), past_key_values=DynamicCache(), commit=False)

@@ -12,6 +12,8 @@ PROMPT = torch.tensor([[3, 4, 5]])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"max_new_tokens": 8.5}, "max_new_tokens is 8.5; it must be a whole number"),
+        ({"seed": 1 << 70}, "must fit into 64 bits"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"max_new_tokens": -5}, "max_new_tokens is -5; it must be at least 1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
@@ -44,12 +46,27 @@ def test_an_impossible_option_is_named(tiny, change, message):
 
 
 def test_stop_ids_are_one_several_or_none(tiny):
-    config = tiny.config(eos_token_id=[2, 11])
-    assert resolve_stop_ids(config, None) == (2, 11)
-    assert resolve_stop_ids(config, 5) == (5,)
-    assert resolve_stop_ids(config, [5, 6]) == (5, 6)
-    assert resolve_stop_ids(config, []) == ()
-    assert resolve_stop_ids(tiny.config(eos_token_id=None), None) == ()
+    model = tiny.model(eos_token_id=[2, 11])
+    assert resolve_stop_ids(model, None) == (2, 11)
+    assert resolve_stop_ids(model, 5) == (5,)
+    assert resolve_stop_ids(model, torch.tensor(5)) == (5,)
+    assert resolve_stop_ids(model, [5, 6]) == (5, 6)
+    assert resolve_stop_ids(model, []) == ()
+    assert resolve_stop_ids(tiny.model(eos_token_id=None), None) == ()
+
+
+def test_stop_ids_of_generation_config_go_before_those_of_config(tiny):
+    model = tiny.model(eos_token_id=2)
+    free, _ = model.ar_generate(PROMPT, 12, eos_token_id=[])
+    model.generation_config.eos_token_id = [int(free[0, 8])]
+    assert resolve_stop_ids(model, None) == (int(free[0, 8]),)
+    output, _ = model.ar_generate(PROMPT, 12)
+    assert output[0].tolist() == free[0, : free[0].tolist().index(int(free[0, 8]), 3) + 1].tolist()
+
+
+def test_a_mask_token_cannot_be_a_stop_token(tiny):
+    with pytest.raises(ValueError, match="eos_token_id 60 is the mask token"):
+        tiny.model().ar_generate(PROMPT, 4, eos_token_id=60)
 
 
 def test_without_a_seed_the_global_generator_serves():

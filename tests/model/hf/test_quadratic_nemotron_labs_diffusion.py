@@ -1,10 +1,13 @@
 """Quadratic self-speculation against its definition, restated slowly over transformers' Ministral 3."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.quadratic_nemotron_labs_diffusion import decode_quadratic_speculation
 from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
 from tests.model.hf.restated import Oracle, make_exact, restate_quadratic
 from tests.model.hf.scripted_model import make_scripted_model
@@ -91,3 +94,13 @@ def test_groups_see_what_precedes_them_and_themselves():
     assert layout.offsets.tolist() == [[0, 1, 2, 1, 2, 3, 4]]
     expected = ["1000000", "1100000", "1110000", "1001100", "1001100", "1110011", "1110011"]
     assert ["".join(str(int(seen)) for seen in row) for row in layout.visible[0]] == expected
+
+
+def test_a_block_is_no_longer_than_the_answer_and_an_enormous_forward_is_refused(tiny):
+    model, prompt = tiny.model(), torch.tensor([[3, 4, 5]])
+    options = DecodeOptions(max_new_tokens=6, block_length=300, eos_token_id=[])
+    assert decode_quadratic_speculation(model, prompt, options).num_rows <= 3 + 6 + 6 * 6 * 7
+    with pytest.raises(ValueError, match="block_length 200 with 200 groups of masks makes forwards of 40200 rows"):
+        decode_quadratic_speculation(model, prompt, replace(options, max_new_tokens=300, block_length=200))
+    with pytest.raises(ValueError, match="block_length is 400; the model has no more than 384 positions"):
+        decode_quadratic_speculation(model, prompt, replace(options, block_length=400))
