@@ -12,8 +12,11 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModel
 
 from conf.errors import UserError
-from model.harness import TriModeLM
-from model.hf.decoding_nemotron_labs_diffusion import MODES
+from model.harness import TriModeLM, _read_sampling
+from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.load import find_stop_ids
+from model.stop_strings import StopStrings
 from tests.helpers.tiny_exports import save_random_adapter, save_tiny_export
 
 WORDS = ("sea", "ships", "sea is wide")
@@ -53,9 +56,13 @@ def folder(tmp_path_factory, request):
     return folder
 
 
+def make_model(folder, **options):
+    return TriModeLM(str(folder / "export"), device="cpu", **options)
+
+
 def evaluate(folder, tasks, **options):
     return simple_evaluate(
-        model=TriModeLM(str(folder / "export"), device="cpu", **options),
+        model=make_model(folder, **options),
         tasks=tasks,
         task_manager=TaskManager(include_path=str(folder)),
         log_samples=True,
@@ -78,6 +85,96 @@ def test_results_say_how_answers_were_decoded(folder):
     assert info["mode"] == "ar"
     assert info["tokens_per_forward"] == 1.0
     assert info["new_tokens"] > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_stop_string_ends_a_decode_of_one_prompt_and_nothing_behind_it_is_counted(folder, mode):
+    context = torch.tensor([[5, 120, 130, 140]])
+    model = make_model(folder, mode=mode)
+    free = model._model_generate(context, 4 + 24, [])[0, 4:].tolist()
+    whole = decode(
+        model.model, mode, context, DecodeOptions(max_new_tokens=24, eos_token_id=find_stop_ids(model.model))
+    )
+    assert free == whole.output_ids[0, 4:].tolist()
+    assert model.get_model_info()["tokens_per_forward"] == whole.tokens_per_forward
+    stop = model.tok_decode(free[6:9])
+    end = next(count for count in range(1, 25) if stop in model.tok_decode(free[:count]))
+    again = make_model(folder, mode=mode)
+    assert again._model_generate(context, 4 + 24, ["", stop])[0, 4:].tolist() == free[:end]
+    info = again.get_model_info()
+    assert (info["new_tokens"], info["tokens_behind_stop_strings"]) == (end, 0)
+    assert end < 16
+    forwards = end / info["tokens_per_forward"]
+    assert forwards == end if mode == "ar" else forwards < whole.num_forwards
+
+
+def test_rows_of_a_batch_run_on_and_then_no_rate_is_given(folder):
+    context = torch.tensor([[5, 120, 130, 140], [7, 8, 9, 10]])
+    free = make_model(folder)
+    rows = free._model_generate(context, 4 + 24, [])[:, 4:].tolist()
+    assert free.get_model_info()["tokens_per_forward"] == 1.0
+    model = make_model(folder)
+    stop = model.tok_decode(rows[0][6:9])
+    assert model._model_generate(context, 4 + 24, [stop])[:, 4:].tolist() == rows
+    info = model.get_model_info()
+    assert info["tokens_behind_stop_strings"] >= 8
+    assert info["new_tokens"] + info["tokens_behind_stop_strings"] == free.get_model_info()["new_tokens"]
+    assert info["tokens_per_forward"] is None
+
+
+def test_a_stop_string_does_not_end_a_thought():
+    spell = "".join
+    assert StopStrings(spell, ["bc", ""]).find_end(list("abcabc")) == 3
+    assert StopStrings(spell, ["bc"]).find_end(list("aabc"), 3) == 4
+    assert StopStrings(spell, []).find_end(list("abc")) is None
+    assert StopStrings(spell, ["bc"], ">").find_end(list("abc>abc>b")) == 7
+    assert StopStrings(spell, ["bc"], ">").find_end(list("abcb>c")) is None
+
+
+def test_repeats_of_a_sampled_prompt_differ_and_a_run_repeats_with_its_seed(folder):
+    context = torch.tensor([[5, 120, 130, 140]])
+
+    def run(seed):
+        model = make_model(folder, mode="linear", seed=seed)
+        return [model._model_generate(context, 20, [], do_sample=True, temperature=1.5).tolist() for _ in range(3)]
+
+    first = run(3)
+    assert first[0] != first[1] != first[2] != first[0]
+    assert run(3) == first
+    assert run(4)[:2] == first[1:]
+
+
+def test_sampling_is_read_as_the_harness_means_it():
+    assert _read_sampling({"do_sample": False, "temperature": 0.7, "top_k": 5}) == {}
+    assert _read_sampling({"temperature": 0.7}) == {"temperature": 0.7}
+    assert _read_sampling({"do_sample": True, "top_p": 0.9}) == {"temperature": 1.0, "top_p": 0.9}
+    for off in (0, -1):
+        assert _read_sampling({"do_sample": True, "top_k": off}) == {"temperature": 1.0}
+
+
+def test_a_thinking_budget_is_of_the_tokenizers_own_think_tokens(folder):
+    model = make_model(folder, thinking_budget=3)
+    begin, end = (model.tokenizer.get_vocab()[token] for token in ("<think>", "</think>"))
+    answer = model._model_generate(torch.tensor([[5, begin]]), 12, [])[0, 2:].tolist()
+    assert answer.index(end) == 3
+
+
+def test_what_no_decode_could_be_is_a_message_when_the_model_is_made_or_asked(folder):
+    for options, message in (
+        ({"block_length": 1}, "block_length is 1"),
+        ({"threshold": 7.0}, "threshold is 7"),
+        ({"thinking_budget": -1}, "thinking_budget is -1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_model(folder, **options)
+    model = make_model(folder)
+    mask = model.model.config.mask_token_id
+    for prompt, arguments, message in (
+        ([5, 6], {"do_sample": True, "top_p": 0.0}, "top_p is 0"),
+        ([5, mask], {}, "holds the mask token"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model._model_generate(torch.tensor([prompt]), 8, [], **arguments)
 
 
 def test_likelihoods_are_those_of_the_checkpoint_loaded_by_transformers(folder):

@@ -1,0 +1,66 @@
+"""Texts that end an answer. The shipped decoders know stop tokens alone."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+BYTES_PER_CHARACTER = 4  # at most; a token holds at least a byte, unless it is a special one
+Decode = Callable[[list[int]], str]
+
+
+class StopStringError(Exception):
+    """Ends a decode from inside: a stop string has been written."""
+
+
+class StopStrings:
+    """Where an answer ends. Behind a thought, if it may begin with one: a thought is ended by none of them."""
+
+    def __init__(self, decode: Decode, strings: Sequence[str], think_end_id: int | None = None):
+        """decode: spells tokens. strings: empty ones do not count. think_end_id: of what ends a thought, if any."""
+        self._decode, self._think_end_id = decode, think_end_id
+        self._strings = [string for string in strings if string]
+        self._reach = BYTES_PER_CHARACTER * max(map(len, self._strings), default=0)
+
+    def find_end(self, tokens: Sequence[int], num_checked: int = 0) -> int | None:
+        """Number of tokens up to and including the first that completes a stop string; None if none does.
+
+        num_checked: the first tokens, among which none does.
+        """
+        for count in range(num_checked + 1, len(tokens) + 1):
+            if self._is_over(tokens[:count]):
+                return count
+        return None
+
+    def _is_over(self, tokens: Sequence[int]) -> bool:
+        begin = max(len(tokens) - self._reach, 0)
+        if self._think_end_id is not None:
+            if self._think_end_id not in tokens:
+                return False
+            begin = max(begin, len(tokens) - list(reversed(tokens)).index(self._think_end_id))
+        text = self._decode(list(tokens[begin:]))
+        return any(string in text for string in self._strings)
+
+
+class StopStringStreamer(BaseStreamer):
+    """Gets the tokens of one prompt's answer and raises StopStringError behind the first stop string."""
+
+    def __init__(self, stops: StopStrings):
+        self.tokens: list[int] = []
+        self._stops = stops
+        self._is_prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """The prompt [1, P] first, then new tokens [n]."""
+        if self._is_prompt:
+            self._is_prompt = False
+            return
+        num_checked = len(self.tokens)
+        self.tokens += value.tolist()
+        end = self._stops.find_end(self.tokens, num_checked)
+        if end is not None:
+            del self.tokens[end:]
+            raise StopStringError
+
+    def end(self) -> None:
+        """Nothing is left to do."""
