@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -99,7 +100,18 @@ def choose_output(export: Path, output: Path | None) -> Path:
         raise UserError(f"--output {chosen} lies in the checkpoint: choose a folder outside of it")
     if chosen.exists() and not chosen.is_dir():
         raise UserError(f"--output {chosen} is a file: choose a folder")
+    _check_writable(chosen)
     return chosen
+
+
+def _check_writable(folder: Path) -> None:
+    """Raises: UserError now rather than when everything has been measured."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with TemporaryDirectory(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written to --output {folder}: {error.strerror}; choose another") from None
 
 
 def choose_adapter(export: Path, adapter: Path | None) -> Path:

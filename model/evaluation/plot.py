@@ -1,4 +1,7 @@
-"""The pictures: rates of every mode, distributions of acceptance lengths, what thresholds trade."""
+"""The pictures: rates of every mode, distributions of acceptance lengths, what thresholds trade.
+
+note: what was measured, for those who meet a picture without its report.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from model.evaluation.style import (
     MUTED,
     OUTLINE,
     add_legend,
+    add_note,
     label_rows,
     make_figure,
     save_png,
@@ -27,7 +31,7 @@ LABEL_PIXELS = 34  # apart at least
 Line = list[tuple[Variant, ModeNumbers]]  # of one mode, by threshold
 
 
-def draw_modes(evaluation: Evaluation) -> bytes:
+def draw_modes(evaluation: Evaluation, note: str) -> bytes:
     """PNG. Tokens per forward (with interval, AR's 1 and the ceiling), per row, per second; variants from the top."""
     variants = evaluation.plain_variants
     numbers = [evaluation.overall.modes[variant.name] for variant in variants]
@@ -49,6 +53,7 @@ def draw_modes(evaluation: Evaluation) -> bytes:
         axes.margins(x=0.16)
         style_axes(axes)
     figure.suptitle("Decoding modes", color=INK, fontsize=13)
+    add_note(figure, note)
     return save_png(figure)
 
 
@@ -69,7 +74,7 @@ def _draw_bars(
         axes.annotate(format(value, form), (end, row), color=INK, fontsize=8.5, bbox=OUTLINE, zorder=2.5, **place)
 
 
-def draw_acceptance(evaluation: Evaluation) -> bytes | None:
+def draw_acceptance(evaluation: Evaluation, note: str) -> bytes | None:
     """PNG. Share of the cycles by how many tokens they emitted, a panel per speculative variant; None without any."""
     found = [
         (variant, numbers)
@@ -87,6 +92,7 @@ def draw_acceptance(evaluation: Evaluation) -> bytes | None:
     axes[-1, 0].set_xlabel("tokens emitted by a cycle of draft and verification, the verifier's included", color=INK)
     figure.supylabel("share of cycles", color=INK, fontsize=10)
     figure.suptitle("Acceptance length", color=INK, fontsize=13)
+    add_note(figure, note)
     return save_png(figure)
 
 
@@ -101,7 +107,7 @@ def _draw_histogram(axes: Any, numbers: ModeNumbers, color: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def draw_thresholds(evaluation: Evaluation) -> bytes | None:
+def draw_thresholds(evaluation: Evaluation, note: str) -> bytes | None:
     """PNG. Against tokens per forward: agreement with AR, accuracy where there are answers, tokens per row; a line per
     mode, a point per threshold. None without a sweep."""
     lines = _sweep_lines(evaluation)
@@ -118,6 +124,7 @@ def draw_thresholds(evaluation: Evaluation) -> bytes | None:
         style_axes(panel, grid="both")
     add_legend(figure, axes[0, 0], columns=len(lines) + 2)
     figure.suptitle("What thresholds trade (numbers at points)", color=INK, fontsize=13)
+    add_note(figure, note)
     return save_png(figure)
 
 

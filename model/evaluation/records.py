@@ -98,11 +98,15 @@ class DecodedBatch:
 
 
 def choose_variants(modes: Sequence[str], *, has_adapter: bool, thresholds: Sequence[float] = ()) -> list[Variant]:
-    """Each mode once, speculative ones also with the adapter if there is one; then all but ar at every threshold."""
+    """Each mode once, speculative ones also with the adapter if there is one; then all but ar at every threshold.
+
+    Speculation also at 0, its default: where nothing is cut off the drafts.
+    """
     variants = []
     for mode in dict.fromkeys(modes):
         variants.append(Variant(mode))
         if has_adapter and mode in SPECULATIVE:
             variants.append(Variant(mode, with_adapter=True))
     swept = [variant for variant in variants if variant.mode != AR]
-    return variants + [Variant(v.mode, v.with_adapter, threshold) for v in swept for threshold in thresholds]
+    points = {mode: dict.fromkeys((0.0, *thresholds) if mode in SPECULATIVE else thresholds) for mode in modes}
+    return variants + [Variant(v.mode, v.with_adapter, t) for v in swept if thresholds for t in points[v.mode]]

@@ -21,10 +21,11 @@ def save_evaluation(evaluation: Evaluation, folder: Path, about: dict[str, Any])
 
     A picture of an earlier evaluation that has no counterpart is removed. about: see describe.
     """
+    note = _describe_run(evaluation, about)
     pictures = {
-        MODES_PICTURE: draw_modes(evaluation),
-        ACCEPTANCE_PICTURE: draw_acceptance(evaluation),
-        THRESHOLDS_PICTURE: draw_thresholds(evaluation),
+        MODES_PICTURE: draw_modes(evaluation, note),
+        ACCEPTANCE_PICTURE: draw_acceptance(evaluation, note),
+        THRESHOLDS_PICTURE: draw_thresholds(evaluation, note),
     }
     for name, picture in pictures.items():
         if picture is None:
@@ -32,6 +33,16 @@ def save_evaluation(evaluation: Evaluation, folder: Path, about: dict[str, Any])
         else:
             atomic_write_bytes(folder / name, picture)
     atomic_write_text(folder / REPORT_FILE, json.dumps(describe(evaluation, about), indent=2) + "\n")
+
+
+def _describe_run(evaluation: Evaluation, about: dict[str, Any]) -> str:
+    """What was measured, in one line."""
+    settings = evaluation.settings
+    num_prompts = sum(len(batch.prompts) for batch in evaluation.batches)
+    parts = [Path(str(about.get("checkpoint", ""))).name, f"{num_prompts} prompts"]
+    parts += [f"{settings['dtype']} on {settings['device']}", f"batches of {settings['batch_size']}"]
+    parts += [f"blocks of {settings['block_length']}", f"at most {settings['max_new_tokens']} new tokens"]
+    return ", ".join(part for part in parts if part)
 
 
 def describe(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:

@@ -69,6 +69,11 @@ def add_legend(figure: Any, axes: Any, columns: int) -> None:
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
+def add_note(figure: Any, note: str) -> None:
+    """Small print below the picture."""
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)
+
+
 def shorten(name: str) -> str:
     """At most LABEL_CHARACTERS of it."""
     return name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 1] + "…"

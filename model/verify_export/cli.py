@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   # later, or elsewhere: is it still what was signed off?
   python -m model.verify_export exports/nld_8b_sft --check-report reports/nld_8b_sft.json
 
-Exit status 0, 1 if a check fails (warnings do not count), 2 if DIR is no export. Code in the directory is not executed.
+Exit status 0, 1 if a check fails (or, with --strict, warns), 2 if DIR is no export. Code in the directory is not executed.
 """
 
 
@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write-sums", action="store_true", help="if nothing fails, add SHA256SUMS where it is missing"
     )
+    parser.add_argument("--strict", action="store_true", help="warnings count as failures")
     parser.add_argument("--json", action="store_true", help="print the report and nothing else")
     return parser
 
@@ -71,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{error.filename or options.export}: {error.strerror or error}") from error
     print_report(report, found, options)
-    return EXIT_FAILED if found.has_failed else 0
+    return EXIT_FAILED if found.has_failed or (options.strict and found.has_warned) else 0
 
 
 def _compare(earlier: dict[str, Any], found: "Verification") -> Check:

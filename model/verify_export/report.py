@@ -33,7 +33,7 @@ def build_report(found: Verification) -> dict[str, Any]:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
         "export": export.name,
-        "outcome": "fail" if found.has_failed else "pass",
+        "outcome": "fail" if found.has_failed else "pass with warnings" if found.has_warned else "pass",
         "counts": dict(Counter(str(check.outcome) for check in found.checks)),
         "checks": [
             {"name": check.name, "outcome": str(check.outcome), "detail": check.detail, "remedy": check.remedy}

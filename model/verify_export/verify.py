@@ -30,6 +30,11 @@ class Verification:
         """Whether any check failed."""
         return any(check.outcome is Outcome.failed for check in self.checks)
 
+    @property
+    def has_warned(self) -> bool:
+        """Whether any check warned."""
+        return any(check.outcome is Outcome.warned for check in self.checks)
+
 
 def verify_export(export: Path, *, read_values: bool = True, record_sums: bool = False) -> Verification:
     """Check a directory in the exported format, ours or a released one.

@@ -10,7 +10,7 @@ from conf.errors import UserError
 from lora.evaluation.evaluate import evaluate_drafter
 from model.evaluation.options import EvaluationOptions
 from model.evaluation.records import AR, LINEAR, LINEAR_ADAPTER, Prompt
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapter_layers
+from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
 from model.load import attach_adapter
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, save_random_adapter
 
@@ -51,7 +51,7 @@ def test_groups_are_evaluated_apart_and_together(model: Any) -> None:
 
 def test_the_adapter_is_still_on_when_all_is_done(model: Any) -> None:
     evaluate_drafter(model, [PROMPT], EvaluationOptions(max_new_tokens=9, resamples=2))
-    assert len(find_draft_adapter_layers(model)) == 2
+    assert len(find_draft_adapters(model)[1]) == 2
 
 
 def test_what_cannot_be_evaluated_is_refused(model: Any) -> None:

@@ -50,8 +50,8 @@ def test_variants() -> None:
     assert names == ["ar", "block_diffusion", "linear", "linear+adapter", "quadratic", "quadratic+adapter"]
     swept = choose_variants((AR, BLOCK_DIFFUSION, LINEAR), has_adapter=True, thresholds=(0.5, 1.0))
     assert [variant.name for variant in swept[4:]] == [
-        *("block_diffusion@0.5", "block_diffusion@1", "linear@0.5", "linear@1"),
-        *("linear+adapter@0.5", "linear+adapter@1"),
+        *("block_diffusion@0.5", "block_diffusion@1", "linear@0", "linear@0.5", "linear@1"),
+        *("linear+adapter@0", "linear+adapter@0.5", "linear+adapter@1"),
     ]
 
 

@@ -44,6 +44,13 @@ def test_a_failure_says_what_and_what_to_do(export: Path, capsys: pytest.Capture
     assert "\nfail: export (1 fail, " in out
 
 
+def test_warnings_are_said_at_the_end_and_count_if_strict(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (export / "SHA256SUMS").unlink()
+    status, out, _ = run(capsys, export)
+    assert status == 0 and "\npass with warnings: export (" in out
+    assert run(capsys, export, "--strict")[0] == 1
+
+
 def test_the_report_holds_checks_files_and_versions_and_its_digest_can_be_recomputed(
     export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
