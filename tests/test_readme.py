@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from conf.compose import compose_data, compose_run_config
 from conf.rules import check_rules
 from conf.trees import RUN_TREE
 from data_pipeline.manifest import load_manifest
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from tests.helpers.toy_data import ToyData
 
 ROOT = Path(__file__).parents[1]
@@ -138,19 +140,20 @@ def test_the_blend_example_composes(tmp_path: Path) -> None:
 
 def test_the_decoding_example_calls_what_an_export_has() -> None:
     (example,) = [block for block in code_blocks("python") if "ar_generate" in block]
-    shipped = ast.parse((ROOT / "model/hf/modeling_nemotron_labs_diffusion.py").read_text(encoding="utf-8"))
+    shipped = ast.parse((ROOT / "model/hf/generation_nemotron_labs_diffusion.py").read_text(encoding="utf-8"))
+    options = {field.name for field in fields(DecodeOptions)}
     parameters = {
-        node.name: {argument.arg for argument in node.args.args}
+        node.name: {argument.arg for argument in node.args.args + node.args.kwonlyargs} | options
         for node in ast.walk(shipped)
         if isinstance(node, ast.FunctionDef)
     }
-    calls = {
-        node.func.attr: {keyword.arg for keyword in node.keywords}
+    calls = [
+        (node.func.attr, {keyword.arg for keyword in node.keywords if keyword.arg})
         for node in ast.walk(ast.parse(example))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and "generate" in node.func.attr
-    }
-    assert set(calls) == {"ar_generate", "generate", "linear_spec_generate"}
-    assert all(keywords <= parameters[name] for name, keywords in calls.items())
+    ]
+    assert {name for name, _ in calls} == {"ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate"}
+    assert all(keywords <= parameters[name] for name, keywords in calls)
 
 
 def test_ci_runs_the_two_commands_of_the_readme() -> None:

@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   # later, or elsewhere: is it still what was signed off?
   python -m model.verify_export exports/nld_8b_sft --check-report reports/nld_8b_sft.json
 
-Exit status 0, 1 if a check fails (or, with --strict, warns), 2 if DIR is no export. Code in the directory is not executed.
+Exit status 0, 1 if a check fails (or, with --strict, warns), 2 if DIR is no export. Code in the directory is not run.
 """
 
 
