@@ -36,10 +36,11 @@ from model.load import attach_adapter, find_stop_ids, find_think_ids, load_expor
 from model.stop_strings import StopStringError, StopStrings, StopStringStreamer
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p")
-HuggingFaceLM: Any = HFLM  # its decorator hides its type
+HuggingFaceLM: Any = HFLM  # the decorator hides types
+register: Any = register_model
 
 
-@register_model("tri_mode")
+@register("tri_mode")
 class TriModeLM(HuggingFaceLM):
     """An export as lm-evaluation-harness sees it: loaded by this repository's classes, decoded in one mode."""
 

@@ -119,7 +119,7 @@ class ChatSession:
         stopped = "eos" if int(result.output_ids[0, -1]) in stop_ids else "length"
         return Answer(streamer.text, options.mode, result.num_new_tokens[0], result.num_forwards, seconds, stopped)
 
-    def _find_think_ids(self) -> dict[str, tuple[int, int]]:
+    def _find_think_ids(self) -> dict[str, Any]:
         """The field of DecodeOptions that a thinking budget needs beside it."""
         if self.options.thinking_budget is None:
             return {}

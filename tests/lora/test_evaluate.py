@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from lora import evaluate
-from model.evaluation import decoding
+from model.evaluation import command, decoding
 from model.identity import identify_checkpoint
 from tests.helpers.tiny_exports import TEXT, save_drafting_export
 
@@ -158,7 +158,7 @@ def test_mistakes_are_one_message_and_status_2(
 
 
 def test_the_report_lies_beside_the_checkpoint(tmp_path: Path) -> None:
-    assert evaluate.choose_output(tmp_path / "export", None) == tmp_path.resolve() / "export-evaluation"
+    assert command.choose_output(tmp_path / "export", None) == tmp_path.resolve() / "export-evaluation"
 
 
 def test_help_needs_no_torch() -> None:

@@ -85,14 +85,15 @@ def test_gradients_equal_finite_differences_and_vanish_where_nothing_counts(
 
 
 def test_expected_acceptance_is_that_of_rejection_sampling(logits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    from model.hf.sampling_nemotron_labs_diffusion import Draft, draw, verify
+    from model.hf.sampling_nemotron_labs_diffusion import Draft, Sampler
 
     draft, teacher, targets, scored = (tensor[:1] for tensor in logits)
     rounds = 40_000
     probabilities = draft.softmax(-1).expand(rounds, -1, -1)
     bonus = teacher.new_zeros(1, 1, VOCAB)
-    drawn = Draft(draw(probabilities), probabilities)
-    verdict = verify(drawn, torch.cat([teacher, bonus], dim=1).expand(rounds, -1, -1), temperature=1.0)
+    sampler = Sampler(temperature=1.0)
+    drawn = Draft(sampler.draw(probabilities), probabilities)
+    verdict = sampler.verify(drawn, torch.cat([teacher, bonus], dim=1).expand(rounds, -1, -1))
     expected = score_drafts(draft, teacher, targets, scored, DraftObjectiveConfig()).accepted_sampled.item()
     counts = verdict.num_accepted.double()
     assert counts.mean().item() == pytest.approx(expected, abs=5 * counts.std().item() / math.sqrt(rounds))

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 from transformers import AutoModel
 
@@ -61,7 +62,8 @@ def make_model(folder, **options):
 
 
 def evaluate(folder, tasks, **options):
-    return simple_evaluate(
+    run: Any = evaluator.simple_evaluate
+    return run(
         model=make_model(folder, **options),
         tasks=tasks,
         task_manager=TaskManager(include_path=str(folder)),
@@ -123,12 +125,14 @@ def test_rows_of_a_batch_run_on_and_then_no_rate_is_given(folder):
 
 
 def test_a_stop_string_does_not_end_a_thought():
-    spell = "".join
-    assert StopStrings(spell, ["bc", ""]).find_end(list("abcabc")) == 3
-    assert StopStrings(spell, ["bc"]).find_end(list("aabc"), 3) == 4
-    assert StopStrings(spell, []).find_end(list("abc")) is None
-    assert StopStrings(spell, ["bc"], ">").find_end(list("abc>abc>b")) == 7
-    assert StopStrings(spell, ["bc"], ">").find_end(list("abcb>c")) is None
+    spell: Any = "".join
+    letters: Any = list
+    end: Any = ">"
+    assert StopStrings(spell, ["bc", ""]).find_end(letters("abcabc")) == 3
+    assert StopStrings(spell, ["bc"]).find_end(letters("aabc"), 3) == 4
+    assert StopStrings(spell, []).find_end(letters("abc")) is None
+    assert StopStrings(spell, ["bc"], end).find_end(letters("abc>abc>b")) == 7
+    assert StopStrings(spell, ["bc"], end).find_end(letters("abcb>c")) is None
 
 
 def test_repeats_of_a_sampled_prompt_differ_and_a_run_repeats_with_its_seed(folder):

@@ -1,5 +1,7 @@
 """What holds in every mode: names, the mask token, limits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -37,9 +39,10 @@ def banned_best_model(tiny, **overrides):
 def test_the_mask_token_is_never_emitted(tiny, mode, temperature):
     model = banned_best_model(tiny)
     assert (model(prompts(4, 30)).logits.argmax(-1) == MASK).float().mean() > 0.2
-    fixed = {"max_new_tokens": 14, "temperature": temperature, "eos_token_id": [], "seed": 0}
-    for extra in ({"mask_groups": 2}, {"threshold": 0.3, "top_k": 3, "top_p": 0.7}):
-        options = DecodeOptions(**fixed, **extra)
+    fixed: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature, "eos_token_id": [], "seed": 0}
+    extras: list[dict[str, Any]] = [{"mask_groups": 2}, {"threshold": 0.3, "top_k": 3, "top_p": 0.7}]
+    for extra in extras:
+        options = DecodeOptions(**(fixed | extra))
         assert MASK not in decode(model, mode, prompts(2, 5), options).output_ids
 
 
