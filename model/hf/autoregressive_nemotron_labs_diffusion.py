@@ -29,5 +29,6 @@ def decode_ar(
         tokens = session.choose_next(session.encode_context("step", tokens))
         new_tokens.append(tokens)
         session.stream.put(tokens, session.stop_ids)
-        finished |= is_stop(tokens, session.stop_ids)
+        if session.stop_ids:
+            finished |= is_stop(tokens, session.stop_ids)
     return session.finish(torch.cat(new_tokens, dim=1), [])

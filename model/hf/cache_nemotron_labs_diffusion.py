@@ -111,10 +111,10 @@ class PrefixCache:
             buffer = buffers[layer] = self._grow(buffer, new)
         assert buffer.shape[0] == new.shape[0], "one cache serves one batch"
         if self._slots is None:
-            buffer[:, :, self._start : self._start + new.shape[2]] = new
+            buffer.narrow(2, self._start, new.shape[2]).copy_(new)
         else:
             buffer.scatter_(2, self._slots.expand_as(new), new)
-        return buffer[:, :, : self.num_visible]
+        return buffer.narrow(2, 0, self.num_visible)
 
     def _grow(self, buffer: Tensor | None, like: Tensor) -> Tensor:
         """A buffer with room for `capacity` tokens that begins with the old one."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .adapter_nemotron_labs_diffusion import DraftRows, project_output
@@ -27,8 +27,8 @@ class NemotronLabsDiffusionRMSNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
         if hidden.dtype in (torch.float32, torch.float64):
-            return rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
-        return self.weight * rms_norm(hidden.float(), self.weight.shape, None, self.epsilon).to(hidden.dtype)
+            return torch.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
+        return self.weight * torch.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon).to(hidden.dtype)
 
 
 class NemotronLabsDiffusionAttention(nn.Module):

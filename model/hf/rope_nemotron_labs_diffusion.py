@@ -108,7 +108,7 @@ class PositionTable:
 
     def take_range(self, start: int, stop: int) -> PositionEncoding:
         """Of positions start..stop - 1, the same in all rows."""
-        return self._map(lambda values: values[:, :, start:stop])
+        return self._map(lambda values: values.narrow(2, start, stop - start))
 
     def take(self, positions: Tensor) -> PositionEncoding:
         """Of positions [B or 1, N]."""
