@@ -7,11 +7,8 @@ from torch import Tensor
 from .decoding_nemotron_labs_diffusion import decode
 from .options_nemotron_labs_diffusion import DecodeOptions
 
-IGNORED = (
-    "token_type_ids",
-    "pad_token_id",
-    "use_cache",
-)  # that callers of any model pass; nothing here depends on them
+# What callers of any model pass; nothing here depends on it.
+IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 
 
 class DecodingEntryPoints:
@@ -83,20 +80,20 @@ class DecodingEntryPoints:
         mask_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
         threshold: float | None = None,
+        *,
+        attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
         """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards)."""
-        return self._speculate(
-            "linear",
-            prompt_ids,
-            max_new_tokens,
-            block_length,
-            temperature,
-            mask_token_id,
-            eos_token_id,
-            threshold,
-            options,
-        )
+        given = options | {
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "temperature": temperature,
+            "mask_token_id": mask_token_id,
+            "eos_token_id": eos_token_id,
+            "threshold": threshold,
+        }
+        return self._decode("linear", prompt_ids, attention_mask, given)
 
     def quadratic_spec_generate(
         self,
@@ -107,35 +104,11 @@ class DecodingEntryPoints:
         mask_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
         threshold: float | None = None,
+        *,
+        attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
         """Decode by quadratic self-speculation. See `decode_quadratic_speculation`; returns (output_ids, forwards)."""
-        return self._speculate(
-            "quadratic",
-            prompt_ids,
-            max_new_tokens,
-            block_length,
-            temperature,
-            mask_token_id,
-            eos_token_id,
-            threshold,
-            options,
-        )
-
-    def _speculate(
-        self,
-        mode: str,
-        prompt_ids: Tensor,
-        max_new_tokens: int,
-        block_length: int | None,
-        temperature: float,
-        mask_token_id: int | None,
-        eos_token_id: int | list[int] | None,
-        threshold: float | None,
-        options: dict[str, Any],
-    ) -> tuple[Tensor, int]:
-        """What both kinds of speculation have in common: the released signature."""
-        attention_mask = options.pop("attention_mask", None)
         given = options | {
             "max_new_tokens": max_new_tokens,
             "block_length": block_length,
@@ -144,7 +117,7 @@ class DecodingEntryPoints:
             "eos_token_id": eos_token_id,
             "threshold": threshold,
         }
-        return self._decode(mode, prompt_ids, attention_mask, given)
+        return self._decode("quadratic", prompt_ids, attention_mask, given)
 
     def _decode(
         self, mode: str, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]

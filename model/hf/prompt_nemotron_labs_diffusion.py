@@ -44,8 +44,8 @@ def prepare_prompt(
     """
     _check_ids(prompt_ids)
     mask = torch.ones_like(prompt_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
-    _check_padding(prompt_ids, mask.to(prompt_ids.device))
     mask = mask.to(prompt_ids.device)
+    _check_padding(prompt_ids, mask)
     lengths: list[int] = mask.sum(1).tolist()
     _check_tokens(prompt_ids, mask, model.config.vocab_size, mask_token_id)
     longest, limit = max(lengths), model.config.max_position_embeddings

@@ -36,8 +36,7 @@ def decode_quadratic_speculation(
     Greedy output equals greedy AR token for token; with a temperature it has AR's distribution. A draft adapter, if
     attached, applies to the rows of masks alone, in the same forward as rows that verify without it.
     mask_groups: compute only so many groups: the first, and where the draft's confidence says that acceptance most
-    probably ends.
-    If it ends elsewhere, the last group before makes a shorter draft. None: one for every possible end.
+    probably ends. If it ends elsewhere, the last group before makes a shorter draft. None: one for every possible end.
     threshold: as in linear speculation. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer
     gets the prefill's token, then what each cycle accepted.
 
@@ -96,7 +95,7 @@ class _QuadraticCycles:
         draft = make_empty_draft(session, seed) if self._draft is None else self._draft.cut(length - 1)
         num_proposed = count_proposed(session, draft)
         if length == 1:
-            return verify_draft(session, "verify", seed, draft), num_proposed
+            return verify_draft(session, seed, draft), num_proposed
         groups = self._choose_groups(draft)
         layout = self._layout(draft, groups)
         num_verified = 1 + draft.tokens.shape[1]

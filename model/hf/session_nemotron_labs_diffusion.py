@@ -129,7 +129,7 @@ class DecodeSession:
         capacity = self.prompt.tokens.shape[1] + min(options.max_new_tokens, FIRST_CAPACITY) + spare
         self.cache = PrefixCache(config.num_hidden_layers, capacity, fixed_shapes=self.fixed_shapes)
         self._masks = MaskBuilder(config.num_attention_heads // config.num_key_value_heads, weight.dtype)
-        self._positions = model.encoder.rotary.make_table(0, weight.dtype, self.device)
+        self._positions = model.encoder.rotary.make_table(capacity, weight.dtype, self.device)
         self._adapter = DraftAdapter(model)
         self._layouts: dict[tuple[int, bool], TokenLayout] = {}
         self.forwards: Counter[str] = Counter()

@@ -5,7 +5,6 @@ Linear spends two forwards on a cycle, quadratic one.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ def decode_linear_speculation(
 def run_linear_cycle(session: DecodeSession, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
     """Draft and verify a block of `length` tokens that begins with seed [B, 1]; keeps nothing of it in the cache."""
     draft = draft_block(session, seed, length)
-    return verify_draft(session, "verify", seed, draft), count_proposed(session, draft)
+    return verify_draft(session, seed, draft), count_proposed(session, draft)
 
 
 def draft_block(session: DecodeSession, seed: Tensor, length: int) -> Draft:
@@ -53,10 +52,10 @@ def draft_block(session: DecodeSession, seed: Tensor, length: int) -> Draft:
 
     A batch drafts as much as its longest draft above the threshold, as nothing is gained by less.
     """
-    block = seed.new_full((len(seed), length), session.mask_token_id)
-    block[:, :1] = seed
     if length == 1:
         return make_empty_draft(session, seed)
+    block = seed.new_full((len(seed), length), session.mask_token_id)
+    block[:, :1] = seed
     hidden = session.encode("draft", block, session.layout(length, bidirectional=True), draft_rows=ALL_ROWS)
     threshold = session.options.threshold or 0.0
     draft = session.sampler.draft(session.project(hidden[:, 1:]), with_confidence=threshold > 0)
@@ -74,10 +73,10 @@ def make_empty_draft(session: DecodeSession, seed: Tensor) -> Draft:
     return Draft(nothing, torch.zeros(len(seed), 0, vocab_size, device=seed.device), nothing.float())
 
 
-def verify_draft(session: DecodeSession, kind: str, seed: Tensor, draft: Draft) -> Verdict:
+def verify_draft(session: DecodeSession, seed: Tensor, draft: Draft) -> Verdict:
     """One causal forward over seed [B, 1] and draft."""
     tokens = torch.cat((seed, draft.tokens), dim=1)
-    hidden = session.encode(kind, tokens, session.layout(tokens.shape[1]))
+    hidden = session.encode("verify", tokens, session.layout(tokens.shape[1]))
     return judge(session, hidden, draft)
 
 
@@ -151,10 +150,12 @@ def real_context_acceptance(
     Raises:
         ValueError: prefixes or block_length cannot be decoded.
     """
-    options = DecodeOptions(max_new_tokens=block_length, block_length=block_length, mask_token_id=mask_token_id)
+    options = DecodeOptions(
+        max_new_tokens=block_length, block_length=block_length, mask_token_id=mask_token_id, eos_token_id=()
+    )
     counts = []
     for batch in prefixes.split(batch_size):
-        session = DecodeSession(model, batch, None, replace(options, eos_token_id=()))
+        session = DecodeSession(model, batch, None, options)
         tokens = session.prompt.tokens
         if tokens.shape[1] > 1:
             session.encode_context("prefill", tokens[:, :-1])
