@@ -17,7 +17,7 @@ from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from lora.examples import Example, StoredExamples, hash_tokens, hash_values
 from lora.rows import is_tokenised, name_own_keys, read_checkpoint_value
 from model.load import check_vocabulary, load_tokenizer
-from model.prompt_rows import encode_row, read_rows
+from model.prompt_rows import check_mask, encode_row, read_rows
 
 SUFFIX = ".jsonl"
 logger = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ def open_row_prompts(
     for file in files:
         for place, row in read_rows(file):
             prompt = encode_row(row, place, tokenizer, prompt_tokens=prompt_tokens)
-            if mask_token_id in prompt:
-                raise UserError(f"{place}: the prompt holds the mask token (id {mask_token_id}): remove it")
+            check_mask(prompt, place, mask_token_id)
             num_rows += 1
             if len(prompt) < sequence_length:
                 tokens.extend(prompt)

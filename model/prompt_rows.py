@@ -64,6 +64,15 @@ def encode_row(
     return token_ids
 
 
+def check_mask(token_ids: list[int], place: str, mask_token_id: int) -> None:
+    """Raises: UserError if a prompt holds the mask token. place: names the row."""
+    if mask_token_id in token_ids:
+        raise UserError(
+            f"{place}: the prompt holds the mask token (id {mask_token_id}), which stands for what is to be predicted: "
+            'remove it, or give the prompt as "text", where reserved tokens are spelled out'
+        )
+
+
 def _parse(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)

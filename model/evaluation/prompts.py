@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.errors import UserError
 from model.evaluation.records import Prompt
-from model.prompt_rows import encode_row, read_rows
+from model.prompt_rows import check_mask, encode_row, read_rows
 
 
 def read_prompts(
@@ -43,11 +43,7 @@ def read_prompts(
 def check_masks(prompts: Sequence[Prompt], mask_token_id: int) -> None:
     """Raises: UserError if a prompt holds the mask token."""
     for prompt in prompts:
-        if mask_token_id in prompt.token_ids:
-            raise UserError(
-                f"{prompt.place}: the prompt holds the mask token (id {mask_token_id}), which stands for what is to be "
-                'predicted: remove it, or give the prompt as "text", where reserved tokens are spelled out'
-            )
+        check_mask(prompt.token_ids, prompt.place, mask_token_id)
 
 
 def check_room(prompts: Sequence[Prompt], max_new_tokens: int, max_positions: int) -> None:
