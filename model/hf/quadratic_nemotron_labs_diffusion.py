@@ -85,8 +85,7 @@ class _QuadraticCycles:
         hidden = session.encode("prefill", tokens, layout, draft_rows=slice(num_prompt, None))
         session.cache.advance(num_prompt)
         seed = session.choose_next(hidden[:, num_prompt - 1 : num_prompt])
-        only_group, nothing_accepted = seed.new_zeros(1, 1), seed.new_zeros(len(seed))
-        self._draft = self._make_draft(hidden[:, num_prompt:], only_group, nothing_accepted)
+        self._draft = self._make_draft(hidden[:, num_prompt:], None, num_accepted=seed.new_zeros(len(seed)))
         return seed
 
     def run(self, seed: Tensor, length: int) -> tuple[Verdict, Tensor]:
@@ -106,49 +105,70 @@ class _QuadraticCycles:
         self._draft = self._make_draft(hidden[:, num_verified:], groups, verdict.num_accepted)
         return verdict, num_proposed
 
-    def _choose_groups(self, draft: Draft) -> Tensor:
-        """Indices [B or 1, K] in ascending order: behind which of seed and drafted tokens a group of masks stands."""
-        num_ends = 1 + draft.tokens.shape[1]
-        if self._max_groups >= num_ends:
-            return torch.arange(num_ends, device=draft.tokens.device)[None]
+    def _choose_groups(self, draft: Draft) -> Tensor | None:
+        """Indices [B, K] in ascending order: behind which of seed and drafted tokens a group of masks stands.
+
+        None: behind each of them.
+        """
+        if self._max_groups > draft.tokens.shape[1]:
+            return None
         assert draft.confidence is not None
         reached = pad(draft.confidence.cumprod(1), (1, 0), value=1.0)  # probability that acceptance gets that far
         ends_there = reached - pad(reached[:, 1:], (0, 1))
         ends_there[:, 0] = 2.0  # surely: with the first group there is one before every end, and so a draft
         return ends_there.topk(self._max_groups, dim=1).indices.sort(1).values
 
-    def _layout(self, draft: Draft, groups: Tensor) -> TokenLayout:
+    def _layout(self, draft: Draft, groups: Tensor | None) -> TokenLayout:
         """A layout for this draft; the one of a whole draft with all groups, by far the most frequent, is kept."""
         num_drafted, num_masks = draft.tokens.shape[1], self._session.block_length
-        if groups.shape[1] < num_masks:
+        if groups is not None:
             return make_group_layout(num_drafted, groups, num_masks, is_reused=False)
-        if self._whole_layout is None:
-            self._whole_layout = make_group_layout(num_drafted, groups, num_masks, is_reused=True)
-        return self._whole_layout
+        is_whole = num_drafted == num_masks - 1
+        if is_whole and self._whole_layout is not None:
+            return self._whole_layout
+        every_end = torch.arange(1 + num_drafted, device=draft.tokens.device)[None]
+        layout = make_group_layout(num_drafted, every_end, num_masks, is_reused=is_whole)
+        if is_whole:
+            self._whole_layout = layout
+        return layout
 
-    def _make_draft(self, hidden: Tensor, groups: Tensor, num_accepted: Tensor) -> Draft:
+    def _make_draft(self, hidden: Tensor, groups: Tensor | None, num_accepted: Tensor) -> Draft:
         """The next draft, from the group in front of which acceptance ended; hidden [B, K * block_length, hidden].
 
-        If there is none, the last group before it serves: its first masks stand for tokens known by now, so that the
-        draft is shorter. The head sees the rows of that one group only.
+        The head sees the rows of that one group only.
         """
-        session, num_masks = self._session, self._session.block_length
-        is_before = groups <= num_accepted[:, None]
-        chosen = is_before.sum(1, keepdim=True) - 1  # [B, 1]; the first group is before every end
-        owner = groups.expand(len(hidden), -1).gather(1, chosen)
-        # The bonus token stands where mask num_accepted - owner of the group does, the draft behind it.
-        first = num_accepted[:, None] - owner + 1
-        index = first + torch.arange(num_masks - 1, device=hidden.device)
-        is_proposed = index < num_masks
-        rows = chosen * num_masks + index.clamp(max=num_masks - 1)
-        logits = session.project(hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[2])))
-        draft = session.sampler.draft(logits, with_confidence=self._needs_confidence)
+        session = self._session
+        by_group = hidden.unflatten(1, (-1, session.block_length))
+        if groups is None:
+            # The bonus token stands where the group's first mask does, the draft behind it.
+            rows, is_proposed = by_group[torch.arange(len(hidden), device=hidden.device), num_accepted, 1:], None
+        else:
+            rows, is_proposed = _take_last_group(by_group, groups, num_accepted)
+        draft = session.sampler.draft(session.project(rows), with_confidence=self._needs_confidence)
         if draft.confidence is not None and session.options.threshold:
-            is_proposed &= (draft.confidence >= session.options.threshold).long().cumprod(1).bool()
+            is_sure = (draft.confidence >= session.options.threshold).long().cumprod(1).bool()
+            is_proposed = is_sure if is_proposed is None else is_sure & is_proposed
+        if is_proposed is None:
+            return draft
         draft = _withdraw(draft, ~is_proposed, session.mask_token_id)
-        if self._needs_confidence and not session.fixed_shapes:
-            draft = draft.cut(int(is_proposed.sum(1).max()))  # no row proposes more: fewer rows and groups to compute
-        return draft
+        if session.fixed_shapes:
+            return draft
+        return draft.cut(int(is_proposed.sum(1).max()))  # no row proposes more: fewer rows and groups to compute
+
+
+def _take_last_group(by_group: Tensor, groups: Tensor, num_accepted: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [B, M - 1, hidden] for the next draft from the last group before the end, and which of them propose.
+
+    by_group [B, K, M, hidden]; groups [B, K]; num_accepted [B]. The first masks of a group before the end stand for
+    tokens known by now, so that the draft is shorter.
+    """
+    num_masks = by_group.shape[2]
+    chosen = (groups <= num_accepted[:, None]).sum(1, keepdim=True) - 1  # [B, 1]; the first is before every end
+    # The bonus token stands where mask num_accepted - groups[chosen] of the group does, the draft behind it.
+    first = num_accepted[:, None] - groups.gather(1, chosen) + 1
+    index = first + torch.arange(num_masks - 1, device=groups.device)
+    row = torch.arange(len(groups), device=groups.device)[:, None]
+    return by_group[row, chosen, index.clamp(max=num_masks - 1)], index < num_masks
 
 
 def _withdraw(draft: Draft, where: Tensor, mask_token_id: int) -> Draft:

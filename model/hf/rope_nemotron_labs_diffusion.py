@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class PositionTable:
 
     def take(self, positions: Tensor) -> PositionEncoding:
         """Of positions [B or 1, N]."""
-        return self._map(lambda values: values[0, 0][positions][:, None])
+        return self._map(lambda values: embedding(positions, values[0, 0])[:, None])
 
     def _map(self, select: Callable[[Tensor], Tensor]) -> PositionEncoding:
         scale = self.encoding.query_scale
