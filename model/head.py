@@ -60,9 +60,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = main_gradient = find_main_gradient(weight) if needs_grad else None
         if needs_grad and grad_weight is None:
             grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        memory = _Memory(hidden, weight, chunk_rows)
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
-            chunk = _Chunk(hidden[rows], weight, targets[rows], group)
+            chunk = _Chunk(hidden[rows], weight, targets[rows], group, memory)
             losses[rows] = chunk.compute_losses()
             if grad_hidden is not None and grad_weight is not None:
                 chunk.add_gradients(weights[rows], grad_hidden[rows], grad_weight)
@@ -103,19 +104,39 @@ class VocabularyHead(ColumnParallelLinear):
         return ChunkedCrossEntropy.apply(hidden, self.weight, scored.targets, scored.weights, chunk_rows, self.tp_group)
 
 
-class _Chunk:
-    """Rows whose logits are alive: hidden [n, H] against weight [V/T, H], one softmax [n, columns] per tile."""
+class _Memory:
+    """Logits of one tile and softmaxes of a chunk, used again by every chunk: on a CPU fresh pages cost time too."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup) -> None:
-        self.hidden, self.group = hidden, group
+    def __init__(self, hidden: Tensor, weight: Tensor, chunk_rows: int) -> None:
         # In half precision sums over tiles would be rounded at every tile.
         in_tiles = hidden.device.type == "cpu" and hidden.dtype.itemsize >= torch.float32.itemsize
-        self.columns = TILE_COLUMNS if in_tiles else len(weight)
-        self.weights = weight.detach().split(self.columns)
+        self.columns = min(TILE_COLUMNS, len(weight)) if in_tiles else len(weight)
+        rows = min(chunk_rows, len(hidden))
+        self._logits = hidden.new_empty(rows * self.columns)
+        self._softmaxes = hidden.new_empty(rows * len(weight), dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+    def logits(self, rows: int, columns: int) -> Tensor:
+        """Room for those of a tile."""
+        return self._logits[: rows * columns].view(rows, columns)
+
+    def softmax(self, rows: int, tile: int, columns: int) -> Tensor:
+        """Room for that of tile number `tile`."""
+        start = rows * tile * self.columns
+        return self._softmaxes[start : start + rows * columns].view(rows, columns)
+
+
+class _Chunk:
+    """Rows whose softmaxes are alive: hidden [n, H] against weight [V/T, H], one softmax [n, columns] per tile."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup, memory: _Memory
+    ) -> None:
+        self.hidden, self.group, self.memory = hidden, group, memory
+        self.weights = weight.detach().split(memory.columns)
         targets = targets - group.rank() * len(weight)
         is_here = (targets >= 0) & (targets < len(weight))
-        self.tile_of_target = torch.where(is_here, targets // self.columns, -1)
-        self.target_columns = (targets % self.columns)[:, None]
+        self.tile_of_target = torch.where(is_here, targets // memory.columns, -1)
+        self.target_columns = (targets % memory.columns)[:, None]
         self.softmaxes: list[Tensor] = []
         self.tile_lse: Tensor = torch.empty(0)
         self.lse: Tensor = torch.empty(0)
@@ -124,8 +145,10 @@ class _Chunk:
         """Cross entropy of every row [n], at least fp32. Leaves each tile's softmax for the gradients."""
         target_logits, tile_lse = None, []
         for tile, weight in enumerate(self.weights):
-            logits = self.hidden @ weight.t()
-            softmax = torch.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+            shape = len(self.hidden), len(weight)
+            logits = torch.mm(self.hidden, weight.t(), out=self.memory.logits(*shape))
+            softmax = self.memory.softmax(shape[0], tile, shape[1])
+            torch.softmax(logits, dim=-1, dtype=softmax.dtype, out=softmax)
             # The largest of a softmax is 1 / sum(exp(x - max)): its logarithm gives the sum back.
             tile_lse.append(logits.amax(dim=-1).to(softmax.dtype) - softmax.amax(dim=-1).log())
             columns = self.target_columns.clamp(max=len(weight) - 1)
@@ -151,7 +174,7 @@ class _Chunk:
         """Gradients of sum(weights * losses): written to grad_hidden [n, H], added to grad_weight [V/T, H]."""
         factors = (self.tile_lse - self.lse).exp_().mul_(weights)
         grad_hidden.zero_()
-        grad_weights = grad_weight.split(self.columns)
+        grad_weights = grad_weight.split(self.memory.columns)
         for tile, (softmax, weight) in enumerate(zip(self.softmaxes, self.weights, strict=True)):
             grad_logits = softmax.mul_(factors[tile][:, None])
             minus = torch.where(self.tile_of_target == tile, -weights, 0).to(softmax.dtype)[:, None]
