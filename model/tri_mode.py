@@ -79,9 +79,9 @@ class TriModeModel(LanguageModule):
             return hidden
         if scored is None:
             return self.output_layer(hidden)
-        return self._score(hidden, scored)
+        return self.score(hidden, scored)
 
-    def _score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
         if self.config.sequence_parallel:
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)

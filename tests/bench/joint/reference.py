@@ -42,7 +42,7 @@ class AllRows(ScoredRows):
 class ReferenceModel(TriModeModel):
     """Our model with the head of the straightforward formulation. One sequence per batch."""
 
-    def _score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
         assert isinstance(scored, AllRows)
         logits = self.output_layer(hidden)[:, 0].float()
         noisy, clean = logits.split(len(scored.clean_tokens))
