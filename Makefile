@@ -73,6 +73,9 @@ bench-joint: export PYTHONWARNINGS := ignore
 bench-joint: setup  ## Benchmark of the joint step on one thread (15 minutes), into runs/bench/joint.json (ARGS="--quick")
 	$(PYTHON_OF_VENV) -m tests.bench.bench_joint $(ARGS)
 
+.PHONY: bench
+bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark of the repository (4 hours)
+
 .PHONY: chaos
 chaos: export OMP_NUM_THREADS := 1
 chaos: setup  ## Kill a toy run 50 times, damage 130 checkpoint files (15 minutes), into runs/bench/chaos.json (ARGS="--kills 3")

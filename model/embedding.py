@@ -31,7 +31,7 @@ class Embedding(LanguageModelEmbedding):
             init_method=config.embedding_init_method,  # type: ignore[arg-type]
             reduce_scatter_embeddings=self.reduce_scatter_embeddings,
             config=config,
-            tp_group=self.tp_group,
+            tp_group=self.tp_group,  # type: ignore[arg-type]
         )
 
 
@@ -40,13 +40,14 @@ class WordEmbedding(VocabParallelEmbedding):
 
     def forward(self, input_: Tensor) -> Tensor:
         """tokens [B, R] -> [B, R, H], or [R / T, B, H] under sequence parallelism."""
-        size = self.tp_group.size()
+        group: Any = self.tp_group
+        size = group.size()
         tokens = input_ - self.vocab_start_index
         is_here = (tokens >= 0) & (tokens < len(self.weight))
         rows = _Lookup.apply(self.weight, tokens, is_here if size > 1 else None)
         if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=self.tp_group)
-        return reduce_from_tensor_model_parallel_region(rows, group=self.tp_group) if size > 1 else rows
+            return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=group)
+        return reduce_from_tensor_model_parallel_region(rows, group=group) if size > 1 else rows
 
 
 class _Lookup(torch.autograd.Function):
@@ -71,7 +72,7 @@ class _Lookup(torch.autograd.Function):
         if total is None:
             own = torch.zeros_like(weight)
             return own.index_put_((tokens,), grad, accumulate=True), None, None
-        # Not index_add_: on a GPU its order of additions, and so the last bit of the sums, would change from run to run.
+        # Not index_add_: on a GPU its order of additions, and so the sums' last bits, would change from run to run.
         total.index_put_((tokens,), grad.to(total.dtype), accumulate=True)
         mark_added(weight)
         return stand_in_gradient(weight), None, None

@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        """With n = x * scale: dx = scale * (g * weight - n * mean(g * weight * n)), dweight = sum over rows of g * n."""
+        """n = x * scale, dx = scale * (g * weight - n * mean(g * weight * n)), dweight = sum over rows of g * n."""
         x, weight, scale = ctx.saved_tensors
         grad, exact_weight = grad.to(scale.dtype), weight.to(scale.dtype)
         normalised = x.to(scale.dtype) * scale

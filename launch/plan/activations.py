@@ -1,11 +1,11 @@
 """Bytes of activations on one rank: what a layer keeps for its backward pass, and what passes through.
 
-Read off what the model's operators save (model/norm.py, model/swiglu.py, model/attention/, megatron-core's attention), per
-row: H hidden size, F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element.
+Read off what the model's operators save (model/norm.py, model/swiglu.py, model/attention/), per row: H hidden size,
+F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element.
 
     norm           H e input + 4 bytes; its output is the next product's to keep
-    attention      Q e + 2K e rotated and laid out for the CPU's kernel, or (Q + 2K) e projected (values are a view of it)
-                   + Q e + K e rotated on a GPU; + Q e output + 4 bytes per head
+    attention      on the CPU Q e + 2K e laid out for its kernel; on a GPU (Q + 2K) e projected (values are a view
+                   of it) + Q e + K e rotated; on both + Q e output + 4 bytes per head
     MLP            2F e gate and up + F e product
 
 Checked against live tensors for the CPU's kernels (tests/launch/plan/test_memory.py); the GPU's differ in norms and
@@ -86,7 +86,7 @@ def scoring(shape: Shape) -> int:
 
 
 def _head_forward(shape: Shape) -> int:
-    """One chunk's softmaxes, and gradients formed at once; the weight's goes into the gradient buffer (model/head.py)."""
+    """One chunk's softmaxes, and gradients formed at once; the weight's goes into the gradient buffer."""
     hidden = shape.stream_bytes + _gathered(shape) + 2 * _scored(shape)
     rows, softmax = min(shape.chunk_rows, shape.scored_rows), FP32 * _vocabulary(shape)
     if shape.element_bytes == FP32:

@@ -1,5 +1,5 @@
-"""Attention of one document in regular blocks, from torch's fused CPU kernel: no masks, no copies of keys for a group of
-rows, no repeated heads.
+"""Attention of one document in regular blocks, from torch's fused CPU kernel: no masks, no keys copied for groups
+of rows, no repeated heads.
 
 The pairs that see each other are cut into pieces that the kernel takes as they are. Every piece is a softmax of its
 own; pieces of a row are merged by their log-sum-exp (as between the tiles of FlashAttention, arXiv 2205.14135). A
@@ -9,8 +9,9 @@ count of blocks that halving leaves odd becomes one call per segment, over all c
 
 Given the merged output and log-sum-exp, the kernel's backward of a piece is that piece's share of the gradients.
 Measured (one thread, fp32, 4 heads on 2 of 64, block 32, forward and backward): L 512 17.5 ms against 23.1 ms of groups
-under masks (split.py), L 2048 190 ms against 228 ms; prefixes of groups of 128 rows, merged alike, took 19.6 and 227 ms.
-Shapes: B batch, H query heads, G key heads, n = H / G, h halves (1 or 2, the clean one last), S clean length, D head_dim.
+under masks (split.py), L 2048 190 ms against 228 ms; one prefix per group of 128 rows, merged alike, 19.6 and 227 ms.
+Shapes: B batch, H query heads, G key heads, n = H / G, h halves (1 or 2, the clean one last), S clean length,
+D head_dim.
 """
 
 from collections.abc import Iterator
@@ -135,7 +136,9 @@ def _split_halves(heads: Tensor, form: BlockAttention, groups: int) -> Tensor:
 def _join_halves(rows: Tensor, shape: torch.Size) -> Tensor:
     """[h, BG, S, n, D] or, of keys, [h, BG, S, D] -> [B, H, R, D], whose rows come first in memory."""
     batch, heads, num_rows, dim = shape
-    by_row = rows.view(rows.shape[0], batch, -1, rows.shape[2], heads * batch // rows.shape[1], dim)  # [h, B, G, S, n, D]
+    by_row = rows.view(
+        rows.shape[0], batch, -1, rows.shape[2], heads * batch // rows.shape[1], dim
+    )  # [h, B, G, S, n, D]
     return by_row.permute(0, 3, 1, 2, 4, 5).reshape(num_rows, batch, heads, dim).permute(1, 2, 0, 3)
 
 
@@ -185,4 +188,3 @@ def _differentiate_pieces(
 def _expand(keys: Tensor, queries: Tensor) -> Tensor:
     """[BG, segments, keys, D] -> [BG * segments, heads of the queries, keys, D], without a copy."""
     return keys.flatten(0, 1)[:, None].expand(-1, queries.shape[1], -1, -1)
-

@@ -17,8 +17,10 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
     _draw_pairs(left, cases, allowed, [case["speed"]["speedup"] for case in cases.values()], "floor allows", "reached")
     left.set_title("Joint step: speed-up over the straightforward one")
     left.set_ylabel("times")
-    peaks = [[case["memory"][side]["resident"] / 1e6 for case in cases.values()] for side in ("reference", "ours")]
-    _draw_pairs(right, cases, *peaks, "straightforward", "ours")
+    straightforward, ours = (
+        [case["memory"][side]["resident"] / 1e6 for case in cases.values()] for side in ("reference", "ours")
+    )
+    _draw_pairs(right, cases, straightforward, ours, "straightforward", "ours")
     right.set_title("Peak memory of a step, above weights and gradients")
     right.set_ylabel("MB")
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""How memory grows with the sequence: the whole step under full recomputation against launch.plan, and the head alone."""
+"""How memory grows with the sequence: the step under full recomputation against launch.plan, and the head alone."""
 
 from typing import Any
 
