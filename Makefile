@@ -67,6 +67,15 @@ bench-decode: export OMP_NUM_THREADS := 1
 bench-decode: setup  ## Benchmark of the decoding modes (20 minutes), into runs/bench/decode.json and .png (ARGS="--quick")
 	$(PYTHON_OF_VENV) -m tests.bench.bench_decode $(ARGS)
 
+.PHONY: bench-joint
+bench-joint: export OMP_NUM_THREADS := 1
+bench-joint: export PYTHONWARNINGS := ignore
+bench-joint: setup  ## Benchmark of the joint step on one thread (15 minutes), into runs/bench/joint.json (ARGS="--quick")
+	$(PYTHON_OF_VENV) -m tests.bench.bench_joint $(ARGS)
+
+.PHONY: bench
+bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark of the repository (4 hours)
+
 .PHONY: chaos
 chaos: export OMP_NUM_THREADS := 1
 chaos: setup  ## Kill a toy run 50 times, damage 130 checkpoint files (15 minutes), into runs/bench/chaos.json (ARGS="--kills 3")

@@ -5,8 +5,10 @@ CUDA tensor type. `install()` redirects exactly those calls, so that the very sa
 Covered: tensor, pipeline and data parallelism, sequence parallelism, distributed optimizer, dist_checkpointing.
 """
 
+import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import torch
 
 CPU = torch.device("cpu")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_INT = -1, -3, 2**31 - 1  # malloc.h
 FACTORIES = ("tensor", "empty", "zeros", "ones", "empty_like", "zeros_like")
 
 _tensor_type = torch.Tensor.type
@@ -26,6 +29,21 @@ def install() -> None:
     _redirect_devices()
     _redirect_factories()
     _redirect_random_state()
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """glibc keeps what is freed for the next step instead of giving it back to the system.
+
+    Every page that comes back is filled with zeros and mapped anew: 0.4 ms per MB measured, 7 % of a small joint step.
+    The environment's own settings (MALLOC_*) stand; without glibc nothing happens.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_INT)
+        mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
 def _redirect_devices() -> None:

@@ -7,6 +7,7 @@ query scaling as in Ministral 3 (`llama_4_scaling_beta`).
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,31 @@ def compute_rotation(positions: Tensor, rope: RopeConfig, head_dim: int, dtype: 
     return Rotation((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype), scale.to(dtype))
 
 
-def apply_rotation(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates x [R, B, H, D] by its positions (dimension d is paired with d + D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin
+def apply_rotation(x: Tensor, rotation: Rotation, scale: bool = False) -> Tensor:
+    """Rotates x [R, B, H, D] by its positions (dimension d is paired with d + D/2); `scale`: queries are scaled too."""
+    return _Rotate.apply(x, rotation, scale)
+
+
+class _Rotate(torch.autograd.Function):
+    """A linear map, so that nothing of x is kept: going back turns by the opposite angles."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rotation: Rotation, scale: bool) -> Tensor:
+        ctx.rotation, ctx.scale = rotation, scale
+        return _turn(x, rotation, scale, forward=True)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _turn(grad, ctx.rotation, ctx.scale, forward=False), None, None
+
+
+def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
+    half = x.shape[-1] // 2
+    cos, sin = rotation.cos[..., :half], rotation.sin[..., :half]
+    first, second = x.split(half, dim=-1)
+    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    turned_first, turned_second = turned.split(half, dim=-1)
+    sign = -1 if forward else 1
+    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=sign)
+    torch.mul(second, cos, out=turned_second).addcmul_(first, sin, value=-sign)
+    return turned.mul_(rotation.query_scale) if scale else turned

@@ -14,25 +14,10 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
 
 from model.attention.core import CoreAttention
-
-
-class RMSNorm(torch.nn.RMSNorm):
-    """torch's RMSNorm with the mark megatron-core's gradient reduction looks for.
-
-    megatron-core's own wrapper refuses sequence parallelism, although all it takes is summing the weight's gradient
-    over the tensor-parallel ranks, which `sequence_parallel` on the weight asks for.
-    """
-
-    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
-        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension in fp32, whatever the format of x."""
-        return torch.nn.functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+from model.norm import RMSNorm
+from model.swiglu import SwiGLU
 
 
 def choose_transformer_engine() -> tuple[bool, str]:
@@ -55,6 +40,7 @@ def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> Transfo
     use_transformer_engine, _ = choose_transformer_engine()
     layer = _transformer_engine_layer() if use_transformer_engine else _local_layer()
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
+    layer.submodules.mlp.keywords["submodules"].activation_func = SwiGLU  # type: ignore[union-attr]
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_final_norm(use_transformer_engine))
 

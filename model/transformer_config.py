@@ -45,6 +45,7 @@ def build_transformer_config(
         gradient_accumulation_fusion=fusion,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
+        use_te_activation_func=True,  # the activation is a module of the layer: ours (model/swiglu.py)
         bias_dropout_fusion=False,
         persist_layer_norm=False,
         # Two sends between the same two ranks in one batch train wrongly without an error (PP 2 interleaved).

@@ -7,7 +7,6 @@ Shapes: B batch, R rows (S, or 2S as [noisy | clean] in the joint stage), H hidd
 from typing import Any
 
 from megatron.core import tensor_parallel
-from megatron.core.models.common.embeddings.language_model_embedding import LanguageModelEmbedding
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.transformer.enums import ModelType
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan
+from model.embedding import Embedding
 from model.head import ScoredRows, VocabularyHead
 
 
@@ -38,9 +38,7 @@ class TriModeModel(LanguageModule):
         self.share_embeddings_and_output_weights = False
         self.loss_chunk_rows = loss_chunk_rows
         if pre_process:
-            self.embedding = LanguageModelEmbedding(
-                config, model.vocab_size, max_sequence_length=0, position_embedding_type="none"
-            )
+            self.embedding = Embedding(config, model.vocab_size)
         self.decoder = TransformerBlock(
             config, spec, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
         )
@@ -81,9 +79,9 @@ class TriModeModel(LanguageModule):
             return hidden
         if scored is None:
             return self.output_layer(hidden)
-        return self._score(hidden, scored)
+        return self.score(hidden, scored)
 
-    def _score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
         if self.config.sequence_parallel:
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)

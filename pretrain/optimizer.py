@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -36,7 +37,16 @@ def wrap_data_parallel(
         for index, chunk in enumerate(chunks)
     ]
     _connect_schedules(wrapped, parallel, gradients_ready)
+    if parallel_state.get_data_parallel_world_size() == 1 and not parallel.overlap_grad_reduce:
+        _leave_out_reduction(wrapped)
     return wrapped
+
+
+def _leave_out_reduction(wrapped: list[DistributedDataParallel]) -> None:
+    """One rank has nothing to reduce; gloo would still copy the whole gradient buffer, twice."""
+    for chunk in wrapped:
+        for group in chunk.bucket_groups:
+            group.start_grad_sync = lambda force_all_reduce=False: None  # type: ignore[method-assign]
 
 
 def _connect_schedules(

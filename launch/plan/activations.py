@@ -1,11 +1,12 @@
 """Bytes of activations on one rank: what a layer keeps for its backward pass, and what passes through.
 
-Read off what the model's operators save (model/spec.py, model/attention/, megatron-core's MLP and attention), per row:
-H hidden size, F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element, T tensor parallel.
+Read off what the model's operators save (model/norm.py, model/swiglu.py, model/attention/), per row: H hidden size,
+F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element.
 
-    norm           H e input + H e output (Transformer Engine); megatron-core's keep input and normalised input in fp32
-    attention      (Q + 2K) e projected (values are a view of it) + Q e + K e rotated + Q e output + 4 bytes per head
-    MLP            2F e gate and up + F e SiLU + F e up once more (`+ glu_linear_offset`) + F e product
+    norm           H e input + 4 bytes; its output is the next product's to keep
+    attention      on the CPU Q e + 2K e laid out for its kernel; on a GPU (Q + 2K) e projected (values are a view
+                   of it) + Q e + K e rotated; on both + Q e output + 4 bytes per head
+    MLP            2F e gate and up + F e product
 
 Checked against live tensors for the CPU's kernels (tests/launch/plan/test_memory.py); the GPU's differ in norms and
 attention, and those two lines could not be checked there.
@@ -14,7 +15,7 @@ attention, and those two lines could not be checked there.
 from conf.schema import AttentionBackend, Recompute
 from launch.plan.shape import FP32, Shape
 
-SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group of noisy rows
+TILE_COLUMNS = 1024  # model/head.py: of the vocabulary at a time, in fp32 on the CPU
 
 
 def saved_by_layer(shape: Shape) -> int:
@@ -33,14 +34,11 @@ def computed_by_layer(shape: Shape, selective: bool = False) -> int:
 
 def _norm_input(shape: Shape) -> int:
     """What a norm keeps of its input; what it gives is the next product's to keep."""
-    statistics = FP32 * shape.stream_rows
-    if shape.kernels.transformer_engine:
-        return shape.stream_bytes + statistics
-    return 2 * FP32 * shape.stream_rows * shape.model.hidden_size + statistics
+    return shape.stream_bytes + FP32 * shape.stream_rows
 
 
 def _mlp(shape: Shape) -> int:
-    return 5 * ffn_bytes(shape)
+    return 3 * ffn_bytes(shape)
 
 
 def ffn_bytes(shape: Shape) -> int:
@@ -56,10 +54,12 @@ def _heads(shape: Shape, widths: int) -> int:
 def _attention(shape: Shape) -> int:
     query, key = shape.model.query_width, shape.model.key_value_width
     normalisers = FP32 * shape.rows * shape.model.num_attention_heads // shape.parallel.tensor_parallel
-    kept = _heads(shape, (query + 2 * key) + query + key + query) + normalisers
-    if shape.kernels.attention is AttentionBackend.split and shape.doubled:
-        kept += _heads(shape, query) + _split_groups(shape)
-    return kept
+    rotated = (query + 2 * key) if _on_cpu(shape) else (query + 2 * key) + query + key
+    return _heads(shape, rotated + query) + normalisers
+
+
+def _on_cpu(shape: Shape) -> bool:
+    return shape.kernels.attention is AttentionBackend.split
 
 
 def _recomputed_attention(shape: Shape) -> int:
@@ -68,30 +68,16 @@ def _recomputed_attention(shape: Shape) -> int:
     return _heads(shape, (query + 2 * key) + query + query)
 
 
-def _split_groups(shape: Shape) -> int:
-    """Keys and values of each group of noisy rows, gathered, and its mask as numbers (model/attention/split.py)."""
-    key_width = shape.model.key_value_width // shape.parallel.tensor_parallel
-    total = 0
-    for first in range(0, shape.sequence_length, SPLIT_GROUP_ROWS):
-        last = min(first + SPLIT_GROUP_ROWS, shape.sequence_length)
-        start, end = first // shape.block_size, -(-last // shape.block_size)
-        prefix, own = (end - 1) * shape.block_size, (end - start) * shape.block_size
-        total += 2 * shape.micro_batch_size * (prefix + own) * key_width
-        if end - start > 1:
-            total += (last - first) * (prefix + own)
-    return total * shape.element_bytes
-
-
 def layer_backward(shape: Shape) -> int:
     """Most bytes in use, beyond what is kept, while the backward passes a layer: in the middle of its MLP.
 
-    There the product has gone and three gradients of inner width have come. Under full recomputation all that a layer
-    computes exists again beside its input.
+    There the product has gone; its gradient, those of gate and up and one more of inner width have come. Under full
+    recomputation all that a layer computes exists again beside its input.
     """
     again = 0
     if shape.parallel.recompute is Recompute.full:
-        again = computed_by_layer(shape) - (0 if norm_copies(shape) else shape.stream_bytes)
-    return again + 2 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
+        again = computed_by_layer(shape) - shape.stream_bytes
+    return again + 3 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
 
 
 def scoring(shape: Shape) -> int:
@@ -100,29 +86,25 @@ def scoring(shape: Shape) -> int:
 
 
 def _head_forward(shape: Shape) -> int:
-    """One chunk's logits, and gradients formed at once (model/head.py)."""
+    """One chunk's softmaxes, and gradients formed at once; the weight's goes into the gradient buffer."""
     hidden = shape.stream_bytes + _gathered(shape) + 2 * _scored(shape)
-    logits = min(shape.chunk_rows, shape.scored_rows) * _vocabulary(shape)
-    copied = shape.element_bytes if shape.element_bytes < FP32 else 0
-    while_scoring = logits * (FP32 + copied)
-    while_adding = (logits + _head_weight(shape)) * shape.element_bytes
-    return hidden + FP32 * _head_weight(shape) + max(while_scoring, while_adding)
+    rows, softmax = min(shape.chunk_rows, shape.scored_rows), FP32 * _vocabulary(shape)
+    if shape.element_bytes == FP32:
+        columns = min(TILE_COLUMNS, _vocabulary(shape)) if _on_cpu(shape) else _vocabulary(shape)
+        return hidden + rows * (softmax + FP32 * columns)
+    # Logits, their gradients in the weight's format, and their product.
+    copies = 2 * shape.element_bytes * _vocabulary(shape)
+    return hidden + rows * (softmax + copies) + shape.element_bytes * _head_weight(shape)
 
 
 def _head_backward(shape: Shape) -> int:
-    """Gradients as they were formed, scaled, and the weight's once more in its own format."""
-    copied = shape.element_bytes if shape.element_bytes < FP32 else 0
-    return 2 * _scored(shape) + (2 * FP32 + copied) * _head_weight(shape)
+    """The rows' gradients, and those of the stream they were taken from."""
+    return 2 * _scored(shape) + shape.stream_bytes + _gathered(shape)
 
 
 def _final_norm_backward(shape: Shape) -> int:
-    """megatron-core's norm goes back in fp32, step by step; Transformer Engine's in one kernel."""
+    """megatron-core's layers go back in fp32, step by step; Transformer Engine's in one kernel."""
     return 0 if shape.kernels.transformer_engine else 4 * FP32 * shape.stream_rows * shape.model.hidden_size
-
-
-def norm_copies(shape: Shape) -> bool:
-    """Whether a norm keeps an fp32 copy instead of its input."""
-    return not shape.kernels.transformer_engine and shape.element_bytes < FP32
 
 
 def _gathered(shape: Shape) -> int:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from conf.schema import Recompute
 from launch.plan import activations
 from launch.plan.shape import FP32, Shape
 
@@ -82,14 +81,8 @@ def _kept(shape: Shape, stage: int) -> int:
     in_flight = count_chunks_in_flight(shape, stage)
     kept = in_flight * shape.layers_per_chunk * activations.saved_by_layer(shape)
     if shape.parallel.pipeline_parallel > 1:
-        kept += (_received(shape, stage, in_flight) + _on_their_way(shape, stage)) * shape.stream_bytes
+        kept += _on_their_way(shape, stage) * shape.stream_bytes
     return kept
-
-
-def _received(shape: Shape, stage: int, in_flight: int) -> int:
-    """Hidden states of the stage before that the schedule holds on to and the first layer does not keep anyway."""
-    keeps_input = not activations.norm_copies(shape) or shape.parallel.recompute is Recompute.full
-    return 0 if stage == 0 or keeps_input else in_flight
 
 
 def _on_their_way(shape: Shape, stage: int) -> int:

@@ -32,7 +32,7 @@ class CoreAttention(MegatronModule):
         """query [R, B, H, D], key and value [R, B, G, D] before rotation -> [R, B, H * D]."""
         plan = attention_bias
         assert isinstance(plan, AttentionPlan), "the model passes an AttentionPlan as attention_bias"
-        query = apply_rotation(query, plan.rotation) * plan.rotation.query_scale
+        query = apply_rotation(query, plan.rotation, scale=True)
         key = apply_rotation(key, plan.rotation)
         attended = plan.attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
         rows, batch = query.shape[:2]

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
+from model import head
 from model.head import ChunkedCrossEntropy
 
 ROWS, HIDDEN, VOCAB = 37, 16, 101
@@ -68,3 +69,39 @@ def test_evaluation_forms_no_gradients(group: Any) -> None:
     with torch.no_grad():
         loss, _ = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, 8, group)
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("columns", [8, 50, 101])
+def test_in_float64_values_and_gradients_are_exact_in_tiles_of_any_width(
+    group: Any, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "TILE_COLUMNS", columns)
+    hidden, weight, targets, weights = inputs(torch.float64)
+    loss, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights.double(), 8, group)
+    loss.backward()
+    mine = hidden.grad, weight.grad
+    expected = cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    its = torch.autograd.grad((expected * weights).sum(), (hidden, weight))
+    torch.testing.assert_close(losses, expected.detach().float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-12)
+
+
+def test_the_weights_gradient_goes_into_the_buffer_where_there_is_one(group: Any) -> None:
+    hidden, weight, targets, weights = inputs(torch.float32)
+    buffered: Any = weight.detach().clone().requires_grad_()
+    buffered.main_grad, buffered.grad_added_to_main_grad = torch.ones_like(weight), False
+    for one in (weight, buffered):
+        loss, _ = ChunkedCrossEntropy.apply(hidden, one, targets, weights, 8, group)
+        loss.backward()
+    assert buffered.grad_added_to_main_grad
+    assert weight.grad is not None
+    torch.testing.assert_close(buffered.main_grad, 1 + weight.grad)
+
+
+def test_a_scaled_loss_is_refused_where_the_gradient_was_added_already(group: Any) -> None:
+    hidden, weight, targets, weights = inputs(torch.float32)
+    buffered: Any = weight.detach().clone().requires_grad_()
+    buffered.main_grad, buffered.grad_added_to_main_grad = torch.zeros_like(weight), False
+    loss, _ = ChunkedCrossEntropy.apply(hidden, buffered, targets, weights, 8, group)
+    with pytest.raises(RuntimeError, match="unscaled"):
+        (2 * loss).backward()

@@ -1,0 +1,64 @@
+"""Benchmark of the joint step: `make bench-joint` prints it and writes runs/bench/joint.json and joint.png.
+
+`--quick` takes one small case and few rounds: it shows that everything works, its figures say nothing.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conf.atomic import atomic_write_text
+from tests.bench.joint.attention import compare_attention
+from tests.bench.joint.cases import CASES, QUICK_CASES, Case
+from tests.bench.joint.economies import count_economies
+from tests.bench.joint.memory import measure_memory
+from tests.bench.joint.plot import plot_results
+from tests.bench.joint.report import print_results
+from tests.bench.joint.sides import OURS, REFERENCE, trainer_session
+from tests.bench.joint.slope import measure_slope
+from tests.bench.joint.speed import measure_parts, measure_profile, measure_speed
+
+OUTPUT = Path("runs/bench/joint.json")
+ROUNDS, QUICK_ROUNDS = 9, 2
+LENGTHS, QUICK_LENGTHS = (512, 1024, 2048), (128, 256)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    quick = "--quick" in sys.argv[1:]
+    output = OUTPUT.with_stem("joint_quick") if quick else OUTPUT
+    torch.set_num_threads(1)
+    results = measure(quick)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(output, json.dumps(results, indent=2) + "\n")
+    plot_results(results, output.with_suffix(".png"))
+    print_results(results, output)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Everything, by case and by kind."""
+    cases, rounds = (QUICK_CASES, QUICK_ROUNDS) if quick else (CASES, ROUNDS)
+    lengths, vocab_size = (QUICK_LENGTHS, 4096) if quick else (LENGTHS, 32768)
+    with trainer_session():
+        results: dict[str, Any] = {
+            "cases": {case.name: measure_case(case, rounds) for case in cases},
+            "attention": {str(length): compare_attention(length, rounds) for length in lengths},
+            "memory_by_length": measure_slope(vocab_size, lengths),
+            "profile": measure_profile(cases[0]),
+        }
+    return results | {"economies": {case.name: count_economies(case) for case in cases}}
+
+
+def measure_case(case: Case, rounds: int) -> dict[str, Any]:
+    """Speed, parts and memory."""
+    memory = {side: measure_memory(case, side) for side in (REFERENCE, OURS)}
+    shares = {kind: memory[OURS][kind] / memory[REFERENCE][kind] for kind in ("resident", "live")}
+    parts = measure_parts(case, rounds)
+    return {"speed": measure_speed(case, rounds), "parts": parts, "memory": memory | {"ratio": shares}}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Ways to compute the joint mask on the CPU, forward and backward of one layer's attention."""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.attention.blocks import BlockAttention
+from model.attention.layout import compute_dense_mask
+from model.attention.plan import build_regular_layout
+from model.attention.split import build_split_attention
+from tests.bench.joint.cases import BLOCK_SIZE
+from tests.bench.joint.reference import DenseAttention
+from tests.bench.joint.timing import measure_in_turns
+
+HEADS, GROUPS, HEAD_DIM = 4, 2, 64
+
+
+def compare_attention(length: int, rounds: int) -> dict[str, Any]:
+    """Median CPU seconds by way; and how far their outputs are from the dense mask's."""
+    layout = build_regular_layout(length, BLOCK_SIZE, doubled=True)
+    ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+        "dense mask, repeated heads": DenseAttention(compute_dense_mask(layout)[:, None]),
+        "groups under masks": build_split_attention(layout),
+        "halves merged by log-sum-exp": BlockAttention(length, BLOCK_SIZE, doubled=True),
+    }
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2 * length, 1, heads, HEAD_DIM, generator=generator).permute(1, 2, 0, 3).requires_grad_()
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
+    grad = torch.randn(query.shape, generator=generator)
+
+    def both_ways(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attend(query, key, value), (query, key, value), grad)
+
+    times = measure_in_turns({name: both_ways(attend) for name, attend in ways.items()}, rounds)
+    return {name: median(values) for name, values in times.items()}

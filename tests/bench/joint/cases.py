@@ -1,0 +1,89 @@
+"""What is measured: a small model at the sizes of the issue, one sequence with half of its noisy tokens masked."""
+
+from dataclasses import dataclass
+
+import torch
+
+from conf.schema import (
+    AttentionBackend,
+    Device,
+    Dtype,
+    ModelConfig,
+    Objective,
+    ParallelConfig,
+    PrecisionConfig,
+    RuntimeConfig,
+    StageConfig,
+)
+from data_pipeline.batch import Batch
+from data_pipeline.noise import NoisyBatch
+from model.attention.plan import PlanBuilder
+from pretrain.microbatches import Microbatch, PreparedStep
+from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
+
+BLOCK_SIZE, MASK_TOKEN_ID = 32, 100
+MASKING_PROBABILITY = 0.5
+PARALLEL = ParallelConfig()
+PRECISION = PrecisionConfig(dtype=Dtype.fp32)
+RUNTIME = RuntimeConfig(device=Device.cpu, loss_chunk_rows=256)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Case:
+    """sequence_length: clean tokens. vocab_size: of embedding and head."""
+
+    sequence_length: int
+    vocab_size: int
+
+    @property
+    def name(self) -> str:
+        """Short, for tables and files."""
+        return f"L {self.sequence_length}, V {self.vocab_size}"
+
+    @property
+    def model(self) -> ModelConfig:
+        """Hidden 256, 4 layers, grouped heads."""
+        return ModelConfig(
+            name="bench",
+            num_layers=4,
+            hidden_size=256,
+            ffn_hidden_size=768,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=64,
+            vocab_size=self.vocab_size,
+        )
+
+
+CASES = (Case(512, 32768), Case(512, 131072), Case(2048, 32768))
+QUICK_CASES = (Case(256, 4096),)
+
+
+def build_batch(case: Case) -> NoisyBatch:
+    """One document of random tokens; exactly half of its noisy tokens are masked."""
+    generator = torch.Generator().manual_seed(SEED)
+    length = case.sequence_length
+    positions = torch.arange(length)[None]
+    everywhere = torch.ones_like(positions, dtype=torch.bool)
+    tokens = torch.randint(MASK_TOKEN_ID + 1, case.vocab_size, (1, length), generator=generator)
+    blocks, documents = positions // BLOCK_SIZE, torch.zeros_like(positions)
+    batch = Batch(tokens, documents, blocks, positions, everywhere, ~everywhere, torch.zeros(1, dtype=torch.int64))
+    masked = torch.zeros_like(everywhere)
+    masked[0, torch.randperm(length, generator=generator)[: int(length * MASKING_PROBABILITY)]] = True
+    noisy = torch.where(masked, MASK_TOKEN_ID, tokens)
+    return NoisyBatch(batch, noisy, masked, torch.full(tokens.shape, MASKING_PROBABILITY))
+
+
+def build_input(case: Case, objective: Objective) -> ForwardInput:
+    """The same tokens as the AR or the joint stage sees them."""
+    noisy = build_batch(case)
+    return build_ar_input(noisy.batch) if objective is Objective.ar else build_joint_input(noisy)
+
+
+def build_step(case: Case, objective: Objective) -> PreparedStep:
+    """A global batch of one sequence, as pretrain/microbatches.py prepares it."""
+    item = build_input(case, objective)
+    plans = PlanBuilder(case.model, AttentionBackend.auto, torch.float32, torch.device("cpu"))
+    scored = compute_row_weights(item.selection, item.counts, StageConfig(name="joint", objective=objective))
+    return PreparedStep([Microbatch(item.tokens, plans.build(item.layout), scored, item.selection)], item.counts)

@@ -1,0 +1,25 @@
+"""What leaving out clean-stream work would save at most, from counts alone."""
+
+from typing import Any
+
+from conf.schema import Objective
+from pretrain.flops import compute_step_flops
+from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
+
+
+def count_economies(case: Case) -> dict[str, Any]:
+    """Shares of the useful FLOPs.
+
+    last_layer_rows: MLP and output projection of the last layer's rows without loss. empty_blocks: layers' rows of
+    noisy blocks without a masked token, in expectation over the masking probabilities of training, uniform in (0, 1]:
+    a block of n has none with probability 1 / (n + 1); at this case's fixed half there are none.
+    """
+    counts, model = build_input(case, Objective.joint).counts, case.model
+    total = compute_step_flops(model, counts.rows, counts.pairs, counts.clean + counts.masked)
+    unscored = counts.rows - counts.clean - counts.masked
+    after_attention = model.hidden_size * (model.query_width + 3 * model.ffn_hidden_size)
+    layers = 6 * model.num_layer_parameters * counts.rows
+    return {
+        "last_layer_rows": 6 * after_attention * unscored / total,
+        "empty_blocks": layers / 2 / (BLOCK_SIZE + 1) / total,
+    }

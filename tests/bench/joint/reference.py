@@ -1,0 +1,63 @@
+"""The straightforward formulation of the joint step: what it costs when nothing of its structure is used.
+
+One dense mask over [noisy | clean], key and value heads repeated for every query head, logits of all rows, their cross
+entropies, and only then the selection of the rows that count. Layers, trainer and results are those of our own step.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+
+from conf.schema import Objective
+from model.attention.layout import compute_dense_mask
+from model.head import ScoredRows
+from model.tri_mode import TriModeModel
+from pretrain.microbatches import PreparedStep
+from tests.bench.joint.cases import Case, build_batch, build_input, build_step
+
+
+@dataclass(frozen=True)
+class DenseAttention:
+    """mask [1, 1, R, R] bool over both halves."""
+
+    mask: Tensor
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        return scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+
+
+@dataclass(frozen=True)
+class AllRows(ScoredRows):
+    """clean_tokens, masked [S]: every row is scored, the masked noisy ones are selected afterwards."""
+
+    clean_tokens: Tensor
+    masked: Tensor
+
+
+class ReferenceModel(TriModeModel):
+    """Our model with the head of the straightforward formulation. One sequence per batch."""
+
+    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+        assert isinstance(scored, AllRows)
+        logits = self.output_layer(hidden)[:, 0].float()
+        noisy, clean = logits.split(len(scored.clean_tokens))
+        diffusion = cross_entropy(noisy, scored.clean_tokens, reduction="none")[scored.masked]
+        ar = cross_entropy(clean[:-1], scored.clean_tokens[1:], reduction="none")
+        losses = torch.cat([diffusion, ar])
+        return (losses * scored.weights).sum(), losses.detach()
+
+
+def build_reference_step(case: Case) -> PreparedStep:
+    """The joint step of the same tokens, for ReferenceModel."""
+    step, noisy = build_step(case, Objective.joint), build_batch(case)
+    (microbatch,) = step.microbatches
+    mask = compute_dense_mask(build_input(case, Objective.joint).layout)[:, None]
+    scored = microbatch.scored
+    scored = AllRows(scored.rows, scored.targets, scored.weights, noisy.batch.tokens[0], noisy.masked[0])
+    plan = replace(microbatch.plan, attend=DenseAttention(mask))
+    return replace(step, microbatches=[replace(microbatch, plan=plan, scored=scored)])

@@ -1,0 +1,72 @@
+"""The reference and our model as modules of the same megatron-core trainer: one data-parallel rank, fp32, CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from conf.schema import Objective
+from model import build as model_build
+from model.build import build_model_chunks
+from model.initialise import initialise_weights
+from model.tri_mode import TriModeModel
+from pretrain.distributed import distributed_session
+from pretrain.microbatches import PreparedStep
+from pretrain.optimizer import wrap_data_parallel
+from pretrain.step import run_schedule
+from tests.bench.joint import cases
+from tests.bench.joint.cases import PRECISION, RUNTIME, SEED, Case, build_step
+from tests.bench.joint.reference import ReferenceModel, build_reference_step
+
+REFERENCE, OURS, AR = "reference", "ours", "ar"
+
+
+@dataclass(frozen=True)
+class Side:
+    """model: wrapped for data parallelism. step: what it is given."""
+
+    model: list[Any]
+    step: PreparedStep
+
+    @property
+    def module(self) -> TriModeModel:
+        """The model inside the wrapping."""
+        return self.model[0].module
+
+    def clear(self) -> None:
+        """As before every step of a trainer."""
+        for chunk in self.model:
+            chunk.zero_grad_buffer()
+
+    def run(self) -> Tensor:
+        """Forward and backward; the loss sums (pretrain/objective/losses.py)."""
+        return run_schedule(self.model, self.step, forward_only=False)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By name, as the trainer leaves them for the optimizer."""
+        return {name: weight.main_grad for name, weight in self.module.named_parameters()}  # type: ignore[misc]
+
+
+def build_side(case: Case, name: str) -> Side:
+    """reference and ours: the joint step; ar: our AR step of the same tokens."""
+    original = model_build.TriModeModel
+    model_build.TriModeModel = ReferenceModel if name == REFERENCE else original
+    try:
+        chunks = build_model_chunks(case.model, cases.PARALLEL, PRECISION, RUNTIME.loss_chunk_rows)
+    finally:
+        model_build.TriModeModel = original
+    initialise_weights(chunks, case.model, SEED)
+    if name == REFERENCE:
+        step = build_reference_step(case)
+    else:
+        step = build_step(case, Objective.ar if name == AR else Objective.joint)
+    return Side(wrap_data_parallel(chunks, cases.PARALLEL), step)
+
+
+@contextmanager
+def trainer_session() -> Iterator[None]:
+    """megatron-core's groups of one rank."""
+    with distributed_session(cases.PARALLEL, RUNTIME, SEED):
+        yield

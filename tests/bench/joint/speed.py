@@ -1,0 +1,82 @@
+"""Time of the joint step against the straightforward formulation, the bare products, and our AR step."""
+
+from statistics import median
+from typing import Any
+
+import torch
+
+from pretrain.flops import compute_step_flops
+from tests.bench.joint.cases import Case
+from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
+from tests.bench.joint.parts import build_parts
+from tests.bench.joint.sides import AR, OURS, REFERENCE, Side, build_side
+from tests.bench.joint.timing import measure_in_turns, ratio, spread
+
+TOLERANCE = 1e-5  # of losses (relative), and of gradients (of each weight's largest)
+
+
+def measure_speed(case: Case, rounds: int) -> dict[str, Any]:
+    """Ratios of medians, with the times in seconds and their spread. Raises AssertionError where results differ."""
+    reference, ours = build_side(case, REFERENCE), build_side(case, OURS)
+    difference = assert_same_results(reference, ours)
+    bare_layers, bare_head = build_products(case.model, count_useful_work(case))
+    functions = {
+        REFERENCE: reference.run,
+        OURS: ours.run,
+        "bare layers": bare_layers,
+        "bare head": bare_head,
+    }
+    times = measure_in_turns(functions, rounds)
+    bare = [layers + head for layers, head in zip(times["bare layers"], times["bare head"], strict=True)]
+    work, all_work = count_useful_work(case), count_reference_work(case)
+    flops = [compute_step_flops(case.model, item.rows, item.pairs, item.scored_rows) for item in (work, all_work)]
+    return {
+        "speedup": ratio(times[REFERENCE], times[OURS]),
+        "speedup_allowed_by_floor": ratio(times[REFERENCE], bare),
+        "share_of_floor": ratio(bare, times[OURS]),
+        "reference_flops_over_useful": flops[1] / flops[0],
+        "gflops_of_bare_products": flops[0] / median(bare) / 1e9,
+        "seconds": {name: median(values) for name, values in times.items()},
+        "spread": {name: spread(values) for name, values in times.items()},
+        "largest_difference": difference,
+        "rounds": rounds,
+    }
+
+
+def assert_same_results(reference: Side, ours: Side) -> float:
+    """Losses and all gradients; returns the largest difference found."""
+    sums = []
+    for side in (reference, ours):
+        side.clear()
+        sums.append(side.run())
+    differences = [((sums[0] - sums[1]) / sums[0]).abs().max().float()]
+    gradients = ours.gradients()
+    for name, expected in reference.gradients().items():
+        differences.append((gradients[name] - expected).abs().max() / expected.abs().max())
+    largest = float(torch.stack(differences).max())  # torch's maximum keeps NaN
+    assert largest < TOLERANCE, f"the two formulations differ by {largest}"
+    return largest
+
+
+def measure_parts(case: Case, rounds: int) -> dict[str, Any]:
+    """Our joint step over our AR step of the same tokens, layers and head apart."""
+    joint, ar = build_parts(build_side(case, OURS)), build_parts(build_side(case, AR))
+    names = [("joint", joint), ("ar", ar)]
+    times = measure_in_turns({f"{side} {part}": f for side, parts in names for part, f in parts.items()}, rounds)
+    return {
+        "layers_over_ar": ratio(times["joint layers"], times["ar layers"]),
+        "head_over_ar": ratio(times["joint head"], times["ar head"]),
+        "seconds": {name: median(values) for name, values in times.items()},
+        "spread": {name: spread(values) for name, values in times.items()},
+    }
+
+
+def measure_profile(case: Case, rows: int = 12) -> dict[str, float]:
+    """Share of our joint step's CPU time by operator, the most expensive first."""
+    side = build_side(case, OURS)
+    side.run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        side.run()
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return {event.key: event.self_cpu_time_total / total for event in events[:rows]}
