@@ -84,28 +84,33 @@ class GatherCleanRows(torch.autograd.Function):
         sent = torch.stack([key[:, :, ctx.noisy_rows :], value[:, :, ctx.noisy_rows :]])
         received = sent.new_empty(shard.size * len(sent), *sent.shape[1:])
         dist.all_gather_into_tensor(received, sent, group=shard.group)
-        keys, values = received.unflatten(0, (shard.size, 2)).unbind(dim=1)
         return (
-            torch.cat([key[:, :, : ctx.noisy_rows], *_in_sequence_order(keys)], dim=2),
-            torch.cat([value[:, :, : ctx.noisy_rows], *_in_sequence_order(values)], dim=2),
+            torch.cat([key[:, :, : ctx.noisy_rows], *_in_sequence_order(received[0::2])], dim=2),
+            torch.cat([value[:, :, : ctx.noisy_rows], *_in_sequence_order(received[1::2])], dim=2),
         )
 
     @staticmethod
     def backward(ctx: Any, grad_key: Tensor, grad_value: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         """Gradients of clean rows are summed over the ranks that saw them; each rank gets those of its rows."""
         noisy, shard = ctx.noisy_rows, ctx.shard
-        clean = [grad[:, :, noisy:].chunk(2 * shard.size, dim=2) for grad in (grad_key, grad_value)]
-        last = 2 * shard.size - 1
-        by_rank = [torch.cat([part[rank], part[last - rank]], dim=2) for rank in range(shard.size) for part in clean]
-        sent = torch.stack(by_rank)
-        received = sent.new_empty(2, *sent.shape[1:])
+        batch, heads, rows, head_dim = grad_key.shape
+        shape = (batch, heads, (rows - noisy) // shard.size, head_dim)
+        sent = grad_key.new_empty(2 * shard.size, *shape)
+        for kind, grad in enumerate((grad_key, grad_value)):
+            chunks = grad[:, :, noisy:].chunk(2 * shard.size, dim=2)
+            for place, chunk in zip(_in_sequence_order(sent[kind::2]), chunks, strict=True):
+                place.copy_(chunk)
+        received = sent.new_empty(2, *shape)
         dist.reduce_scatter_tensor(received, sent, group=shard.group)
-        grads = (grad_key, grad_value)
-        own = [torch.cat([grad[:, :, :noisy], mine], dim=2) for grad, mine in zip(grads, received, strict=True)]
-        return own[0], own[1], None, None
+        return (
+            torch.cat([grad_key[:, :, :noisy], received[0]], dim=2),
+            torch.cat([grad_value[:, :, :noisy], received[1]], dim=2),
+            None,
+            None,
+        )
 
 
-def _in_sequence_order(gathered: Tensor) -> list[Tensor]:
-    """gathered [size, B, G, S / size, D] by rank -> 2 * size chunks [B, G, S / (2 * size), D]."""
-    first, second = gathered.chunk(2, dim=3)
-    return [*first.unbind(), *second.flip(0).unbind()]
+def _in_sequence_order(by_rank: Tensor) -> list[Tensor]:
+    """by_rank [size, B, G, S / size, D] -> views of its 2 * size chunks [B, G, S / (2 * size), D]."""
+    first, second = by_rank.chunk(2, dim=3)
+    return [*first.unbind(), *reversed(second.unbind())]

@@ -14,14 +14,14 @@ def build_shard_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callabl
     has the definition)."""
     documents, clean_documents, blocks = layout.document_ids, layout.clean_document_ids, layout.block_ids
     first, second = shard.spans(layout.sequence_length)
-    half = 2 * len(first)
-    num_noisy = half if layout.doubled else 0
+    chunk, start, second_start = len(first), first.start, second.start  # torch's compiler takes no range
+    num_noisy = 2 * chunk if layout.doubled else 0
     one = len(documents) == 1
 
     def in_half(row: Tensor) -> Tensor:
         """Number in the sequence of a row of the shard."""
-        place = row % half
-        return torch.where(place < len(first), place + first.start, place - len(first) + second.start)
+        place = row % (2 * chunk)
+        return torch.where(place < chunk, place + start, place - chunk + second_start)
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         sequence = 0 if one else b
