@@ -13,7 +13,7 @@ from launch.plan.search import Search
 # From "again" on: shares of the step beyond useful compute; "pipeline" is sends, bubble and imbalance.
 COLUMNS = (
     *("TP", "CP", "PP", "VPP", "DP", "micro", "recompute", "GB", "s/step", "days", "MFU"),
-    *("again", "tensor", "context", "pipeline", "data"),
+    *("again", "tensor", "keys", "pipeline", "data"),
 )
 
 
@@ -34,7 +34,8 @@ def print_search(
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "
-        "not\noverlapped. again, tensor, context, pipeline, data: shares of the step. Times within a few percent are a draw."
+        "not\noverlapped. again, tensor, keys (context parallel), pipeline, data: shares of the step. Times within a few "
+        "percent\nare a draw."
     )
 
 
@@ -57,7 +58,8 @@ def _table(plans: list[Plan]) -> Table:
         table.add_column(column, justify="left" if column == "recompute" else "right")
     for plan in plans:
         time = plan.time
-        shares = [time.recomputation, time.tensor, time.context, time.pipeline + time.bubble + time.imbalance, time.data]
+        pipeline = time.pipeline + time.bubble + time.imbalance
+        shares = [time.recomputation, time.tensor, time.context, pipeline, time.data]
         parallel = plan.config.parallel
         degrees = (
             parallel.tensor_parallel,
