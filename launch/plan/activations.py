@@ -79,7 +79,7 @@ def _recomputed_attention(shape: Shape) -> int:
 
 
 def _split_pieces(shape: Shape) -> int:
-    """What the pieces of model/attention/split.py keep besides: outputs of each, before they are joined; masks; keys."""
+    """What the pieces of model/attention/split.py keep besides: output before joining, mask, keys of each."""
     is_whole = shape.parallel.context_parallel == 1
     if is_whole and not shape.doubled:
         return 0

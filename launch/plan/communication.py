@@ -16,8 +16,9 @@ from launch.plan.shape import FP32, Shape
 class Traffic:
     """Collectives of one kind in one group.
 
-    group: tensor, context, pipeline or data. size: its ranks. span: consecutive ranks that hold them. count: per step, of the
-    pipeline stage with most of them. message_bytes: of each, whole. sent_bytes: by one GPU per step.
+    group: tensor, context, pipeline or data (which includes context). size: its ranks. span: consecutive ranks that
+    hold them. count: per step, of the pipeline stage with most of them. message_bytes: of each, whole. sent_bytes: by
+    one GPU per step.
     """
 
     group: str

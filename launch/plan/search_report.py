@@ -34,8 +34,8 @@ def print_search(
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "
-        "not\noverlapped. again, tensor, keys (context parallel), pipeline, data: shares of the step. Times within a few "
-        "percent\nare a draw."
+        "not\noverlapped. again, tensor, keys (of context parallelism), pipeline, data: shares of the step. Times "
+        "within a\nfew percent are a draw."
     )
 
 

@@ -10,7 +10,8 @@
     data           reduction of gradients beyond the last microbatch's backward, gathering of weights beyond the first
                    one's forward, where these overlap; else both in full
 
-Left out: that context-parallel ranks see unequal numbers of pairs (tests/bench/joint/balance.py measures it), the optimizer's own arithmetic, data loading, checkpoints, evaluation, and that small products are slower.
+Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation, that small products are slower, and
+that context-parallel ranks see unequal numbers of pairs where documents are packed (tests/bench/joint/balance.py).
 """
 
 from dataclasses import dataclass, fields

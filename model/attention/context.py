@@ -51,7 +51,7 @@ def find_context_shard() -> ContextShard:
     size = parallel_state.get_context_parallel_world_size()
     if size == 1:
         return WHOLE
-    group = parallel_state.get_context_parallel_group()
+    group: Any = parallel_state.get_context_parallel_group()
     return ContextShard(parallel_state.get_context_parallel_rank(), size, group)
 
 
@@ -76,9 +76,7 @@ class GatherCleanRows(torch.autograd.Function):
     """Rows of this rank -> its noisy rows and the whole sequence's clean ones. One collective each way."""
 
     @staticmethod
-    def forward(
-        ctx: Any, key: Tensor, value: Tensor, shard: ContextShard, clean_rows: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, key: Tensor, value: Tensor, shard: ContextShard, clean_rows: int) -> tuple[Tensor, Tensor]:
         """key, value [B, G, N + S / size, D] -> key, value [B, G, N + S, D], clean rows in sequence order."""
         ctx.shard, ctx.noisy_rows = shard, key.shape[2] - clean_rows
         sent = torch.stack([key[:, :, ctx.noisy_rows :], value[:, :, ctx.noisy_rows :]])

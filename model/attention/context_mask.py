@@ -1,4 +1,4 @@
-"""Who sees whom among the rows of one context-parallel rank, as a function of row numbers (FlexAttention's mask_mod)."""
+"""Who sees whom among the rows of a context-parallel rank, as a function of row numbers (FlexAttention's mask_mod)."""
 
 from collections.abc import Callable
 

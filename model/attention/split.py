@@ -2,8 +2,8 @@
 
 The clean half is causal attention. The noisy half is computed in groups of neighbouring rows: a group's keys are the
 clean rows before its last block and the noisy rows of its own blocks, about L^2 / 2 pairs instead of the 4 L^2 of a
-dense mask over both halves. A context-parallel rank does the same with the rows it holds (context.py), its clean rows in
-groups too. Shapes: B batch, H query heads, G key heads, S clean length, R rows, D head_dim.
+dense mask over both halves. A context-parallel rank does the same with its rows (context.py), clean ones in groups too.
+Shapes: B batch, H query heads, G key heads, S clean length, R rows, D head_dim.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
-"""Attention over context-parallel ranks: the dense mask's values and gradients, and exactly the bytes of the formula."""
+"""Attention over context-parallel ranks: the dense mask's values and gradients, the formula's bytes exactly."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -1,9 +1,9 @@
 """One layer's attention on the ranks of a context-parallel group against the dense mask, and the bytes it sends.
 
-`torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds {size of the group: {name:
-{"sequences", "length", "block_size", "doubled", "recompute", "dtype"}}}, sequences as of tests.helpers.packed; every rank
-writes FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are above 1),
-"sent" {collective: bytes of its messages}}.
+`torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds {ranks of the group: {name:
+{"sequences", "length", "block_size", "doubled", "recompute", "dtype"}}}, sequences as of tests.helpers.packed; every
+rank writes FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are
+above 1), "sent" {collective: bytes of its messages}}.
 """
 
 import json
@@ -36,9 +36,7 @@ def main() -> None:
     cpu.install()
     dist.init_process_group("gloo")
     for size, jobs in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
-        config = compose_size(
-            ["model=tiny", "runtime=cpu", "train.tokens=1e6", f"parallel.context_parallel={size}"]
-        )
+        config = compose_size(["model=tiny", "runtime=cpu", "train.tokens=1e6", f"parallel.context_parallel={size}"])
         with distributed_session(config.parallel, config.runtime, seed=1):
             for name, job in jobs.items():
                 path = Path(sys.argv[2]) / f"{size}_{name}_rank{dist.get_rank()}.json"
