@@ -100,7 +100,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         config.runtime.attention_backend,
         TORCH_DTYPES[config.precision.dtype],
         ranks.device,
-        find_context_shard(),
+        find_context_shard(config.stage.block_size),
     )
     return Trainer(
         config=config,

@@ -10,10 +10,10 @@ from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
 from launch.plan.search import Search
 
-# From "again" on: shares of the step beyond useful compute; "pipeline" is sends, bubble and imbalance.
+# From "again" on: shares of the step beyond useful compute; "stages" is their sends, bubble and imbalance.
 COLUMNS = (
     *("TP", "CP", "PP", "VPP", "DP", "micro", "recompute", "GB", "s/step", "days", "MFU"),
-    *("again", "tensor", "keys", "pipeline", "data"),
+    *("again", "tensor", "keys", "stages", "data"),
 )
 
 
@@ -34,8 +34,8 @@ def print_search(
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "
-        "not\noverlapped. again, tensor, keys (of context parallelism), pipeline, data: shares of the step. Times "
-        "within a\nfew percent are a draw."
+        "not\noverlapped. again, tensor, keys (of context parallelism), stages, data: shares of the step.\n"
+        "Times within a few percent are a draw."
     )
 
 

@@ -13,15 +13,17 @@ def build_shard_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callabl
     """Queries are the shard's rows, keys its noisy rows and the whole sequence's clean ones (model/attention/layout.py
     has the definition)."""
     documents, clean_documents, blocks = layout.document_ids, layout.clean_document_ids, layout.block_ids
-    first, second = shard.spans(layout.sequence_length)
-    chunk, start, second_start = len(first), first.start, second.start  # torch's compiler takes no range
-    num_noisy = 2 * chunk if layout.doubled else 0
+    half = layout.sequence_length // shard.size
+    num_noisy = half if layout.doubled else 0
+    chunk = half // (2 * shard.count_rounds(layout.sequence_length))
     one = len(documents) == 1
 
     def in_half(row: Tensor) -> Tensor:
         """Number in the sequence of a row of the shard."""
-        place = row % (2 * chunk)
-        return torch.where(place < chunk, place + start, place - chunk + second_start)
+        place = row % half
+        turn, place = place // (2 * chunk), place % (2 * chunk)
+        early, late = place + shard.rank * chunk, place + (2 * shard.size - 2 - shard.rank) * chunk
+        return turn * (2 * shard.size * chunk) + torch.where(place < chunk, early, late)
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         sequence = 0 if one else b

@@ -29,6 +29,8 @@ JOBS = {
     "joint_32": job(ONE, 32, doubled=True),
     "joint_8_packed": job(PACKED, 8, doubled=True),
     "joint_32_packed": job(PACKED, 32, doubled=True),
+    "ar_packed_rounds": job(PACKED, 8, doubled=False, chunk_rows=8),
+    "joint_8_packed_rounds": job(PACKED, 8, doubled=True, chunk_rows=16),
     "joint_8_recomputed": job(ONE, 8, doubled=True, recompute=True),
     "joint_8_bfloat16": job(ONE, 8, doubled=True, dtype="bfloat16"),
 }

@@ -1,13 +1,14 @@
 """One layer's attention on the ranks of a context-parallel group against the dense mask, and the bytes it sends.
 
 `torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds {ranks of the group: {name:
-{"sequences", "length", "block_size", "doubled", "recompute", "dtype"}}}, sequences as of tests.helpers.packed; every
-rank writes FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are
-above 1), "sent" {collective: bytes of its messages}}.
+{"sequences", "length", "block_size", "doubled", "recompute", "dtype", and if need be "chunk_rows"}}}, sequences as of
+tests.helpers.packed; every rank writes FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences,
+relative where values are above 1), "sent" {collective: bytes of its messages}}.
 """
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from conf.entry import quiet_libraries
 from conf.schema import AttentionBackend, RunConfig
 from data_pipeline.form import SequenceForm
 from model import cpu
-from model.attention.context import find_context_shard
+from model.attention.context import CHUNK_ROWS, find_context_shard
 from model.attention.layout import SequenceLayout, compute_dense_mask
 from model.attention.plan import PlanBuilder
 from pretrain.distributed import distributed_session
@@ -52,11 +53,12 @@ def measure(
     doubled: bool,
     recompute: bool,
     dtype: str,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> dict[str, Any]:
     """Forward and backward of this rank's rows; the same rows of the whole sequence's are what they must be."""
     batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
     layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
-    shard = find_context_shard()
+    shard = replace(find_context_shard(block_size), chunk_rows=chunk_rows)
     heads = draw_heads(config, len(sequences), layout.row_positions().shape[1])
     weight = torch.linspace(-1, 1, heads[0].numel()).view_as(heads[0])
     mask = compute_dense_mask(layout)[:, None]

@@ -64,7 +64,7 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
             config.runtime.attention_backend,
             TORCH_DTYPES[config.precision.dtype],
             ranks.device,
-            find_context_shard(),
+            find_context_shard(config.stage.block_size),
         )
         builder = MicrobatchBuilder(config.stage, NoiseSource(1, "plan", "train", config.stage.noise_epsilon), 3, plans)
         buffers = [buffer for chunk in model for buffer in chunk.buffers]
