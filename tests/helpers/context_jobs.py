@@ -1,9 +1,10 @@
-"""One layer's attention on the ranks of a context-parallel group against the dense mask, and the bytes it sends.
+"""One layer's attention on the ranks of a context-parallel group, against the dense mask, and its bytes; then runs.
 
-`torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds {ranks of the group: {name:
-{"sequences", "length", "block_size", "doubled", "recompute", "dtype", and if need be "chunk_rows"}}}, sequences as of
-tests.helpers.packed; every rank writes FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences,
-relative where values are above 1), "sent" {collective: bytes of its messages}}.
+`torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds "runs" (a list of overrides each) and
+"attention" {ranks of the group: {name: {"sequences", "length", "block_size", "doubled", "recompute", "dtype", and if
+need be "chunk_rows"}}}, sequences as of tests.helpers.packed; of these every rank writes
+FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are above 1),
+"sent" {collective: bytes of its messages}}.
 """
 
 import json
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from conf.compose import compose_size
+from conf.compose import compose_run_config, compose_size
 from conf.entry import quiet_libraries
 from conf.schema import AttentionBackend, RunConfig
 from data_pipeline.form import SequenceForm
@@ -27,6 +28,7 @@ from model.attention.context import CHUNK_ROWS, find_context_shard
 from model.attention.layout import SequenceLayout, compute_dense_mask
 from model.attention.plan import PlanBuilder
 from pretrain.distributed import distributed_session
+from pretrain.trainer import run_training
 from tests.helpers.live_bytes import SentBytes
 from tests.helpers.packed import pack_chats
 
@@ -36,12 +38,15 @@ def main() -> None:
     quiet_libraries()
     cpu.install()
     dist.init_process_group("gloo")
-    for size, jobs in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")).items():
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    for size, jobs in given["attention"].items():
         config = compose_size(["model=tiny", "runtime=cpu", "train.tokens=1e6", f"parallel.context_parallel={size}"])
         with distributed_session(config.parallel, config.runtime, seed=1):
             for name, job in jobs.items():
                 path = Path(sys.argv[2]) / f"{size}_{name}_rank{dist.get_rank()}.json"
                 path.write_text(json.dumps(measure(config, **job)), encoding="utf-8")
+    for overrides in given["runs"]:
+        run_training(compose_run_config(overrides))
     dist.destroy_process_group()
 
 
