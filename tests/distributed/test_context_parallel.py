@@ -124,7 +124,7 @@ def list_jobs(data: ToyData, root: Path, pairs: list[tuple[str, str]], num_ranks
 
 @pytest.fixture(scope="module")
 def root(data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders and what the attention jobs found, from one set of processes: starting it costs more than the runs."""
+    """Run folders and what the attention jobs found, from one set of processes: starting costs more than runs."""
     root = tmp_path_factory.mktemp("context")
     train_singles(data, root, CHOSEN)
     resumed = [
