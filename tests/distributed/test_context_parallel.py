@@ -4,6 +4,7 @@ dense mask's values and gradients and sends the formula's bytes exactly."""
 
 import json
 from functools import lru_cache
+from itertools import batched
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ def assert_trains_alike(mine: Path, its: Path) -> None:
     ours, theirs = load_end(mine), load_end(its)
     assert len(theirs) == 2 * (4 * 6 + 3)
     for name, tensor in theirs.items():
-        # Adam makes rounding visible in the second step's gradients.
-        tolerance = 1e-5 if name.startswith("optimizer.state.param.") else 2e-5
+        # Adam's first step makes rounding visible in the second one's gradients (2e-5 with tensor parallelism alone).
+        tolerance = 1e-5 if name.startswith("optimizer.state.param.") else 5e-5
         assert (ours[name] - tensor).norm() <= tolerance * tensor.norm(), name
 
 
@@ -236,6 +237,8 @@ def test_the_message_is_clean_keys_and_values_of_whole_sequences() -> None:
 def test_every_combination_trains_like_one_process(data: ToyData, tmp_path: Path) -> None:
     train_singles(data, tmp_path, OTHERS)
     for num_ranks in (2, 4):
-        train_many(num_ranks, list_jobs(data, tmp_path, OTHERS, num_ranks), tmp_path, timeout=1700)
+        # A few runs at a time: megatron-core leaves the threads of gloo's groups behind.
+        for jobs in batched(list_jobs(data, tmp_path, OTHERS, num_ranks), 8):
+            train_many(num_ranks, list(jobs), tmp_path, timeout=600)
     for layout, case in OTHERS:
         assert_trains_alike(tmp_path / f"{layout}_{case}", tmp_path / f"single_{case}")
