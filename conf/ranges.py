@@ -45,6 +45,7 @@ POSITIVE = (
     "data.prepare.heldout_every",
     "stage.block_size",
     "parallel.tensor_parallel",
+    "parallel.context_parallel",
     "parallel.pipeline_parallel",
     "parallel.virtual_pipeline_parallel",
     "optimizer.epsilon",

@@ -44,7 +44,7 @@ def check_layout(model: ModelConfig, parallel: ParallelConfig) -> None:
 
 
 def data_parallel_size(config: RunConfig, world_size: int) -> int:
-    """Ranks left for data parallelism; `world_size` is a multiple of tensor * pipeline degrees."""
+    """Ranks left for data parallelism; `world_size` is a multiple of tensor * context * pipeline degrees."""
     return world_size // config.parallel.model_parallel
 
 
@@ -153,6 +153,26 @@ def _sequence_fits_positions(config: RunConfig) -> Violations:
         )
 
 
+def _context_parallel_cuts_no_block(config: RunConfig) -> Violations:
+    """Each rank holds two equal chunks of a sequence; in the joint stage they consist of whole blocks."""
+    length, degree = config.data.sequence_length, config.parallel.context_parallel
+    is_joint = config.stage.objective is Objective.joint
+    chunk, block = 2 * degree, config.stage.block_size if is_joint else 1
+    if degree == 1 or length % (chunk * block) == 0:
+        return
+    nearest = max(chunk * block, length // (chunk * block) * chunk * block)
+    remedy = f"use for example data.sequence_length={nearest}, or a smaller degree"
+    if length % chunk:
+        yield f"parallel.context_parallel={degree} cuts sequences into {chunk} equal chunks, and " + (
+            f"data.sequence_length={length} is not a multiple of {chunk}; {remedy}"
+        )
+        return
+    yield (
+        f"parallel.context_parallel={degree} cuts data.sequence_length={length} into {chunk} chunks of "
+        f"{length // chunk} tokens, and stage.block_size={block} does not divide these; {remedy}"
+    )
+
+
 def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
     degree = config.parallel.tensor_parallel
     if not config.parallel.sequence_parallel:
@@ -160,10 +180,12 @@ def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
     if degree == 1:
         yield "parallel.sequence_parallel=true needs parallel.tensor_parallel of 2 or more; set it or switch this off"
     halves = 2 if config.stage.objective is Objective.joint else 1
-    rows = halves * config.data.sequence_length
-    if rows % degree:
+    context = config.parallel.context_parallel
+    rows, rest = divmod(halves * config.data.sequence_length, context)
+    if rows % degree and not rest:
+        shared = f" / parallel.context_parallel={context}" if context > 1 else ""
         yield (
-            f"sequence_parallel splits {rows} rows ({halves} * data.sequence_length) over "
+            f"sequence_parallel splits {rows} rows ({halves} * data.sequence_length{shared}) over "
             f"parallel.tensor_parallel={degree}, which does not divide them; change either or switch it off"
         )
 
@@ -222,10 +244,11 @@ def _flex_attention_needs_cuda(config: RunConfig) -> Violations:
 
 def _model_parallel_divides_world(config: RunConfig, world_size: int) -> Violations:
     parallel = config.parallel
+    context = f"parallel.context_parallel={parallel.context_parallel} * " if parallel.context_parallel > 1 else ""
     if world_size % parallel.model_parallel:
         yield (
             f"{world_size} ranks are not a multiple of parallel.tensor_parallel={parallel.tensor_parallel} * "
-            f"parallel.pipeline_parallel={parallel.pipeline_parallel} = {parallel.model_parallel}; start "
+            f"{context}parallel.pipeline_parallel={parallel.pipeline_parallel} = {parallel.model_parallel}; start "
             f"torchrun --nproc_per_node={parallel.model_parallel} (or a multiple), or choose another parallel=..."
         )
 
@@ -271,6 +294,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _sources_share_the_run,
     _blocks_divide_sequence,
     _sequence_fits_positions,
+    _context_parallel_cuts_no_block,
     _sequence_parallel_divides_rows,
     _parameter_overlap_needs_gradient_overlap,
     _learning_rate_falls,

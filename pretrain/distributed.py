@@ -29,12 +29,12 @@ class Ranks:
 
     @property
     def data_parallel_rank(self) -> int:
-        """Index among the model's copies."""
+        """Index among the groups of ranks that train on different sequences; context-parallel ranks share one."""
         return parallel_state.get_data_parallel_rank()
 
     @property
     def data_parallel_size(self) -> int:
-        """Copies of the model."""
+        """Groups of ranks that train on different sequences."""
         return parallel_state.get_data_parallel_world_size()
 
 
@@ -52,6 +52,7 @@ def distributed_session(parallel: ParallelConfig, runtime: RuntimeConfig, seed: 
     virtual = parallel.virtual_pipeline_parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_parallel,
+        context_parallel_size=parallel.context_parallel,
         pipeline_model_parallel_size=parallel.pipeline_parallel,
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
         distributed_timeout_minutes=math.ceil(runtime.timeout_minutes),

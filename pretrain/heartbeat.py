@@ -85,7 +85,7 @@ class Stragglers:
     _reported: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for rank, place in enumerate(gather_over_ranks(_place_in_copy)):
             groups[place].append(rank)
         self.peers = list(groups.values())
@@ -106,6 +106,10 @@ class Stragglers:
         return found
 
 
-def _place_in_copy() -> tuple[int, int]:
-    """Of this rank among those that hold one copy of the model."""
-    return parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank()
+def _place_in_copy() -> tuple[int, ...]:
+    """Of this rank among those that train on the same sequences."""
+    return (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_context_parallel_rank(),
+        parallel_state.get_pipeline_model_parallel_rank(),
+    )

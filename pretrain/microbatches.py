@@ -13,6 +13,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.noise import NoiseSource, add_noise
 from model.attention.plan import AttentionPlan, PlanBuilder
 from model.head import ScoredRows
+from pretrain.objective.local import take_local_rows
 from pretrain.objective.rows import (
     ForwardInput,
     RowSelection,
@@ -25,7 +26,7 @@ from pretrain.objective.rows import (
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Input of one forward. tokens [B, R]; plan, scored: as TriModeModel.forward takes them."""
+    """Input of one forward: rows of this rank. tokens [B, R]; plan, scored: as TriModeModel.forward takes them."""
 
     tokens: Tensor
     plan: AttentionPlan
@@ -43,7 +44,10 @@ class PreparedStep:
 
 @dataclass(frozen=True)
 class MicrobatchBuilder:
-    """Applies the stage's objective. noise: of the training or of the held-out split."""
+    """Applies the stage's objective, to whole sequences first: noise, scored rows and counts know no context shards.
+
+    noise: of the training or of the held-out split.
+    """
 
     stage: StageConfig
     noise: NoiseSource
@@ -63,12 +67,14 @@ class MicrobatchBuilder:
         return build_joint_input(add_noise(batch, self.noise, self.mask_token_id))
 
     def _finish(self, item: ForwardInput, counts: StepCounts) -> Microbatch:
-        scored = compute_row_weights(item.selection, counts, self.stage)
+        plan = self.plans.build(item.layout)
+        tokens, selection = take_local_rows(item, self.plans.shard)
+        scored = compute_row_weights(selection, counts, self.stage)
         device = self.plans.device
-        return Microbatch(item.tokens.to(device), self.plans.build(item.layout), scored.to(device), item.selection)
+        return Microbatch(tokens.to(device), plan, scored.to(device), selection)
 
 
 def _sum_over_data_parallel(counts: StepCounts, device: torch.device) -> StepCounts:
     values = torch.tensor(astuple(counts), dtype=torch.int64, device=device)
-    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(values, group=parallel_state.get_data_parallel_group())  # context-parallel ranks count the same
     return StepCounts(*values.tolist())

@@ -19,6 +19,7 @@ def run_schedule(model: list[Any], step: PreparedStep, forward_only: bool) -> Te
     Gradients are left in the gradient buffers, already reduced. `model`: this rank's (wrapped) chunks.
     """
     batch_size, rows = step.microbatches[0].tokens.shape
+    rows *= parallel_state.get_context_parallel_world_size()  # megatron-core wants those of the whole sequence
     iterators = [iter(step.microbatches) for _ in model]
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
@@ -49,10 +50,10 @@ def _forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Any, Call
 
 
 def _sum_over_ranks(outputs: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-    """Only the last pipeline stage has outputs; everyone gets the sum over stages and data-parallel ranks."""
+    """Only the last pipeline stage has outputs; everyone gets the sum over stages, data- and context-parallel ranks."""
     sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=device)
     for output in outputs:
         sums += output["sums"]
     dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
-    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     return sums

@@ -15,6 +15,7 @@ from megatron.core.optimizer import MegatronOptimizer
 
 from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
+from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks, count_parameters
 from model.checkpoint_layout import load_manifest
@@ -95,7 +96,11 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         load_checkpoint(start.step_dir, model, optimizer)
         report.say_restored(start.state, time.perf_counter() - began, start.verify_seconds)
     plans = PlanBuilder(
-        config.model, config.runtime.attention_backend, TORCH_DTYPES[config.precision.dtype], ranks.device
+        config.model,
+        config.runtime.attention_backend,
+        TORCH_DTYPES[config.precision.dtype],
+        ranks.device,
+        find_context_shard(config.stage.block_size),
     )
     return Trainer(
         config=config,

@@ -21,6 +21,7 @@ class ParallelConfig:
     """Degrees and switches of the parallel layout.
 
     tensor_parallel, pipeline_parallel: ranks over which layers are split and stacked.
+    context_parallel: ranks over which the rows of every sequence are split, in the joint stage of both halves alike.
     virtual_pipeline_parallel: model chunks per pipeline rank (interleaved schedule when > 1).
     sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.
     overlap_grad_reduce, overlap_param_gather: overlap data-parallel communication with compute.
@@ -29,6 +30,7 @@ class ParallelConfig:
     """
 
     tensor_parallel: int = 1
+    context_parallel: int = 1
     pipeline_parallel: int = 1
     virtual_pipeline_parallel: int = 1
     sequence_parallel: bool = False
@@ -39,12 +41,15 @@ class ParallelConfig:
 
     @property
     def model_parallel(self) -> int:
-        """Ranks that hold one copy of the model."""
-        return self.tensor_parallel * self.pipeline_parallel
+        """Ranks that train on the same sequences together."""
+        return self.tensor_parallel * self.context_parallel * self.pipeline_parallel
 
     def describe(self, world_size: int) -> str:
         """The layout on so many ranks in the usual short form, such as TP2 PP2 DP1."""
-        parts = [f"TP{self.tensor_parallel}", f"PP{self.pipeline_parallel}"]
+        parts = [f"TP{self.tensor_parallel}"]
+        if self.context_parallel > 1:
+            parts.append(f"CP{self.context_parallel}")
+        parts.append(f"PP{self.pipeline_parallel}")
         if self.virtual_pipeline_parallel > 1:
             parts.append(f"VPP{self.virtual_pipeline_parallel}")
         parts.append(f"DP{world_size // self.model_parallel}")

@@ -6,6 +6,8 @@ F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per elemen
     norm           H e input + 4 bytes; its output is the next product's to keep
     attention      on the CPU Q e + 2K e laid out for its kernel; on a GPU (Q + 2K) e projected (values are a view
                    of it) + Q e + K e rotated; on both + Q e output + 4 bytes per head
+                   with context parallelism Q e rotated + Q e output + 4 bytes per head, and 2K e per row of keys: the
+                   rank's noisy ones and the gathered clean ones of whole sequences
     MLP            2F e gate and up + F e product
 
 Checked against live tensors for the CPU's kernels (tests/launch/plan/test_memory.py); the GPU's differ in norms and
@@ -16,6 +18,7 @@ from conf.schema import AttentionBackend, Recompute
 from launch.plan.shape import FP32, Shape
 
 TILE_COLUMNS = 1024  # model/head.py: of the vocabulary at a time, in fp32 on the CPU
+SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group
 
 
 def saved_by_layer(shape: Shape) -> int:
@@ -54,6 +57,9 @@ def _heads(shape: Shape, widths: int) -> int:
 def _attention(shape: Shape) -> int:
     query, key = shape.model.query_width, shape.model.key_value_width
     normalisers = FP32 * shape.rows * shape.model.num_attention_heads // shape.parallel.tensor_parallel
+    if shape.parallel.context_parallel > 1:
+        pieces = _split_pieces(shape) if _on_cpu(shape) else 0
+        return _heads(shape, query + query) + seen_keys_bytes(shape) + pieces + normalisers
     rotated = (query + 2 * key) if _on_cpu(shape) else (query + 2 * key) + query + key
     return _heads(shape, rotated + query) + normalisers
 
@@ -62,22 +68,67 @@ def _on_cpu(shape: Shape) -> bool:
     return shape.kernels.attention is AttentionBackend.split
 
 
+def seen_keys_bytes(shape: Shape) -> int:
+    """Keys and values that a rank's attention sees: its own, and with context parallelism all clean ones."""
+    return 2 * shape.key_rows * shape.model.key_value_width * shape.element_bytes // shape.parallel.tensor_parallel
+
+
 def _recomputed_attention(shape: Shape) -> int:
     """Inputs of the attention core (the queries as a copy) and its output."""
     query, key = shape.model.query_width, shape.model.key_value_width
     return _heads(shape, (query + 2 * key) + query + query)
 
 
-def layer_backward(shape: Shape) -> int:
-    """Most bytes in use, beyond what is kept, while the backward passes a layer: in the middle of its MLP.
+def _split_pieces(shape: Shape) -> int:
+    """What the pieces of model/attention/split.py keep besides: output before joining, mask, keys of each."""
+    kept = _heads(shape, shape.model.query_width)
+    for first, last in _split_groups(shape):
+        if shape.doubled:
+            kept += _noisy_group(shape, first, last)
+        kept += (last - first) * last * shape.element_bytes  # mask
+    return kept
 
-    There the product has gone; its gradient, those of gate and up and one more of inner width have come. Under full
-    recomputation all that a layer computes exists again beside its input.
+
+def _split_groups(shape: Shape) -> list[tuple[int, int]]:
+    """First and last row, in the sequence, of each group of a rank; of the first rank, for all do much the same."""
+    length, chunk = shape.sequence_length, shape.local_length // 2
+    spans = [(0, chunk), (length - chunk, length)]
+    step = SPLIT_GROUP_ROWS
+    return [(first, min(first + step, stop)) for start, stop in spans for first in range(start, stop, step)]
+
+
+def _noisy_group(shape: Shape, first: int, last: int) -> int:
+    """Keys and values of a group of noisy rows, gathered, and its mask as numbers."""
+    key_width = shape.model.key_value_width // shape.parallel.tensor_parallel
+    start, end = first // shape.block_size, -(-last // shape.block_size)
+    prefix, own = (end - 1) * shape.block_size, (end - start) * shape.block_size
+    keys = 2 * shape.micro_batch_size * (prefix + own) * key_width
+    mask = (last - first) * (prefix + own) if end - start > 1 else 0
+    return (keys + mask) * shape.element_bytes
+
+
+def layer_backward(shape: Shape) -> int:
+    """Most bytes in use, beyond what is kept, while the backward passes a layer.
+
+    In the middle of its MLP the product has gone; its gradient, those of gate and up and one more of inner width have
+    come. Under full recomputation all that a layer computes exists again beside its input.
     """
     again = 0
     if shape.parallel.recompute is Recompute.full:
         again = computed_by_layer(shape) - shape.stream_bytes
-    return again + 3 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
+    in_mlp = 3 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
+    return again + max(in_mlp, _context_backward(shape) - _mlp(shape))
+
+
+def _context_backward(shape: Shape) -> int:
+    """Where gradients of gathered keys and values are about to be sent: these, and once more as they are sent.
+
+    What the MLP kept has gone by then. Where attention alone is recomputed its keys and values are there again.
+    """
+    if shape.parallel.context_parallel == 1:
+        return 0
+    recomputed = seen_keys_bytes(shape) if shape.parallel.recompute is Recompute.selective else 0
+    return recomputed + 2 * seen_keys_bytes(shape) + shape.stream_bytes
 
 
 def scoring(shape: Shape) -> int:

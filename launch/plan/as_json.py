@@ -48,6 +48,7 @@ def layout_overrides(plan: Plan) -> list[str]:
     parallel = plan.config.parallel
     return [
         f"parallel.tensor_parallel={parallel.tensor_parallel}",
+        f"parallel.context_parallel={parallel.context_parallel}",
         f"parallel.pipeline_parallel={parallel.pipeline_parallel}",
         f"parallel.virtual_pipeline_parallel={parallel.virtual_pipeline_parallel}",
         f"parallel.sequence_parallel={str(parallel.sequence_parallel).lower()}",

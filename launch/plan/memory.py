@@ -70,7 +70,7 @@ def _estimate_stage(shape: Shape, stage: int) -> StageMemory:
         stage=stage,
         weights=parameters * shape.element_bytes,
         gradients=parameters * FP32,
-        optimizer=parameters * FP32 * state // shape.data_parallel,
+        optimizer=parameters * FP32 * state // shape.data_ranks,
         activations=_kept(shape, stage),
         logits=activations.scoring(shape) if is_last else 0,
         working=activations.layer_backward(shape),

@@ -21,6 +21,7 @@ PARTS = {
     "recomputation": "forward computed again",
     "imbalance": "busiest pipeline stage beyond the mean",
     "tensor": "tensor-parallel collectives, not overlapped",
+    "context": "keys and values gathered over context-parallel ranks, not overlapped",
     "pipeline": "sends between stages, not overlapped",
     "bubble": "pipeline fills and drains",
     "data": "data-parallel reduction and gathering that compute does not hide",

@@ -9,7 +9,7 @@ from conf.schema import Recompute, RunConfig
 from launch.plan.hardware import Hardware
 from launch.plan.plan import Plan, build_plan
 
-LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 8
+LARGEST_CONTEXT, LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 16, 8
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class Search:
 
 
 def search_layouts(config: RunConfig, num_gpus: int, hardware: Hardware, document_tokens: int | None = None) -> Search:
-    """Tensor, pipeline and virtual pipeline degrees, micro batch and recomputation; the rest is `config`'s.
+    """Tensor, context, pipeline and virtual pipeline degrees, micro batch and recomputation; the rest is `config`'s.
 
-    Tensor-parallel groups stay within a node and split the sequence too. Equal times go to less memory.
+    Tensor-parallel groups stay within a node and split the sequence too. Sequences are split over context-parallel
+    ranks where each comes alone: smaller micro batches are the cheaper way to less memory. Equal times go to less.
     """
     plans, refusals = [], []
     for candidate in _candidates(config, num_gpus, hardware):
@@ -48,13 +49,15 @@ def _candidates(config: RunConfig, num_gpus: int, hardware: Hardware) -> Iterato
     layers, batch = config.model.num_layers, config.train.global_batch_size
     tensor = _powers_of_two(min(hardware.gpus_per_node, num_gpus))
     pipeline = _divisors(layers, min(LARGEST_PIPELINE, num_gpus))
-    for tp, pp, micro, recompute in product(tensor, pipeline, _divisors(batch, batch), Recompute):
-        if num_gpus % (tp * pp):
+    context = _powers_of_two(min(LARGEST_CONTEXT, num_gpus))
+    for tp, cp, pp, micro, recompute in product(tensor, context, pipeline, _divisors(batch, batch), Recompute):
+        if num_gpus % (tp * cp * pp) or (cp > 1 and micro > 1):
             continue
         for virtual in _divisors(layers // pp, LARGEST_VIRTUAL) if pp > 1 else (1,):
             parallel = replace(
                 config.parallel,
                 tensor_parallel=tp,
+                context_parallel=cp,
                 pipeline_parallel=pp,
                 virtual_pipeline_parallel=virtual,
                 sequence_parallel=tp > 1,

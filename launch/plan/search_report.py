@@ -10,10 +10,10 @@ from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
 from launch.plan.search import Search
 
-# From "again" on: shares of the step beyond useful compute; "pipeline" is sends, bubble and imbalance.
+# From "again" on: shares of the step beyond useful compute; "stages" is their sends, bubble and imbalance.
 COLUMNS = (
-    *("TP", "PP", "VPP", "DP", "micro", "recompute", "GB", "s/step", "days", "MFU"),
-    *("again", "tensor", "pipeline", "data"),
+    *("TP", "CP", "PP", "VPP", "DP", "micro", "recompute", "GB", "s/step", "days", "MFU"),
+    *("again", "tensor", "keys", "stages", "data"),
 )
 
 
@@ -34,7 +34,8 @@ def print_search(
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "
-        "not\noverlapped. again, tensor, pipeline, data: shares of the step. Times within a few percent are a draw."
+        "not\noverlapped. again, tensor, keys (of context parallelism), stages, data: shares of the step.\n"
+        "Times within a few percent are a draw."
     )
 
 
@@ -57,10 +58,12 @@ def _table(plans: list[Plan]) -> Table:
         table.add_column(column, justify="left" if column == "recompute" else "right")
     for plan in plans:
         time = plan.time
-        shares = [time.recomputation, time.tensor, time.pipeline + time.bubble + time.imbalance, time.data]
+        pipeline = time.pipeline + time.bubble + time.imbalance
+        shares = [time.recomputation, time.tensor, time.context, pipeline, time.data]
         parallel = plan.config.parallel
         degrees = (
             parallel.tensor_parallel,
+            parallel.context_parallel,
             parallel.pipeline_parallel,
             parallel.virtual_pipeline_parallel,
             plan.shape.data_parallel,

@@ -29,8 +29,8 @@ class Shape:
     """One rank's share of a run.
 
     element_bytes: of weights and activations. micro_batch_size: sequences of a forward. num_microbatches: of a rank's
-    step. doubled: rows are [noisy | clean]. scored_rows: of a microbatch at most, with every token scored and masked.
-    chunk_rows: rows of the head's logits at a time.
+    step. doubled: rows are [noisy | clean]. scored_rows: of a microbatch on a rank at most, with every token scored and
+    masked. chunk_rows: rows of the head's logits at a time.
     """
 
     model: ModelConfig
@@ -47,9 +47,24 @@ class Shape:
     chunk_rows: int
 
     @cached_property
+    def local_length(self) -> int:
+        """Tokens of a sequence on a rank."""
+        return self.sequence_length // self.parallel.context_parallel
+
+    @cached_property
     def rows(self) -> int:
-        """Rows of a forward: every sequence once, or twice where it is doubled."""
-        return self.micro_batch_size * self.sequence_length * (2 if self.doubled else 1)
+        """Rows of a forward on a rank: its tokens once, or twice where sequences are doubled."""
+        return self.micro_batch_size * self.local_length * (2 if self.doubled else 1)
+
+    @cached_property
+    def key_rows(self) -> int:
+        """Rows of keys that a rank's attention sees: its noisy ones, and the clean ones of whole sequences."""
+        return self.micro_batch_size * (self.sequence_length + (self.local_length if self.doubled else 0))
+
+    @cached_property
+    def data_ranks(self) -> int:
+        """Ranks that hold the same weights: data and context parallel ones."""
+        return self.data_parallel * self.parallel.context_parallel
 
     @cached_property
     def stream_rows(self) -> int:
@@ -82,6 +97,6 @@ def build_shape(config: RunConfig, num_gpus: int) -> Shape:
         sequence_length=length,
         block_size=config.stage.block_size,
         doubled=doubled,
-        scored_rows=batch * length * (2 if doubled else 1),
+        scored_rows=batch * length * (2 if doubled else 1) // config.parallel.context_parallel,
         chunk_rows=config.runtime.loss_chunk_rows,
     )

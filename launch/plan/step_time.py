@@ -4,12 +4,14 @@
     recomputation  the forward again: of the layers (full) or of attention (selective), at the same speed
     imbalance      what the busiest pipeline stage computes beyond the mean (the head, on the last)
     tensor         every tensor-parallel collective, none of it overlapped
+    context        clean keys and values gathered over context-parallel ranks, none of it overlapped
     pipeline       sends of a stage, none of them overlapped
     bubble         (P - 1) / (V * microbatches) of the above: waiting while the pipeline fills and drains
     data           reduction of gradients beyond the last microbatch's backward, gathering of weights beyond the first
                    one's forward, where these overlap; else both in full
 
-Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation, and that small products are slower.
+Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation, that small products are slower, and
+that context-parallel ranks see unequal numbers of pairs where documents are packed (tests/bench/joint/balance.py).
 """
 
 from dataclasses import dataclass, fields
@@ -31,6 +33,7 @@ class StepTime:
     recomputation: float
     imbalance: float
     tensor: float
+    context: float
     pipeline: float
     bubble: float
     data: float
@@ -49,14 +52,17 @@ def estimate_step_time(shape: Shape, work: StepWork, traffic: list[Traffic], har
     compute = work.total_flops / speed
     recomputation = _recomputed_flops(shape, work) / speed
     imbalance = _flops_of_last_stage(work, stages) * stages / speed - compute
-    tensor, pipeline = _sending_seconds(traffic, "tensor", hardware), _sending_seconds(traffic, "pipeline", hardware)
-    busy = compute + recomputation + imbalance + tensor + pipeline
+    tensor, context, pipeline = (
+        _sending_seconds(traffic, group, hardware) for group in ("tensor", "context", "pipeline")
+    )
+    busy = compute + recomputation + imbalance + tensor + context + pipeline
     one_microbatch = (compute + imbalance) / shape.num_microbatches
     return StepTime(
         compute=compute,
         recomputation=recomputation,
         imbalance=imbalance,
         tensor=tensor,
+        context=context,
         pipeline=pipeline,
         bubble=busy * (stages - 1) / (virtual * shape.num_microbatches),
         data=_exposed_data_seconds(shape, traffic, hardware, one_microbatch),

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.attention.context import WHOLE, ContextShard
+from model.attention.context_mask import build_shard_mask_mod
 from model.attention.layout import SequenceLayout
 
 
@@ -22,7 +24,7 @@ class FlexAttention:
     block_mask: Any
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
+        """query [B, H, R, D], key and value [B, G, K, D] -> [B, H, R, D]; K = R, or all that a context shard sees."""
         kernel = _compiled_kernel() if query.is_cuda else _eager_kernel()
         return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
 
@@ -38,19 +40,25 @@ def _eager_kernel() -> Callable[..., Any]:
     return flex_attention
 
 
-def build_flex_attention(layout: SequenceLayout) -> FlexAttention:
+def build_flex_attention(layout: SequenceLayout, shard: ContextShard = WHOLE) -> FlexAttention:
     """The layout's BlockMask; one for the whole batch where all sequences are laid out alike."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     layout = layout.without_repeats()
     batch, length = layout.positions.shape
-    rows = 2 * length if layout.doubled else length
-    mask_mod = _doubled_mask_mod(layout) if layout.doubled else _causal_mask_mod(layout)
+    noisy = length // shard.size if layout.doubled else 0
+    rows, keys = noisy + length // shard.size, noisy + length
     shared = None if batch == 1 else batch
     device = layout.positions.device
     # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [rows, rows].
     create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return FlexAttention(create(mask_mod, shared, None, rows, rows, device=str(device)))
+    return FlexAttention(create(_build_mask_mod(layout, shard), shared, None, rows, keys, device=str(device)))
+
+
+def _build_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callable[..., Tensor]:
+    if shard.size > 1:
+        return build_shard_mask_mod(layout, shard)
+    return _doubled_mask_mod(layout) if layout.doubled else _causal_mask_mod(layout)
 
 
 def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.schema import AttentionBackend, ModelConfig
 from model.attention.blocks import BlockAttention, suits
+from model.attention.context import WHOLE, ContextAttention, ContextShard
 from model.attention.flex import build_flex_attention
 from model.attention.layout import SequenceLayout
 from model.attention.split import build_split_attention
@@ -21,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """rotation: of queries and keys by in-half position. attend: query, key, value [B, heads, R, D] -> [B, H, R, D]."""
+    """rotation: of queries and keys by in-half position. attend: query, key, value [B, heads, R, D] -> [B, H, R, D].
+
+    R: rows of this rank.
+    """
 
     rotation: Rotation
     attend: Attend
@@ -29,12 +33,16 @@ class AttentionPlan:
 
 @dataclass
 class PlanBuilder:
-    """Turns layouts (given on the CPU) into plans on `device`. Regular layouts are planned once and kept."""
+    """Turns layouts (given on the CPU) into plans on `device`. Regular layouts are planned once and kept.
+
+    shard: which rows of every sequence this rank holds; layouts are those of whole sequences.
+    """
 
     model: ModelConfig
     backend: AttentionBackend
     dtype: torch.dtype
     device: torch.device
+    shard: ContextShard = WHOLE
     _regular: dict[tuple[int, int, bool], AttentionPlan] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -60,8 +68,12 @@ class PlanBuilder:
 
     def _build(self, layout: SequenceLayout, block_size: int | None) -> AttentionPlan:
         layout = layout.to(self.device)
-        rotation = compute_rotation(layout.row_positions(), self.model.rope, self.model.head_dim, self.dtype)
-        return AttentionPlan(rotation, self._choose(layout, block_size))
+        rows = self.shard.rows(layout.sequence_length, layout.doubled).to(self.device)
+        positions = layout.row_positions()[:, rows]
+        rotation = compute_rotation(positions, self.model.rope, self.model.head_dim, self.dtype)
+        if self.shard.size == 1:
+            return AttentionPlan(rotation, self._choose(layout, block_size))
+        return AttentionPlan(rotation, self._share(layout))
 
     def _choose(self, layout: SequenceLayout, block_size: int | None) -> Attend:
         """The fastest that was measured for the device and the layout (tests/bench/joint/attention.py)."""
@@ -77,12 +89,24 @@ class PlanBuilder:
         )
         return BlockAttention(layout.sequence_length, block_size, layout.doubled)
 
+    def _share(self, layout: SequenceLayout) -> Attend:
+        """Attention of this context-parallel rank's rows."""
+        assert not layout.doubled or _ends_of_spans_end_blocks(layout, self.shard), "a context shard cuts a block"
+        build = build_flex_attention if self.backend is AttentionBackend.flex else build_split_attention
+        local_length = layout.sequence_length // self.shard.size
+        return ContextAttention(self.shard, local_length, build(layout, self.shard))
+
 
 def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -> SequenceLayout:
     """One document per sequence and blocks of equal size; fields [1, S]."""
     positions = torch.arange(sequence_length)[None]
     no_completion = torch.zeros_like(positions, dtype=torch.bool)
     return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, no_completion, doubled)
+
+
+def _ends_of_spans_end_blocks(layout: SequenceLayout, shard: ContextShard) -> bool:
+    starts = [span.start for span in shard.spans(layout.sequence_length) if span.start]
+    return all((layout.block_ids[:, start] != layout.block_ids[:, start - 1]).all() for start in starts)
 
 
 def _regular_block_size(layout: SequenceLayout) -> int | None:

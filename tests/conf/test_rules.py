@@ -66,6 +66,13 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         (["train.global_batch_size=6", "train.micro_batch_size=2"], 2, ["train.global_batch_size=6", "=4"]),
         (["parallel=pp2_interleaved", "train.global_batch_size=3"], 2, ["3 microbatches", "pipeline_parallel=2"]),
         (["run.name=''"], 1, ["run.name is empty"]),
+        (["parallel=cp2", "data.sequence_length=4098", "stage.block_size=2"], 2, ["not a multiple of 4", "=4096"]),
+        (
+            ["stage=joint", "parallel.context_parallel=4", "data.sequence_length=768", "stage.block_size=64"],
+            4,
+            ["8 chunks of 96 tokens", "stage.block_size=64", "data.sequence_length=512"],
+        ),
+        (["parallel=tp2_sp_cp2"], 6, ["6 ranks", "parallel.context_parallel=2", "--nproc_per_node=4"]),
     ],
 )
 def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(
@@ -81,6 +88,25 @@ def test_sequence_parallelism_splits_both_halves_of_the_joint_stage() -> None:
     odd = [*layout, "data.sequence_length=6", "stage.block_size=2"]
     check_rules(compose_run_config([*GIVEN, *odd, "stage=joint"]), 4)  # 12 rows
     assert "splits 6 rows" in violations(*odd, "stage=ar", world_size=4)
+
+
+def test_without_noise_context_parallelism_may_cut_blocks() -> None:
+    layout = ["parallel.context_parallel=4", "data.sequence_length=768", "stage.block_size=64"]
+    check_rules(compose_run_config([*GIVEN, *layout, "stage=ar"]), 4)
+
+
+def test_sequence_parallelism_splits_the_rows_of_a_context_parallel_rank() -> None:
+    layout = ["parallel.tensor_parallel=4", "parallel.sequence_parallel=true", "model.num_key_value_heads=4"]
+    message = violations(
+        *layout, "parallel.context_parallel=2", "stage=ar", "data.sequence_length=4", "stage.block_size=1", world_size=8
+    )
+    assert "splits 2 rows (1 * data.sequence_length / parallel.context_parallel=2)" in message
+
+
+def test_ranks_that_share_sequences_are_no_data_parallel_ones() -> None:
+    config = compose_run_config([*GIVEN, "parallel=tp2_sp_cp2"])
+    assert data_parallel_size(config, 16) == 4
+    assert config.parallel.describe(16) == "TP2 CP2 PP1 DP4 SP"
 
 
 def test_the_other_schedules_and_layouts_are_not_held_to_rules_that_do_not_concern_them() -> None:

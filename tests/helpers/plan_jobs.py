@@ -22,6 +22,7 @@ from conf.schema import RunConfig
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoiseSource
 from model import cpu
+from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
 from model.build import build_model_chunks
 from model.transformer_config import TORCH_DTYPES
@@ -59,7 +60,11 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
         model: Any = wrap_data_parallel(chunks, config.parallel)
         optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
         plans = PlanBuilder(
-            config.model, config.runtime.attention_backend, TORCH_DTYPES[config.precision.dtype], ranks.device
+            config.model,
+            config.runtime.attention_backend,
+            TORCH_DTYPES[config.precision.dtype],
+            ranks.device,
+            find_context_shard(config.stage.block_size),
         )
         builder = MicrobatchBuilder(config.stage, NoiseSource(1, "plan", "train", config.stage.noise_epsilon), 3, plans)
         buffers = [buffer for chunk in model for buffer in chunk.buffers]

@@ -36,10 +36,15 @@ JOBS = {
     "joint_bf16_tp2_sp": ["stage=joint", "parallel=tp2_sp", "precision=bf16"],
     "ar_fp32_tp2_sp_full": ["stage=ar", "parallel=tp2_sp", "precision=fp32", "parallel.recompute=full"],
     "joint_bf16_pp2": ["stage=joint", "parallel=pp2", "precision=bf16"],
+    "ar_fp32_cp2": ["stage=ar", "parallel=cp2", "precision=fp32", "train.micro_batch_size=2"],
+    "joint_bf16_cp2_selective": ["stage=joint", "parallel=cp2", "precision=bf16", "parallel.recompute=selective"],
+    "joint_fp32_cp2_full": ["stage=joint", "parallel=cp2", "precision=fp32", "parallel.recompute=full"],
     "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
 }
 LAYOUTS = {
     **{option: [f"parallel={option}"] for option in ("single", "tp2", "tp2_sp", "pp2")},
+    # Long enough for activations to outweigh the buffers of gloo's collectives.
+    "cp2": ["parallel=cp2", "data.sequence_length=512"],
     "pp2_interleaved": ["parallel=pp2_interleaved", "model.num_layers=4"],
 }
 EVERY = {

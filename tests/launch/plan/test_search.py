@@ -71,3 +71,16 @@ def test_a_slower_network_makes_data_parallelism_dearer(overlap: str) -> None:
         for bandwidth in (50, 1)
     )
     assert slow > fast
+
+
+def test_sequences_too_long_for_a_rank_are_split_over_several() -> None:
+    long = ("experiment=nld_8b_joint", "data.sequence_length=262144", "train.global_batch_size=8")
+    found = search(*long)
+    layouts = [plan.config.parallel for plan in found.feasible]
+    assert layouts[0].context_parallel > 1
+    assert all(
+        plan.config.train.micro_batch_size == 1 for plan in found.feasible if plan.config.parallel.context_parallel > 1
+    )
+    whole = search(*long, memory_bytes=1000 * GIGA).feasible
+    assert {plan.config.parallel.context_parallel for plan in whole} >= {1, 2, 4, 8}
+    assert all((plan.time.context > 0) == (plan.config.parallel.context_parallel > 1) for plan in whole)

@@ -1,0 +1,167 @@
+"""Load balance of context-parallel ranks: attending pairs and FLOPs of each, counted from the structure of sequences.
+
+    python -m tests.bench.joint.balance [--length 262144]
+
+Every rank holds as many rows as any other; how many rows these see depends on the split and on the documents. All
+ranks of a group meet in every layer, where keys are gathered, so the fullest one sets the pace: max / mean of each
+sequence.
+Split "rounds" is ours (model/attention/context.py: zig-zag in rounds of short chunks), "zig-zag" the usual one (chunks
+r and 2C - 1 - r of 2C), "contiguous" gives rank r chunk r of C.
+Document lengths are assumptions, log-normal: no published corpus was counted for them.
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from conf.compose import compose_size
+from conf.schema import ModelConfig
+from data_pipeline.form import SequenceForm
+from data_pipeline.rows import Segments, count_rows, lay_out, stack_rows
+from model.attention.context import CHUNK_ROWS, ContextShard
+from model.attention.layout import SequenceLayout, count_seen_rows
+from pretrain.flops import count_step_flops
+
+LENGTH, BLOCK_SIZE, NUM_SEQUENCES = 262144, 32, 8
+SIZES = (2, 4, 8, 16)
+SPLITS = ("rounds", "zig-zag", "contiguous")
+MODEL = "ministral3_8b"
+COLUMNS = ("pairs", "FLOPs")
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Lengths of a sequence's documents in tokens: log-normal with this median and sigma; median 0: only one."""
+
+    name: str
+    median: int = 0
+    sigma: float = 0.0
+
+    def draw(self, length: int, alignment: int, generator: np.random.Generator) -> np.ndarray:
+        """As many as fill `length` rows; the last one is cut there."""
+        if not self.median:
+            return np.array([length])
+        lengths, rows = [], 0
+        while rows < length:
+            drawn = round(generator.lognormal(math.log(self.median), self.sigma))
+            lengths.append(int(np.clip(drawn, 1, length - rows)))
+            rows += int(count_rows(np.array([lengths[-1]]), alignment)[0])
+        return np.array(lengths)
+
+
+KINDS = (
+    Documents("one document"),
+    Documents("median 700", 700, 1.2),  # like web pages
+    Documents("median 8000", 8000, 1.5),  # like a mixture for long contexts
+)
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Mean over sequences of max / mean over the ranks; worst_pairs: the worst sequence's.
+
+    stage: ar or joint. pairs: of rows that see each other. flops: of MODEL's layers, with their weights.
+    """
+
+    stage: str
+    documents: str
+    split: str
+    size: int
+    pairs: float
+    worst_pairs: float
+    flops: float
+
+
+def simulate_balance(
+    length: int = LENGTH,
+    block_size: int = BLOCK_SIZE,
+    sizes: Sequence[int] = SIZES,
+    num_sequences: int = NUM_SEQUENCES,
+) -> list[Balance]:
+    """Every stage, kind of documents, size of the group and split."""
+    model = compose_size([f"model={MODEL}", "train.tokens=1e9"]).model
+    found = []
+    for stage in ("ar", "joint"):
+        for documents in KINDS:
+            count = num_sequences if documents.median else 1
+            layouts = [build_layout(documents, length, block_size, stage == "joint", seed) for seed in range(count)]
+            seen = [count_seen_rows(layout)[0] for layout in layouts]
+            for size in sizes:
+                for split in SPLITS:
+                    held = split_rows(layouts[0], size, split, block_size)
+                    ratios = compare_ranks(seen, held, model)
+                    found.append(Balance(stage, documents.name, split, size, *ratios))
+    return found
+
+
+def compare_ranks(seen: list[Tensor], held: list[Tensor], model: ModelConfig) -> tuple[float, float, float]:
+    """(pairs, worst_pairs, flops) of Balance. seen: [R] rows that each row sees, by sequence. held: rows by rank."""
+    pairs = [[int(of_sequence[rows].sum()) for rows in held] for of_sequence in seen]
+    flops = [[sum(count_step_flops(model, len(held[0]), count, 0)) for count in counts] for counts in pairs]
+    ratios = [max(counts) / mean(counts) for counts in pairs]
+    return mean(ratios), max(ratios), mean(max(values) / mean(values) for values in flops)
+
+
+def split_rows(layout: SequenceLayout, size: int, split: str, block_size: int) -> list[Tensor]:
+    """Rows of every rank."""
+    length = layout.sequence_length
+    if split == "contiguous":
+        rows = torch.arange(2 * length if layout.doubled else length)
+        return list(rows.view(-1, size, length // size).transpose(0, 1).flatten(1))
+    chunk_rows = CHUNK_ROWS if split == "rounds" else length
+    shards = [ContextShard(rank, size, None, block_size, chunk_rows) for rank in range(size)]
+    return [shard.rows(length, layout.doubled) for shard in shards]
+
+
+def build_layout(documents: Documents, length: int, block_size: int, doubled: bool, seed: int) -> SequenceLayout:
+    """One sequence as the packer lays it out: whole blocks, completed, where there is noise."""
+    form = SequenceForm(length, block_size, block_size if doubled else 1)
+    lengths = documents.draw(length, form.alignment, np.random.default_rng(seed))
+    tokens = np.zeros(lengths.sum(), dtype=np.int64)
+    segments = Segments(tokens, lengths, np.arange(len(lengths)), np.zeros(len(lengths), dtype=bool))
+    batch = stack_rows([lay_out(segments, form, completion_token_id=0)], [0])
+    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+
+
+def print_balance(console: Console, found: list[Balance]) -> None:
+    """One line per stage, kind of documents and size."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("stage", "documents", "CP"):
+        table.add_column(column, justify="right" if column == "CP" else "left")
+    for split in SPLITS:
+        for column in COLUMNS:
+            table.add_column(f"{split}\n{column}", justify="right")
+    lines: dict[tuple[str, str, int], list[str]] = {}
+    for item in found:
+        numbers = [f"{value:.3f}" for value in (item.pairs, item.flops)]
+        lines.setdefault((item.stage, item.documents, item.size), []).extend(numbers)
+    for (stage, documents, size), numbers in lines.items():
+        table.add_row(stage, documents, str(size), *numbers)
+    console.print("Fullest rank over the mean: attending pairs, FLOPs of the layers")
+    console.print(table)
+
+
+def as_rows(found: list[Balance]) -> list[dict[str, str | int | float]]:
+    """For JSON."""
+    return [asdict(item) for item in found]
+
+
+def main() -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--length", type=int, default=LENGTH)
+    arguments = parser.parse_args()
+    print_balance(Console(width=100, highlight=False), simulate_balance(arguments.length))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""One layer's attention on the ranks of a context-parallel group, against the dense mask, and its bytes; then runs.
+
+`torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds "runs" (a list of overrides each) and
+"attention" {ranks of the group: {name: {"sequences", "length", "block_size", "doubled", "recompute", "dtype", and if
+need be "chunk_rows"}}}, sequences as of tests.helpers.packed; of these every rank writes
+FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are above 1),
+"sent" {collective: bytes of its messages}}.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from conf.compose import compose_run_config, compose_size
+from conf.entry import quiet_libraries
+from conf.schema import AttentionBackend, RunConfig
+from data_pipeline.form import SequenceForm
+from model import cpu
+from model.attention.context import CHUNK_ROWS, find_context_shard
+from model.attention.layout import SequenceLayout, compute_dense_mask
+from model.attention.plan import PlanBuilder
+from pretrain.distributed import distributed_session
+from pretrain.trainer import run_training
+from tests.helpers.live_bytes import SentBytes
+from tests.helpers.packed import pack_chats
+
+
+def main() -> None:
+    """Runs the jobs of argv[1] in order."""
+    quiet_libraries()
+    cpu.install()
+    dist.init_process_group("gloo")
+    given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    for size, jobs in given["attention"].items():
+        config = compose_size(["model=tiny", "runtime=cpu", "train.tokens=1e6", f"parallel.context_parallel={size}"])
+        with distributed_session(config.parallel, config.runtime, seed=1):
+            for name, job in jobs.items():
+                path = Path(sys.argv[2]) / f"{size}_{name}_rank{dist.get_rank()}.json"
+                path.write_text(json.dumps(measure(config, **job)), encoding="utf-8")
+    for overrides in given["runs"]:
+        run_training(compose_run_config(overrides))
+    dist.destroy_process_group()
+
+
+def measure(
+    config: RunConfig,
+    sequences: list[list[list[int]]],
+    length: int,
+    block_size: int,
+    doubled: bool,
+    recompute: bool,
+    dtype: str,
+    chunk_rows: int = CHUNK_ROWS,
+) -> dict[str, Any]:
+    """Forward and backward of this rank's rows; the same rows of the whole sequence's are what they must be."""
+    batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    shard = replace(find_context_shard(block_size), chunk_rows=chunk_rows)
+    heads = draw_heads(config, len(sequences), layout.row_positions().shape[1])
+    weight = torch.linspace(-1, 1, heads[0].numel()).view_as(heads[0])
+    mask = compute_dense_mask(layout)[:, None]
+    expected = scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+    expected_gradients = torch.autograd.grad((expected * weight).sum(), heads)
+
+    rows = shard.rows(length, doubled)
+    local = [tensor.detach()[:, :, rows].to(getattr(torch, dtype)).requires_grad_() for tensor in heads]
+    where = (AttentionBackend.split, torch.float32, torch.device("cpu"))
+    attend = PlanBuilder(config.model, *where, shard).build(layout).attend
+    with SentBytes() as sent:
+        attended: Any = checkpoint(attend, *local, use_reentrant=False) if recompute else attend(*local)
+        gradients = torch.autograd.grad((attended * weight[:, :, rows]).sum(), local)
+    parts = [gradient[:, :, rows] for gradient in expected_gradients]
+    return {
+        "output": largest_difference([attended], [expected[:, :, rows]]),
+        "gradients": largest_difference(gradients, parts),
+        "sent": sent.by_collective,
+    }
+
+
+def draw_heads(config: RunConfig, batch: int, rows: int) -> list[Tensor]:
+    """query, key, value with gradients; the same on every rank."""
+    generator = torch.Generator().manual_seed(0)
+    groups = config.model.num_key_value_heads
+    counts = (config.model.num_attention_heads, groups, groups)
+    shape = (rows, config.model.head_dim)
+    return [torch.randn(batch, count, *shape, generator=generator).requires_grad_() for count in counts]
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Over all tensors, each relative to its largest value where that is above 1."""
+    return max(
+        ((mine.float() - its).abs().max() / its.abs().max().clamp(min=1)).item()
+        for mine, its in zip(found, expected, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    main()
