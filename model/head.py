@@ -52,10 +52,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         weights: Tensor,
         chunk_rows: int,
         group: dist.ProcessGroup,
+        needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        """hidden [N, H], weight [V/T, H] -> (loss, scalar fp32; cross entropy per row [N] fp32, no gradient)."""
+        """As score_rows; needs_grad: whether to form gradients."""
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
-        needs_grad = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = main_gradient = find_main_gradient(weight) if needs_grad else None
         if needs_grad and grad_weight is None:
@@ -85,7 +85,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             torch._assert_async(grad_loss == 1, "the gradient of the head's weight was formed for an unscaled loss")
             mark_added(ctx.weight)
             grad_weight = stand_in_gradient(ctx.weight)
-        return grad_hidden.mul_(grad_loss), grad_weight, None, None, None, None
+        return grad_hidden.mul_(grad_loss), grad_weight, *([None] * 5)
+
+
+def score_rows(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk_rows: int, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
+    """hidden [N, H], weight [V/T, H] -> (loss, scalar fp32; cross entropy per row [N] fp32, no gradient)."""
+    # Asked here: within a Function gradients are always off, and its needs_input_grad knows nothing of no_grad.
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk_rows, group, needs_grad)
 
 
 class VocabularyHead(ColumnParallelLinear):
@@ -98,10 +107,10 @@ class VocabularyHead(ColumnParallelLinear):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, scored: ScoredRows | None = None, chunk_rows: int = 0
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as ChunkedCrossEntropy.forward."""
+        """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as score_rows."""
         if scored is None:
             return super().forward(hidden)[0]
-        return ChunkedCrossEntropy.apply(hidden, self.weight, scored.targets, scored.weights, chunk_rows, self.tp_group)
+        return score_rows(hidden, self.weight, scored.targets, scored.weights, chunk_rows, self.tp_group)
 
 
 class _Memory:

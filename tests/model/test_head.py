@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 from model import head
-from model.head import ChunkedCrossEntropy
+from model.head import score_rows
 
 ROWS, HIDDEN, VOCAB = 37, 16, 101
 
@@ -34,7 +34,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("chunk_rows", [1, 8, ROWS, 1000])
 def test_loss_and_gradients_equal_the_full_logits(group: Any, chunk_rows: int) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
-    loss, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk_rows, group)
+    loss, losses = score_rows(hidden, weight, targets, weights, chunk_rows, group)
     (3 * loss).backward()
     reference = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     expected = cross_entropy(reference[0] @ reference[1].t(), targets, reduction="none")
@@ -48,7 +48,7 @@ def test_loss_and_gradients_equal_the_full_logits(group: Any, chunk_rows: int) -
 
 def test_huge_logits_do_not_overflow(group: Any) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
-    loss, _ = ChunkedCrossEntropy.apply(hidden * 1e3, weight, targets, weights, 8, group)
+    loss, _ = score_rows(hidden * 1e3, weight, targets, weights, 8, group)
     assert loss.isfinite()
 
 
@@ -56,7 +56,7 @@ def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: Any)
     hidden, weight, targets, weights = (tensor[:0] for tensor in inputs(torch.float32))
     weight = torch.randn(VOCAB, HIDDEN).requires_grad_()
     hidden = hidden.detach().requires_grad_()
-    loss, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, 8, group)
+    loss, losses = score_rows(hidden, weight, targets, weights, 8, group)
     loss.backward()
     assert loss == 0
     assert losses.numel() == 0
@@ -66,9 +66,12 @@ def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: Any)
 
 def test_evaluation_forms_no_gradients(group: Any) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
+    buffered: Any = weight
+    buffered.main_grad, buffered.grad_added_to_main_grad = torch.zeros_like(weight), False
     with torch.no_grad():
-        loss, _ = ChunkedCrossEntropy.apply(hidden, weight, targets, weights, 8, group)
+        loss, _ = score_rows(hidden, weight, targets, weights, 8, group)
     assert not loss.requires_grad
+    assert not buffered.main_grad.any()
 
 
 @pytest.mark.parametrize("columns", [8, 50, 101])
@@ -77,7 +80,7 @@ def test_in_float64_values_and_gradients_are_exact_in_tiles_of_any_width(
 ) -> None:
     monkeypatch.setattr(head, "TILE_COLUMNS", columns)
     hidden, weight, targets, weights = inputs(torch.float64)
-    loss, losses = ChunkedCrossEntropy.apply(hidden, weight, targets, weights.double(), 8, group)
+    loss, losses = score_rows(hidden, weight, targets, weights.double(), 8, group)
     loss.backward()
     mine = hidden.grad, weight.grad
     expected = cross_entropy(hidden @ weight.t(), targets, reduction="none")
@@ -91,7 +94,7 @@ def test_the_weights_gradient_goes_into_the_buffer_where_there_is_one(group: Any
     buffered: Any = weight.detach().clone().requires_grad_()
     buffered.main_grad, buffered.grad_added_to_main_grad = torch.ones_like(weight), False
     for one in (weight, buffered):
-        loss, _ = ChunkedCrossEntropy.apply(hidden, one, targets, weights, 8, group)
+        loss, _ = score_rows(hidden, one, targets, weights, 8, group)
         loss.backward()
     assert buffered.grad_added_to_main_grad
     assert weight.grad is not None
@@ -102,6 +105,6 @@ def test_a_scaled_loss_is_refused_where_the_gradient_was_added_already(group: An
     hidden, weight, targets, weights = inputs(torch.float32)
     buffered: Any = weight.detach().clone().requires_grad_()
     buffered.main_grad, buffered.grad_added_to_main_grad = torch.zeros_like(weight), False
-    loss, _ = ChunkedCrossEntropy.apply(hidden, buffered, targets, weights, 8, group)
+    loss, _ = score_rows(hidden, buffered, targets, weights, 8, group)
     with pytest.raises(RuntimeError, match="unscaled"):
         (2 * loss).backward()
