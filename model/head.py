@@ -12,7 +12,7 @@ Shapes: N scored rows, n rows of a chunk, H hidden size, V/T vocabulary rows of 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -110,7 +110,8 @@ class VocabularyHead(ColumnParallelLinear):
         """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as score_rows."""
         if scored is None:
             return super().forward(hidden)[0]
-        return score_rows(hidden, self.weight, scored.targets, scored.weights, chunk_rows, self.tp_group)
+        weight, group = cast(Tensor, self.weight), cast(dist.ProcessGroup, self.tp_group)
+        return score_rows(hidden, weight, scored.targets, scored.weights, chunk_rows, group)
 
 
 class _Memory:
