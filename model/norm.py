@@ -33,7 +33,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """y = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps)."""
         exact = x.to(_exact(x))
-        scale = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        scale = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         return (exact * scale).mul_(weight).to(x.dtype)
 
@@ -47,7 +47,7 @@ class _RMSNorm(torch.autograd.Function):
         mean = (product @ exact_weight).div_(x.shape[-1])[..., None]
         grad_weight = product.flatten(0, -2).sum(0)
         grad_x = torch.mul(grad, exact_weight, out=product)
-        grad_x.sub_(normalised.mul_(mean)).mul_(scale)
+        grad_x.addcmul_(normalised, mean, value=-1).mul_(scale)
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
 
 
