@@ -141,32 +141,33 @@ class _Chunk:
     def __init__(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup, memory: _Memory
     ) -> None:
-        self.hidden, self.group, self.memory = hidden, group, memory
+        self.hidden, self.group = hidden, group
         self.weights = weight.detach().split(memory.columns)
         targets = targets - group.rank() * len(weight)
         is_here = (targets >= 0) & (targets < len(weight))
-        self.tile_of_target = torch.where(is_here, targets // memory.columns, -1)
-        self.target_columns = (targets % memory.columns)[:, None]
-        self.softmaxes: list[Tensor] = []
+        tiles = torch.arange(len(self.weights), device=hidden.device)[:, None]
+        self.has_target = (is_here & (targets // memory.columns == tiles))[..., None]  # [tiles, n, 1]
+        self.columns = torch.where(self.has_target, (targets % memory.columns)[:, None], 0)
+        self.softmaxes = [memory.softmax(len(hidden), tile, len(part)) for tile, part in enumerate(self.weights)]
+        self.logits = [memory.logits(len(hidden), len(part)) for part in self.weights]
         self.tile_lse: Tensor = torch.empty(0)
         self.lse: Tensor = torch.empty(0)
 
     def compute_losses(self) -> Tensor:
         """Cross entropy of every row [n], at least fp32. Leaves each tile's softmax for the gradients."""
-        target_logits, tile_lse = None, []
-        for tile, weight in enumerate(self.weights):
-            shape = len(self.hidden), len(weight)
-            logits = torch.mm(self.hidden, weight.t(), out=self.memory.logits(*shape))
-            softmax = self.memory.softmax(shape[0], tile, shape[1])
+        largest, most_probable, found = [], [], []
+        for weight, logits, softmax, columns in zip(
+            self.weights, self.logits, self.softmaxes, self.columns, strict=True
+        ):
+            torch.mm(self.hidden, weight.t(), out=logits)
             torch.softmax(logits, dim=-1, dtype=softmax.dtype, out=softmax)
-            # The largest of a softmax is 1 / sum(exp(x - max)): its logarithm gives the sum back.
-            tile_lse.append(logits.amax(dim=-1).to(softmax.dtype) - softmax.amax(dim=-1).log())
-            columns = self.target_columns.clamp(max=len(weight) - 1)
-            found = torch.where(self.tile_of_target == tile, logits.gather(1, columns)[:, 0].to(softmax.dtype), 0)
-            target_logits = found if target_logits is None else target_logits + found
-            self.softmaxes.append(softmax)
-        assert target_logits is not None
-        self.tile_lse = torch.stack(tile_lse)
+            largest.append(logits.amax(dim=-1))
+            most_probable.append(softmax.amax(dim=-1))
+            found.append(logits.gather(1, columns))
+        # The largest of a softmax is 1 / sum(exp(x - max)): its logarithm gives the sum back.
+        most = torch.stack(most_probable)
+        self.tile_lse = torch.stack(largest).to(most.dtype) - most.log()
+        target_logits = torch.where(self.has_target, torch.stack(found), 0).sum(0)[:, 0].to(most.dtype)
         self.lse, target_logits = self._reduce(self.tile_lse.logsumexp(dim=0), target_logits)
         return self.lse - target_logits
 
@@ -182,13 +183,12 @@ class _Chunk:
 
     def add_gradients(self, weights: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> None:
         """Gradients of sum(weights * losses): written to grad_hidden [n, H], added to grad_weight [V/T, H]."""
-        factors = (self.tile_lse - self.lse).exp_().mul_(weights)
+        factors = (self.tile_lse - self.lse).exp_().mul_(weights)[..., None]
+        minus = torch.where(self.has_target, -weights[:, None], 0).to(factors.dtype)
         grad_hidden.zero_()
-        grad_weights = grad_weight.split(self.memory.columns)
+        grad_weights = grad_weight.split(len(self.weights[0]))
         for tile, (softmax, weight) in enumerate(zip(self.softmaxes, self.weights, strict=True)):
-            grad_logits = softmax.mul_(factors[tile][:, None])
-            minus = torch.where(self.tile_of_target == tile, -weights, 0).to(softmax.dtype)[:, None]
-            grad_logits.scatter_add_(1, self.target_columns.clamp(max=len(weight) - 1), minus)
+            grad_logits = softmax.mul_(factors[tile]).scatter_add_(1, self.columns[tile], minus[tile])
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden.addmm_(grad_logits, weight)
             _add_product(grad_weights[tile], grad_logits.t(), self.hidden)
