@@ -17,11 +17,14 @@ from conf.schema import RopeConfig
 
 @dataclass(frozen=True)
 class Rotation:
-    """cos, sin [R, B or 1, 1, D]; query_scale [R, B or 1, 1, 1]. Rows first, as megatron-core lays tensors out."""
+    """cos, sin [R, B or 1, 1, D], the first half of sin negated; query_scale [R, B or 1, 1, 1], None: all are 1.
+
+    Rows first, as megatron-core lays tensors out.
+    """
 
     cos: Tensor
     sin: Tensor
-    query_scale: Tensor
+    query_scale: Tensor | None
 
 
 def compute_inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
@@ -68,14 +71,20 @@ def compute_query_scale(positions: Tensor, rope: RopeConfig) -> Tensor:
     return 1 + rope.llama_4_scaling_beta * torch.log1p(periods)
 
 
-def compute_rotation(positions: Tensor, rope: RopeConfig, head_dim: int, dtype: torch.dtype) -> Rotation:
-    """Everything attention needs from in-half positions [B, R] (computed in fp32, returned in `dtype`)."""
+def compute_rotation(
+    positions: Tensor, rope: RopeConfig, head_dim: int, dtype: torch.dtype, *, scales_queries: bool = True
+) -> Rotation:
+    """Everything attention needs from in-half positions [B, R] (computed in fp32, returned in `dtype`).
+
+    scales_queries: whether any position reaches rope.original_max_position_embeddings, below which queries stay as
+    they are; the caller knows it without asking the device.
+    """
     inverse_frequencies = compute_inverse_frequencies(rope, head_dim).to(positions.device)
-    angles = positions.T.float()[:, :, None] * inverse_frequencies
-    angles = torch.cat([angles, angles], dim=-1)[:, :, None]
+    angles = (positions.T.float()[:, :, None] * inverse_frequencies)[:, :, None]
     factor = compute_attention_factor(rope)
-    scale = compute_query_scale(positions.T, rope)[:, :, None, None]
-    return Rotation((angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype), scale.to(dtype))
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    scale = compute_query_scale(positions.T, rope)[:, :, None, None].to(dtype) if scales_queries else None
+    return Rotation(torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype), scale)
 
 
 def apply_rotation(x: Tensor, rotation: Rotation, scale: bool = False) -> Tensor:
@@ -97,12 +106,6 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
-    half = x.shape[-1] // 2
-    cos, sin = rotation.cos[..., :half], rotation.sin[..., :half]
-    first, second = x.split(half, dim=-1)
-    turned = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    turned_first, turned_second = turned.split(half, dim=-1)
-    sign = -1 if forward else 1
-    torch.mul(first, cos, out=turned_first).addcmul_(second, sin, value=sign)
-    torch.mul(second, cos, out=turned_second).addcmul_(first, sin, value=-sign)
-    return turned.mul_(rotation.query_scale) if scale else turned
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    turned = torch.mul(x, rotation.cos).addcmul_(swapped, rotation.sin, value=1 if forward else -1)
+    return turned.mul_(rotation.query_scale) if scale and rotation.query_scale is not None else turned

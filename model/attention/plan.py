@@ -67,10 +67,12 @@ class PlanBuilder:
         return self._regular[key]
 
     def _build(self, layout: SequenceLayout, block_size: int | None) -> AttentionPlan:
+        rope = self.model.rope
+        scales_queries = int(layout.positions.max()) >= rope.original_max_position_embeddings
         layout = layout.to(self.device)
         rows = self.shard.rows(layout.sequence_length, layout.doubled).to(self.device)
         positions = layout.row_positions()[:, rows]
-        rotation = compute_rotation(positions, self.model.rope, self.model.head_dim, self.dtype)
+        rotation = compute_rotation(positions, rope, self.model.head_dim, self.dtype, scales_queries=scales_queries)
         if self.shard.size == 1:
             return AttentionPlan(rotation, self._choose(layout, block_size))
         return AttentionPlan(rotation, self._share(layout))

@@ -57,6 +57,7 @@ def test_query_scale_equals_transformers() -> None:
 def test_both_halves_of_a_doubled_sequence_share_positions() -> None:
     rope = RopeConfig(original_max_position_embeddings=16)
     rotation = compute_rotation(torch.arange(40).repeat(2)[None], rope, HEAD_DIM, torch.float32)
+    assert rotation.query_scale is not None
     for field in (rotation.cos, rotation.sin, rotation.query_scale):
         assert torch.equal(field[:40], field[40:])
     assert rotation.query_scale[16:40].min() > 1
@@ -68,8 +69,8 @@ def test_the_rotations_gradient_is_that_of_its_formula() -> None:
     rotation = compute_rotation(positions, rope, HEAD_DIM, torch.float64)
     heads = torch.randn(12, 1, 3, HEAD_DIM, dtype=torch.float64).requires_grad_()
     first, second = heads.chunk(2, dim=-1)
-    expected = heads * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin
-    expected = expected * rotation.query_scale
+    expected = heads * rotation.cos + torch.cat([second, first], dim=-1) * rotation.sin
+    expected = expected * compute_query_scale(positions, rope).T[..., None, None]
     actual = apply_rotation(heads, rotation, scale=True)
     torch.testing.assert_close(actual, expected)
     grad = torch.randn_like(heads)

@@ -128,13 +128,16 @@ def test_shards_longer_than_a_group_of_rows_agree_too(doubled: bool) -> None:
 
 
 def test_a_plan_turns_rows_by_their_positions_in_the_sequence_and_is_kept() -> None:
-    model = compose_size(["model=tiny", "train.tokens=1e6"]).model
+    model = compose_size(["model=tiny", "train.tokens=1e6", "model.rope.original_max_position_embeddings=32"]).model
     where = (AttentionBackend.split, torch.float32, torch.device("cpu"))
     layout, shard = build_regular_layout(64, 8, doubled=True), ContextShard(1, 4)
     builder = PlanBuilder(model, *where, shard)
     whole, part = PlanBuilder(model, *where).build(layout).rotation, builder.build(layout).rotation
     assert torch.equal(part.cos, whole.cos[shard.rows(64, doubled=True)])
+    assert part.query_scale is not None
+    assert whole.query_scale is not None
     assert torch.equal(part.query_scale, whole.query_scale[shard.rows(64, doubled=True)])
+    assert builder.build(build_regular_layout(32, 4, doubled=True)).rotation.query_scale is None  # all would be 1
     assert builder.build(layout) is builder.build(build_regular_layout(64, 8, doubled=True))
 
 
