@@ -6,7 +6,9 @@ query scaling as in Ministral 3 (`llama_4_scaling_beta`).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -97,6 +99,28 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
+    if x.is_cuda:  # model/kernels.py says why
+        query_scale = rotation.query_scale if scale else None
+        return _compile_turn()(x.detach(), rotation.cos, rotation.sin, query_scale, forward)
+    return _turn_in_place(x, rotation, scale, forward)
+
+
+@cache
+def _compile_turn() -> Callable[..., Tensor]:
+    """One kernel. Queries and keys differ in their heads: each gets its own, none with heads unknown."""
+    return torch.compile(turn_as_expression, dynamic=False)
+
+
+def turn_as_expression(x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, forward: bool) -> Tensor:
+    """x [R, B, H, D] turned, as one expression for a compiler; cos, sin, query_scale as in Rotation."""
+    half = x.shape[-1] // 2
+    cos, sin = cos[..., :half], sin[..., :half] if forward else -sin[..., :half]
+    first, second = x.split(half, dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return turned if query_scale is None else turned * query_scale
+
+
+def _turn_in_place(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
     half = x.shape[-1] // 2
     cos, sin = rotation.cos[..., :half], rotation.sin[..., :half]
     first, second = x.split(half, dim=-1)
