@@ -78,6 +78,7 @@ NOT_NEGATIVE = (
     "evaluation.every_steps",
     "checkpoint.every_steps",
     "guard.max_spikes",
+    "parallel.offload_layers",
 )
 ZERO_TO_ONE = ("schedule.warmup_fraction", "schedule.decay_fraction", "data.prepare.max_skipped_share")
 BELOW_ONE = ("optimizer.beta1", "optimizer.beta2")

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from math import isfinite
 
+from conf.lever_rules import LEVER_RULES
 from conf.ranges import RUN_RANGES, broken_ranges, read_key
 from conf.schema import (
     AttentionBackend,
@@ -297,6 +298,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _context_parallel_cuts_no_block,
     _sequence_parallel_divides_rows,
     _parameter_overlap_needs_gradient_overlap,
+    *LEVER_RULES,
     _learning_rate_falls,
     _spikes_can_be_told_and_undone,
     _yarn_bounds_are_ordered,

@@ -7,7 +7,8 @@ from megatron.core import parallel_state
 from torch import nn
 
 from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig
-from model.spec import build_block_spec, choose_gradient_accumulation_fusion, choose_transformer_engine
+from model.kernels import check_machine, list_choices
+from model.spec import build_block_spec
 from model.transformer_config import TORCH_DTYPES, build_transformer_config
 from model.tri_mode import TriModeModel
 
@@ -20,9 +21,13 @@ def build_model_chunks(
     """One TriModeModel per virtual pipeline stage of this rank (one without interleaving).
 
     Weights are not set yet: model/initialise.py or model/convert/load_weights.py fill them. megatron-core's process
-    groups must exist (pretrain/distributed.py).
+    groups must exist (pretrain/distributed.py). Raises UserError for what this machine cannot do.
     """
-    _log_choices()
+    check_machine(parallel, precision)
+    for choice in list_choices():
+        logger.info("%s", choice)
+    if precision.fp8 is not None:
+        logger.info("products of layers: fp8, %s; head and weights: %s", precision.fp8.value, precision.dtype.value)
     config = build_transformer_config(model, parallel, precision)
     stages: list[int | None] = [None]
     if parallel.virtual_pipeline_parallel > 1:
@@ -40,13 +45,6 @@ def build_model_chunks(
         )
         chunks.append(chunk.to(TORCH_DTYPES[precision.dtype]))
     return chunks
-
-
-def _log_choices() -> None:
-    use_transformer_engine, reason = choose_transformer_engine()
-    logger.info("layers: %s (%s)", "Transformer Engine" if use_transformer_engine else "megatron-core", reason)
-    fused, reason = choose_gradient_accumulation_fusion()
-    logger.info("gradient_accumulation_fusion: %s (%s)", "on" if fused else "off", reason)
 
 
 def count_parameters(chunks: Sequence[nn.Module]) -> int:

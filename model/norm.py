@@ -11,8 +11,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 
-class RMSNorm(torch.nn.RMSNorm):
-    """Normalises the last dimension, in fp32 at least, with the mark megatron-core's gradient reduction looks for.
+class TorchRMSNorm(torch.nn.RMSNorm):
+    """torch's, one kernel each way on CUDA, with the mark that megatron-core's gradient reduction looks for.
+
+    Normalises the last dimension, in fp32 at least.
 
     megatron-core's own wrapper refuses sequence parallelism, although all it takes is summing the weight's gradient
     over the tensor-parallel ranks, which `sequence_parallel` on the weight asks for.
@@ -21,6 +23,10 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class RMSNorm(TorchRMSNorm):
+    """Ours, for the CPU: keeps its input and one number per row."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., H] -> the same shape and format."""

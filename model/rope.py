@@ -6,7 +6,9 @@ query scaling as in Ministral 3 (`llama_4_scaling_beta`).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,6 +108,19 @@ class _Rotate(torch.autograd.Function):
 
 
 def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
+    query_scale = rotation.query_scale if scale else None
+    turn = _compile_turn() if x.is_cuda else turn_heads  # model/kernels.py says why
+    return turn(x.detach(), rotation.cos, rotation.sin, query_scale, forward)
+
+
+@cache
+def _compile_turn() -> Callable[..., Tensor]:
+    """One kernel. Queries and keys differ in their heads: each gets its own, none with heads unknown."""
+    return torch.compile(turn_heads, dynamic=False)
+
+
+def turn_heads(x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None, forward: bool) -> Tensor:
+    """x [R, B, H, D] turned, or turned back; cos, sin, query_scale as in Rotation."""
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
-    turned = torch.mul(x, rotation.cos).addcmul_(swapped, rotation.sin, value=1 if forward else -1)
-    return turned.mul_(rotation.query_scale) if scale and rotation.query_scale is not None else turned
+    turned = torch.mul(x, cos).addcmul_(swapped, sin, value=1 if forward else -1)
+    return turned if query_scale is None else turned.mul_(query_scale)

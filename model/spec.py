@@ -1,12 +1,10 @@
-"""Which modules a layer is made of: Transformer Engine on CUDA when it can be imported, else megatron-core's own.
+"""The modules a layer is made of: Transformer Engine's or megatron-core's own, as model/kernels.py chooses.
 
 Both name their weights alike on disk (Transformer Engine's names), so checkpoints move between the two.
 """
 
-import importlib.util
 from typing import Any
 
-import torch
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -16,23 +14,9 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from model.attention.core import CoreAttention
-from model.norm import RMSNorm
+from model.kernels import choose_fused_operators, choose_transformer_engine
+from model.norm import RMSNorm, TorchRMSNorm
 from model.swiglu import SwiGLU
-
-
-def choose_transformer_engine() -> tuple[bool, str]:
-    """Whether to build Transformer Engine layers, and why."""
-    if not torch.cuda.is_available():
-        return False, "no CUDA device"
-    if importlib.util.find_spec("transformer_engine") is None:
-        return False, "transformer_engine is not installed (make setup GPU=1)"
-    return True, "CUDA device and transformer_engine found"
-
-
-def choose_gradient_accumulation_fusion() -> tuple[bool, str]:
-    """Whether weight gradients may be added in the GEMM: Apex's CUDA extension does it for megatron-core's layers."""
-    found = torch.cuda.is_available() and importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
-    return found, f"Apex's fused_weight_gradient_mlp_cuda {'found' if found else 'not found'}"
 
 
 def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
@@ -40,6 +24,7 @@ def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> Transfo
     use_transformer_engine, _ = choose_transformer_engine()
     layer = _transformer_engine_layer() if use_transformer_engine else _local_layer()
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
+    # Used where the configuration says so: use_te_activation_func, model/transformer_config.py.
     layer.submodules.mlp.keywords["submodules"].activation_func = SwiGLU  # type: ignore[union-attr]
     num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_final_norm(use_transformer_engine))
@@ -48,7 +33,7 @@ def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> Transfo
 def _local_layer() -> ModuleSpec:
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
     submodules: Any = layer.submodules
-    submodules.input_layernorm = submodules.pre_mlp_layernorm = RMSNorm
+    submodules.input_layernorm = submodules.pre_mlp_layernorm = _own_norm()
     return layer
 
 
@@ -58,7 +43,13 @@ def _transformer_engine_layer() -> ModuleSpec:
 
 def _final_norm(use_transformer_engine: bool) -> Any:
     if not use_transformer_engine:
-        return RMSNorm
+        return _own_norm()
     from megatron.core.extensions.transformer_engine import TENorm
 
     return TENorm
+
+
+def _own_norm() -> type[TorchRMSNorm]:
+    """The norm of layers that are not Transformer Engine's."""
+    fused, _ = choose_fused_operators()
+    return TorchRMSNorm if fused else RMSNorm

@@ -1,12 +1,16 @@
 """Our configuration in megatron-core's terms."""
 
+from typing import Literal
+
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from conf.schema import Dtype, ModelConfig, ParallelConfig, PrecisionConfig, Recompute
-from model.spec import choose_gradient_accumulation_fusion
+from conf.schema import Dtype, Fp8Recipe, ModelConfig, ParallelConfig, PrecisionConfig, Recompute
+from model.kernels import choose_fused_operators, choose_gradient_accumulation_fusion
 
 TORCH_DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp32: torch.float32}
+# Formats of activations and weights; gradients of activations have e5m2 in hybrid.
+FP8_FORMATS: dict[Fp8Recipe, Literal["hybrid", "e4m3"]] = {Fp8Recipe.tensorwise: "hybrid", Fp8Recipe.blockwise: "e4m3"}
 
 
 def build_transformer_config(
@@ -17,6 +21,8 @@ def build_transformer_config(
     full = parallel.recompute is Recompute.full
     virtual = parallel.virtual_pipeline_parallel
     fusion, _ = choose_gradient_accumulation_fusion()
+    fused, _ = choose_fused_operators()
+    fp8 = precision.fp8
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -45,16 +51,24 @@ def build_transformer_config(
         perform_initialization=False,
         gradient_accumulation_fusion=fusion,
         masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        use_te_activation_func=True,  # the activation is a module of the layer: ours (model/swiglu.py)
-        bias_dropout_fusion=False,
+        bias_activation_fusion=fused,
+        use_te_activation_func=not fused,  # the activation is a module of the layer: ours (model/swiglu.py)
+        bias_dropout_fusion=False,  # with neither bias nor dropout it would compile one addition
         persist_layer_norm=False,
         # Two sends between the same two ranks in one batch train wrongly without an error (PP 2 interleaved).
         batch_p2p_comm=False,
+        overlap_p2p_comm=parallel.overlap_pipeline,
+        tp_comm_overlap=parallel.overlap_tensor_parallel,
         deallocate_pipeline_outputs=True,
         # The loss is normalised before the backward (pretrain/objective): no averaging after it.
         calculate_per_token_loss=True,
         recompute_granularity=None if parallel.recompute is Recompute.none else parallel.recompute.value,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
+        cpu_offloading=parallel.offload_layers > 0,
+        cpu_offloading_num_layers=parallel.offload_layers,
+        # Both recipes measure every tensor anew: nothing to keep in a checkpoint, a resumed run goes on exactly.
+        # delayed scaling would keep a history per product. fp8_param stays off: weights are bf16 everywhere.
+        fp8=None if fp8 is None else FP8_FORMATS[fp8],
+        fp8_recipe="tensorwise" if fp8 is None else fp8.value,
     )

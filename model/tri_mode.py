@@ -4,6 +4,7 @@ Parameter names are those of megatron-core's GPTModel, so checkpoints stay inter
 Shapes: B batch, R rows (S, or 2S as [noisy | clean] in the joint stage), H hidden size, V/T vocabulary of a rank.
 """
 
+from copy import copy
 from typing import Any
 
 from megatron.core import tensor_parallel
@@ -46,7 +47,7 @@ class TriModeModel(LanguageModule):
             self.output_layer = VocabularyHead(
                 config.hidden_size,
                 model.vocab_size,
-                config=config,
+                config=without_fused_accumulation(config),
                 init_method=config.init_method,  # type: ignore[arg-type]
                 bias=False,
                 gather_output=False,
@@ -86,3 +87,10 @@ class TriModeModel(LanguageModule):
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         return self.output_layer(hidden.flatten(0, 1)[scored.rows], scored, self.loss_chunk_rows)
+
+
+def without_fused_accumulation(config: TransformerConfig) -> TransformerConfig:
+    """For the head: model/head.py adds its gradient itself, and megatron-core's fused product would want Apex."""
+    config = copy(config)
+    config.gradient_accumulation_fusion = False
+    return config

@@ -41,9 +41,11 @@ def run(arguments: argparse.Namespace) -> None:
     from pretrain.distributed import distributed_session
     from pretrain.start import StartPoint
     from pretrain.trainer import build_trainer
+    from pretrain.userbuffers import userbuffers
 
     data = open_data(config)
-    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
+    session = distributed_session(config.parallel, config.runtime, config.train.seed)
+    with session as ranks, userbuffers(config):
         copies = ranks.data_parallel_size
         small = shrink(config, arguments.config.parent / "run", arguments.microbatches, copies)
         assert data.tokenizer.eos_token_id is not None, "open_data checks it"

@@ -24,14 +24,7 @@ def wrap_data_parallel(
 
     gradients_ready: called in every step when this rank has its own gradients, before it waits for those of others.
     """
-    settings = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=parallel.overlap_grad_reduce,
-        overlap_param_gather=parallel.overlap_param_gather,
-        use_distributed_optimizer=True,
-        bucket_size=parallel.bucket_parameters,
-        check_for_nan_in_grad=False,  # it would end the run; pretrain/guard.py decides
-    )
+    settings = build_data_parallel_config(parallel)
     wrapped = [
         DistributedDataParallel(config=chunk.config, ddp_config=settings, module=chunk, disable_bucketing=index > 0)
         for index, chunk in enumerate(chunks)
@@ -40,6 +33,18 @@ def wrap_data_parallel(
     if parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1 and not parallel.overlap_grad_reduce:
         _leave_out_reduction(wrapped)
     return wrapped
+
+
+def build_data_parallel_config(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+    """Our configuration in megatron-core's terms; the optimizer is always distributed."""
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
+        use_distributed_optimizer=True,
+        bucket_size=parallel.bucket_parameters,
+        check_for_nan_in_grad=False,  # it would end the run; pretrain/guard.py decides
+    )
 
 
 def _leave_out_reduction(wrapped: list[DistributedDataParallel]) -> None:

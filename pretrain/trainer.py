@@ -51,6 +51,7 @@ from pretrain.start_record import record_start
 from pretrain.state import TrainState
 from pretrain.status import RunPhase
 from pretrain.step import run_schedule
+from pretrain.userbuffers import userbuffers
 from pretrain.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def run_training(config: RunConfig) -> int:
     start_console_logging()
     data = open_data(config)
     session = distributed_session(config.parallel, config.runtime, config.train.seed)
-    with session as ranks, ExitStack() as held:
+    with session as ranks, userbuffers(config), ExitStack() as held:
         run_on_first_rank(lambda: held.enter_context(lock_run_folder(Path(config.run.dir))))
         return build_trainer(config, data, agree_on_start(config, data), ranks).run()
 

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     ),  # answers in a second: no torch
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
-        *("model.attention.plan", "model.checkpoint_layout", "model.spec", "model.transformer_config"),
+        *("model.attention.plan", "model.checkpoint_layout", "model.kernels", "model.transformer_config"),
         *("pretrain.checkpoint_size", "pretrain.data", "pretrain.dry_batch", "pretrain.process_group"),
         *("pretrain.run_folder", "pretrain.start", "pretrain.status"),
     ),

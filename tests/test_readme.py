@@ -96,6 +96,30 @@ def test_the_layout_table_names_every_layout() -> None:
     assert set(re.findall(r"`(\w+)`", table.split("Single degrees")[0])) == set(RUN_TREE.options("parallel"))
 
 
+def lever_rows() -> list[list[str]]:
+    table = README.split("| lever |")[1].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_the_table_of_levers_names_keys_and_fields_that_exist() -> None:
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    known = {field.name for owner in (TransformerConfig, DistributedDataParallelConfig) for field in fields(owner)}
+    assert len(lever_rows()) > 5
+    for _, key, field, run in lever_rows():
+        assert key == "chosen" or key.strip("`") in RUN_TREE.keys
+        assert set(re.findall(r"`(\w+)`", field)) <= known
+        assert run == "not yet" or re.fullmatch(r"\d{1,2} \w+ \d{4}", run)
+
+
+def test_every_lever_is_in_the_table() -> None:
+    named = {key.strip("`") for _, key, _, _ in lever_rows()}
+    levers = ("overlap_", "offload_", "bucket_", "recompute")
+    keys = {key for key in RUN_TREE.keys if key.startswith(tuple(f"parallel.{lever}" for lever in levers))}
+    assert keys | {"precision.fp8", "chosen"} == named
+
+
 def test_the_annotated_tree_and_the_reading_order_show_what_exists() -> None:
     parent = ROOT
     for line in code_blocks("text")[0].splitlines():

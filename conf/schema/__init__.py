@@ -13,6 +13,7 @@ from conf.schema.model import ModelConfig, RopeConfig
 from conf.schema.optimization import (
     DecayShape,
     Dtype,
+    Fp8Recipe,
     OptimizerConfig,
     PrecisionConfig,
     ScheduleConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "DocumentKind",
     "Dtype",
     "EvaluationConfig",
+    "Fp8Recipe",
     "GuardConfig",
     "InputConfig",
     "LossNormalization",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Optional
 
 from omegaconf import MISSING
 
@@ -32,6 +33,19 @@ class Dtype(Enum):
     def num_bytes(self) -> int:
         """Of one number."""
         return {Dtype.bf16: 2, Dtype.fp32: 4}[self]
+
+
+class Fp8Recipe(Enum):
+    """How layers' products are scaled to 8 bits, anew for every tensor. tensorwise: one scale per tensor, gradients in
+    e5m2 and the rest in e4m3. blockwise: one per 1 x 128 activations and 128 x 128 weights, all in e4m3."""
+
+    tensorwise = "tensorwise"
+    blockwise = "blockwise"
+
+    @property
+    def multiple(self) -> int:
+        """Rows and columns of every product must be multiples of it."""
+        return {Fp8Recipe.tensorwise: 16, Fp8Recipe.blockwise: 128}[self]
 
 
 @dataclass
@@ -68,6 +82,10 @@ class ScheduleConfig:
 
 @dataclass
 class PrecisionConfig:
-    """dtype: format of weights and activations in training."""
+    """dtype: format of weights and activations in training.
+
+    fp8: see Fp8Recipe; of the products within layers alone, null for none. Weights, head and embedding stay in dtype.
+    """
 
     dtype: Dtype = Dtype.bf16
+    fp8: Optional[Fp8Recipe] = None

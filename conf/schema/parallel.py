@@ -26,7 +26,12 @@ class ParallelConfig:
     sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.
     overlap_grad_reduce, overlap_param_gather: overlap data-parallel communication with compute.
     bucket_parameters: parameters reduced or gathered together when overlapping; null is megatron-core's default.
+    overlap_tensor_parallel: hide the collectives within layers behind their products (Transformer Engine's
+    userbuffers); needs sequence_parallel.
+    overlap_pipeline: hide sends between stages behind compute; needs the interleaved schedule.
     recompute: see Recompute.
+    offload_layers: layers, from the first, whose activations wait in host memory for the backward pass (Transformer
+    Engine); fewer than the model has.
     """
 
     tensor_parallel: int = 1
@@ -37,7 +42,10 @@ class ParallelConfig:
     overlap_grad_reduce: bool = False
     overlap_param_gather: bool = False
     bucket_parameters: Optional[int] = None
+    overlap_tensor_parallel: bool = False
+    overlap_pipeline: bool = False
     recompute: Recompute = Recompute.none
+    offload_layers: int = 0
 
     @property
     def model_parallel(self) -> int:

@@ -36,6 +36,7 @@ def describe_layout(plan: Plan) -> dict[str, Any]:
         "layout": parallel.describe(plan.num_gpus),
         "overrides": layout_overrides(plan),
         "fits": plan.fits,
+        "not_modelled": plan.not_modelled,
         "memory_bytes": plan.worst.total,
         "step_seconds": plan.time.total,
         "days": plan.days,

@@ -45,6 +45,18 @@ class Plan:
         return self.worst.total <= self.hardware.usable_bytes
 
     @property
+    def not_modelled(self) -> list[str]:
+        """What the configuration asks for and no estimate knows of; a phrase each."""
+        parallel, fp8 = self.config.parallel, self.config.precision.fp8
+        effects = {
+            "precision.fp8": (fp8 is not None, "memory and time are those of bf16"),
+            "parallel.offload_layers": (parallel.offload_layers > 0, "memory and time are those without"),
+            "parallel.overlap_tensor_parallel": (parallel.overlap_tensor_parallel, "its collectives count in full"),
+            "parallel.overlap_pipeline": (parallel.overlap_pipeline, "its sends count in full"),
+        }
+        return [f"{key}: {effect}" for key, (is_asked, effect) in effects.items() if is_asked]
+
+    @property
     def mfu(self) -> float:
         """Useful FLOPs of the predicted step over what the GPUs could do in its time."""
         return self.work.total_flops / (self.time.total * self.num_gpus * self.hardware.peak_flops)

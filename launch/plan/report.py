@@ -31,6 +31,8 @@ PARTS = {
 def print_plan(console: Console, plan: Plan) -> None:
     """What a person wants to know before a job."""
     console.print(_headline(plan))
+    for phrase in plan.not_modelled:
+        console.print(f"[yellow]not modelled:[/] {phrase}")
     console.print(_memory_table(plan))
     console.print(_verdict(plan))
     console.print(_time_table(plan))

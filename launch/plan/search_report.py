@@ -31,6 +31,8 @@ def print_search(
         console.print(explain_failure(search, hardware), soft_wrap=True)
         return
     console.print(_table(search.feasible[:top]))
+    for phrase in search.feasible[0].not_modelled:
+        console.print(f"[yellow]not modelled:[/] {phrase}")
     console.print(f"Fastest: {' '.join(layout_overrides(search.feasible[0]))}", soft_wrap=True)
     console.print(
         f"Compute at {hardware.mfu:.0%} of the peak whatever the layout; collectives within layers and pipeline sends "

@@ -16,11 +16,14 @@ KERNELS = {
 
 
 def check_kernels(subject: Subject) -> Iterator[Finding]:
-    """Layers, weight gradients and attention. Slower ones than a GPU could have are warnings."""
+    """Layers, weight gradients and attention. Slower ones than a GPU could have are warnings.
+
+    Raises UserError for what this machine lacks of what the configuration asks for.
+    """
     quiet_libraries()
     import torch
 
-    from model.spec import choose_gradient_accumulation_fusion, choose_transformer_engine
+    from model.kernels import check_machine, choose_gradient_accumulation_fusion, choose_transformer_engine
 
     has_cuda = torch.cuda.is_available()
     if not has_cuda and not subject.is_cpu_run:
@@ -28,6 +31,7 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
             f"not known without a CUDA device. With one: {_describe_packages()}; attention: {_name(_guess(subject))}"
         )
         return
+    check_machine(subject.config.parallel, subject.config.precision)
     used, reason = choose_transformer_engine()
     yield _judge(f"layers: {'Transformer Engine' if used else 'megatron-core'} ({reason})", used or not has_cuda)
     used, reason = choose_gradient_accumulation_fusion()
@@ -42,7 +46,7 @@ def _describe_packages() -> str:
     layers = (
         "Transformer Engine" if there["transformer_engine"] else "megatron-core (transformer_engine is not installed)"
     )
-    fused = "on" if there[FUSED] else f"off ({FUSED} is not found)"
+    fused = "on" if any(there.values()) else f"off (neither transformer_engine nor {FUSED} is found)"
     return f"layers: {layers}; fused weight gradients: {fused}"
 
 

@@ -15,6 +15,7 @@ LAYOUTS = {
     "tp2_sp": (2, ["parallel=tp2_sp"]),
     "pp2_loss_on_the_last_stage_only": (2, ["parallel=pp2"]),
     "pp2_interleaved": (2, ["parallel=pp2_interleaved"]),
+    "pp2_interleaved_overlapped": (2, ["parallel=pp2_interleaved", "parallel.overlap_pipeline=true"]),
     "dp2_distributed_optimizer": (2, ["parallel=single"]),
     "dp2_overlapped_in_small_buckets": (
         2,

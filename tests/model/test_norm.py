@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from model.norm import RMSNorm
+from model.norm import RMSNorm, TorchRMSNorm
 from model.swiglu import SwiGLU
 
 ROWS, BATCH, WIDTH, EPS = 7, 2, 12, 1e-5
@@ -71,3 +72,23 @@ def test_swiglu_and_its_gradient_equal_torchs() -> None:
 def test_swiglu_keeps_its_input_alone() -> None:
     x = draw(torch.float32)
     assert saved_bytes(SwiGLU(None), x) == 4 * x.numel()
+
+
+def test_what_a_gpu_uses_in_their_place_is_the_same_function() -> None:
+    """torch's norm and megatron-core's SwiGLU, which a GPU compiles."""
+    norm, x, grad = build_norm(torch.float64), draw(torch.float64), draw(torch.float64).detach()
+    settings: Any = SimpleNamespace(params_dtype=torch.float64, sequence_parallel=True)
+    torchs = TorchRMSNorm(settings, WIDTH, eps=EPS)
+    torchs.load_state_dict(norm.state_dict())
+    weight: Any = torchs.weight
+    assert weight.sequence_parallel is True
+    with torch.compiler.set_stance("force_eager"):
+        pairs = [
+            (norm, torchs, grad),
+            (SwiGLU(None), lambda x: bias_swiglu_impl(x, None, False, False), grad[..., : WIDTH // 2]),
+        ]
+        for ours, its, grad_out in pairs:
+            torch.testing.assert_close(its(x), ours(x))
+            (mine,) = torch.autograd.grad(ours(x), x, grad_out)
+            (theirs,) = torch.autograd.grad(its(x), x, grad_out)
+            torch.testing.assert_close(theirs, mine)

@@ -7,7 +7,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.ministral3 import modeling_ministral3
 
 from conf.schema import RopeConfig
-from model.rope import apply_rotation, compute_inverse_frequencies, compute_query_scale, compute_rotation
+from model.rope import (
+    apply_rotation,
+    compute_inverse_frequencies,
+    compute_query_scale,
+    compute_rotation,
+    turn_heads,
+)
 
 HEAD_DIM = 64
 ROPES = [
@@ -76,3 +82,17 @@ def test_the_rotations_gradient_is_that_of_its_formula() -> None:
     grad = torch.randn_like(heads)
     mine, its = (torch.autograd.grad(output, heads, grad) for output in (actual, expected))
     torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_what_a_gpu_compiles_is_the_same_rotation_both_ways(scale: bool) -> None:
+    rope = RopeConfig(original_max_position_embeddings=16)
+    rotation = compute_rotation(torch.arange(40)[None], rope, HEAD_DIM, torch.float64)
+    heads = torch.randn(40, 1, 3, HEAD_DIM, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn_like(heads)
+    turned = apply_rotation(heads, rotation, scale)
+    (back,) = torch.autograd.grad(turned, heads, grad)
+    given = rotation.cos, rotation.sin, rotation.query_scale if scale else None
+    compiled = torch.compile(turn_heads, dynamic=False, backend="aot_eager")
+    torch.testing.assert_close(compiled(heads.detach(), *given, True), turned)
+    torch.testing.assert_close(compiled(grad, *given, False), back)

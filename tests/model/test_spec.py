@@ -1,15 +1,9 @@
-"""Layer choices, and weight names on disk that do not depend on them."""
+"""Weight names on disk that do not depend on what a layer is made of; the layout of a layer."""
 
-import importlib.machinery
-import importlib.util
-import sys
-
-import pytest
 import torch
 
 from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recompute
 from model.convert.mapping import build_table
-from model.spec import choose_gradient_accumulation_fusion, choose_transformer_engine
 from model.transformer_config import build_transformer_config
 
 MODEL = ModelConfig("toy", 2, 64, 96, 4, 2, 32, 384)
@@ -30,21 +24,6 @@ def test_the_converter_speaks_transformer_engine_names() -> None:
     layers = {f"decoder.layers.{i}.{name}" for i in range(2) for name in TRANSFORMER_ENGINE_LAYER}
     top = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
     assert names == layers | top
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without CUDA")
-def test_without_cuda_the_reason_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_transformer_engine() == (False, "no CUDA device")
-    assert choose_gradient_accumulation_fusion()[0] is False
-
-
-def test_gradient_accumulation_fusion_needs_apexs_extension(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose_gradient_accumulation_fusion()[0] is False
-    extension = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("fused_weight_gradient_mlp_cuda", None))
-    extension.__spec__ = importlib.machinery.ModuleSpec("fused_weight_gradient_mlp_cuda", None)
-    monkeypatch.setitem(sys.modules, "fused_weight_gradient_mlp_cuda", extension)
-    assert choose_gradient_accumulation_fusion()[0] is True
 
 
 def test_recomputation_and_layout_reach_megatron_core() -> None:

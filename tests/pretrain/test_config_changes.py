@@ -37,6 +37,14 @@ def test_settings_are_named_with_both_values() -> None:
     ]
 
 
+def test_products_in_8_bits_change_what_is_learned_and_overlap_does_not() -> None:
+    changes = compare_configs(kept(), resolved("precision.fp8=tensorwise", "parallel.offload_layers=1"))
+    assert list(describe_changes(changes, 3)) == [
+        "resume: 1 setting changed since step 3: precision.fp8 null -> tensorwise",
+        "resume: 1 setting changed about where and how it runs: parallel.offload_layers 0 -> 1",
+    ]
+
+
 def test_sources_come_and_go_with_all_their_keys() -> None:
     one = "data.train={web: {path: tokens/web, weight: 0.7}}"
     changes = compare_configs(kept(), plain(compose_run_config([*GIVEN, one])))
