@@ -64,12 +64,12 @@ def test_the_plan_chooses_by_layout() -> None:
 def test_the_cuda_kernel_gets_what_torch_says_it_takes(length: int, block_size: int, doubled: bool) -> None:
     rows = length * (2 if doubled else 1)
     with FakeTensorMode(), torch.no_grad():  # autograd would ask the driver for a device
-        heads = [torch.empty(2, n, rows, 64, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2)]
+        query, key, value = (torch.empty(2, n, rows, 64, device="cuda", dtype=torch.bfloat16) for n in (8, 2, 2))
         context = Context()
-        attended = _BlockAttention.forward(context, *heads, BlockAttention(length, block_size, doubled))
+        attended = _BlockAttention.forward(context, query, key, value, BlockAttention(length, block_size, doubled))
         grads = _BlockAttention.backward(context, torch.empty_like(attended))[:3]
-    assert attended.shape == heads[0].shape
-    assert [grad is not None and grad.shape for grad in grads] == [tensor.shape for tensor in heads]
+    assert attended.shape == query.shape
+    assert [grad is not None and grad.shape for grad in grads] == [query.shape, key.shape, value.shape]
 
 
 @pytest.mark.parametrize(("length", "block_size"), FORMS)
