@@ -73,6 +73,10 @@ bench-joint: export PYTHONWARNINGS := ignore
 bench-joint: setup  ## Benchmark of the joint step on one thread (15 minutes), into runs/bench/joint.json (ARGS="--quick")
 	$(PYTHON_OF_VENV) -m tests.bench.bench_joint $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: setup  ## The 8B-shaped step on one GPU against the public recipe (8 minutes), into runs/bench/gpu.json (ARGS="--toy": any device)
+	$(PYTHON_OF_VENV) -m tests.bench.bench_gpu $(ARGS)
+
 .PHONY: bench
 bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark of the repository (4 hours)
 

@@ -1,5 +1,5 @@
-"""Attention of one document in regular blocks, from torch's fused CPU kernel: no masks, no keys copied for groups
-of rows, no repeated heads.
+"""Attention of one document in regular blocks, from torch's fused kernel of the device (kernels.py): no masks, no keys
+copied for groups of rows, no repeated heads.
 
 The pairs that see each other are cut into pieces that the kernel takes as they are. Every piece is a softmax of its
 own; pieces of a row are merged by their log-sum-exp (as between the tiles of FlashAttention, arXiv 2205.14135). A
@@ -10,23 +10,22 @@ count of blocks that halving leaves odd becomes one call per segment, over all c
 Given the merged output and log-sum-exp, the kernel's backward of a piece is that piece's share of the gradients.
 Measured (one thread, fp32, 4 heads on 2 of 64, block 32, forward and backward): L 512 17.5 ms against 23.1 ms of groups
 under masks (split.py), L 2048 190 ms against 228 ms; one prefix per group of 128 rows, merged alike, 19.6 and 227 ms.
+On CUDA not measured yet (tests/bench/GPU.md), and not chosen there.
 Shapes: B batch, H query heads, G key heads, n = H / G, h halves (1 or 2, the clean one last), S clean length,
 D head_dim.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LARGEST_LEAF = 128  # clean rows of a causal call: fewer waste less on pairs that are masked, more make fewer calls
-MOST_SEGMENTS = 16  # of a sequence that cannot be halved; more are better served by split.py
+from model.attention.kernels import Kernel, State, find_kernel
 
-_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_differentiate = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+MOST_SEGMENTS = 16  # of a sequence that cannot be halved; more are better served by split.py
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,27 @@ class BlockAttention:
     doubled: bool
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, R, D], key and value [B, G, R, D] on the CPU -> [B, H, R, D]."""
+        """query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
         return _BlockAttention.apply(query, key, value, self)
 
-    @cached_property
-    def pieces(self) -> tuple[Piece, ...]:
-        """The first piece of every half has all its rows."""
-        leaf, everything = _choose_leaf(self.sequence_length), slice(None)
-        pieces = [Piece(leaf, -1, everything, -1, everything, causal=True), *self._halve(-1, leaf)]
-        if self.doubled:
-            own = Piece(self.block_size, 0, everything, 0, everything)
-            pieces += [own, *self._halve(0, self.block_size)]
-        return tuple(pieces)
-
-    def _halve(self, half: int, size: int) -> Iterator[Piece]:
+    def halve(self, half: int, size: int) -> Iterator[Piece]:
         """All clean rows before the segment of `size` rows that a row of `half` is in."""
         while self.sequence_length // size % 2 == 0:
             yield Piece(2 * size, half, slice(size, 2 * size), -1, slice(0, size))
             size *= 2
         for first in range(size, self.sequence_length, size):
             yield Piece(self.sequence_length, half, slice(first, first + size), -1, slice(0, first))
+
+
+@cache  # the same in every layer and step
+def cut_pieces(form: BlockAttention, largest_leaf: int) -> tuple[Piece, ...]:
+    """The first piece of every half has all its rows. largest_leaf: most clean rows of a causal piece."""
+    leaf, everything = _choose_leaf(form.sequence_length, largest_leaf), slice(None)
+    pieces = [Piece(leaf, -1, everything, -1, everything, causal=True), *form.halve(-1, leaf)]
+    if form.doubled:
+        own = Piece(form.block_size, 0, everything, 0, everything)
+        pieces += [own, *form.halve(0, form.block_size)]
+    return tuple(pieces)
 
 
 def suits(sequence_length: int, block_size: int) -> bool:
@@ -96,10 +96,10 @@ def suits(sequence_length: int, block_size: int) -> bool:
     return segments <= MOST_SEGMENTS
 
 
-def _choose_leaf(sequence_length: int) -> int:
-    """Largest segment of clean rows, of those that halving gives, that one causal call computes well."""
+def _choose_leaf(sequence_length: int, largest: int) -> int:
+    """Largest segment of clean rows, of those that halving gives, with at most so many; or the smallest."""
     leaf = sequence_length
-    while leaf > LARGEST_LEAF and leaf % 2 == 0:
+    while leaf > largest and leaf % 2 == 0:
         leaf //= 2
     return leaf
 
@@ -110,9 +110,10 @@ class _BlockAttention(torch.autograd.Function):
         shape, groups = query.shape, key.shape[1]
         query, key, value = (_split_halves(tensor, form, groups) for tensor in (query, key, value))
         key, value = key.squeeze(3), value.squeeze(3)
-        out, lse = _attend_pieces(form, query, key, value)
+        kernel = find_kernel(query.device)
+        out, lse, states = _attend_pieces(kernel, form, query, key, value)
         out = _join_halves(out, shape)
-        ctx.form, ctx.groups = form, groups
+        ctx.form, ctx.groups, ctx.kernel, ctx.states = form, groups, kernel, states
         ctx.save_for_backward(query, key, value, out, lse)  # of `out` the output projection keeps the same memory
         return out
 
@@ -121,7 +122,7 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, out, lse = ctx.saved_tensors
         batch, _, rows, dim = shape = grad.shape
         grad, out = (_split_halves(tensor, ctx.form, ctx.groups) for tensor in (grad, out))
-        grads = _differentiate_pieces(ctx.form, grad, query, key, value, out, lse)
+        grads = _differentiate_pieces(ctx, grad, query, key, value, out, lse)
         key_shape = torch.Size((batch, ctx.groups, rows, dim))
         shapes = (shape, key_shape, key_shape)
         return *(_join_halves(share.to(grad.dtype), its) for share, its in zip(grads, shapes, strict=True)), None
@@ -142,15 +143,18 @@ def _join_halves(rows: Tensor, shape: torch.Size) -> Tensor:
     return by_row.permute(0, 3, 1, 2, 4, 5).reshape(num_rows, batch, heads, dim).permute(1, 2, 0, 3)
 
 
-def _attend_pieces(form: BlockAttention, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [h, BG, S, n, D] and log-sum-exp [h, BG, S, n], at least fp32."""
+def _attend_pieces(
+    kernel: Kernel, form: BlockAttention, query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor, list[State]]:
+    """Output [h, BG, S, n, D], log-sum-exp [h, BG, S, n], at least fp32, and what the kernel keeps of every piece."""
     exact = torch.promote_types(query.dtype, torch.float32)
     out, lse = torch.empty_like(query, dtype=exact), torch.empty_like(query[..., 0], dtype=exact)
-    started: set[int] = set()
-    for piece in form.pieces:
+    started, states = set[int](), list[State]()
+    for piece in cut_pieces(form, kernel.largest_leaf):
         queries = piece.take_queries(query)
-        keys, values = (_expand(piece.take_keys(tensor), queries) for tensor in (key, value))
-        part, part_lse = _attend(queries, keys, values, 0.0, piece.causal)
+        keys, values = (piece.take_keys(tensor).flatten(0, 1)[:, None] for tensor in (key, value))
+        part, part_lse, state = kernel.attend(queries, keys, values, piece.causal)
+        states.append(state)
         total, total_lse = piece.take_queries(out), piece.take_queries(lse)
         if piece.query_half % len(query) in started:
             _merge(total, total_lse, part, part_lse)
@@ -158,7 +162,7 @@ def _attend_pieces(form: BlockAttention, query: Tensor, key: Tensor, value: Tens
             total.copy_(part)
             total_lse.copy_(part_lse)
             started.add(piece.query_half % len(query))
-    return out.to(query.dtype), lse
+    return out.to(query.dtype), lse, states
 
 
 def _merge(total: Tensor, total_lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
@@ -169,22 +173,18 @@ def _merge(total: Tensor, total_lse: Tensor, part: Tensor, part_lse: Tensor) -> 
 
 
 def _differentiate_pieces(
-    form: BlockAttention, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
+    ctx: Any, grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor
 ) -> list[Tensor]:
-    """Gradients of query, key, value in their shapes, at least fp32."""
+    """Gradients of query, key, value in their shapes, at least fp32. ctx: with what the forward kept."""
     exact = torch.promote_types(query.dtype, torch.float32)
     grads = [torch.zeros_like(tensor, dtype=exact) for tensor in (query, key, value)]
-    for piece in form.pieces:
+    pieces = cut_pieces(ctx.form, ctx.kernel.largest_leaf)
+    for piece, state in zip(pieces, ctx.states, strict=True):
         queries, grad_piece, out_piece, lse_piece = (piece.take_queries(t) for t in (query, grad, out, lse))
-        keys, values = (_expand(piece.take_keys(tensor), queries) for tensor in (key, value))
-        shares = _differentiate(grad_piece, queries, keys, values, out_piece, lse_piece, 0.0, piece.causal)
+        keys, values = (piece.take_keys(tensor).flatten(0, 1)[:, None] for tensor in (key, value))
+        shares = ctx.kernel.differentiate(grad_piece, queries, keys, values, out_piece, lse_piece, state, piece.causal)
         piece.take_queries(grads[0]).add_(shares[0])
         for total, share in zip(grads[1:], shares[1:], strict=True):
             target = piece.take_keys(total)
             target.add_(share.sum(1).view_as(target) if share.shape[1] > 1 else share.view_as(target))
     return grads
-
-
-def _expand(keys: Tensor, queries: Tensor) -> Tensor:
-    """[BG, segments, keys, D] -> [BG * segments, heads of the queries, keys, D], without a copy."""
-    return keys.flatten(0, 1)[:, None].expand(-1, queries.shape[1], -1, -1)

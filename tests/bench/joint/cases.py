@@ -1,6 +1,6 @@
-"""What is measured: a small model at the sizes of the issue, one sequence with half of its noisy tokens masked."""
+"""What is measured: one sequence with half of its noisy tokens masked; on the CPU through a small model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,8 +18,10 @@ from conf.schema import (
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoisyBatch
 from model.attention.plan import PlanBuilder
+from model.transformer_config import TORCH_DTYPES
 from pretrain.microbatches import Microbatch, PreparedStep
 from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
+from pretrain.process_group import choose_device
 
 BLOCK_SIZE, MASK_TOKEN_ID = 32, 100
 MASKING_PROBABILITY = 0.5
@@ -29,12 +31,30 @@ RUNTIME = RuntimeConfig(device=Device.cpu, loss_chunk_rows=256)
 SEED = 0
 
 
+SMALL = ModelConfig(
+    name="bench",
+    num_layers=4,
+    hidden_size=256,
+    ffn_hidden_size=768,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=0,
+)
+
+
 @dataclass(frozen=True)
 class Case:
-    """sequence_length: clean tokens. vocab_size: of embedding and head."""
+    """sequence_length: clean tokens. vocab_size: of embedding and head. shape: the model but for its vocabulary.
+
+    precision, runtime: as a run has them.
+    """
 
     sequence_length: int
     vocab_size: int
+    shape: ModelConfig = field(default_factory=lambda: SMALL)
+    precision: PrecisionConfig = field(default_factory=lambda: PRECISION)
+    runtime: RuntimeConfig = field(default_factory=lambda: RUNTIME)
 
     @property
     def name(self) -> str:
@@ -43,17 +63,13 @@ class Case:
 
     @property
     def model(self) -> ModelConfig:
-        """Hidden 256, 4 layers, grouped heads."""
-        return ModelConfig(
-            name="bench",
-            num_layers=4,
-            hidden_size=256,
-            ffn_hidden_size=768,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            vocab_size=self.vocab_size,
-        )
+        """Of this vocabulary."""
+        return replace(self.shape, vocab_size=self.vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """What it is measured on."""
+        return choose_device(self.runtime.device)
 
 
 CASES = (Case(512, 32768), Case(512, 131072), Case(2048, 32768))
@@ -84,6 +100,8 @@ def build_input(case: Case, objective: Objective) -> ForwardInput:
 def build_step(case: Case, objective: Objective) -> PreparedStep:
     """A global batch of one sequence, as pretrain/microbatches.py prepares it."""
     item = build_input(case, objective)
-    plans = PlanBuilder(case.model, AttentionBackend.auto, torch.float32, torch.device("cpu"))
+    device = case.device
+    plans = PlanBuilder(case.model, AttentionBackend.auto, TORCH_DTYPES[case.precision.dtype], device)
     scored = compute_row_weights(item.selection, item.counts, StageConfig(name="joint", objective=objective))
-    return PreparedStep([Microbatch(item.tokens, plans.build(item.layout), scored, item.selection)], item.counts)
+    microbatch = Microbatch(item.tokens.to(device), plans.build(item.layout), scored.to(device), item.selection)
+    return PreparedStep([microbatch], item.counts)

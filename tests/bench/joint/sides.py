@@ -1,4 +1,4 @@
-"""The reference and our model as modules of the same megatron-core trainer: one data-parallel rank, fp32, CPU."""
+"""The reference and our model as modules of the same megatron-core trainer: one data-parallel rank."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conf.schema import Objective
+from conf.schema import Objective, RuntimeConfig
 from model import build as model_build
 from model.build import build_model_chunks
 from model.initialise import initialise_weights
@@ -17,7 +17,7 @@ from pretrain.microbatches import PreparedStep
 from pretrain.optimizer import wrap_data_parallel
 from pretrain.step import run_schedule
 from tests.bench.joint import cases
-from tests.bench.joint.cases import PRECISION, RUNTIME, SEED, Case, build_step
+from tests.bench.joint.cases import RUNTIME, SEED, Case, build_step
 from tests.bench.joint.reference import ReferenceModel, build_reference_step
 
 REFERENCE, OURS, AR = "reference", "ours", "ar"
@@ -54,10 +54,11 @@ def build_side(case: Case, name: str) -> Side:
     original = model_build.TriModeModel
     model_build.TriModeModel = ReferenceModel if name == REFERENCE else original
     try:
-        chunks = build_model_chunks(case.model, cases.PARALLEL, PRECISION, RUNTIME.loss_chunk_rows)
+        chunks = build_model_chunks(case.model, cases.PARALLEL, case.precision, case.runtime.loss_chunk_rows)
     finally:
         model_build.TriModeModel = original
     initialise_weights(chunks, case.model, SEED)
+    chunks = [chunk.to(case.device) for chunk in chunks]
     if name == REFERENCE:
         step = build_reference_step(case)
     else:
@@ -66,7 +67,7 @@ def build_side(case: Case, name: str) -> Side:
 
 
 @contextmanager
-def trainer_session() -> Iterator[None]:
+def trainer_session(runtime: RuntimeConfig = RUNTIME) -> Iterator[None]:
     """megatron-core's groups of one rank."""
-    with distributed_session(cases.PARALLEL, RUNTIME, SEED):
+    with distributed_session(cases.PARALLEL, runtime, SEED):
         yield

@@ -1,5 +1,6 @@
 """Time of the joint step against the straightforward formulation, the bare products, and our AR step."""
 
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -71,12 +72,19 @@ def measure_parts(case: Case, rounds: int) -> dict[str, Any]:
     }
 
 
-def measure_profile(case: Case, rows: int = 12) -> dict[str, float]:
+def measure_profile(case: Case) -> dict[str, float]:
     """Share of our joint step's CPU time by operator, the most expensive first."""
-    side = build_side(case, OURS)
-    side.run()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        side.run()
-    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    total = sum(event.self_cpu_time_total for event in events)
-    return {event.key: event.self_cpu_time_total / total for event in events[:rows]}
+    return profile(build_side(case, OURS).run, torch.profiler.ProfilerActivity.CPU)
+
+
+def profile(run: Callable[[], object], activity: torch.profiler.ProfilerActivity, rows: int = 12) -> dict[str, float]:
+    """Share of the time of `run` by operator (on the CPU) or kernel (on CUDA), the most expensive first."""
+    run()
+    with torch.profiler.profile(activities=[activity]) as recorded:
+        run()
+        if activity is torch.profiler.ProfilerActivity.CUDA:
+            torch.cuda.synchronize()
+    on_cpu = activity is torch.profiler.ProfilerActivity.CPU
+    times = {e.key: e.self_cpu_time_total if on_cpu else e.self_device_time_total for e in recorded.key_averages()}
+    total = sum(times.values())
+    return {key: times[key] / total for key in sorted(times, key=times.__getitem__, reverse=True)[:rows]}

@@ -1,0 +1,147 @@
+"""One layer's attention alone, forward and backward, as TFLOP/s of the pairs that see each other.
+
+Joint mask: FlexAttention in several forms, and halves merged by log-sum-exp. Beside them dense causal attention of one
+sequence long enough to have as many pairs.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from conf.schema import ModelConfig
+from model.attention.blocks import BlockAttention
+from model.attention.context import WHOLE
+from model.attention.flex import _build_mask_mod, build_flex_attention
+from model.attention.layout import SequenceLayout
+from model.attention.plan import build_regular_layout
+from pretrain.flops import count_document_pairs
+from tests.bench.gpu.meter import measure
+from tests.bench.gpu.steps import Workbench
+from tests.bench.joint.cases import BLOCK_SIZE, SEED
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+FLEX, HALVES = "flex (ours)", "halves merged by log-sum-exp"
+FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
+TILE = 128  # dense causal sequences are multiples of it
+
+# Tiles of 64 fit the diagonal closer; the backward's four must divide the mask's.
+SMALL_TILES = {
+    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64,
+    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
+}  # fmt: skip
+SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every row sees itself
+# Name: rows of the BlockMask's blocks, whether heads are repeated, kernel options, mode of torch.compile.
+FLEX_FORMS: dict[str, tuple[int, bool, dict[str, Any], str]] = {
+    "flex, repeated heads": (128, True, {}, "default"),
+    "flex, blocks of 256": (256, False, {}, "default"),
+    "flex, tiles of 64": (64, False, SMALL_TILES, "default"),
+    "flex, prescaled, rows safe": (128, False, SAFE, "default"),
+    "flex, TMA": (128, False, {"USE_TMA": True}, "default"),
+    "flex, autotuned": (128, False, {}, "max-autotune-no-cudagraphs"),
+}
+JOINT_WAYS = (FLEX, *FLEX_FORMS, HALVES)
+DENSE_WAYS = (FLASH, CUDNN)
+WAYS = (*JOINT_WAYS, *DENSE_WAYS)
+AUTOTUNED = "flex, autotuned"
+
+
+def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
+    """By way: as of measure, with "tflops"; or {"error"}. "fastest": of the joint mask's."""
+    model, device = bench.settings.model, bench.meter.device
+    dtype = next(bench.side.module.parameters()).dtype
+    pairs = count_document_pairs(length, BLOCK_SIZE, doubled=True)
+    dense_length = round_to_tile(math.sqrt(2 * pairs))
+    joint = _draw_heads(model, 2 * length, device, dtype)
+    dense = _draw_heads(model, dense_length, device, dtype)
+    layout = build_regular_layout(length, BLOCK_SIZE, doubled=True).to(device)
+    ways = {name: _both_ways(_late(build), joint) for name, build in _joint_ways(layout, length, bench).items()}
+    ways |= {name: _both_ways(attend, dense) for name, attend in _dense_ways(bench.meter.is_cuda).items()}
+    results = measure(bench.meter, ways, bench.settings.rounds)
+    dense_pairs = count_document_pairs(dense_length, BLOCK_SIZE, doubled=False)
+    for name, result in results.items():
+        if "error" not in result:
+            seen = dense_pairs if name in DENSE_WAYS else pairs
+            result["tflops"] = 12 * model.query_width * seen / result["seconds"] / 1e12
+    working = [name for name in JOINT_WAYS if "tflops" in results.get(name, {})]
+    fastest = max(working, key=lambda name: results[name]["tflops"], default=None)
+    return results | {"fastest": fastest, "dense_length": dense_length}
+
+
+def round_to_tile(rows: float) -> int:
+    """The nearest multiple, at least one tile."""
+    return max(TILE, TILE * round(rows / TILE))
+
+
+def _draw_heads(model: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """query, key, value [1, heads, R, D] with rows first in memory, as layers have them; gradient of the output."""
+    generator = torch.Generator(device=device).manual_seed(SEED)
+    query_heads, groups = model.num_attention_heads, model.num_key_value_heads
+    shapes = [(rows, 1, heads, model.head_dim) for heads in (query_heads, groups, groups, query_heads)]
+    drawn = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for shape in shapes]
+    heads = [tensor.permute(1, 2, 0, 3) for tensor in drawn]
+    return [*(tensor.requires_grad_() for tensor in heads[:3]), heads[3]]
+
+
+def _both_ways(attend: Attend, heads: list[Tensor]) -> Callable[[], object]:
+    *inputs, grad = heads
+    return lambda: torch.autograd.grad(attend(*inputs), inputs, grad)
+
+
+def _late(build: Callable[[], Attend]) -> Attend:
+    """Built when first called, so that a failure is its own."""
+    built: list[Attend] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if not built:
+            built.append(build())
+        return built[0](query, key, value)
+
+    return attend
+
+
+def _joint_ways(layout: SequenceLayout, length: int, bench: Workbench) -> dict[str, Callable[[], Attend]]:
+    ways: dict[str, Callable[[], Attend]] = {FLEX: lambda: build_flex_attention(layout)}
+    for name, form in FLEX_FORMS.items():
+        if name != AUTOTUNED or bench.settings.autotune:
+            ways[name] = partial(_build_flex_form, layout, *form)
+    return ways | {HALVES: lambda: BlockAttention(length, BLOCK_SIZE, doubled=True)}
+
+
+def _build_flex_form(
+    layout: SequenceLayout, block_rows: int, repeated: bool, options: dict[str, Any], mode: str
+) -> Attend:
+    """FlexAttention under the same mask in another form."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    rows, device = 2 * layout.sequence_length, layout.positions.device
+    on_cuda = device.type == "cuda"
+    create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
+    mask = create(_build_mask_mod(layout, WHOLE), None, None, rows, rows, device=str(device), BLOCK_SIZE=block_rows)
+    kernel: Any = torch.compile(flex_attention, dynamic=False, mode=mode) if on_cuda else flex_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if repeated:
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+        return kernel(query, key, value, block_mask=mask, enable_gqa=not repeated, kernel_options=dict(options) or None)
+
+    return attend
+
+
+def _dense_ways(on_cuda: bool) -> dict[str, Attend]:
+    from torch.nn.attention import SDPBackend
+
+    backends = {FLASH: SDPBackend.FLASH_ATTENTION} | ({CUDNN: SDPBackend.CUDNN_ATTENTION} if on_cuda else {})
+    return {name: partial(_attend_causally, backend) for name, backend in backends.items()}
+
+
+def _attend_causally(backend: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    from torch.nn.attention import sdpa_kernel
+
+    with sdpa_kernel(backend):
+        return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)

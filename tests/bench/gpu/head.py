@@ -1,0 +1,80 @@
+"""Head and loss alone: gradients formed in the forward, or logits computed again in the backward; time and memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from conf.schema import Objective
+from model.head import ChunkedCrossEntropy, ScoredRows
+from tests.bench.gpu.meter import measure
+from tests.bench.gpu.steps import Workbench
+from tests.bench.joint.cases import SEED, build_step
+
+CHUNKS = (512, 1024, 4096)
+FORMED, RECOMPUTED, COMPILED = "formed in the forward", "recomputed", "recomputed, compiled"
+WHOLE = "whole logits, compiled"
+RECOMPUTED_CHUNK = 1024
+
+
+def list_ways() -> list[str]:
+    """Names of all."""
+    formed = [f"{FORMED}, chunks of {rows}" for rows in CHUNKS]
+    return [*formed, *(f"{way}, chunks of {RECOMPUTED_CHUNK}" for way in (RECOMPUTED, COMPILED)), WHOLE]
+
+
+def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
+    """By way, as of measure. Of the joint step's scored rows, on random hidden states."""
+    case = bench.settings.case(length)
+    (microbatch,) = build_step(case, Objective.joint).microbatches
+    weight: Any = bench.side.module.output_layer.weight
+    rows = len(microbatch.scored.rows)
+    generator = torch.Generator(device=case.device).manual_seed(SEED)
+    shape = rows, case.model.hidden_size
+    hidden = torch.randn(shape, generator=generator, device=case.device, dtype=weight.dtype).requires_grad_()
+    ways = build_ways(hidden, weight, microbatch.scored, bench.meter.is_cuda)
+    return measure(bench.meter, ways, bench.settings.rounds, [*bench.known(), hidden])
+
+
+def build_ways(hidden: Tensor, weight: Tensor, scored: ScoredRows, compiled: bool) -> dict[str, Callable[[], Tensor]]:
+    """Forward and backward; each returns the loss. hidden [N, H], weight [V, H]. compiled: where the names say so."""
+    group = parallel_state.get_tensor_model_parallel_group()
+    plain: Callable[..., Tensor] = torch.compile(_weighted_loss, dynamic=False) if compiled else _weighted_loss
+
+    def formed(chunk_rows: int) -> Tensor:
+        return ChunkedCrossEntropy.apply(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
+
+    def recomputed(loss_of: Callable[..., Tensor]) -> Tensor:
+        parts = (tensor.split(RECOMPUTED_CHUNK) for tensor in (hidden, scored.targets, scored.weights))
+        losses = [
+            checkpoint(loss_of, rows, weight, *others, use_reentrant=False, preserve_rng_state=False)
+            for rows, *others in zip(*parts, strict=True)
+        ]
+        return torch.stack(losses).sum()  # type: ignore[arg-type]
+
+    def whole() -> Tensor:
+        return plain(hidden, weight, scored.targets, scored.weights)
+
+    losses: list[Callable[[], Tensor]] = [lambda rows=rows: formed(rows) for rows in CHUNKS]
+    losses += [lambda: recomputed(_weighted_loss), lambda: recomputed(plain), whole]
+    return {name: _both_ways(hidden, loss) for name, loss in zip(list_ways(), losses, strict=True)}
+
+
+def _both_ways(hidden: Tensor, loss_of: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        hidden.grad = None
+        loss = loss_of()
+        loss.backward()
+        return loss.detach()
+
+    return run
+
+
+def _weighted_loss(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    logits = hidden @ weight.t()
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (cross_entropy(exact, targets, reduction="none") * weights).sum()

@@ -1,0 +1,100 @@
+"""Times and peak memory of functions on a device; what fails is reported and ends nothing else."""
+
+import gc
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.bench.joint.timing import measure_in_turns, spread
+from tests.helpers.live_bytes import LiveBytes
+
+WARM_UPS = 2
+HEAD_START_CYCLES = 10_000_000  # 5 to 6 ms
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Of one device."""
+
+    device: torch.device
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether it measures with CUDA's events and allocator."""
+        return self.device.type == "cuda"
+
+    def seconds(self, function: Callable[[], object]) -> float:
+        """From the first kernel's start to the last one's end, gaps between them included.
+
+        The device is kept busy at first, so that the host is ahead of it, as in a run of many steps.
+        """
+        if not self.is_cuda:
+            started = time.perf_counter()
+            function()
+            return time.perf_counter() - started
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        start.record()
+        function()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+
+    def peak_bytes(self, function: Callable[[], object], known: Iterable[Tensor]) -> int:
+        """Most bytes that are alive at a time beyond what was before. known: tensors that were, for the CPU's count."""
+        if not self.is_cuda:
+            with LiveBytes(known) as live:
+                function()
+            return live.peak
+        self.release()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def release(self) -> None:
+        """Gives back to the device what nobody uses."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+
+def measure(
+    meter: Meter, functions: Mapping[str, Callable[[], object]], rounds: int, known: Iterable[Tensor] = ()
+) -> dict[str, dict[str, Any]]:
+    """By name: {"seconds" (median), "spread", "peak_bytes"}, or {"error"}. All that work take turns."""
+    known, results, working = list(known), {}, {}
+    for name, function in functions.items():
+        error = attempt(meter, lambda function=function: [function() for _ in range(WARM_UPS)])
+        if error is None:
+            working[name] = function
+        else:
+            results[name] = {"error": error}
+    times = measure_in_turns(working, rounds, meter.seconds)
+    for name, function in working.items():
+        peak = meter.peak_bytes(function, known)
+        results[name] = {"seconds": median(times[name]), "spread": spread(times[name]), "peak_bytes": peak}
+    return {name: results[name] for name in functions}
+
+
+def attempt(meter: Meter, function: Callable[[], object]) -> str | None:
+    """The error's first line, where there is one: out of memory, a kernel that does not compile, a missing operator."""
+    try:
+        function()
+        meter.release()
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        message = f"{type(error).__name__}: {lines[0]}"
+    else:
+        return None
+    gc.collect()  # after the error, which held the frames and their tensors
+    meter.release()
+    return message[:LONGEST_MESSAGE]

@@ -1,0 +1,89 @@
+"""Operators between the products, forward and backward at the joint step's rows: ours, and compiled plain formulas.
+
+Which is faster decides whether model/ should hand its formulas to torch.compile on CUDA.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import rms_norm, silu
+
+from model.attention.plan import build_regular_layout
+from model.norm import _RMSNorm
+from model.rope import Rotation, apply_rotation, compute_rotation
+from model.swiglu import _SwiGLU
+from tests.bench.gpu.meter import measure
+from tests.bench.gpu.steps import Workbench
+from tests.bench.joint.cases import BLOCK_SIZE, SEED
+
+NORM, SWIGLU, ROTATION = "RMSNorm", "SwiGLU", "rotation"
+OURS, COMPILED, TORCH = "ours", "compiled", "torch's fused"
+
+
+def list_ways() -> list[str]:
+    """Names of all."""
+    both = [f"{operator}, {way}" for operator in (NORM, SWIGLU, ROTATION) for way in (OURS, COMPILED)]
+    return [*both, f"{NORM}, {TORCH}"]
+
+
+def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
+    """By "operator, way", as of measure."""
+    model, device, rows = bench.settings.model, bench.meter.device, 2 * length
+    decoder: Any = bench.side.module.decoder
+    weights = decoder.final_layernorm.weight.detach().requires_grad_()
+    positions = build_regular_layout(length, BLOCK_SIZE, doubled=True).row_positions().to(device)
+    rotation = compute_rotation(positions, model.rope, model.head_dim, weights.dtype)
+    hidden, inner, query = (
+        _draw((rows, 1, *shape), device, weights.dtype)
+        for shape in ((model.hidden_size,), (2 * model.ffn_hidden_size,), (model.num_attention_heads, model.head_dim))
+    )
+    eps = model.rms_norm_eps
+    compile_plain: Any = (lambda function: torch.compile(function, dynamic=False)) if bench.meter.is_cuda else _keep
+    norm, swiglu, rotate = (compile_plain(function) for function in (_plain_norm, _plain_swiglu, _plain_rotation))
+    ways: dict[str, tuple[Callable[[], Tensor], list[Tensor]]] = {
+        f"{NORM}, {OURS}": (lambda: _RMSNorm.apply(hidden, weights, eps), [hidden, weights]),
+        f"{NORM}, {COMPILED}": (lambda: norm(hidden, weights, eps), [hidden, weights]),
+        f"{NORM}, {TORCH}": (lambda: rms_norm(hidden, weights.shape, weights, eps), [hidden, weights]),
+        f"{SWIGLU}, {OURS}": (lambda: _SwiGLU.apply(inner), [inner]),
+        f"{SWIGLU}, {COMPILED}": (lambda: swiglu(inner), [inner]),
+        f"{ROTATION}, {OURS}": (lambda: apply_rotation(query, rotation, True), [query]),
+        f"{ROTATION}, {COMPILED}": (lambda: rotate(query, rotation), [query]),
+    }
+    runs = {name: _both_ways(function, inputs) for name, (function, inputs) in ways.items()}
+    return measure(bench.meter, runs, bench.settings.rounds, [*bench.known(), hidden, inner, query])
+
+
+def _keep(function: Any) -> Any:
+    return function
+
+
+def _draw(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator(device=device).manual_seed(SEED)
+    return torch.randn(shape, generator=generator, device=device, dtype=dtype).requires_grad_()
+
+
+def _both_ways(function: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+    """The output itself is its gradient: of its shape, and not constant."""
+
+    def run() -> object:
+        output = function()
+        return torch.autograd.grad(output, inputs, output.detach())
+
+    return run
+
+
+def _plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _plain_swiglu(x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return silu(gate) * up
+
+
+def _plain_rotation(x: Tensor, rotation: Rotation) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return (x * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin) * rotation.query_scale

@@ -1,0 +1,134 @@
+"""Whole steps, forward and backward, in turns: our AR and joint step, the recipe, and the changes between them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.schema import Objective, PrecisionConfig
+from pretrain.flops import compute_step_flops, find_peak_flops
+from pretrain.objective.rows import StepCounts
+from tests.bench.gpu.meter import Meter, attempt, measure
+from tests.bench.gpu.recipe import Recipe, list_changes
+from tests.bench.gpu.settings import Settings
+from tests.bench.joint.cases import build_input, build_step
+from tests.bench.joint.sides import AR, OURS, Side, build_side
+
+RECIPE = "recipe"
+STEPS = (AR, OURS, RECIPE)
+CONTRIBUTIONS = (*list_changes(), OURS)
+FP8 = "ours, fp8"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """side: our model, whose weights and gradient buffers every step uses."""
+
+    settings: Settings
+    meter: Meter
+    side: Side
+
+    def build_runs(self, length: int, names: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
+        """Steps by name, each returning its loss; built when first called, so that a failure is its own."""
+        return {name: _Late(lambda name=name: self._build_run(length, name)) for name in names}
+
+    def _build_run(self, length: int, name: str) -> Callable[[], Tensor]:
+        case = self.settings.case(length)
+        objective = Objective.ar if name == AR else Objective.joint
+        side = replace(self.side, step=build_step(case, objective))
+        if name in (AR, OURS):
+            return lambda: side.run()[0]
+        return Recipe(side, case, list_changes()[name]).run
+
+    def known(self) -> list[Tensor]:
+        """What exists between steps."""
+        return [*self.side.module.parameters(), *self.side.gradients().values()]
+
+
+class _Late:
+    """A step that is built when it is first run."""
+
+    def __init__(self, build: Callable[[], Callable[[], Tensor]]) -> None:
+        self.build, self.run = build, None
+
+    def __call__(self) -> Tensor:
+        self.run = self.run or self.build()
+        return self.run()
+
+
+def build_workbench(settings: Settings, precision: PrecisionConfig | None = None) -> Workbench:
+    """Inside trainer_session."""
+    case = settings.case(settings.lengths[0], precision)
+    return Workbench(settings, Meter(case.device), build_side(case, OURS))
+
+
+def measure_steps(bench: Workbench, length: int, names: tuple[str, ...]) -> dict[str, Any]:
+    """By name: as of measure, with "tokens_per_second", "mfu" and, of joint steps, "difference" from the recipe."""
+    runs = bench.build_runs(length, names)
+    results = measure(bench.meter, runs, bench.settings.rounds, bench.known())
+    alive = {name: run for name, run in runs.items() if "error" not in results[name]}
+    for name in alive:
+        results[name] |= compute_rates(bench.settings, length, name, results[name]["seconds"])
+    for name, difference in compare_results(bench, alive).items():
+        results[name]["difference"] = difference
+    return results
+
+
+def compute_rates(settings: Settings, length: int, name: str, seconds: float) -> dict[str, float | None]:
+    """Of useful work alone; mfu against the device's bf16 peak, None where that is not known."""
+    case = settings.case(length)
+    counts: StepCounts = build_input(case, Objective.ar if name == AR else Objective.joint).counts
+    flops = compute_step_flops(case.model, counts.rows, counts.pairs, counts.clean + counts.masked)
+    peak = find_peak_flops(case.device)
+    return {"tokens_per_second": length / seconds, "mfu": flops / seconds / peak if peak else None}
+
+
+def compare_results(bench: Workbench, runs: dict[str, Callable[[], Tensor]]) -> dict[str, float | str]:
+    """Of every joint step against the recipe's: the largest relative difference of the loss and of any gradient's norm.
+
+    A message where comparing fails. Nothing where the recipe itself failed.
+    """
+    if RECIPE not in runs:
+        return {}
+    expected: list[Tensor] = []
+    found: dict[str, float | str] = {}
+    for name, run in {RECIPE: runs[RECIPE], **runs}.items():
+        if name == AR:
+            continue
+
+        def compare(name: str = name, run: Callable[[], Tensor] = run) -> None:
+            results = _collect(bench.side, run)
+            if name == RECIPE:
+                expected[:] = results
+            found[name] = _largest_difference(results, expected)
+
+        error = attempt(bench.meter, compare)
+        if error is not None:
+            found[name] = error
+    return found
+
+
+def _collect(side: Side, run: Callable[[], Tensor]) -> list[Tensor]:
+    """Loss and gradients, the latter as copies."""
+    side.clear()
+    loss = run()
+    return [loss.double(), *(grad.clone() for grad in side.gradients().values())]
+
+
+def _largest_difference(results: list[Tensor], expected: list[Tensor]) -> float:
+    pairs = zip(results, expected, strict=True)
+    return float(torch.stack([((mine - its).norm() / its.norm()).float() for mine, its in pairs]).max())
+
+
+def measure_fp8(bench: Workbench, length: int) -> dict[str, Any]:
+    """Our joint step in fp8 in turns with the same in the bench's precision."""
+    assert bench.settings.fp8 is not None
+    other = build_workbench(bench.settings, bench.settings.fp8)
+    runs = bench.build_runs(length, (OURS,)) | {FP8: other.build_runs(length, (OURS,))[OURS]}
+    results = measure(bench.meter, runs, bench.settings.rounds, [*bench.known(), *other.known()])
+    for name, result in results.items():
+        if "error" not in result:
+            result |= compute_rates(bench.settings, length, name, result["seconds"])
+    return results
