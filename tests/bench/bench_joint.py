@@ -1,17 +1,16 @@
-"""Benchmark of the joint step: `make bench-joint` prints it and writes runs/bench/joint.json and joint.png.
+"""Benchmark of the joint step: `make bench-joint` prints it and writes runs/bench/joint.json and joint.png."""
 
-`--quick` takes one small case and few rounds: it shows that everything works, its figures say nothing.
-"""
-
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from conf.atomic import atomic_write_text
 from tests.bench.joint.attention import compare_attention
+from tests.bench.joint.balance import LENGTH, as_rows, print_balance, simulate_balance
 from tests.bench.joint.cases import CASES, QUICK_CASES, Case
 from tests.bench.joint.economies import count_economies
 from tests.bench.joint.memory import measure_memory
@@ -24,17 +23,23 @@ from tests.bench.joint.speed import measure_parts, measure_profile, measure_spee
 OUTPUT = Path("runs/bench/joint.json")
 ROUNDS, QUICK_ROUNDS = 9, 2
 LENGTHS, QUICK_LENGTHS = (512, 1024, 2048), (128, 256)
+QUICK_LENGTH = 4096  # of the sequences that context-parallel ranks share
 
 
 def main() -> None:
     """Measure, write, print."""
-    quick = "--quick" in sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_joint", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one small case, few rounds: figures that say nothing")
+    quick: bool = parser.parse_args().quick
     output = OUTPUT.with_stem("joint_quick") if quick else OUTPUT
     torch.set_num_threads(1)
     results = measure(quick)
+    balance = simulate_balance(QUICK_LENGTH if quick else LENGTH)
+    results["balance"] = as_rows(balance)
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(output, json.dumps(results, indent=2) + "\n")
     plot_results(results, output.with_suffix(".png"))
+    print_balance(Console(width=110, highlight=False), balance)
     print_results(results, output)
 
 
