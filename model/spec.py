@@ -5,6 +5,7 @@ Both name their weights alike on disk (Transformer Engine's names), so checkpoin
 
 from typing import Any
 
+from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
@@ -15,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from model.attention.core import CoreAttention
 from model.kernels import choose_fused_operators, choose_transformer_engine
+from model.last_layer import make_last
 from model.norm import RMSNorm, TorchRMSNorm
 from model.swiglu import SwiGLU
 
@@ -26,8 +28,10 @@ def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> Transfo
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
     # Used where the configuration says so: use_te_activation_func, model/transformer_config.py.
     layer.submodules.mlp.keywords["submodules"].activation_func = SwiGLU  # type: ignore[union-attr]
-    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=_final_norm(use_transformer_engine))
+    layers = [layer] * get_num_layers_to_build(config, vp_stage=vp_stage)
+    if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
+        layers[-1] = make_last(layer)
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(use_transformer_engine))
 
 
 def _local_layer() -> ModuleSpec:

@@ -18,6 +18,7 @@ from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan
 from model.embedding import Embedding
 from model.head import ScoredRows, VocabularyHead
+from model.last_layer import keep_scored_rows
 
 
 class TriModeModel(LanguageModule):
@@ -75,18 +76,27 @@ class TriModeModel(LanguageModule):
         """tokens [B, R] -> hidden [R, B, H] before the last stage; on it (weighted loss, cross entropy per row [N])
         with `scored`, else the logits of this rank's vocabulary [R, B, V/T]."""
         hidden = self.embedding(tokens, position_ids=None) if self.pre_process else None
+        if self.post_process and scored is not None:
+            plan = self.narrow(plan, scored, tokens.numel())
         hidden = self.decoder(hidden, attention_mask=None, attention_bias=plan)
         if not self.post_process:
             return hidden
         if scored is None:
             return self.output_layer(hidden)
-        return self.score(hidden, scored)
+        return self.score(hidden, scored, plan)
 
-    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    def narrow(self, plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+        """The plan by which the last layer keeps scored rows alone, if it can and that pays."""
+        return plan if self.config.sequence_parallel else keep_scored_rows(plan, scored.rows, num_rows)
+
+    def score(self, hidden: Tensor, scored: ScoredRows, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+        """What the decoder gave by this plan -> as forward with `scored`."""
         if self.config.sequence_parallel:
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return self.output_layer(hidden.flatten(0, 1)[scored.rows], scored, self.loss_chunk_rows)
+        rows = hidden.flatten(0, 1)
+        rows = rows[scored.rows] if plan.kept is None else rows[: len(scored.rows)]
+        return self.output_layer(rows, scored, self.loss_chunk_rows)
 
 
 def without_fused_accumulation(config: TransformerConfig) -> TransformerConfig:

@@ -24,11 +24,17 @@ logger = logging.getLogger(__name__)
 class AttentionPlan:
     """rotation: of queries and keys by in-half position. attend: query, key, value [B, heads, R, D] -> [B, H, R, D].
 
-    R: rows of this rank.
+    R: rows of this rank. kept: [N], index into the flattened [R, B] rows of those that the last layer goes on with;
+    None: all.
     """
 
     rotation: Rotation
     attend: Attend
+    kept: Tensor | None = None
+
+    def take_kept(self, rows: Tensor) -> Tensor:
+        """[R, B, width] -> [N, 1, width], or all as they are."""
+        return rows if self.kept is None else rows.flatten(0, 1)[self.kept][:, None]
 
 
 @dataclass

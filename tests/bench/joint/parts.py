@@ -16,12 +16,14 @@ def build_parts(side: Side) -> dict[str, Callable[[], object]]:
     hidden, grad = (torch.randn(shape, generator=generator) for _ in range(2))
     hidden.requires_grad_()
 
+    plan = module.narrow(microbatch.plan, microbatch.scored, microbatch.tokens.numel())
+    output, grad = plan.take_kept(hidden.detach()).clone().requires_grad_(), plan.take_kept(grad)
+
     def layers() -> None:
-        output = module.decoder(hidden, attention_mask=None, attention_bias=microbatch.plan)
-        output.backward(grad)
+        module.decoder(hidden, attention_mask=None, attention_bias=plan).backward(grad)
 
     def head() -> None:
-        loss, _ = module.score(hidden, microbatch.scored)
+        loss, _ = module.score(output, microbatch.scored, plan)
         loss.backward()
 
     return {"layers": layers, "head": head}

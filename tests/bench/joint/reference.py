@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from conf.schema import Objective
 from model.attention.layout import compute_dense_mask
+from model.attention.plan import AttentionPlan
 from model.head import ScoredRows
 from model.tri_mode import TriModeModel
 from pretrain.microbatches import PreparedStep
@@ -42,7 +43,11 @@ class AllRows(ScoredRows):
 class ReferenceModel(TriModeModel):
     """Our model with the head of the straightforward formulation. One sequence per batch."""
 
-    def score(self, hidden: Tensor, scored: ScoredRows) -> tuple[Tensor, Tensor]:
+    def narrow(self, plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+        """All rows go through all of every layer."""
+        return plan
+
+    def score(self, hidden: Tensor, scored: ScoredRows, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         assert isinstance(scored, AllRows)
         logits = self.output_layer(hidden)[:, 0].float()
         noisy, clean = logits.split(len(scored.clean_tokens))
