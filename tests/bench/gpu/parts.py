@@ -42,4 +42,5 @@ def run_part(bench: Workbench, part: str, length: int) -> dict[str, Any]:
     """Its results at a length, or {"error"}."""
     results: dict[str, Any] = {}
     error = attempt(bench.meter, lambda: results.update(PARTS[part](bench, length)))
+    bench.meter.release()
     return {"error": error} if error is not None else results

@@ -96,9 +96,12 @@ def test_what_fails_is_named_and_the_rest_is_measured() -> None:
     def fail() -> None:
         raise RuntimeError("no kernel\nfor this")
 
+    left = iter(range(4))
     meter = Meter(torch.device("cpu"))
-    found = measure(meter, {"fails": fail, "works": lambda: torch.ones(10)}, rounds=2)
+    functions = {"fails": fail, "fails later": lambda: next(left), "works": lambda: torch.ones(10)}
+    found = measure(meter, functions, rounds=3)
     assert found["fails"] == {"error": "RuntimeError: no kernel"}
+    assert found["fails later"] == {"error": "StopIteration: "}
     assert found["works"]["peak_bytes"] == 40
     assert attempt(meter, lambda: None) is None
 
