@@ -92,7 +92,7 @@ def divide(above: Read, below: Read) -> Read:
 
 def build_figures() -> list[Figure]:
     """All, in the order of the table."""
-    return [*_steps(), *_contributions(), *_attention(), *_head(), *_operators(), *_fp8()]
+    return [*_steps(), *_contributions(), *_attention(), *_head(), *_operators(), *_kept(), *_fp8()]
 
 
 def _steps() -> list[Figure]:
@@ -165,6 +165,15 @@ def _head() -> list[Figure]:
 def _operators() -> list[Figure]:
     return [
         Figure(f"{way}: time", "operators", take(way, "seconds", 1e-3), MILLISECONDS) for way in list_operator_ways()
+    ]
+
+
+def _kept() -> list[Figure]:
+    sides = ((RECIPE, "recipe"), (OURS, "ours"))
+    return [
+        Figure(f"kept for the backward by {what}, {label}: tensors of [2L, hidden]", "kept", take(name, what), "{:.1f}")
+        for what in ("layer", "head")
+        for name, label in sides
     ]
 
 

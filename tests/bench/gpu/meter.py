@@ -71,30 +71,42 @@ def measure(
     meter: Meter, functions: Mapping[str, Callable[[], object]], rounds: int, known: Iterable[Tensor] = ()
 ) -> dict[str, dict[str, Any]]:
     """By name: {"seconds" (median), "spread", "peak_bytes"}, or {"error"}. All that work take turns."""
-    known, results, working = list(known), {}, {}
-    for name, function in functions.items():
-        error = attempt(meter, lambda function=function: [function() for _ in range(WARM_UPS)])
-        if error is None:
-            working[name] = function
-        else:
-            results[name] = {"error": error}
-    times = measure_in_turns(working, rounds, meter.seconds)
-    for name, function in working.items():
-        peak = meter.peak_bytes(function, known)
-        results[name] = {"seconds": median(times[name]), "spread": spread(times[name]), "peak_bytes": peak}
-    return {name: results[name] for name in functions}
+    known, peaks = list(known), {}
+    guarded = {name: _Guarded(meter, function) for name, function in functions.items()}
+    for run in guarded.values():
+        for _ in range(WARM_UPS):
+            run()
+    times = measure_in_turns({name: run for name, run in guarded.items() if run.error is None}, rounds, meter.seconds)
+    for name in times:
+        peaks[name] = meter.peak_bytes(guarded[name], known)
+    return {
+        name: {"error": run.error}
+        if run.error is not None
+        else {"seconds": median(times[name]), "spread": spread(times[name]), "peak_bytes": peaks[name]}
+        for name, run in guarded.items()
+    }
+
+
+class _Guarded:
+    """A function that is not called again once it has failed. error: of the call that did."""
+
+    def __init__(self, meter: Meter, function: Callable[[], object]) -> None:
+        self.meter, self.function, self.error = meter, function, None
+
+    def __call__(self) -> None:
+        if self.error is None:
+            self.error = attempt(self.meter, self.function)
 
 
 def attempt(meter: Meter, function: Callable[[], object]) -> str | None:
     """The error's first line, where there is one: out of memory, a kernel that does not compile, a missing operator."""
     try:
         function()
-        meter.release()
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        message = f"{type(error).__name__}: {lines[0]}"
+        message = f"{type(error).__name__}: {lines[0]}"[:LONGEST_MESSAGE]
     else:
         return None
     gc.collect()  # after the error, which held the frames and their tensors
     meter.release()
-    return message[:LONGEST_MESSAGE]
+    return message

@@ -7,6 +7,7 @@ import torch
 
 from tests.bench.gpu.attention import measure_attention
 from tests.bench.gpu.head import measure_head
+from tests.bench.gpu.kept import measure_kept
 from tests.bench.gpu.meter import attempt
 from tests.bench.gpu.operators import measure_operators
 from tests.bench.gpu.steps import CONTRIBUTIONS, STEPS, Workbench, measure_fp8, measure_steps
@@ -32,6 +33,7 @@ PARTS: dict[str, Part] = {
     "contributions": lambda bench, length: measure_steps(bench, length, CONTRIBUTIONS),
     "head": measure_head,
     "operators": measure_operators,
+    "kept": measure_kept,
     "profile": _profile_step,
     "fp8": _compare_fp8,
 }
@@ -42,4 +44,5 @@ def run_part(bench: Workbench, part: str, length: int) -> dict[str, Any]:
     """Its results at a length, or {"error"}."""
     results: dict[str, Any] = {}
     error = attempt(bench.meter, lambda: results.update(PARTS[part](bench, length)))
+    bench.meter.release()
     return {"error": error} if error is not None else results

@@ -93,6 +93,8 @@ class RecipeLayer(nn.Module):
     def see(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         """query [1, H, R, D], key and value [1, G or H, R, D]."""
         grouped = self.changes.grouped_heads
+        if mask is None:  # kept.py
+            return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
         if isinstance(mask, Tensor):
             return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
         if self.changes.our_operators:  # not inside a compiled layer: compiled by itself
@@ -124,7 +126,7 @@ class Recipe:
         self.rotation = (rotation.cos[:, 0], rotation.sin[:, 0], rotation.query_scale[:, 0])
         layout = build_input(case, Objective.joint).layout.to(case.device)
         on_cuda = case.device.type == "cuda"
-        self.mask = build_flex_attention(layout).block_mask if on_cuda else compute_dense_mask(layout)[:, None]
+        self.mask: Any = build_flex_attention(layout).block_mask if on_cuda else compute_dense_mask(layout)[:, None]
         self.all_targets = self.tokens.index_copy(0, self.scored.rows, self.scored.targets)
         self.run_layer: Any = _run_layer
         self.score_whole: Any = _score_whole

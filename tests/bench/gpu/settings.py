@@ -13,7 +13,8 @@ from tests.bench.joint.cases import Case
 LENGTHS, ROUNDS = (4096, 16384), 10
 TENSOR_PARALLEL = 4  # whose share of the vocabulary the head has
 SLICE = ModelConfig("slice of 8B", 4, 4096, 14336, 32, 8, 128, 131072 // TENSOR_PARALLEL)
-TOY, TOY_LENGTHS, TOY_ROUNDS = ModelConfig("toy", 2, 64, 96, 4, 2, 16, 256), (64,), 2
+# Widths stand to each other as in the slice, so that layers keep as many tensors.
+TOY, TOY_LENGTHS, TOY_ROUNDS = ModelConfig("toy", 2, 64, 224, 4, 1, 16, 256), (64,), 2
 
 
 @dataclass(frozen=True)

@@ -34,13 +34,15 @@ class Workbench:
         """Steps by name, each returning its loss; built when first called, so that a failure is its own."""
         return {name: _Late(lambda name=name: self._build_run(length, name)) for name in names}
 
+    def build_side(self, length: int, objective: Objective = Objective.joint) -> Side:
+        """Our model with a step of so many tokens."""
+        return replace(self.side, step=build_step(self.settings.case(length), objective))
+
     def _build_run(self, length: int, name: str) -> Callable[[], Tensor]:
-        case = self.settings.case(length)
-        objective = Objective.ar if name == AR else Objective.joint
-        side = replace(self.side, step=build_step(case, objective))
+        side = self.build_side(length, Objective.ar if name == AR else Objective.joint)
         if name in (AR, OURS):
             return lambda: side.run()[0]
-        return Recipe(side, case, list_changes()[name]).run
+        return Recipe(side, self.settings.case(length), list_changes()[name]).run
 
     def known(self) -> list[Tensor]:
         """What exists between steps."""

@@ -60,6 +60,10 @@ def test_every_part_measures_what_its_figures_read(results: dict[str, Any]) -> N
     assert attention[HALVES]["tflops"] > 0 and attention[FLASH]["tflops"] > 0
     assert [name for name, way in head.items() if way["seconds"] > 0] == list_head_ways()
     assert {name for name, way in operators.items() if way["seconds"] > 0} == set(list_operator_ways())
+    kept = results["kept"][str(TOY_LENGTH)]
+    # Inputs and outputs of both norms 4, query, key and value 1.5, attended 1, fc1's output 7, SwiGLU's 3.5.
+    assert kept["ours"]["layer"] == pytest.approx(17.0, abs=0.3)
+    assert kept["ours"]["layer"] < kept["recipe"]["layer"] and kept["ours"]["head"] < kept["recipe"]["head"] / 3
     assert sum(results["profile"][str(TOY_LENGTH)].values()) <= 1
     cells = {row[0]: row[2] for row in list_rows(results, [TOY_LENGTH])}
     assert cells[f"attention, {FLEX}: TFLOP/s"] == "failed: NotImplementedError"
@@ -96,9 +100,12 @@ def test_what_fails_is_named_and_the_rest_is_measured() -> None:
     def fail() -> None:
         raise RuntimeError("no kernel\nfor this")
 
+    left = iter(range(4))
     meter = Meter(torch.device("cpu"))
-    found = measure(meter, {"fails": fail, "works": lambda: torch.ones(10)}, rounds=2)
+    functions = {"fails": fail, "fails later": lambda: next(left), "works": lambda: torch.ones(10)}
+    found = measure(meter, functions, rounds=3)
     assert found["fails"] == {"error": "RuntimeError: no kernel"}
+    assert found["fails later"] == {"error": "StopIteration: "}
     assert found["works"]["peak_bytes"] == 40
     assert attempt(meter, lambda: None) is None
 
