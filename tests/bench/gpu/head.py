@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from conf.schema import Objective
-from model.head import ChunkedCrossEntropy, ScoredRows
+from model.head import ScoredRows, score_rows
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import SEED, build_step
@@ -42,11 +42,11 @@ def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
 
 def build_ways(hidden: Tensor, weight: Tensor, scored: ScoredRows, compiled: bool) -> dict[str, Callable[[], Tensor]]:
     """Forward and backward; each returns the loss. hidden [N, H], weight [V, H]. compiled: where the names say so."""
-    group = parallel_state.get_tensor_model_parallel_group()
+    group: Any = parallel_state.get_tensor_model_parallel_group()
     plain: Callable[..., Tensor] = torch.compile(_weighted_loss, dynamic=False) if compiled else _weighted_loss
 
     def formed(chunk_rows: int) -> Tensor:
-        return ChunkedCrossEntropy.apply(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
+        return score_rows(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
 
     def recomputed(loss_of: Callable[..., Tensor]) -> Tensor:
         parts = (tensor.split(RECOMPUTED_CHUNK) for tensor in (hidden, scored.targets, scored.weights))

@@ -73,8 +73,9 @@ def _build_ours(bench: Workbench, length: int) -> tuple[Callable[..., Tensor], C
     module: Any = side.module
     (microbatch,) = side.step.microbatches
     hidden = module.embedding(microbatch.tokens, position_ids=None).detach().requires_grad_()
+    plan = module.narrow(microbatch.plan, microbatch.scored, microbatch.tokens.numel())
 
     def layers(x: Tensor) -> Tensor:
-        return module.decoder(x, attention_mask=None, attention_bias=microbatch.plan)
+        return module.decoder(x, attention_mask=None, attention_bias=plan)
 
-    return layers, lambda x: module.score(x, microbatch.scored)[0], hidden
+    return layers, lambda x: module.score(x, microbatch.scored, plan)[0], hidden

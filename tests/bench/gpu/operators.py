@@ -86,4 +86,5 @@ def _plain_swiglu(x: Tensor) -> Tensor:
 
 def _plain_rotation(x: Tensor, rotation: Rotation) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    return (x * rotation.cos + torch.cat([-second, first], dim=-1) * rotation.sin) * rotation.query_scale
+    turned = x * rotation.cos + torch.cat([second, first], dim=-1) * rotation.sin  # its first half is negated
+    return turned if rotation.query_scale is None else turned * rotation.query_scale

@@ -20,12 +20,14 @@ from conf.schema import ModelConfig, Objective
 from model.attention.flex import FlexAttention, build_flex_attention
 from model.attention.layout import compute_dense_mask
 from model.embedding import _Lookup
-from model.head import ChunkedCrossEntropy, ScoredRows
+from model.head import ScoredRows, score_rows
 from model.norm import _RMSNorm
 from model.rope import Rotation, apply_rotation
 from model.swiglu import _SwiGLU
 from tests.bench.joint.cases import Case, build_input
 from tests.bench.joint.sides import Side
+
+Turn = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ class RecipeLayer(nn.Module):
         self.qkv, self.proj = attention.linear_qkv.weight, attention.linear_proj.weight
         self.fc1, self.fc2 = mlp.linear_fc1.weight, mlp.linear_fc2.weight
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor, Tensor], mask: Any) -> Tensor:
-        """x [R, C], rotation: cos, sin [R, 1, D] and query scale [R, 1, 1] -> [R, C]."""
+    def forward(self, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
+        """x [R, C], rotation: cos, sin [R, 1, D] and query scale [R, 1, 1] or None -> [R, C]."""
         x = x + self.attend(normalise(x, self.input_norm, self.eps, self.changes), rotation, mask)
         inner = linear(normalise(x, self.mlp_norm, self.eps, self.changes), self.fc1)
         if self.changes.our_operators:
@@ -77,7 +79,7 @@ class RecipeLayer(nn.Module):
         gate, up = inner.chunk(2, dim=-1)
         return x + linear(silu(gate) * up, self.fc2)
 
-    def attend(self, x: Tensor, rotation: tuple[Tensor, Tensor, Tensor], mask: Any) -> Tensor:
+    def attend(self, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
         """Rows of qkv: by key head, its query heads, its key, its value."""
         heads = linear(x, self.qkv).view(len(x), self.groups, -1, self.head_dim)
         query, key, value = heads.split([heads.shape[2] - 2, 1, 1], dim=2)
@@ -103,14 +105,15 @@ class RecipeLayer(nn.Module):
 
         return flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)  # type: ignore[return-value]
 
-    def rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor, Tensor], scale: bool) -> Tensor:
+    def rotate(self, x: Tensor, rotation: Turn, scale: bool) -> Tensor:
         """x [R, heads, D]."""
         cos, sin, query_scale = rotation
         if self.changes.our_operators:
-            return apply_rotation(x[:, None], Rotation(cos[:, None], sin[:, None], query_scale[:, None]), scale)[:, 0]
+            scales = None if query_scale is None else query_scale[:, None]
+            return apply_rotation(x[:, None], Rotation(cos[:, None], sin[:, None], scales), scale)[:, 0]
         first, second = x.chunk(2, dim=-1)
-        turned = x * cos + torch.cat([-second, first], dim=-1) * sin
-        return turned * query_scale if scale else turned
+        turned = x * cos + torch.cat([second, first], dim=-1) * sin  # the first half of sin is negated
+        return turned * query_scale if scale and query_scale is not None else turned
 
 
 class Recipe:
@@ -123,7 +126,8 @@ class Recipe:
         self.embedding, self.norm = module.embedding.word_embeddings.weight, module.decoder.final_layernorm.weight
         self.head = module.output_layer.weight
         self.tokens, self.scored, rotation = microbatch.tokens[0], microbatch.scored, microbatch.plan.rotation
-        self.rotation = (rotation.cos[:, 0], rotation.sin[:, 0], rotation.query_scale[:, 0])
+        scales = rotation.query_scale
+        self.rotation = (rotation.cos[:, 0], rotation.sin[:, 0], None if scales is None else scales[:, 0])
         layout = build_input(case, Objective.joint).layout.to(case.device)
         on_cuda = case.device.type == "cuda"
         self.mask: Any = build_flex_attention(layout).block_mask if on_cuda else compute_dense_mask(layout)[:, None]
@@ -160,9 +164,9 @@ class Recipe:
         hidden = normalise(x, self.norm, eps, self.changes)[scored.rows]
         # Only the weight itself has a buffer; through a view of it, its gradient is returned.
         weight = self.head if self.changes.gradients_in_buffer else self.head.view(self.head.shape)
-        group = parallel_state.get_tensor_model_parallel_group()
+        group: Any = parallel_state.get_tensor_model_parallel_group()
         chunk_rows = self.case.runtime.loss_chunk_rows
-        return ChunkedCrossEntropy.apply(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
+        return score_rows(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
 
 
 def normalise(x: Tensor, weight: Tensor, eps: float, changes: Changes) -> Tensor:
@@ -173,7 +177,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float, changes: Changes) -> Tensor
     return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
-def _run_layer(layer: RecipeLayer, x: Tensor, rotation: tuple[Tensor, Tensor, Tensor], mask: Any) -> Tensor:
+def _run_layer(layer: RecipeLayer, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
     return layer(x, rotation, mask)
 
 
