@@ -1,0 +1,74 @@
+"""Rows that the last layer leaves out change neither losses nor gradients."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conf.schema import (
+    AttentionBackend,
+    Device,
+    Dtype,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recompute,
+    RuntimeConfig,
+)
+from model import last_layer
+from model.attention.plan import AttentionPlan, PlanBuilder, build_regular_layout
+from model.build import build_model_chunks
+from model.head import ScoredRows
+from model.initialise import initialise_weights
+from model.last_layer import keep_scored_rows
+from pretrain.distributed import distributed_session
+
+MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
+BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8
+NUM_ROWS = BATCH * 2 * LENGTH
+
+
+def run(rows: Tensor, recompute: Recompute) -> tuple[Tensor, Tensor, list[Tensor], int]:
+    """Loss, cross entropies and gradients of a joint forward that scores `rows`; rows of the last layer's MLP."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 128, (BATCH, 2 * LENGTH), generator=generator)
+    scored = ScoredRows(
+        rows, torch.randint(0, 128, rows.shape, generator=generator), torch.rand(len(rows), generator=generator)
+    )
+    parallel, runtime = ParallelConfig(recompute=recompute), RuntimeConfig(device=Device.cpu)
+    with distributed_session(parallel, runtime, seed=0):
+        (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(Dtype.fp32), 16)
+        initialise_weights([chunk], MODEL, seed=0)
+        plans = PlanBuilder(MODEL, AttentionBackend.split, torch.float32, torch.device("cpu"))
+        computed: list[int] = []
+        model: Any = chunk
+        model.decoder.layers[-1].mlp.linear_fc1.register_forward_hook(
+            lambda module, inputs, output: computed.append(inputs[0].shape[:2].numel())
+        )
+        loss, losses = model(tokens, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE, doubled=True)), scored)
+        loss.backward()
+        return loss.detach(), losses, [weight.grad for weight in model.parameters()], computed[0]
+
+
+@pytest.mark.parametrize("recompute", list(Recompute))
+@pytest.mark.parametrize("num_scored", [0, 1, 90])
+def test_losses_and_gradients_are_those_of_all_rows(
+    num_scored: int, recompute: Recompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(1))[:num_scored].sort().values
+    loss, losses, gradients, computed = run(rows, recompute)
+    assert computed == {0: 16, 1: 16, 90: 96}[num_scored]
+    monkeypatch.setattr(last_layer, "MOST_KEPT", -1.0)
+    all_loss, all_losses, all_gradients, all_computed = run(rows, recompute)
+    assert all_computed == NUM_ROWS
+    torch.testing.assert_close((loss, losses), (all_loss, all_losses), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradients, all_gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_where_nearly_all_rows_are_scored_none_is_left_out() -> None:
+    plan = AttentionPlan(rotation=None, attend=None)  # type: ignore[arg-type]
+    assert keep_scored_rows(plan, torch.arange(91), 100) is plan
+    kept = keep_scored_rows(plan, torch.arange(7, 57), 100).kept
+    assert kept is not None
+    assert kept.tolist() == [*range(7, 57), *[0] * 14]
