@@ -6,7 +6,7 @@ into megatron-core's gradient buffer where there is one.
 
 A chunk's vocabulary is worked off in tiles: a tile's logits become its softmax while they are in the cache, and the
 tile's softmax becomes the chunk's, p = p_tile * exp(lse_tile - lse), right before the products that use it. On the CPU
-(tiles of 1024 columns) that took the head from 1.17 to 1.05 times its bare products (tests/bench/joint); on a GPU
+(tiles of 960 columns) that took the head from 1.17 to 1.05 times its bare products (tests/bench/joint); on a GPU
 a tile is the whole vocabulary of a rank.
 Shapes: N scored rows, n rows of a chunk, H hidden size, V/T vocabulary rows of this tensor-parallel rank.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.main_gradient import find_main_gradient, mark_added, stand_in_gradient
 
-TILE_COLUMNS = 1024  # on the CPU: 256 rows of it, and the tile's weights, fit a core's cache
+TILE_COLUMNS = 960  # on the CPU: rows and weights of a tile fit a core's cache; at 1024 rows of fp32 lie 4 KiB apart and share sets
 
 
 @dataclass(frozen=True)

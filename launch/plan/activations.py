@@ -17,7 +17,7 @@ attention, and those two lines could not be checked there.
 from conf.schema import AttentionBackend, Recompute
 from launch.plan.shape import FP32, Shape
 
-TILE_COLUMNS = 1024  # model/head.py: of the vocabulary at a time, in fp32 on the CPU
+TILE_COLUMNS = 960  # model/head.py: of the vocabulary at a time, in fp32 on the CPU
 SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group
 
 
