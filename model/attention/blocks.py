@@ -9,7 +9,8 @@ count of blocks that halving leaves odd becomes one call per segment, over all c
 
 Given the merged output and log-sum-exp, the kernel's backward of a piece is that piece's share of the gradients.
 Measured (one thread, fp32, 4 heads on 2 of 64, block 32, forward and backward): L 512 17.5 ms against 23.1 ms of groups
-under masks (split.py), L 2048 190 ms against 228 ms; one prefix per group of 128 rows, merged alike, 19.6 and 227 ms.
+under masks (split.py), L 2048 190 ms against 228 ms; one prefix per group of 128 rows, merged alike, 19.6 and 227 ms;
+since then 14 and 173 ms by leaves of 32 rows and fewer views (`make bench-joint` compares).
 On CUDA not measured yet (tests/bench/GPU.md), and not chosen there.
 Shapes: B batch, H query heads, G key heads, n = H / G, h halves (1 or 2, the clean one last), S clean length,
 D head_dim.
