@@ -66,8 +66,9 @@ class _Lookup(torch.autograd.Function):
         tokens, is_here = ctx.saved_tensors
         tokens, grad = tokens.flatten(), grad.flatten(0, 1)
         if is_here is not None:
-            here = is_here.flatten().nonzero()[:, 0]
-            tokens, grad = tokens[here], grad[here]
+            # Of other ranks' tokens zeros are added, here and there: to leave them out would ask the device how many.
+            is_here, rows = is_here.flatten(), torch.arange(len(tokens), device=tokens.device) % len(ctx.weight)
+            tokens, grad = torch.where(is_here, tokens, rows), grad * is_here[:, None]
         weight, total = ctx.weight, find_main_gradient(ctx.weight)
         if total is None:
             own = torch.zeros_like(weight)

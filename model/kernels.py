@@ -68,7 +68,7 @@ def list_choices() -> list[Choice]:
         Choice("gradient_accumulation_fusion", "on" if fusion else "off", fusion_reason),
         Choice("norms", "Transformer Engine" if engine else norm, engine_reason if engine else fused_reason),
         Choice("SwiGLU", "megatron-core's, compiled" if fused else "model/swiglu.py", fused_reason),
-        Choice("rotation", "compiled" if fused else "in place", fused_reason),
+        Choice("rotation", "compiled" if fused else "operator by operator", fused_reason),
         Choice("residual", "one addition", "without bias and dropout there is nothing to fuse it with"),
     ]
 

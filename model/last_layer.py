@@ -19,18 +19,18 @@ from model.attention.core import CoreAttention
 from model.attention.plan import AttentionPlan
 
 MOST_KEPT = 0.9  # of all rows: beyond, picking them costs what leaving out the others saves
-MULTIPLE = 16  # of rows: what products in 8 bits ask for
+MULTIPLE, FP8_MULTIPLE = 16, 128  # of rows, for whole tiles; products in 8 bits need them
 
 
-def keep_scored_rows(plan: AttentionPlan, rows: Tensor, num_rows: int) -> AttentionPlan:
+def keep_scored_rows(plan: AttentionPlan, rows: Tensor, num_rows: int, multiple: int = MULTIPLE) -> AttentionPlan:
     """The plan by which the last layer keeps scored `rows` [N] of num_rows, if that pays.
 
-    Row 0 fills up to a multiple; what becomes of it is not read.
+    Row 0 fills up to a multiple, at least one; what becomes of it is not read.
     """
-    if len(rows) > MOST_KEPT * num_rows:
+    kept = max(1, -(-len(rows) // multiple)) * multiple
+    if kept > MOST_KEPT * num_rows:
         return plan
-    filler = rows.new_zeros(max(MULTIPLE, -(-len(rows) // MULTIPLE) * MULTIPLE) - len(rows))
-    return replace(plan, kept=torch.cat([rows, filler]))
+    return replace(plan, kept=torch.cat([rows, rows.new_zeros(kept - len(rows))]))
 
 
 def make_last(layer: ModuleSpec) -> ModuleSpec:

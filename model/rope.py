@@ -16,6 +16,8 @@ from torch import Tensor
 
 from conf.schema import RopeConfig
 
+MOST_FORMS = 32
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -115,7 +117,9 @@ def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
 
 @cache
 def _compile_turn() -> Callable[..., Tensor]:
-    """One kernel. Queries and keys differ in their heads: each gets its own, none with heads unknown."""
+    """One kernel per form, none with sizes unknown: queries or keys, there or back, positions of one sequence or of
+    each, scaled or not. That is more than the 8 forms after which torch would compile no more."""
+    torch._dynamo.config.recompile_limit = max(MOST_FORMS, torch._dynamo.config.recompile_limit)
     return torch.compile(turn_heads, dynamic=False)
 
 

@@ -18,7 +18,7 @@ from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan
 from model.embedding import Embedding
 from model.head import ScoredRows, VocabularyHead
-from model.last_layer import keep_scored_rows
+from model.last_layer import FP8_MULTIPLE, MULTIPLE, keep_scored_rows
 
 
 class TriModeModel(LanguageModule):
@@ -87,7 +87,9 @@ class TriModeModel(LanguageModule):
 
     def narrow(self, plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
         """The plan by which the last layer keeps scored rows alone, if it can and that pays."""
-        return plan if self.config.sequence_parallel else keep_scored_rows(plan, scored.rows, num_rows)
+        if self.config.sequence_parallel:
+            return plan
+        return keep_scored_rows(plan, scored.rows, num_rows, FP8_MULTIPLE if self.config.fp8 else MULTIPLE)
 
     def score(self, hidden: Tensor, scored: ScoredRows, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         """What the decoder gave by this plan -> as forward with `scored`."""

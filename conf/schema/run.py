@@ -22,7 +22,8 @@ class Device(Enum):
 
 
 class AttentionBackend(Enum):
-    """auto: flex on CUDA, split on the CPU. split: dense products over structural pieces. flex: FlexAttention."""
+    """auto: flex on CUDA, split on the CPU. flex: FlexAttention. split: dense products over structural pieces (which:
+    model/attention/plan.py)."""
 
     auto = "auto"
     split = "split"

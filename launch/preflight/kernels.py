@@ -8,7 +8,6 @@ from conf.schema import AttentionBackend
 from launch.preflight.findings import Finding, ok, warning
 from launch.preflight.subject import Subject
 
-FUSED = "fused_weight_gradient_mlp_cuda"  # of NVIDIA's Apex
 KERNELS = {
     AttentionBackend.flex: "FlexAttention with a block mask",
     AttentionBackend.split: "dense products over structural pieces",
@@ -42,11 +41,13 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
 
 def _describe_packages() -> str:
     """What this environment would bring to a machine with devices."""
-    there = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", FUSED)}
+    from model.kernels import APEX_EXTENSION
+
+    there = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", APEX_EXTENSION)}
     layers = (
         "Transformer Engine" if there["transformer_engine"] else "megatron-core (transformer_engine is not installed)"
     )
-    fused = "on" if any(there.values()) else f"off (neither transformer_engine nor {FUSED} is found)"
+    fused = "on" if any(there.values()) else f"off (neither transformer_engine nor {APEX_EXTENSION} is found)"
     return f"layers: {layers}; fused weight gradients: {fused}"
 
 

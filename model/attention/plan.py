@@ -18,6 +18,10 @@ from model.rope import Rotation, compute_rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 logger = logging.getLogger(__name__)
+REASONS = {
+    AttentionBackend.flex: "device cuda; nothing else was measured there yet, tests/bench/GPU.md",
+    AttentionBackend.split: "device cpu, where FlexAttention has no backward",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class PlanBuilder:
     def __post_init__(self) -> None:
         if self.backend is AttentionBackend.auto:
             self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.split
-            logger.info("attention backend: %s (device %s)", self.backend.value, self.device.type)
+            logger.info("attention backend: %s (%s)", self.backend.value, REASONS[self.backend])
         if self.backend is AttentionBackend.flex and self.device.type == "cpu":
             raise UserError(
                 "runtime.attention_backend=flex has no backward pass on the CPU, and there is no CUDA device here: use "
@@ -74,7 +78,9 @@ class PlanBuilder:
 
     def _build(self, layout: SequenceLayout, block_size: int | None) -> AttentionPlan:
         rope = self.model.rope
+        # Asked on the CPU: a device would have to finish its work before it answers.
         scales_queries = int(layout.positions.max()) >= rope.original_max_position_embeddings
+        assert not layout.doubled or _ends_of_spans_end_blocks(layout, self.shard), "a context shard cuts a block"
         layout = layout.to(self.device)
         rows = self.shard.rows(layout.sequence_length, layout.doubled).to(self.device)
         positions = layout.row_positions()[:, rows]
@@ -90,8 +96,8 @@ class PlanBuilder:
         if block_size is None or self.device.type != "cpu" or not suits(layout.sequence_length, block_size):
             return build_split_attention(layout)
         logger.info(
-            "attention of %d tokens in blocks of %d: halves merged by log-sum-exp (one document of whole blocks on the "
-            "CPU; 1.2 to 1.3 times as fast as groups under masks)",
+            "attention of %d tokens in blocks of %d: segments merged by log-sum-exp (one document of whole blocks on "
+            "the CPU; `make bench-joint` compares)",
             layout.sequence_length,
             block_size,
         )
@@ -99,7 +105,6 @@ class PlanBuilder:
 
     def _share(self, layout: SequenceLayout) -> Attend:
         """Attention of this context-parallel rank's rows."""
-        assert not layout.doubled or _ends_of_spans_end_blocks(layout, self.shard), "a context shard cuts a block"
         build = build_flex_attention if self.backend is AttentionBackend.flex else build_split_attention
         local_length = layout.sequence_length // self.shard.size
         return ContextAttention(self.shard, local_length, build(layout, self.shard))
@@ -113,8 +118,8 @@ def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -
 
 
 def _ends_of_spans_end_blocks(layout: SequenceLayout, shard: ContextShard) -> bool:
-    starts = [span.start for span in shard.spans(layout.sequence_length) if span.start]
-    return all((layout.block_ids[:, start] != layout.block_ids[:, start - 1]).all() for start in starts)
+    starts = torch.tensor([span.start for span in shard.spans(layout.sequence_length) if span.start], dtype=torch.int64)
+    return bool((layout.block_ids[:, starts] != layout.block_ids[:, starts - 1]).all())
 
 
 def _regular_block_size(layout: SequenceLayout) -> int | None:

@@ -1,4 +1,4 @@
-"""Attention by structure: dense products over the pieces that are not empty (the fast way on the CPU).
+"""Attention by structure: dense products over the pieces that are not empty (on the CPU: packed documents, short ones).
 
 The clean half is causal attention. The noisy half is computed in groups of neighbouring rows: a group's keys are the
 clean rows before its last block and the noisy rows of its own blocks, about L^2 / 2 pairs instead of the 4 L^2 of a

@@ -69,6 +69,7 @@ def test_losses_and_gradients_are_those_of_all_rows(
 def test_where_nearly_all_rows_are_scored_none_is_left_out() -> None:
     plan = AttentionPlan(rotation=None, attend=None)  # type: ignore[arg-type]
     assert keep_scored_rows(plan, torch.arange(91), 100) is plan
+    assert keep_scored_rows(plan, torch.arange(50), 100, multiple=128) is plan
     kept = keep_scored_rows(plan, torch.arange(7, 57), 100).kept
     assert kept is not None
     assert kept.tolist() == [*range(7, 57), *[0] * 14]

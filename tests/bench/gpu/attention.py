@@ -1,6 +1,6 @@
 """One layer's attention alone, forward and backward, as TFLOP/s of the pairs that see each other.
 
-Joint mask: FlexAttention in several forms, and halves merged by log-sum-exp. Beside them dense causal attention of one
+Joint mask: FlexAttention in several forms, and segments merged by log-sum-exp. Beside them dense causal attention of one
 sequence long enough to have as many pairs.
 """
 
@@ -25,7 +25,7 @@ from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import BLOCK_SIZE, SEED
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-FLEX, HALVES = "flex (ours)", "halves merged by log-sum-exp"
+FLEX, HALVES = "flex (ours)", "segments merged by log-sum-exp"
 FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
 TILE = 128  # dense causal sequences are multiples of it
 

@@ -7,7 +7,7 @@ import torch
 from conf.compose import compose_size
 from conf.errors import UserError
 from conf.schema import Device, Dtype, ModelConfig, PrecisionConfig, RuntimeConfig
-from model.spec import choose_transformer_engine
+from model.kernels import choose_transformer_engine
 from tests.bench.joint.cases import Case
 
 LENGTHS, ROUNDS = (4096, 16384), 10
@@ -59,9 +59,7 @@ def reshape(settings: Settings, layers: int | None, lengths: list[int] | None, r
 
 
 def compose_fp8(overrides: list[str]) -> PrecisionConfig:
-    """precision=fp8 of conf/, with overrides such as precision.fp8_recipe=... Raises UserError where it cannot run."""
-    if "fp8" not in PrecisionConfig.__dataclass_fields__:
-        raise UserError("--fp8: this version's configuration has no precision.fp8.")
+    """precision=fp8 of conf/, with overrides such as precision.fp8=blockwise. Raises UserError where it cannot run."""
     found, reason = choose_transformer_engine()
     if not found:
         raise UserError(f"--fp8 needs Transformer Engine on a CUDA device: {reason}.")

@@ -40,10 +40,14 @@ def test_block_attention_equals_the_dense_mask(length: int, block_size: int, dou
 
 def test_in_half_precision_pieces_are_merged_in_fp32() -> None:
     layout = build_regular_layout(256, 32, doubled=True)
-    heads = [tensor.detach() for tensor in random_heads(1, 512)]
-    actual = BlockAttention(256, 32, doubled=True)(*(tensor.bfloat16() for tensor in heads))
+    heads = [tensor.detach().bfloat16().requires_grad_() for tensor in random_heads(1, 512)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in heads]
+    actual, expected = BlockAttention(256, 32, doubled=True)(*heads), attend_dense(layout, exact)
     assert actual.dtype is torch.bfloat16
-    torch.testing.assert_close(actual.float(), attend_dense(layout, heads), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(actual.double(), expected, rtol=2e-2, atol=2e-2)
+    for mine, its in zip(gradients(actual, heads), gradients(expected, exact), strict=True):
+        assert mine.dtype is torch.bfloat16
+        assert (mine.double() - its).norm() < 1e-2 * its.norm()
 
 
 def test_forms_of_many_odd_segments_are_left_to_groups() -> None:
