@@ -1,7 +1,7 @@
 """One layer's attention alone, forward and backward, as TFLOP/s of the pairs that see each other.
 
-Joint mask: FlexAttention in several forms, and segments merged by log-sum-exp. Beside them dense causal attention of one
-sequence long enough to have as many pairs.
+Joint mask: FlexAttention in several forms, and segments merged by log-sum-exp. Beside them dense causal attention of
+one sequence long enough to have as many pairs.
 """
 
 import math

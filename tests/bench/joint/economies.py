@@ -1,4 +1,4 @@
-"""What leaving out clean-stream work would save at most, from counts alone."""
+"""Work without an effect on the loss, from counts alone: the last layer's, left out, and empty blocks', kept."""
 
 from typing import Any
 
