@@ -32,7 +32,6 @@ LAYOUTS = {
 SINGLE = {
     "single": ["parallel=single"],
     "micro_batch_1": ["parallel=single", "train.micro_batch_size=1"],
-    "elementwise_recompute": ["parallel=single", "parallel.recompute=elementwise"],
     "selective_recompute": ["parallel=single", "parallel.recompute=selective"],
     "full_recompute": ["parallel=single", "parallel.recompute=full"],
     "small_loss_chunks": ["parallel=single", "runtime.loss_chunk_rows=7"],

@@ -49,9 +49,9 @@ JOBS = {
     "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
 }
 LAYOUTS = {
-    **{option: [f"parallel={option}"] for option in ("single", "tp2", "tp2_sp", "pp2")},
+    **{option: [f"parallel={option}"] for option in ("tp2", "tp2_sp", "pp2")},
     # Long enough for activations to outweigh the buffers of gloo's collectives.
-    "cp2": ["parallel=cp2", "data.sequence_length=512"],
+    **{option: [f"parallel={option}", "data.sequence_length=512"] for option in ("single", "cp2")},
     "pp2_interleaved": ["parallel=pp2_interleaved", "model.num_layers=4"],
 }
 EVERY = {
