@@ -74,6 +74,15 @@ def _fp8_fits_the_run(config: RunConfig) -> Violations:
             yield f"{asked} needs multiples of {precision.fp8.multiple}, and {name} = {value}; change it or use null"
 
 
+def _products_keep_what_they_read(config: RunConfig) -> Violations:
+    fp8 = config.precision.fp8
+    if fp8 is not None and config.parallel.recompute is Recompute.elementwise:
+        yield (
+            f"parallel.recompute=elementwise gains nothing with precision.fp8={fp8.value}, whose products keep 8-bit "
+            "copies of what they read; use parallel.recompute=none, selective or full"
+        )
+
+
 def _fp8_dimensions(config: RunConfig) -> Iterator[tuple[str, int]]:
     """Rows and columns of a layer's products on one rank."""
     model, parallel = config.model, config.parallel
@@ -101,4 +110,5 @@ LEVER_RULES: list[Callable[[RunConfig], Violations]] = [
     _pipeline_overlap_needs_interleaving,
     _offloading_has_room_to_wait,
     _fp8_fits_the_run,
+    _products_keep_what_they_read,
 ]

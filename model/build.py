@@ -24,7 +24,7 @@ def build_model_chunks(
     groups must exist (pretrain/distributed.py). Raises UserError for what this machine cannot do.
     """
     check_machine(parallel, precision)
-    for choice in list_choices():
+    for choice in list_choices(parallel.recompute):
         logger.info("%s", choice)
     if precision.fp8 is not None:
         logger.info("products of layers: fp8, %s; head and weights: %s", precision.fp8.value, precision.dtype.value)
@@ -37,7 +37,7 @@ def build_model_chunks(
         chunk = TriModeModel(
             config,
             model,
-            build_block_spec(config, vp_stage),
+            build_block_spec(config, vp_stage, parallel.recompute),
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             loss_chunk_rows=loss_chunk_rows,

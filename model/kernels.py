@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from conf.errors import UserError
-from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig
+from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig, Recompute
 
 APEX_EXTENSION = "fused_weight_gradient_mlp_cuda"
 # Transformer Engine's own conditions: oldest device and CUDA of a recipe.
@@ -57,7 +57,17 @@ def choose_fused_operators() -> tuple[bool, str]:
     return False, "no CUDA device: without one, operators that keep less for the backward pass are faster"
 
 
-def list_choices() -> list[Choice]:
+def choose_recomputed(recompute: Recompute) -> tuple[str, str]:
+    """What the backward pass computes again, and why."""
+    asked = f"parallel.recompute={recompute.value}"
+    if recompute is not Recompute.elementwise:
+        return {Recompute.none: "nothing", Recompute.selective: "attention", Recompute.full: "layers"}[recompute], asked
+    if choose_transformer_engine()[0]:
+        return "SwiGLU's product", f"{asked}; Transformer Engine's products contain their norms and keep the outputs"
+    return "norms' outputs and SwiGLU's product", asked
+
+
+def list_choices(recompute: Recompute) -> list[Choice]:
     """All of them, for the log."""
     engine, engine_reason = choose_transformer_engine()
     fusion, fusion_reason = choose_gradient_accumulation_fusion()
@@ -70,6 +80,7 @@ def list_choices() -> list[Choice]:
         Choice("SwiGLU", "megatron-core's, compiled" if fused else "model/swiglu.py", fused_reason),
         Choice("rotation", "compiled" if fused else "operator by operator", fused_reason),
         Choice("residual", "one addition", "without bias and dropout there is nothing to fuse it with"),
+        Choice("computed again", *choose_recomputed(recompute)),
     ]
 
 

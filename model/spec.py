@@ -14,20 +14,26 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from conf.schema import Recompute
 from model.attention.core import CoreAttention
 from model.kernels import choose_fused_operators, choose_transformer_engine
 from model.last_layer import make_last
 from model.norm import RMSNorm, TorchRMSNorm
-from model.swiglu import SwiGLU
+from model.recompute import recompute_elementwise
+from model.swiglu import CompiledSwiGLU, SwiGLU
 
 
-def build_block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+def build_block_spec(
+    config: TransformerConfig, vp_stage: int | None, recompute: Recompute
+) -> TransformerBlockSubmodules:
     """The layers of this pipeline rank (and virtual stage) with our core attention in each."""
     use_transformer_engine, _ = choose_transformer_engine()
     layer = _transformer_engine_layer() if use_transformer_engine else _local_layer()
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
     # Used where the configuration says so: use_te_activation_func, model/transformer_config.py.
-    layer.submodules.mlp.keywords["submodules"].activation_func = SwiGLU  # type: ignore[union-attr]
+    layer.submodules.mlp.keywords["submodules"].activation_func = _activation()  # type: ignore[union-attr]
+    if recompute is Recompute.elementwise:
+        recompute_elementwise(layer)
     layers = [layer] * get_num_layers_to_build(config, vp_stage=vp_stage)
     if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
         layers[-1] = make_last(layer)
@@ -51,6 +57,11 @@ def _final_norm(use_transformer_engine: bool) -> Any:
     from megatron.core.extensions.transformer_engine import TENorm
 
     return TENorm
+
+
+def _activation() -> type[SwiGLU]:
+    fused, _ = choose_fused_operators()
+    return CompiledSwiGLU if fused else SwiGLU
 
 
 def _own_norm() -> type[TorchRMSNorm]:

@@ -8,6 +8,7 @@ Source: arXiv 2002.05202.
 from typing import Any
 
 import torch
+from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor
 from torch.nn.functional import silu
 
@@ -21,6 +22,14 @@ class SwiGLU(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., 2F] -> silu(gate) * up [..., F]."""
         return _SwiGLU.apply(x)
+
+
+class CompiledSwiGLU(SwiGLU):
+    """megatron-core's, as its MLP computes it where bias_activation_fusion is on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., 2F] -> silu(gate) * up [..., F]."""
+        return bias_swiglu_impl(x, None)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -19,9 +19,11 @@ def build_transformer_config(
     """The TransformerConfig of one rank. Position handling is ours (model/rope.py), so none is configured here."""
     dtype = TORCH_DTYPES[precision.dtype]
     full = parallel.recompute is Recompute.full
+    granularity = parallel.recompute.value if parallel.recompute in (Recompute.selective, Recompute.full) else None
     virtual = parallel.virtual_pipeline_parallel
     fusion, _ = choose_gradient_accumulation_fusion()
-    fused, _ = choose_fused_operators()
+    # What is made again comes from a module of its own (model/recompute.py), not from within megatron-core's MLP.
+    fused = choose_fused_operators()[0] and parallel.recompute is not Recompute.elementwise
     fp8 = precision.fp8
     return TransformerConfig(
         num_layers=model.num_layers,
@@ -52,7 +54,7 @@ def build_transformer_config(
         gradient_accumulation_fusion=fusion,
         masked_softmax_fusion=False,
         bias_activation_fusion=fused,
-        use_te_activation_func=not fused,  # the activation is a module of the layer: ours (model/swiglu.py)
+        use_te_activation_func=not fused,  # the activation is a module of the layer (model/swiglu.py)
         bias_dropout_fusion=False,  # with neither bias nor dropout it would compile one addition
         persist_layer_norm=False,
         # Two sends between the same two ranks in one batch train wrongly without an error (PP 2 interleaved).
@@ -62,7 +64,7 @@ def build_transformer_config(
         deallocate_pipeline_outputs=True,
         # The loss is normalised before the backward (pretrain/objective): no averaging after it.
         calculate_per_token_loss=True,
-        recompute_granularity=None if parallel.recompute is Recompute.none else parallel.recompute.value,
+        recompute_granularity=granularity,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
         cpu_offloading=parallel.offload_layers > 0,

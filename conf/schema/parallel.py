@@ -9,9 +9,11 @@ from typing import Optional
 
 
 class Recompute(Enum):
-    """Activations recomputed in the backward pass: none, selective (attention) or full (every layer)."""
+    """Activations recomputed in the backward pass: none, elementwise (norms' outputs, SwiGLU's product), selective
+    (attention) or full (every layer)."""
 
     none = "none"
+    elementwise = "elementwise"
     selective = "selective"
     full = "full"
 

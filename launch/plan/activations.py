@@ -3,12 +3,12 @@
 Read off what the model's operators save (model/norm.py, model/swiglu.py, model/attention/), per row: H hidden size,
 F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element.
 
-    norm           H e input + 4 bytes; its output is the next product's to keep
+    norm           H e input + 4 bytes; its output H e is the next product's to keep (elementwise: not kept)
     attention      on the CPU Q e + 2K e laid out for its kernel; on a GPU (Q + 2K) e projected (values are a view
                    of it) + Q e + K e rotated; on both + Q e output + 4 bytes per head
                    with context parallelism Q e rotated + Q e output + 4 bytes per head, and 2K e per row of keys: the
                    rank's noisy ones and the gathered clean ones of whole sequences
-    MLP            2F e gate and up + F e product
+    MLP            2F e gate and up + F e product (elementwise: not kept)
 
 Checked against live tensors for the CPU's kernels (tests/launch/plan/test_memory.py); the GPU's differ in norms and
 attention, and those two lines could not be checked there.
@@ -25,14 +25,21 @@ def saved_by_layer(shape: Shape) -> int:
     """Bytes one layer keeps of one microbatch."""
     if shape.parallel.recompute is Recompute.full:
         return shape.stream_bytes
-    return computed_by_layer(shape, shape.parallel.recompute is Recompute.selective)
+    return computed_by_layer(shape, shape.parallel.recompute)
 
 
-def computed_by_layer(shape: Shape, selective: bool = False) -> int:
+def computed_by_layer(shape: Shape, recompute: Recompute) -> int:
     """Bytes one layer keeps between its forward and its backward, without recomputation of the whole layer."""
     norms = 2 * (_norm_input(shape) + shape.stream_bytes)
-    attention = _recomputed_attention(shape) if selective else _attention(shape)
-    return norms + attention + _mlp(shape)
+    if recompute is Recompute.elementwise:
+        norms -= norm_outputs_made_again(shape)
+    attention = _recomputed_attention(shape) if recompute is Recompute.selective else _attention(shape)
+    return norms + attention + _mlp(shape, recompute)
+
+
+def norm_outputs_made_again(shape: Shape) -> int:
+    """Of one layer, under elementwise recomputation: both; Transformer Engine's norms are part of their product."""
+    return 0 if shape.kernels.transformer_engine else 2 * shape.stream_bytes
 
 
 def _norm_input(shape: Shape) -> int:
@@ -40,8 +47,8 @@ def _norm_input(shape: Shape) -> int:
     return shape.stream_bytes + FP32 * shape.stream_rows
 
 
-def _mlp(shape: Shape) -> int:
-    return 3 * ffn_bytes(shape)
+def _mlp(shape: Shape, recompute: Recompute) -> int:
+    return (2 if recompute is Recompute.elementwise else 3) * ffn_bytes(shape)
 
 
 def ffn_bytes(shape: Shape) -> int:
@@ -110,14 +117,16 @@ def _noisy_group(shape: Shape, first: int, last: int) -> int:
 def layer_backward(shape: Shape) -> int:
     """Most bytes in use, beyond what is kept, while the backward passes a layer.
 
-    In the middle of its MLP the product has gone; its gradient, those of gate and up and one more of inner width have
-    come. Under full recomputation all that a layer computes exists again beside its input.
+    In the middle of its MLP the product has gone, whether it was kept or made again; its gradient, those of gate and up
+    and one more of inner width have come. Under full recomputation all that a layer computes exists again beside its
+    input.
     """
-    again = 0
-    if shape.parallel.recompute is Recompute.full:
-        again = computed_by_layer(shape) - shape.stream_bytes
-    in_mlp = 3 * ffn_bytes(shape) + 2 * shape.stream_bytes + _gathered(shape)
-    return again + max(in_mlp, _context_backward(shape) - _mlp(shape))
+    recompute, again = shape.parallel.recompute, 0
+    if recompute is Recompute.full:
+        again = computed_by_layer(shape, Recompute.none) - shape.stream_bytes
+    kept_product = 0 if recompute is Recompute.elementwise else ffn_bytes(shape)
+    in_mlp = 4 * ffn_bytes(shape) - kept_product + 2 * shape.stream_bytes + _gathered(shape)
+    return again + max(in_mlp, _context_backward(shape) - _mlp(shape, recompute))
 
 
 def _context_backward(shape: Shape) -> int:

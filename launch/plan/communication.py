@@ -83,7 +83,7 @@ def _context_traffic(shape: Shape) -> list[Traffic]:
     """
     parallel = shape.parallel
     layers = shape.model.num_layers // parallel.pipeline_parallel
-    again = 0 if parallel.recompute is Recompute.none else 1
+    again = 1 if parallel.recompute in (Recompute.selective, Recompute.full) else 0
     size, span = parallel.context_parallel, parallel.tensor_parallel * parallel.context_parallel
     count, message = shape.num_microbatches * layers, clean_keys_bytes(shape)
     return [

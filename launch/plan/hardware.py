@@ -13,6 +13,7 @@ class Hardware:
 
     peak_flops: dense bf16, per GPU. mfu: share of it that compute reaches while it runs. memory_bytes, reserve_bytes:
     of a GPU, and what of it is left to the CUDA context, NCCL, kernels' workspaces and fragmentation.
+    memory_bandwidth: bytes/s a GPU reads and writes in its own memory.
     node_bandwidth: bytes/s a GPU sends to GPUs of its node (NVLink, one direction). network_bandwidth: bytes/s a GPU
     sends to other nodes. storage_bandwidth: bytes/s that all ranks together write.
     """
@@ -22,6 +23,7 @@ class Hardware:
     gpus_per_node: int = 8
     memory_bytes: float = 80 * GIGA
     reserve_bytes: float = 8 * GIGA
+    memory_bandwidth: float = 3350 * GIGA
     node_bandwidth: float = 450 * GIGA
     network_bandwidth: float = 50 * GIGA
     storage_bandwidth: float = 10 * GIGA

@@ -13,12 +13,13 @@ from launch.plan.plan import SECONDS_PER_DAY, Plan
 
 RECOMPUTE = {
     Recompute.none: "nothing recomputed",
+    Recompute.elementwise: "norms and SwiGLU recomputed",
     Recompute.selective: "attention recomputed",
     Recompute.full: "every layer recomputed",
 }
 PARTS = {
     "compute": "useful FLOPs at the stated MFU",
-    "recomputation": "forward computed again",
+    "recomputation": "what the backward computes again",
     "imbalance": "busiest pipeline stage beyond the mean",
     "tensor": "tensor-parallel collectives, not overlapped",
     "context": "keys and values gathered over context-parallel ranks, not overlapped",

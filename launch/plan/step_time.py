@@ -1,7 +1,8 @@
 """Predicted seconds of an optimizer step: a sum of named parts, each simple enough to be checked by hand.
 
     compute        useful FLOPs / (GPUs * peak * mfu)
-    recomputation  the forward again: of the layers (full) or of attention (selective), at the same speed
+    recomputation  the forward again: of the layers (full) or of attention (selective), at the same speed; elementwise:
+                   what is read and written for it at the memory's bandwidth
     imbalance      what the busiest pipeline stage computes beyond the mean (the head, on the last)
     tensor         every tensor-parallel collective, none of it overlapped
     context        clean keys and values gathered over context-parallel ranks, none of it overlapped
@@ -17,6 +18,7 @@ that context-parallel ranks see unequal numbers of pairs where documents are pac
 from dataclasses import dataclass, fields
 
 from conf.schema import Recompute
+from launch.plan.activations import ffn_bytes, norm_outputs_made_again
 from launch.plan.communication import Traffic
 from launch.plan.hardware import Hardware
 from launch.plan.shape import Shape
@@ -50,7 +52,7 @@ def estimate_step_time(shape: Shape, work: StepWork, traffic: list[Traffic], har
     stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
     compute = work.total_flops / speed
-    recomputation = _recomputed_flops(shape, work) / speed
+    recomputation = _recomputed_flops(shape, work) / speed + _elementwise_bytes(shape) / hardware.memory_bandwidth
     imbalance = _flops_of_last_stage(work, stages) * stages / speed - compute
     tensor, context, pipeline = (
         _sending_seconds(traffic, group, hardware) for group in ("tensor", "context", "pipeline")
@@ -80,6 +82,14 @@ def _recomputed_flops(shape: Shape, work: StepWork) -> float:
     if shape.parallel.recompute is Recompute.selective:
         return flops.attention * FORWARD_SHARE
     return 0.0
+
+
+def _elementwise_bytes(shape: Shape) -> int:
+    """Of a rank's step: gate and up are read and their product is written; every norm reads its input and writes."""
+    if shape.parallel.recompute is not Recompute.elementwise:
+        return 0
+    layers = shape.model.num_layers // shape.parallel.pipeline_parallel
+    return shape.num_microbatches * layers * (3 * ffn_bytes(shape) + 2 * norm_outputs_made_again(shape))
 
 
 def _flops_of_last_stage(work: StepWork, stages: int) -> float:

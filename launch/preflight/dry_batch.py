@@ -110,7 +110,7 @@ def _describe(subject: Subject, values: dict[str, Any]) -> Finding:
         return failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
     if total and peak > CROWDED * total:
         return warning(
-            f"{detail}: close to the limit; lower train.micro_batch_size or set parallel.recompute=selective"
+            f"{detail}: close to the limit; lower train.micro_batch_size or set parallel.recompute=elementwise"
         )
     return ok(detail)
 

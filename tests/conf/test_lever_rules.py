@@ -23,9 +23,11 @@ FP8 = "precision=fp8"
         (["parallel.offload_layers=34"], ["parallel.offload_layers=34", "model.num_layers=34"]),
         (["parallel=pp2", OFFLOAD], ["parallel.pipeline_parallel=2", "parallel.recompute"]),
         ([OFFLOAD, "parallel.recompute=selective"], ["parallel.recompute=none"]),
+        ([OFFLOAD, "parallel.recompute=elementwise"], ["parallel.recompute=none"]),
         ([OFFLOAD, "runtime=cpu"], ["runtime.device=cpu"]),
         ([FP8, "precision.dtype=fp32"], ["precision.dtype=bf16"]),
         ([FP8, "runtime=cpu"], ["precision.fp8=tensorwise", "runtime.device=cpu"]),
+        ([FP8, "parallel.recompute=elementwise"], ["precision.fp8=tensorwise", "parallel.recompute=none"]),
         ([FP8, "model.hidden_size=4088"], ["multiples of 16", "model.hidden_size=4088"]),
         ([*SPLIT, FP8, "model.ffn_hidden_size=14368"], ["model.ffn_hidden_size=14368 / ", "= 3592"]),
         ([FP8, "data.sequence_length=4104", "stage.block_size=8"], ["rows of a rank", "= 4104"]),
@@ -49,6 +51,7 @@ def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(overrides: list[
         ["parallel=tp8_sp_cp4", "precision=fp8_blockwise", "stage=joint"],
         ["parallel=pp2_interleaved", "parallel.overlap_pipeline=true", "model.num_layers=32"],
         [FP8, "parallel.recompute=full"],
+        [*SPLIT, OVERLAP, "parallel.recompute=elementwise"],
     ],
 )
 def test_what_works_together_is_let_through(overrides: list[str]) -> None:

@@ -13,6 +13,7 @@ STEPS = 10
 LAYOUTS = {
     "tp2": (2, ["parallel=tp2"]),
     "tp2_sp": (2, ["parallel=tp2_sp"]),
+    "tp2_sp_elementwise": (2, ["parallel=tp2_sp", "parallel.recompute=elementwise"]),
     "pp2_loss_on_the_last_stage_only": (2, ["parallel=pp2"]),
     "pp2_interleaved": (2, ["parallel=pp2_interleaved"]),
     "pp2_interleaved_overlapped": (2, ["parallel=pp2_interleaved", "parallel.overlap_pipeline=true"]),

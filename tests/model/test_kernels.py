@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig
+from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig, Recompute
 from model.kernels import (
     APEX_EXTENSION,
     check_machine,
@@ -29,8 +29,8 @@ def bring(monkeypatch: pytest.MonkeyPatch, *modules: str, capability: tuple[int,
         monkeypatch.setitem(sys.modules, name, module)
 
 
-def used() -> dict[str, str]:
-    return {choice.of: choice.used for choice in list_choices()}
+def used(recompute: Recompute = Recompute.none) -> dict[str, str]:
+    return {choice.of: choice.used for choice in list_choices(recompute)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without CUDA")
@@ -44,6 +44,7 @@ def test_without_cuda_everything_is_ours_or_megatron_cores() -> None:
         "SwiGLU": "model/swiglu.py",
         "rotation": "in place",
         "residual": "one addition",
+        "computed again": "nothing",
     }
 
 
@@ -53,6 +54,14 @@ def test_on_cuda_operators_are_fused_without_any_package(monkeypatch: pytest.Mon
     assert chosen["layers"] == "megatron-core"
     assert (chosen["norms"], chosen["rotation"]) == ("torch's fused kernel", "compiled")
     assert chosen["SwiGLU"] == "megatron-core's, compiled"
+
+
+def test_norms_within_transformer_engines_products_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bring(monkeypatch)
+    assert used(Recompute.elementwise)["computed again"] == "norms' outputs and SwiGLU's product"
+    bring(monkeypatch, "transformer_engine")
+    assert used(Recompute.elementwise)["computed again"] == "SwiGLU's product"
+    assert [used(other)["computed again"] for other in (Recompute.selective, Recompute.full)] == ["attention", "layers"]
 
 
 @pytest.mark.parametrize("module", ["transformer_engine", APEX_EXTENSION])
@@ -65,7 +74,7 @@ def test_either_package_adds_weight_gradients_in_their_product(monkeypatch: pyte
 
 def test_every_choice_has_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     bring(monkeypatch, "transformer_engine")
-    for choice in list_choices():
+    for choice in list_choices(Recompute.elementwise):
         assert re.fullmatch(r".+: .+ \(.{10,}\)", str(choice))
     assert used()["layers"] == used()["norms"] == "Transformer Engine"
 

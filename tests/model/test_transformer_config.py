@@ -69,6 +69,16 @@ def test_sends_between_stages_are_never_batched() -> None:
 
 
 @pytest.mark.parametrize("on_cuda", [False, True])
+def test_what_is_made_again_is_a_module_and_nothing_of_megatron_cores_own_recomputation(
+    monkeypatch: pytest.MonkeyPatch, on_cuda: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_cuda)
+    config = build(recompute=Recompute.elementwise)
+    assert (config.bias_activation_fusion, config.use_te_activation_func) == (False, True)
+    assert config.recompute_granularity is None
+
+
+@pytest.mark.parametrize("on_cuda", [False, True])
 def test_swiglu_is_megatron_cores_compiled_one_on_cuda_alone(monkeypatch: pytest.MonkeyPatch, on_cuda: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_cuda)
     config = build()

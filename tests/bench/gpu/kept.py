@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf.schema import Recompute
 from tests.bench.gpu.meter import attempt
 from tests.bench.gpu.recipe import Changes, Recipe, _run_layer, _score_whole
-from tests.bench.gpu.steps import RECIPE, Workbench
+from tests.bench.gpu.steps import AGAIN, RECIPE, Workbench, build_workbench
 from tests.bench.joint.sides import OURS
 
 PARTITIONER = "aot_eager_decomp_partition"
@@ -20,26 +21,33 @@ PARTITIONER = "aot_eager_decomp_partition"
 
 def measure_kept(bench: Workbench, length: int) -> dict[str, Any]:
     """By side: {"layer", of each; "head"} or {"error"}. The final norm is the layers' in ours, the head's elsewhere."""
-    model, results = bench.settings.model, {}
-    for name, build in ((RECIPE, _build_recipe), (OURS, _build_ours)):
+    results: dict[str, Any] = {}
+    for name in (RECIPE, OURS, AGAIN):
         counted: dict[str, float] = {}
 
-        def count(build: Any = build, counted: dict[str, float] = counted) -> None:
-            layers, head, hidden = build(bench, length)
-            kept = [count_kept_bytes(lambda: layers(hidden), [*bench.known(), hidden])]
-            output = layers(hidden).detach().requires_grad_()
-            kept.append(count_kept_bytes(lambda: head(output), [*bench.known(), output]))
-            unit = hidden.numel() * hidden.element_size()
-            counted.update(layer=kept[0] / model.num_layers / unit, head=kept[1] / unit)
+        def count(name: str = name, counted: dict[str, float] = counted) -> None:
+            its = build_workbench(bench.settings, recompute=Recompute.elementwise) if name == AGAIN else bench
+            counted.update(_measure_side(its, length, name == RECIPE))
 
         error = attempt(bench.meter, count)
         results[name] = counted if error is None else {"error": error}
     return results
 
 
-def count_kept_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """Of storages that the graph of `forward` keeps, those of `known` left out. The first call is to compile."""
-    forward()
+def _measure_side(bench: Workbench, length: int, is_recipe: bool) -> dict[str, float]:
+    layers, head, hidden = (_build_recipe if is_recipe else _build_ours)(bench, length)
+    # What is compiled cannot be counted by live tensors on a CPU; what is computed again cannot by what is saved.
+    count = count_saved_bytes if is_recipe and not bench.meter.is_cuda else bench.meter.kept_bytes
+    output = layers(hidden).detach().requires_grad_()
+    head(output)
+    by_layers = count(lambda: layers(hidden), [*bench.known(), hidden])
+    by_head = count(lambda: head(output), [*bench.known(), output])
+    unit = hidden.numel() * hidden.element_size()
+    return {"layer": by_layers / bench.settings.model.num_layers / unit, "head": by_head / unit}
+
+
+def count_saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+    """Of storages that the graph of `forward` keeps, those of `known` left out."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in known}
     kept: dict[int, Tensor] = {}  # as tensors, so that none is given back while counting
 

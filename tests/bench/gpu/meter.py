@@ -60,6 +60,21 @@ class Meter:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
+    def kept_bytes(self, forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+        """Bytes that are alive after a forward beyond what was before and its output, which nothing may keep.
+
+        known: as of peak_bytes. While the CPU's count goes on, nothing runs compiled.
+        """
+        if not self.is_cuda:
+            with LiveBytes(known) as live:
+                output = forward()
+                return live.now - output.untyped_storage().nbytes()
+        self.release()
+        before = torch.cuda.memory_allocated()
+        output = forward()
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated() - before - output.untyped_storage().nbytes()
+
     def release(self) -> None:
         """Gives back to the device what nobody uses."""
         if self.is_cuda:

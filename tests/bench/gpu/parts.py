@@ -10,7 +10,7 @@ from tests.bench.gpu.head import measure_head
 from tests.bench.gpu.kept import measure_kept
 from tests.bench.gpu.meter import attempt
 from tests.bench.gpu.operators import measure_operators
-from tests.bench.gpu.steps import CONTRIBUTIONS, STEPS, Workbench, measure_fp8, measure_steps
+from tests.bench.gpu.steps import CONTRIBUTIONS, STEPS, Workbench, measure_fp8, measure_recompute, measure_steps
 from tests.bench.joint.sides import OURS
 from tests.bench.joint.speed import profile
 
@@ -29,6 +29,7 @@ def _compare_fp8(bench: Workbench, length: int) -> dict[str, Any]:
 
 PARTS: dict[str, Part] = {
     "steps": lambda bench, length: measure_steps(bench, length, STEPS),
+    "recompute": measure_recompute,
     "attention": measure_attention,
     "contributions": lambda bench, length: measure_steps(bench, length, CONTRIBUTIONS),
     "head": measure_head,

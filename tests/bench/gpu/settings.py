@@ -6,7 +6,7 @@ import torch
 
 from conf.compose import compose_size
 from conf.errors import UserError
-from conf.schema import Device, Dtype, ModelConfig, PrecisionConfig, RuntimeConfig
+from conf.schema import Device, Dtype, ModelConfig, PrecisionConfig, Recompute, RuntimeConfig
 from model.kernels import choose_transformer_engine
 from tests.bench.joint.cases import Case
 
@@ -32,9 +32,11 @@ class Settings:
     fp8: PrecisionConfig | None = None
     autotune: bool = False
 
-    def case(self, length: int, precision: PrecisionConfig | None = None) -> Case:
+    def case(
+        self, length: int, precision: PrecisionConfig | None = None, recompute: Recompute = Recompute.none
+    ) -> Case:
         """One sequence of so many tokens."""
-        return Case(length, self.model.vocab_size, self.model, precision or self.precision, self.runtime)
+        return Case(length, self.model.vocab_size, self.model, precision or self.precision, self.runtime, recompute)
 
 
 def build_settings(toy: bool, fp8: PrecisionConfig | None = None, autotune: bool = False) -> Settings:

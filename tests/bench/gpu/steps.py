@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.schema import Objective, PrecisionConfig
+from conf.schema import Objective, PrecisionConfig, Recompute
 from pretrain.flops import compute_step_flops, find_peak_flops
 from pretrain.objective.rows import StepCounts
 from tests.bench.gpu.meter import Meter, attempt, measure
@@ -20,6 +20,7 @@ RECIPE = "recipe"
 STEPS = (AR, OURS, RECIPE)
 CONTRIBUTIONS = (*list_changes(), OURS)
 FP8 = "ours, fp8"
+AGAIN = "ours, recompute elementwise"
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class _Late:
         return self.run()
 
 
-def build_workbench(settings: Settings, precision: PrecisionConfig | None = None) -> Workbench:
+def build_workbench(
+    settings: Settings, precision: PrecisionConfig | None = None, recompute: Recompute = Recompute.none
+) -> Workbench:
     """Inside trainer_session."""
-    case = settings.case(settings.lengths[0], precision)
+    case = settings.case(settings.lengths[0], precision, recompute)
     return Workbench(settings, Meter(case.device), build_side(case, OURS))
 
 
@@ -122,6 +125,23 @@ def _collect(side: Side, run: Callable[[], Tensor]) -> list[Tensor]:
 def _largest_difference(results: list[Tensor], expected: list[Tensor]) -> float:
     pairs = zip(results, expected, strict=True)
     return float(torch.stack([((mine - its).norm() / its.norm()).float() for mine, its in pairs]).max())
+
+
+def measure_recompute(bench: Workbench, length: int) -> dict[str, Any]:
+    """Our joint step that computes norms and SwiGLU again, in turns with ours that does not and the recipe.
+
+    As of measure, with "tokens_per_second"; "difference" from ours, of the one that computes again.
+    """
+    other = build_workbench(bench.settings, recompute=Recompute.elementwise)
+    runs = bench.build_runs(length, (OURS, RECIPE)) | {AGAIN: other.build_runs(length, (OURS,))[OURS]}
+    results = measure(bench.meter, runs, bench.settings.rounds, [*bench.known(), *other.known()])
+    for name, result in results.items():
+        if "error" not in result:
+            result |= compute_rates(bench.settings, length, name, result["seconds"])
+    if not any("error" in results[name] for name in (OURS, AGAIN)):
+        found = (_collect(other.side, runs[AGAIN]), _collect(bench.side, runs[OURS]))
+        results[AGAIN]["difference"] = _largest_difference(*found)
+    return results
 
 
 def measure_fp8(bench: Workbench, length: int) -> dict[str, Any]:

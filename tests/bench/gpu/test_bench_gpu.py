@@ -21,7 +21,7 @@ from tests.bench.gpu.operators import list_ways as list_operator_ways
 from tests.bench.gpu.parts import ORDER
 from tests.bench.gpu.report import list_columns, list_rows
 from tests.bench.gpu.settings import LENGTHS, SLICE, build_settings, compose_fp8
-from tests.bench.gpu.steps import CONTRIBUTIONS, STEPS, build_workbench
+from tests.bench.gpu.steps import AGAIN, CONTRIBUTIONS, STEPS, build_workbench
 from tests.bench.joint.cases import build_step
 from tests.bench.joint.sides import AR, trainer_session
 
@@ -65,6 +65,10 @@ def test_every_part_measures_what_its_figures_read(results: dict[str, Any]) -> N
     # The last of two layers: from the second norm on three quarters of the rows, and a copy of these of the attended.
     assert kept["ours"]["layer"] == pytest.approx((17.0 + 17.0 - 0.25 * 12.5 + 0.75) / 2, abs=0.15)
     assert kept["ours"]["layer"] < kept["recipe"]["layer"] and kept["ours"]["head"] < kept["recipe"]["head"] / 3
+    again = results["recompute"][str(TOY_LENGTH)]
+    saved = 5.5 + 1 + 0.75 * 4.5  # outputs of norms 2, SwiGLU's 3.5
+    assert kept["ours"]["layer"] - kept[AGAIN]["layer"] == pytest.approx(saved / 2, abs=0.01)
+    assert again[AGAIN]["difference"] == 0 and again[AGAIN]["peak_bytes"] < again["ours"]["peak_bytes"]
     assert sum(results["profile"][str(TOY_LENGTH)].values()) <= 1
     cells = {row[0]: row[2] for row in list_rows(results, [TOY_LENGTH])}
     assert cells[f"attention, {FLEX}: TFLOP/s"] == "failed: NotImplementedError"

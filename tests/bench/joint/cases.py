@@ -12,6 +12,7 @@ from conf.schema import (
     Objective,
     ParallelConfig,
     PrecisionConfig,
+    Recompute,
     RuntimeConfig,
     StageConfig,
 )
@@ -47,7 +48,7 @@ SMALL = ModelConfig(
 class Case:
     """sequence_length: clean tokens. vocab_size: of embedding and head. shape: the model but for its vocabulary.
 
-    precision, runtime: as a run has them.
+    precision, runtime, recompute: as a run has them.
     """
 
     sequence_length: int
@@ -55,6 +56,7 @@ class Case:
     shape: ModelConfig = field(default_factory=lambda: SMALL)
     precision: PrecisionConfig = field(default_factory=lambda: PRECISION)
     runtime: RuntimeConfig = field(default_factory=lambda: RUNTIME)
+    recompute: Recompute = Recompute.none
 
     @property
     def name(self) -> str:
@@ -65,6 +67,11 @@ class Case:
     def model(self) -> ModelConfig:
         """Of this vocabulary."""
         return replace(self.shape, vocab_size=self.vocab_size)
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        """One rank."""
+        return replace(PARALLEL, recompute=self.recompute)
 
     @property
     def device(self) -> torch.device:

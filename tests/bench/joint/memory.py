@@ -7,12 +7,10 @@ the resident size, and the most bytes of tensors alive at a time (tests/helpers/
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from conf.schema import Recompute
-from tests.bench.joint import cases
 from tests.bench.joint.cases import Case
 from tests.helpers.processes import rank_environment
 
@@ -33,10 +31,9 @@ def main() -> None:
     from tests.bench.joint.sides import build_side, trainer_session
 
     name, length, vocab_size, *rest = sys.argv[1:]
-    if rest:
-        cases.PARALLEL = replace(cases.PARALLEL, recompute=Recompute.full)
+    recompute = Recompute.full if rest else Recompute.none
     with trainer_session():
-        side = build_side(Case(int(length), int(vocab_size)), name)
+        side = build_side(Case(int(length), int(vocab_size), recompute=recompute), name)
         for _ in range(2):
             side.clear()
             resident = _measure_resident(side)

@@ -16,8 +16,7 @@ from pretrain.distributed import distributed_session
 from pretrain.microbatches import PreparedStep
 from pretrain.optimizer import wrap_data_parallel
 from pretrain.step import run_schedule
-from tests.bench.joint import cases
-from tests.bench.joint.cases import RUNTIME, SEED, Case, build_step
+from tests.bench.joint.cases import PARALLEL, RUNTIME, SEED, Case, build_step
 from tests.bench.joint.reference import ReferenceModel, build_reference_step
 
 REFERENCE, OURS, AR = "reference", "ours", "ar"
@@ -54,7 +53,7 @@ def build_side(case: Case, name: str) -> Side:
     original = model_build.TriModeModel
     model_build.TriModeModel = ReferenceModel if name == REFERENCE else original
     try:
-        chunks = build_model_chunks(case.model, cases.PARALLEL, case.precision, case.runtime.loss_chunk_rows)
+        chunks = build_model_chunks(case.model, case.parallel, case.precision, case.runtime.loss_chunk_rows)
     finally:
         model_build.TriModeModel = original
     initialise_weights(chunks, case.model, SEED)
@@ -63,11 +62,11 @@ def build_side(case: Case, name: str) -> Side:
         step = build_reference_step(case)
     else:
         step = build_step(case, Objective.ar if name == AR else Objective.joint)
-    return Side(wrap_data_parallel(chunks, cases.PARALLEL), step)
+    return Side(wrap_data_parallel(chunks, case.parallel), step)
 
 
 @contextmanager
 def trainer_session(runtime: RuntimeConfig = RUNTIME) -> Iterator[None]:
     """megatron-core's groups of one rank."""
-    with distributed_session(cases.PARALLEL, runtime, SEED):
+    with distributed_session(PARALLEL, runtime, SEED):
         yield

@@ -31,10 +31,17 @@ JOBS = {
     "ar_fp32": ["stage=ar", "parallel=single", "precision=fp32"],
     "joint_bf16": ["stage=joint", "parallel=single", "precision=bf16", "train.micro_batch_size=2"],
     "joint_bf16_selective": ["stage=joint", "parallel=single", "precision=bf16", "parallel.recompute=selective"],
+    "joint_bf16_elementwise": ["stage=joint", "parallel=single", "precision=bf16", "parallel.recompute=elementwise"],
     "ar_bf16_vocabulary": ["stage=ar", "parallel=single", "precision=bf16", "model.vocab_size=16384"],
     "joint_fp32_tp2_vocabulary": ["stage=joint", "parallel=tp2", "precision=fp32", "model.vocab_size=16384"],
     "joint_bf16_tp2_sp": ["stage=joint", "parallel=tp2_sp", "precision=bf16"],
     "ar_fp32_tp2_sp_full": ["stage=ar", "parallel=tp2_sp", "precision=fp32", "parallel.recompute=full"],
+    "joint_fp32_tp2_sp_elementwise": [
+        "stage=joint",
+        "parallel=tp2_sp",
+        "precision=fp32",
+        "parallel.recompute=elementwise",
+    ],
     "joint_bf16_pp2": ["stage=joint", "parallel=pp2", "precision=bf16"],
     "ar_fp32_cp2": ["stage=ar", "parallel=cp2", "precision=fp32", "train.micro_batch_size=2"],
     "joint_bf16_cp2_selective": ["stage=joint", "parallel=cp2", "precision=bf16", "parallel.recompute=selective"],
@@ -42,14 +49,14 @@ JOBS = {
     "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
 }
 LAYOUTS = {
-    **{option: [f"parallel={option}"] for option in ("single", "tp2", "tp2_sp", "pp2")},
+    **{option: [f"parallel={option}"] for option in ("tp2", "tp2_sp", "pp2")},
     # Long enough for activations to outweigh the buffers of gloo's collectives.
-    "cp2": ["parallel=cp2", "data.sequence_length=512"],
+    **{option: [f"parallel={option}", "data.sequence_length=512"] for option in ("single", "cp2")},
     "pp2_interleaved": ["parallel=pp2_interleaved", "model.num_layers=4"],
 }
 EVERY = {
     "_".join(case): [f"stage={case[0]}", *LAYOUTS[case[1]], f"precision={case[2]}", f"parallel.recompute={case[3]}"]
-    for case in product(("ar", "joint"), LAYOUTS, ("fp32", "bf16"), ("none", "selective", "full"))
+    for case in product(("ar", "joint"), LAYOUTS, ("fp32", "bf16"), ("none", "elementwise", "selective", "full"))
 }
 Measured = dict[str, list[dict[str, Any]]]
 
@@ -127,7 +134,7 @@ def test_every_combination_is_within_a_tenth(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("recompute", ["none", "elementwise", "selective", "full"])
 @pytest.mark.parametrize("stage", ["ar", "joint"])
 def test_the_gpus_kernels_keep_what_is_predicted(stage: str, recompute: str) -> None:
     from tests.helpers.plan_jobs import measure_step
