@@ -30,7 +30,10 @@ def wrap_data_parallel(
         for index, chunk in enumerate(chunks)
     ]
     _connect_schedules(wrapped, parallel, gradients_ready)
-    if parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1 and not parallel.overlap_grad_reduce:
+    if (
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True) == 1
+        and not parallel.overlap_grad_reduce
+    ):
         _leave_out_reduction(wrapped)
     return wrapped
 
