@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, linear, scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scaled_dot_product_attention, silu
 
 from conf.schema import ModelConfig, Objective
 from model.attention.flex import FlexAttention, build_flex_attention
@@ -34,7 +35,7 @@ Turn = tuple[Tensor, Tensor, Tensor | None]
 class Changes:
     """grouped_heads: key heads not repeated. scored_rows: only these are projected. chunked_head: in chunks of rows
     whose gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
-    our_operators: norm, SwiGLU and rotation of model/, layers not compiled.
+    our_operators: norm, SwiGLU and rotation as model/kernels.py chooses them; layers are not compiled.
     """
 
     grouped_heads: bool = False
@@ -75,7 +76,7 @@ class RecipeLayer(nn.Module):
         x = x + self.attend(normalise(x, self.input_norm, self.eps, self.changes), rotation, mask)
         inner = linear(normalise(x, self.mlp_norm, self.eps, self.changes), self.fc1)
         if self.changes.our_operators:
-            return x + linear(_SwiGLU.apply(inner), self.fc2)
+            return x + linear(bias_swiglu_impl(inner, None) if x.is_cuda else _SwiGLU.apply(inner), self.fc2)
         gate, up = inner.chunk(2, dim=-1)
         return x + linear(silu(gate) * up, self.fc2)
 
@@ -172,7 +173,7 @@ class Recipe:
 def normalise(x: Tensor, weight: Tensor, eps: float, changes: Changes) -> Tensor:
     """RMSNorm of [R, C], in fp32 at least."""
     if changes.our_operators:
-        return _RMSNorm.apply(x, weight, eps)
+        return rms_norm(x, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(x, weight, eps)
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 

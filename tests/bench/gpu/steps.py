@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from conf.schema import Objective, PrecisionConfig, Recompute
+from model.attention.plan import AttentionPlan
+from model.head import ScoredRows
 from pretrain.flops import compute_step_flops, find_peak_flops
 from pretrain.objective.rows import StepCounts
 from tests.bench.gpu.meter import Meter, attempt, measure
@@ -18,7 +20,8 @@ from tests.bench.joint.sides import AR, OURS, Side, build_side
 
 RECIPE = "recipe"
 STEPS = (AR, OURS, RECIPE)
-CONTRIBUTIONS = (*list_changes(), OURS)
+NARROWED = "ours, last layer narrowed"
+CONTRIBUTIONS = (*list_changes(), OURS, NARROWED)
 FP8 = "ours, fp8"
 AGAIN = "ours, recompute elementwise"
 
@@ -33,7 +36,7 @@ class Workbench:
 
     def build_runs(self, length: int, names: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
         """Steps by name, each returning its loss; built when first called, so that a failure is its own."""
-        return {name: _Late(lambda name=name: self._build_run(length, name)) for name in names}
+        return {name: _Late(self.side, lambda name=name: self._build_run(length, name)) for name in names}
 
     def build_side(self, length: int, objective: Objective = Objective.joint) -> Side:
         """Our model with a step of so many tokens."""
@@ -43,6 +46,8 @@ class Workbench:
         side = self.build_side(length, Objective.ar if name == AR else Objective.joint)
         if name in (AR, OURS):
             return lambda: side.run()[0]
+        if name == NARROWED:
+            return lambda: _run_narrowed(side)
         return Recipe(side, self.settings.case(length), list_changes()[name]).run
 
     def known(self) -> list[Tensor]:
@@ -51,12 +56,14 @@ class Workbench:
 
 
 class _Late:
-    """A step that is built when it is first run."""
+    """A step that is built when it is first run. side: whose weights and gradient buffers all steps share."""
 
-    def __init__(self, build: Callable[[], Callable[[], Tensor]]) -> None:
-        self.build, self.run = build, None
+    def __init__(self, side: Side, build: Callable[[], Callable[[], Tensor]]) -> None:
+        self.side, self.build, self.run = side, build, None
 
     def __call__(self) -> Tensor:
+        for weight in self.side.module.parameters():
+            weight.grad_added_to_main_grad = False  # type: ignore[attr-defined]  # what the step before said of it
         self.run = self.run or self.build()
         return self.run()
 
@@ -64,9 +71,26 @@ class _Late:
 def build_workbench(
     settings: Settings, precision: PrecisionConfig | None = None, recompute: Recompute = Recompute.none
 ) -> Workbench:
-    """Inside trainer_session."""
+    """Inside trainer_session. All rows go through all of the last layer: the slice stands for one of a deep model, and
+    for a tensor-parallel rank, whose sequence parallelism does not let the last layer narrow."""
     case = settings.case(settings.lengths[0], precision, recompute)
-    return Workbench(settings, Meter(case.device), build_side(case, OURS))
+    side = build_side(case, OURS)
+    side.module.narrow = _keep_all  # type: ignore[method-assign]
+    return Workbench(settings, Meter(case.device), side)
+
+
+def _keep_all(plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+    return plan
+
+
+def _run_narrowed(side: Side) -> Tensor:
+    """The step with the model's own last layer (model/last_layer.py)."""
+    module: Any = side.module
+    del module.narrow
+    try:
+        return side.run()[0]
+    finally:
+        module.narrow = _keep_all
 
 
 def measure_steps(bench: Workbench, length: int, names: tuple[str, ...]) -> dict[str, Any]:
@@ -86,7 +110,7 @@ def compute_rates(settings: Settings, length: int, name: str, seconds: float) ->
     case = settings.case(length)
     counts: StepCounts = build_input(case, Objective.ar if name == AR else Objective.joint).counts
     flops = compute_step_flops(case.model, counts.rows, counts.pairs, counts.clean + counts.masked)
-    peak = find_peak_flops(case.device)
+    peak = find_peak_flops(case.device) if name != NARROWED else None  # which leaves out some of these FLOPs
     return {"tokens_per_second": length / seconds, "mfu": flops / seconds / peak if peak else None}
 
 
