@@ -70,7 +70,7 @@ bench-decode: setup  ## Benchmark of the decoding modes (20 minutes), into runs/
 .PHONY: bench-joint
 bench-joint: export OMP_NUM_THREADS := 1
 bench-joint: export PYTHONWARNINGS := ignore
-bench-joint: setup  ## Benchmark of the joint step on one thread (15 minutes), into runs/bench/joint.json (ARGS="--quick")
+bench-joint: setup  ## Benchmark of the joint step on one thread (10 minutes), into runs/bench/joint.json (ARGS="--quick")
 	$(PYTHON_OF_VENV) -m tests.bench.bench_joint $(ARGS)
 
 .PHONY: bench-gpu
@@ -78,7 +78,7 @@ bench-gpu: setup  ## The 8B-shaped step on one GPU against the public recipe (8 
 	$(PYTHON_OF_VENV) -m tests.bench.bench_gpu $(ARGS)
 
 .PHONY: bench
-bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark of the repository (4 hours)
+bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark that needs no GPU (4 hours)
 
 .PHONY: chaos
 chaos: export OMP_NUM_THREADS := 1

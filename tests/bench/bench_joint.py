@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ def measure(quick: bool) -> dict[str, Any]:
     lengths, vocab_size = (QUICK_LENGTHS, 4096) if quick else (LENGTHS, 32768)
     with trainer_session():
         results: dict[str, Any] = {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{package: version(package) for package in ("torch", "megatron-core")},
+            "threads": 1,
             "cases": {case.name: measure_case(case, rounds) for case in cases},
             "attention": {str(length): compare_attention(length, rounds) for length in lengths},
             "memory_by_length": measure_slope(vocab_size, lengths),
