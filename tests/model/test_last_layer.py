@@ -22,6 +22,7 @@ from model.build import build_model_chunks
 from model.head import ScoredRows
 from model.initialise import initialise_weights
 from model.last_layer import keep_scored_rows
+from model.transformer_config import TORCH_DTYPES
 from pretrain.distributed import distributed_session
 
 MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
@@ -29,7 +30,7 @@ BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8
 NUM_ROWS = BATCH * 2 * LENGTH
 
 
-def run(rows: Tensor, recompute: Recompute) -> tuple[Tensor, Tensor, list[Tensor], int]:
+def run(rows: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[Tensor, Tensor, list[Tensor], int]:
     """Loss, cross entropies and gradients of a joint forward that scores `rows`; rows of the last layer's MLP."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 128, (BATCH, 2 * LENGTH), generator=generator)
@@ -38,9 +39,9 @@ def run(rows: Tensor, recompute: Recompute) -> tuple[Tensor, Tensor, list[Tensor
     )
     parallel, runtime = ParallelConfig(recompute=recompute), RuntimeConfig(device=Device.cpu)
     with distributed_session(parallel, runtime, seed=0):
-        (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(Dtype.fp32), 16)
+        (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(dtype), 16)
         initialise_weights([chunk], MODEL, seed=0)
-        plans = PlanBuilder(MODEL, AttentionBackend.split, torch.float32, torch.device("cpu"))
+        plans = PlanBuilder(MODEL, AttentionBackend.split, TORCH_DTYPES[dtype], torch.device("cpu"))
         computed: list[int] = []
         model: Any = chunk
         model.decoder.layers[-1].mlp.linear_fc1.register_forward_hook(
@@ -49,6 +50,17 @@ def run(rows: Tensor, recompute: Recompute) -> tuple[Tensor, Tensor, list[Tensor
         loss, losses = model(tokens, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE, doubled=True)), scored)
         loss.backward()
         return loss.detach(), losses, [weight.grad for weight in model.parameters()], computed[0]
+
+
+def test_in_half_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.arange(0, NUM_ROWS, 2)
+    loss, losses, gradients, computed = run(rows, Recompute.none, Dtype.bf16)
+    monkeypatch.setattr(last_layer, "MOST_KEPT", -1.0)
+    all_loss, all_losses, all_gradients, _ = run(rows, Recompute.none, Dtype.bf16)
+    assert computed == len(rows)
+    torch.testing.assert_close((loss, losses), (all_loss, all_losses), rtol=1e-2, atol=1e-2)
+    for mine, its in zip(gradients, all_gradients, strict=True):
+        assert (mine - its).norm() <= 2e-2 * its.norm()
 
 
 @pytest.mark.parametrize("recompute", list(Recompute))

@@ -9,11 +9,14 @@ import pytest
 
 from conf.compose import compose_size
 from conf.schema import RunConfig
+from launch.plan import activations
 from launch.plan.communication import estimate_traffic
 from launch.plan.hardware import Hardware
 from launch.plan.memory import StageMemory, estimate_memory
 from launch.plan.plan import build_plan
 from launch.plan.shape import build_shape
+from model import head
+from model.attention import split
 from tests.helpers.processes import run_ranks
 
 NUM_RANKS = 2
@@ -80,6 +83,11 @@ def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, li
     config = compose_size([*COMMON, *jobs[name]])
     stages = estimate_memory(build_shape(config, NUM_RANKS))
     return config, stages if len(stages) == NUM_RANKS else stages * NUM_RANKS
+
+
+def test_sizes_of_the_models_operators_are_theirs() -> None:
+    """launch.plan imports no torch, and so repeats them."""
+    assert (activations.TILE_COLUMNS, activations.SPLIT_GROUP_ROWS) == (head.TILE_COLUMNS, split.ROWS_PER_GROUP)
 
 
 @pytest.mark.parametrize("name", JOBS)
