@@ -71,7 +71,8 @@ def _fp8_fits_the_run(config: RunConfig) -> Violations:
         yield f"{asked} needs a CUDA device, and runtime.device=cpu; use precision.fp8=null"
     for name, value in _fp8_dimensions(config):
         if value % precision.fp8.multiple:
-            yield f"{asked} needs multiples of {precision.fp8.multiple}, and {name} = {value}; change it or use null"
+            remedy = "change that, or use precision.fp8=null"
+            yield f"{asked} needs multiples of {precision.fp8.multiple}, and {name} = {value}; {remedy}"
 
 
 def _products_keep_what_they_read(config: RunConfig) -> Violations:
@@ -95,11 +96,12 @@ def _fp8_dimensions(config: RunConfig) -> Iterator[tuple[str, int]]:
     pairs = f"keys and values of model.num_key_value_heads={model.num_key_value_heads}"
     yield f"queries of {heads} with {pairs}", (model.query_width + 2 * model.key_value_width) // degree
     halves = 2 if config.stage.objective is Objective.joint else 1
+    twice = " * 2, noisy and clean" if halves == 2 else ""
     rows = config.train.micro_batch_size * halves * config.data.sequence_length // parallel.context_parallel
     yield (
         (
-            f"rows of a rank (train.micro_batch_size={config.train.micro_batch_size} * {halves} * "
-            f"data.sequence_length={config.data.sequence_length} over context and sequence parallel ranks)"
+            f"rows of a rank (train.micro_batch_size={config.train.micro_batch_size} * "
+            f"data.sequence_length={config.data.sequence_length}{twice}, over context and sequence parallel ranks)"
         ),
         rows // (degree if parallel.sequence_parallel else 1),
     )

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from enum import Enum
+from typing import get_args
 
 from conf.trees import ConfigTree, nested_schemas
 
@@ -19,8 +20,9 @@ def _meanings(schema: type, prefix: str) -> Iterator[tuple[str, str]]:
     for field in dataclasses.fields(schema):
         text = described.get(field.name, "")
         nested = list(nested_schemas(field))
-        if isinstance(field.type, type) and issubclass(field.type, Enum):
-            text = " ".join(part for part in ("" if text.startswith("see ") else text, _one_line(field.type)) if part)
+        for kind in get_args(field.type) or (field.type,):  # Optional[...] has several
+            if isinstance(kind, type) and issubclass(kind, Enum):
+                text = " ".join(part for part in ("" if text.startswith("see ") else text, _one_line(kind)) if part)
         for _, inner in nested:
             text = text or _summary(inner)
         yield prefix + field.name, text

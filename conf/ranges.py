@@ -48,6 +48,7 @@ POSITIVE = (
     "parallel.context_parallel",
     "parallel.pipeline_parallel",
     "parallel.virtual_pipeline_parallel",
+    "parallel.bucket_parameters",
     "optimizer.epsilon",
     "schedule.peak_lr",
     "train.tokens",

@@ -7,7 +7,7 @@ attempt shows everything there is to mend. What depends on files or hardware is 
 import os
 from collections import Counter
 from collections.abc import Callable
-from math import isfinite
+from math import isfinite, lcm
 
 from conf.lever_rules import LEVER_RULES
 from conf.ranges import RUN_RANGES, broken_ranges, read_key
@@ -105,11 +105,20 @@ def _interleaving_needs_pipeline(config: RunConfig) -> Violations:
 def _blocks_divide_sequence(config: RunConfig) -> Violations:
     length, block = config.data.sequence_length, config.stage.block_size
     if length % block:
-        nearest = max(block, length // block * block)
         yield (
             f"data.sequence_length={length} is not a multiple of stage.block_size={block}; "
-            f"use for example data.sequence_length={nearest}"
+            f"use for example data.sequence_length={_nearest_length(config)}"
         )
+
+
+def _nearest_length(config: RunConfig) -> int:
+    """Of a sequence that blocks and context-parallel ranks can share, at or below the one that is given if there is."""
+    block, chunks = config.stage.block_size, 2 * config.parallel.context_parallel
+    if config.parallel.context_parallel == 1:
+        unit = block
+    else:
+        unit = block * chunks if config.stage.objective is Objective.joint else lcm(block, chunks)
+    return max(unit, config.data.sequence_length // unit * unit)
 
 
 def _sources_share_the_run(config: RunConfig) -> Violations:
@@ -159,10 +168,9 @@ def _context_parallel_cuts_no_block(config: RunConfig) -> Violations:
     length, degree = config.data.sequence_length, config.parallel.context_parallel
     is_joint = config.stage.objective is Objective.joint
     chunk, block = 2 * degree, config.stage.block_size if is_joint else 1
-    if degree == 1 or length % (chunk * block) == 0:
-        return
-    nearest = max(chunk * block, length // (chunk * block) * chunk * block)
-    remedy = f"use for example data.sequence_length={nearest}, or a smaller degree"
+    if degree == 1 or length % (chunk * block) == 0 or length % config.stage.block_size:
+        return  # the last is reported above, with a length that fits both
+    remedy = f"use for example data.sequence_length={_nearest_length(config)}, or a smaller degree"
     if length % chunk:
         yield f"parallel.context_parallel={degree} cuts sequences into {chunk} equal chunks, and " + (
             f"data.sequence_length={length} is not a multiple of {chunk}; {remedy}"
@@ -193,10 +201,15 @@ def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
 
 def _parameter_overlap_needs_gradient_overlap(config: RunConfig) -> Violations:
     parallel = config.parallel
-    if not parallel.overlap_param_gather:
+    if parallel.overlap_grad_reduce:
         return
-    if not parallel.overlap_grad_reduce:
+    if parallel.overlap_param_gather:
         yield "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true; set it or switch it off"
+    if parallel.bucket_parameters is not None:
+        yield (
+            f"parallel.bucket_parameters={parallel.bucket_parameters} has no effect without "
+            "parallel.overlap_grad_reduce=true; set that, or parallel.bucket_parameters=null"
+        )
 
 
 def _spikes_can_be_told_and_undone(config: RunConfig) -> Violations:
@@ -245,6 +258,8 @@ def _flex_attention_needs_cuda(config: RunConfig) -> Violations:
 
 def _model_parallel_divides_world(config: RunConfig, world_size: int) -> Violations:
     parallel = config.parallel
+    if min(parallel.tensor_parallel, parallel.context_parallel, parallel.pipeline_parallel) < 1:
+        return  # conf/ranges.py says so
     context = f"parallel.context_parallel={parallel.context_parallel} * " if parallel.context_parallel > 1 else ""
     if world_size % parallel.model_parallel:
         yield (

@@ -11,6 +11,7 @@ import torch
 from conf.errors import UserError
 from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig, Recompute
 
+NOT_INSTALLED = "transformer_engine is not installed (make setup GPU=1)"
 APEX_EXTENSION = "fused_weight_gradient_mlp_cuda"
 # Transformer Engine's own conditions: oldest device and CUDA of a recipe.
 FP8_NEEDS = {Fp8Recipe.tensorwise: ((8, 9), (12, 1)), Fp8Recipe.blockwise: ((9, 0), (12, 9))}
@@ -34,7 +35,7 @@ def choose_transformer_engine() -> tuple[bool, str]:
     if not torch.cuda.is_available():
         return False, "no CUDA device"
     if importlib.util.find_spec("transformer_engine") is None:
-        return False, "transformer_engine is not installed (make setup GPU=1)"
+        return False, NOT_INSTALLED
     return True, "CUDA device and transformer_engine found"
 
 
@@ -86,20 +87,26 @@ def list_choices(recompute: Recompute) -> list[Choice]:
 
 def check_machine(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
     """Raises UserError if what the configuration asks for is not to be had here."""
+    used, reason = choose_transformer_engine()
+    if not used:
+        refuse_without_transformer_engine(parallel, precision, reason)
+    if precision.fp8 is not None:
+        _check_fp8(precision.fp8)
+
+
+def refuse_without_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
+    """Raises UserError if the configuration asks for something of it. reason: why it is not there."""
     asked = {
         "parallel.overlap_tensor_parallel=true": (parallel.overlap_tensor_parallel, "false"),
         f"parallel.offload_layers={parallel.offload_layers}": (parallel.offload_layers > 0, "0"),
         f"precision.fp8={precision.fp8.value if precision.fp8 else None}": (precision.fp8 is not None, "null"),
     }
-    used, reason = choose_transformer_engine()
     for key, (is_asked, without) in asked.items():
-        if is_asked and not used:
+        if is_asked:
             name = key.partition("=")[0]
             raise UserError(
                 f"{key} needs Transformer Engine, and there is none: {reason}. {INSTALL}; or {name}={without}."
             )
-    if precision.fp8 is not None:
-        _check_fp8(precision.fp8)
 
 
 def _check_fp8(recipe: Fp8Recipe) -> None:

@@ -84,7 +84,7 @@ class ScheduleConfig:
 class PrecisionConfig:
     """dtype: format of weights and activations in training.
 
-    fp8: see Fp8Recipe; of the products within layers alone, null for none. Weights, head and embedding stay in dtype.
+    fp8: of the products within layers alone, null for none; weights, head and embedding stay in dtype.
     """
 
     dtype: Dtype = Dtype.bf16

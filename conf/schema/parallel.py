@@ -22,7 +22,7 @@ class Recompute(Enum):
 class ParallelConfig:
     """Degrees and switches of the parallel layout.
 
-    tensor_parallel, pipeline_parallel: ranks over which layers are split and stacked.
+    tensor_parallel: ranks over which every layer is split. pipeline_parallel: ranks over which layers are dealt.
     context_parallel: ranks over which the rows of every sequence are split, in the joint stage of both halves alike.
     virtual_pipeline_parallel: model chunks per pipeline rank (interleaved schedule when > 1).
     sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.

@@ -65,6 +65,10 @@ class PlanBuilder:
                 "runtime.attention_backend=split or auto."
             )
 
+        if self.shard.size > 1:
+            kind = "FlexAttention" if self.backend is AttentionBackend.flex else "groups under masks"
+            logger.info("attention of %d context-parallel ranks: %s over gathered clean keys", self.shard.size, kind)
+
     def build(self, layout: SequenceLayout) -> AttentionPlan:
         """The plan of a layout; one of regular blocks in a single document comes from the cache."""
         layout = layout.without_repeats()

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 
 from conf.atomic import atomic_write_text
+from conf.entry import OneLineParser, count, exit_status
 from conf.errors import UserError
 from tests.bench.gpu.parts import ORDER, run_part
 from tests.bench.gpu.report import format_markdown, print_results
 from tests.bench.gpu.settings import Settings, build_settings, compose_fp8, reshape
 from tests.bench.gpu.steps import build_workbench
+from tests.bench.joint.cases import BLOCK_SIZE
 from tests.bench.joint.sides import trainer_session
 
 OUTPUT = Path("runs/bench/gpu.json")
@@ -34,15 +36,16 @@ MOST_COMPILED_FORMS = 64  # of one function: shapes, masks and kernel options he
 
 def main() -> None:
     """Measure, write after every part, print."""
+    sys.exit(exit_status(run, interrupted="stopped; the parts that were finished are written"))
+
+
+def run() -> None:
+    """Raises UserError for what cannot be measured or written."""
     arguments = parse_arguments(sys.argv[1:])
-    try:
-        fp8 = compose_fp8(arguments.override) if arguments.fp8 else None
-        settings = build_settings(arguments.toy, fp8, arguments.autotune)
-    except UserError as error:
-        raise SystemExit(f"bench_gpu: {error}") from None
+    fp8 = compose_fp8(arguments.override) if arguments.fp8 else None
+    settings = build_settings(arguments.toy, fp8, arguments.autotune)
     settings = reshape(settings, arguments.layers, arguments.lengths, arguments.rounds)
-    default = OUTPUT.with_stem("gpu_toy") if arguments.toy else OUTPUT
-    output: Path = arguments.output or default
+    output: Path = arguments.output or (OUTPUT.with_stem("gpu_toy") if arguments.toy else OUTPUT)
     results = measure(settings, arguments.parts, output, arguments.budget_minutes)
     print_results(results, output)
     if arguments.markdown:
@@ -51,19 +54,34 @@ def main() -> None:
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """The command line's."""
-    parser = argparse.ArgumentParser(prog="tests.bench.bench_gpu", description=__doc__)
+    parser = OneLineParser(prog="python -m tests.bench.bench_gpu", description=__doc__)
     parser.add_argument("--toy", action="store_true", help="small sizes, on any device")
     parser.add_argument("--parts", nargs="+", choices=ORDER, default=list(ORDER), help="in this order: %(default)s")
-    parser.add_argument("--lengths", nargs="+", type=int, help="clean tokens")
-    parser.add_argument("--layers", type=int)
-    parser.add_argument("--rounds", type=int, help="of which medians are taken")
+    parser.add_argument("--lengths", nargs="+", type=whole_blocks, help=f"clean tokens, in blocks of {BLOCK_SIZE}")
+    parser.add_argument("--layers", type=count)
+    parser.add_argument("--rounds", type=count, help="of which medians are taken")
     parser.add_argument("--budget-minutes", type=float, default=BUDGET_MINUTES, help="no part begins after these")
     parser.add_argument("--autotune", action="store_true", help="search tiles for FlexAttention too (minutes)")
     parser.add_argument("--fp8", action="store_true", help="our joint step with precision=fp8 too")
-    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="of --fp8")
-    parser.add_argument("--output", type=Path, help=f"default {OUTPUT}")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="of precision.*, for --fp8"
+    )
+    parser.add_argument("--output", type=Path, help=f"default {OUTPUT}; what is there of other parts is kept")
     parser.add_argument("--markdown", action="store_true", help="also print what GPU.md records")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.override and not arguments.fp8:
+        parser.error("--override is of --fp8: give that too")
+    if arguments.parts == ["fp8"] and not arguments.fp8:
+        parser.error("--parts fp8 measures nothing without --fp8")
+    return arguments
+
+
+def whole_blocks(text: str) -> int:
+    """Type of a length in tokens."""
+    value = count(text)
+    if value % BLOCK_SIZE:
+        raise argparse.ArgumentTypeError(f"{value} is not a multiple of the block length {BLOCK_SIZE}")
+    return value
 
 
 def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: float) -> dict[str, Any]:
@@ -71,13 +89,18 @@ def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: 
     started = time.monotonic()
     torch._dynamo.config.recompile_limit = MOST_COMPILED_FORMS
     torch._dynamo.config.automatic_dynamic_shapes = False  # each length for itself, as in a run, which has one
+    shape = {**asdict(settings.model), "lengths": list(settings.lengths), "rounds": settings.rounds}
     results: dict[str, Any] = {
         "environment": describe_environment(),
-        "settings": {**asdict(settings.model), "lengths": list(settings.lengths), "rounds": settings.rounds},
-        "parts": {},
+        "settings": shape,
+        "parts": read_parts(output, shape),
         "left_out": [],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}. Give another --output.") from None
     with trainer_session(settings.runtime):
         bench = build_workbench(settings)
         for part in parts:
@@ -91,6 +114,15 @@ def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: 
                 results["environment"]["seconds"] = round(time.monotonic() - started)
                 atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")
     return results
+
+
+def read_parts(output: Path, shape: dict[str, Any]) -> dict[str, Any]:
+    """Parts that an earlier run of the same shape left there: one run rarely has time for all."""
+    try:
+        found = json.loads(output.read_text(encoding="utf-8"))
+        return found["parts"] if found["settings"] == json.loads(json.dumps(shape)) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def describe_environment() -> dict[str, Any]:

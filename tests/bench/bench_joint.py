@@ -1,7 +1,7 @@
 """Benchmark of the joint step: `make bench-joint` prints it and writes runs/bench/joint.json and joint.png."""
 
-import argparse
 import json
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from conf.atomic import atomic_write_text
+from conf.entry import OneLineParser, exit_status
 from tests.bench.joint.attention import compare_attention
 from tests.bench.joint.balance import LENGTH, as_rows, print_balance, simulate_balance
 from tests.bench.joint.cases import CASES, QUICK_CASES, Case
@@ -30,7 +31,7 @@ QUICK_LENGTH = 4096  # of the sequences that context-parallel ranks share
 
 def main() -> None:
     """Measure, write, print."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_joint", description=__doc__)
+    parser = OneLineParser(prog="python -m tests.bench.bench_joint", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small case, few rounds: figures that say nothing")
     quick: bool = parser.parse_args().quick
     output = OUTPUT.with_stem("joint_quick") if quick else OUTPUT
@@ -71,4 +72,4 @@ def measure_case(case: Case, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main, interrupted="stopped; nothing was written"))

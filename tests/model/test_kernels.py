@@ -42,7 +42,7 @@ def test_without_cuda_everything_is_ours_or_megatron_cores() -> None:
         "gradient_accumulation_fusion": "off",
         "norms": "model/norm.py",
         "SwiGLU": "model/swiglu.py",
-        "rotation": "in place",
+        "rotation": "operator by operator",
         "residual": "one addition",
         "computed again": "nothing",
     }

@@ -24,6 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from conf.compose import compose_size
+from conf.entry import OneLineParser, count
 from conf.schema import ModelConfig
 from data_pipeline.form import SequenceForm
 from data_pipeline.rows import Segments, count_rows, lay_out, stack_rows
@@ -157,9 +158,17 @@ def as_rows(found: list[Balance]) -> list[dict[str, str | int | float]]:
 
 def main() -> None:
     """The table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--length", type=int, default=LENGTH)
+    parser = OneLineParser(
+        prog="python -m tests.bench.joint.balance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--length", type=count, default=LENGTH, help="tokens of a sequence; default: %(default)s")
     arguments = parser.parse_args()
+    if arguments.length % (unit := 2 * max(SIZES) * BLOCK_SIZE):
+        parser.error(
+            f"--length {arguments.length} is not a multiple of {unit}: two chunks of whole blocks on every rank"
+        )
     print_balance(Console(width=100, highlight=False), simulate_balance(arguments.length))
 
 
