@@ -8,7 +8,7 @@ from conf.schema import Device, ParallelConfig, RuntimeConfig
 from pretrain.distributed import Ranks, distributed_session
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # other modules of the same worker start groups of their own
 def ranks() -> Iterator[Ranks]:
     """A gloo process group of one rank."""
     with distributed_session(ParallelConfig(), RuntimeConfig(device=Device.auto), seed=0) as ranks:
