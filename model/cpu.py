@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, LARGEST_INT = -1, -3, 2**31 - 1  # malloc.h
@@ -60,6 +61,9 @@ def _redirect_devices() -> None:
 
 
 def _redirect_factories() -> None:
+    # `with torch.device(...)` knows factories by identity, and lists them once: before they are exchanged, or models
+    # that transformers makes on "meta" would come to life with other buffers.
+    _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
