@@ -80,6 +80,7 @@ class Checkpointer:
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
         self.last_step: int | None = None  # of the newest checkpoint that was completed here, or gone back to
+        self.begun_step: int | None = None  # of the newest save, whatever became of it
 
     def save(self, manifest: CheckpointManifest) -> None:
         """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
@@ -87,6 +88,7 @@ class Checkpointer:
         A save before is finished by now. Raises: SaveError if the disk cannot hold or cannot take it.
         """
         assert self._in_flight is None, "finish() comes first"
+        self.begun_step = manifest.step
         save = _Save(step_directory(self._run_dir, manifest.step), manifest)
         gather_parameters(self._chunks)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)

@@ -277,7 +277,7 @@ class Trainer:
         self.checkpointer.save(manifest)
 
     def _save_safely(self, action: Callable[[], None], is_last: bool | None = None) -> None:
-        """What a failed save means is for the configuration to say.
+        """What a failed save means is for the configuration to say, unless it was the run's last one.
 
         is_last: True, nothing would come after it, so that it must work; False, another save comes at once.
         """
@@ -285,7 +285,8 @@ class Trainer:
             action()
         except SaveError as error:
             self.report.say_event("save_failed", self.state, str(error))
-            ends = self.is_finished or self.config.checkpoint.on_failure is SaveFailure.stop
+            was_final = self.is_finished and self.checkpointer.begun_step == self.state.step
+            ends = was_final or self.config.checkpoint.on_failure is SaveFailure.stop
             if ends if is_last is None else is_last:
                 raise
         self.report.say_saved(self.state, self.checkpointer.take_reports())
