@@ -95,15 +95,13 @@ def _fp8_dimensions(config: RunConfig) -> Iterator[tuple[str, int]]:
     yield heads, model.query_width // degree
     pairs = f"keys and values of model.num_key_value_heads={model.num_key_value_heads}"
     yield f"queries of {heads} with {pairs}", (model.query_width + 2 * model.key_value_width) // degree
-    halves = 2 if config.stage.objective is Objective.joint else 1
-    twice = " * 2, noisy and clean" if halves == 2 else ""
-    rows = config.train.micro_batch_size * halves * config.data.sequence_length // parallel.context_parallel
+    twice = " * 2, noisy and clean" if config.stage.objective is Objective.joint else ""
     yield (
         (
             f"rows of a rank (train.micro_batch_size={config.train.micro_batch_size} * "
             f"data.sequence_length={config.data.sequence_length}{twice}, over context and sequence parallel ranks)"
         ),
-        rows // (degree if parallel.sequence_parallel else 1),
+        config.forward_rows // (degree if parallel.sequence_parallel else 1),
     )
 
 

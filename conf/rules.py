@@ -188,7 +188,7 @@ def _sequence_parallel_divides_rows(config: RunConfig) -> Violations:
         return
     if degree == 1:
         yield "parallel.sequence_parallel=true needs parallel.tensor_parallel of 2 or more; set it or switch this off"
-    halves = 2 if config.stage.objective is Objective.joint else 1
+    halves = config.stage.rows_per_token
     context = config.parallel.context_parallel
     rows, rest = divmod(halves * config.data.sequence_length, context)
     if rows % degree and not rest:

@@ -43,8 +43,8 @@ class WordEmbedding(VocabParallelEmbedding):
         group: Any = self.tp_group
         size = group.size()
         tokens = input_ - self.vocab_start_index
-        is_here = (tokens >= 0) & (tokens < len(self.weight))
-        rows = _Lookup.apply(self.weight, tokens, is_here if size > 1 else None)
+        is_here = (tokens >= 0) & (tokens < len(self.weight)) if size > 1 else None
+        rows = _Lookup.apply(self.weight, tokens, is_here)
         if self.reduce_scatter_embeddings:
             return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=group)
         return reduce_from_tensor_model_parallel_region(rows, group=group) if size > 1 else rows

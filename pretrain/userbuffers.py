@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import Objective, RunConfig
+from conf.schema import RunConfig
 from model.kernels import check_machine
 from model.transformer_config import TORCH_DTYPES
 
@@ -36,7 +36,7 @@ def userbuffers(config: RunConfig) -> Iterator[None]:
 
 def _start(engine: Any, config: RunConfig) -> None:
     modes = engine.UserBufferQuantizationMode
-    rows, hidden = count_rows(config), config.model.hidden_size
+    rows, hidden = config.forward_rows, config.model.hidden_size
     try:
         engine.initialize_ub(
             shape=[rows, hidden],
@@ -55,10 +55,3 @@ def _start(engine: Any, config: RunConfig) -> None:
         logger.warning(
             "%s=1 lets a GPU before Blackwell start collectives ahead of products; it is not set", CONNECTIONS
         )
-
-
-def count_rows(config: RunConfig) -> int:
-    """Of a forward on the ranks of a tensor-parallel group together."""
-    halves = 2 if config.stage.objective is Objective.joint else 1
-    rows = config.train.micro_batch_size * halves * config.data.sequence_length
-    return rows // config.parallel.context_parallel

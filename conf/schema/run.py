@@ -185,6 +185,12 @@ class RunConfig:
         return self.train.global_batch_size * self.data.sequence_length
 
     @property
+    def forward_rows(self) -> int:
+        """Rows of one forward on the ranks of a tensor-parallel group together."""
+        rows = self.train.micro_batch_size * self.stage.rows_per_token * self.data.sequence_length
+        return rows // self.parallel.context_parallel
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return max(1, int(self.train.tokens) // self.tokens_per_step)

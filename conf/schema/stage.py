@@ -40,3 +40,8 @@ class StageConfig:
     diffusion_weight: float = 0.3
     noise_epsilon: float = 1e-3
     loss_normalization: LossNormalization = LossNormalization.global_average
+
+    @property
+    def rows_per_token(self) -> int:
+        """Rows of a forward for every clean token: its own, and a noisy one in the joint stage."""
+        return 2 if self.objective is Objective.joint else 1

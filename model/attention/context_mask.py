@@ -9,6 +9,16 @@ from model.attention.context import ContextShard
 from model.attention.layout import SequenceLayout
 
 
+def is_seen(
+    q_noisy: Tensor, k_noisy: Tensor, q_index: Tensor, k_index: Tensor, q_block: Tensor, k_block: Tensor
+) -> Tensor:
+    """Whether a query sees a key of its document, by which half, row of it and block each is of."""
+    own_block = q_noisy & k_noisy & (q_block == k_block)
+    earlier_blocks = q_noisy & ~k_noisy & (k_block < q_block)
+    causal = ~q_noisy & ~k_noisy & (q_index >= k_index)
+    return own_block | earlier_blocks | causal
+
+
 def build_shard_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callable[..., Tensor]:
     """Queries are the shard's rows, keys its noisy rows and the whole sequence's clean ones (model/attention/layout.py
     has the definition)."""
@@ -32,9 +42,6 @@ def build_shard_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callabl
         q_block, k_block = blocks[sequence, q_index], blocks[sequence, k_index]
         q_document = torch.where(q_noisy, documents[sequence, q_index], clean_documents[sequence, q_index])
         k_document = torch.where(k_noisy, documents[sequence, k_index], clean_documents[sequence, k_index])
-        own_block = q_noisy & k_noisy & (q_block == k_block)
-        earlier_blocks = q_noisy & ~k_noisy & (k_block < q_block)
-        causal = ~q_noisy & ~k_noisy & (q_index >= k_index)
-        return (own_block | earlier_blocks | causal) & (q_document == k_document)
+        return is_seen(q_noisy, k_noisy, q_index, k_index, q_block, k_block) & (q_document == k_document)
 
     return sees

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.attention.context import WHOLE, ContextShard
-from model.attention.context_mask import build_shard_mask_mod
+from model.attention.context_mask import build_shard_mask_mod, is_seen
 from model.attention.layout import SequenceLayout
 
 
@@ -82,9 +82,7 @@ def _doubled_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
         q_noisy, k_noisy = q < length, k < length
         q_index, k_index = q % length, k % length
         q_block, k_block = blocks[sequence, q_index], blocks[sequence, k_index]
-        own_block = q_noisy & k_noisy & (q_block == k_block)
-        earlier_blocks = q_noisy & ~k_noisy & (k_block < q_block)
-        causal = ~q_noisy & ~k_noisy & (q_index >= k_index)
-        return (own_block | earlier_blocks | causal) & (documents[sequence, q] == documents[sequence, k])
+        in_document = documents[sequence, q] == documents[sequence, k]
+        return is_seen(q_noisy, k_noisy, q_index, k_index, q_block, k_block) & in_document
 
     return sees

@@ -64,7 +64,6 @@ class PlanBuilder:
                 "runtime.attention_backend=flex has no backward pass on the CPU, and there is no CUDA device here: use "
                 "runtime.attention_backend=split or auto."
             )
-
         if self.shard.size > 1:
             kind = "FlexAttention" if self.backend is AttentionBackend.flex else "groups under masks"
             logger.info("attention of %d context-parallel ranks: %s over gathered clean keys", self.shard.size, kind)

@@ -1,33 +1,15 @@
 """Rows that the last layer leaves out change neither losses nor gradients."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from conf.schema import (
-    AttentionBackend,
-    Device,
-    Dtype,
-    ModelConfig,
-    ParallelConfig,
-    PrecisionConfig,
-    Recompute,
-    RuntimeConfig,
-)
+from conf.schema import Dtype, Recompute
 from model import last_layer
-from model.attention.plan import AttentionPlan, PlanBuilder, build_regular_layout
-from model.build import build_model_chunks
+from model.attention.plan import AttentionPlan
 from model.head import ScoredRows
-from model.initialise import initialise_weights
 from model.last_layer import keep_scored_rows
-from model.transformer_config import TORCH_DTYPES
-from pretrain.distributed import distributed_session
-
-MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
-BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8
-NUM_ROWS = BATCH * 2 * LENGTH
+from tests.helpers.small_joint import BATCH, LENGTH, NUM_ROWS, built_model
 
 
 def run(rows: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[Tensor, Tensor, list[Tensor], int]:
@@ -37,17 +19,12 @@ def run(rows: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[
     scored = ScoredRows(
         rows, torch.randint(0, 128, rows.shape, generator=generator), torch.rand(len(rows), generator=generator)
     )
-    parallel, runtime = ParallelConfig(recompute=recompute), RuntimeConfig(device=Device.cpu)
-    with distributed_session(parallel, runtime, seed=0):
-        (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(dtype), 16)
-        initialise_weights([chunk], MODEL, seed=0)
-        plans = PlanBuilder(MODEL, AttentionBackend.split, TORCH_DTYPES[dtype], torch.device("cpu"))
-        computed: list[int] = []
-        model: Any = chunk
+    computed: list[int] = []
+    with built_model(recompute, dtype) as (model, plan):
         model.decoder.layers[-1].mlp.linear_fc1.register_forward_hook(
             lambda module, inputs, output: computed.append(inputs[0].shape[:2].numel())
         )
-        loss, losses = model(tokens, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE, doubled=True)), scored)
+        loss, losses = model(tokens, plan, scored)
         loss.backward()
         return loss.detach(), losses, [weight.grad for weight in model.parameters()], computed[0]
 

@@ -1,7 +1,5 @@
 """What is computed again in the backward pass is what would have been kept, bit for bit, and is not kept."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,43 +8,14 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.identity_op import IdentityOp
 from torch import Tensor
 
-from conf.schema import (
-    AttentionBackend,
-    Device,
-    Dtype,
-    ModelConfig,
-    ParallelConfig,
-    PrecisionConfig,
-    Recompute,
-    RuntimeConfig,
-)
+from conf.schema import Dtype, Recompute
 from model import spec, transformer_config
-from model.attention.plan import AttentionPlan, PlanBuilder, build_regular_layout
-from model.build import build_model_chunks
 from model.head import ScoredRows
-from model.initialise import initialise_weights
 from model.norm import TorchRMSNorm
 from model.recompute import keep_origin, leave_origin, recompute_elementwise
 from model.swiglu import CompiledSwiGLU, SwiGLU
-from model.transformer_config import TORCH_DTYPES
 from tests.helpers.live_bytes import LiveBytes
-
-MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
-BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8
-ROWS = BATCH * 2 * LENGTH
-
-
-@contextmanager
-def built(recompute: Recompute, dtype: Dtype = Dtype.fp32) -> Iterator[tuple[Any, AttentionPlan]]:
-    """The small model and the plan of a joint forward."""
-    from pretrain.distributed import distributed_session
-
-    parallel = ParallelConfig(recompute=recompute)
-    with distributed_session(parallel, RuntimeConfig(device=Device.cpu), seed=0):
-        (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(dtype), 16)
-        initialise_weights([chunk], MODEL, seed=0)
-        plans = PlanBuilder(MODEL, AttentionBackend.split, TORCH_DTYPES[dtype], torch.device("cpu"))
-        yield chunk, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE, doubled=True))
+from tests.helpers.small_joint import BATCH, LENGTH, MODEL, NUM_ROWS, built_model
 
 
 def draw(shape: tuple[int, ...]) -> Tensor:
@@ -57,14 +26,14 @@ def train(recompute: Recompute, dtype: Dtype, num_scored: int) -> list[Tensor]:
     """Loss, cross entropies and gradients."""
     rows = torch.arange(num_scored)
     scored = ScoredRows(rows, draw((num_scored,)), torch.ones(num_scored))
-    with built(recompute, dtype) as (model, plan):
+    with built_model(recompute, dtype) as (model, plan):
         loss, losses = model(draw((BATCH, 2 * LENGTH)), plan, scored)
         loss.backward()
         return [loss.detach(), losses, *(weight.grad for weight in model.parameters())]
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
-@pytest.mark.parametrize("num_scored", [60, ROWS])
+@pytest.mark.parametrize("num_scored", [60, NUM_ROWS])
 def test_losses_and_gradients_are_those_without_bit_for_bit(dtype: Dtype, num_scored: int) -> None:
     again, kept = (train(recompute, dtype, num_scored) for recompute in (Recompute.elementwise, Recompute.none))
     assert len(again) == len(kept) > 10
@@ -73,7 +42,7 @@ def test_losses_and_gradients_are_those_without_bit_for_bit(dtype: Dtype, num_sc
 
 def count_kept(recompute: Recompute) -> int:
     """Bytes alive between the forward and the backward of the layers."""
-    with built(recompute) as (model, plan):
+    with built_model(recompute) as (model, plan):
         hidden = torch.randn(2 * LENGTH, BATCH, MODEL.hidden_size, requires_grad=True)
         model.decoder(hidden, attention_mask=None, attention_bias=plan)
         with LiveBytes([hidden, *model.parameters()]) as live:
@@ -83,14 +52,14 @@ def count_kept(recompute: Recompute) -> int:
 
 def test_outputs_of_norms_and_swiglus_product_are_not_kept() -> None:
     by_row = 4 * (2 * MODEL.hidden_size + MODEL.ffn_hidden_size)
-    assert count_kept(Recompute.none) - count_kept(Recompute.elementwise) == MODEL.num_layers * ROWS * by_row
+    assert count_kept(Recompute.none) - count_kept(Recompute.elementwise) == MODEL.num_layers * NUM_ROWS * by_row
 
 
 def test_the_weight_comes_back_as_itself_with_its_gradient_buffer() -> None:
     """Why saved tensors are replaced one by one: hooks around the product would give back another tensor."""
-    with built(Recompute.elementwise) as (model, _):
+    with built_model(Recompute.elementwise) as (model, _):
         mlp = model.decoder.layers[0].mlp
-        inner = torch.randn(ROWS, 1, 2 * MODEL.ffn_hidden_size, requires_grad=True)
+        inner = torch.randn(NUM_ROWS, 1, 2 * MODEL.ffn_hidden_size, requires_grad=True)
         product = mlp.activation_func(inner)
         output, _ = mlp.linear_fc2(product)
         node = output.grad_fn
@@ -124,7 +93,7 @@ def test_a_reader_may_keep_rows_and_what_it_copies_stays(form: str) -> None:
 
 
 def test_without_gradients_nothing_is_left_on_a_tensor() -> None:
-    with built(Recompute.elementwise) as (model, _), torch.no_grad():
+    with built_model(Recompute.elementwise) as (model, _), torch.no_grad():
         mlp = model.decoder.layers[0].mlp
         assert not hasattr(mlp.activation_func(torch.randn(4, 1, 2 * MODEL.ffn_hidden_size)), "origin")
 
@@ -147,7 +116,7 @@ def test_what_cuda_computes_is_made_again_by_the_same_operators(monkeypatch: pyt
         for recompute in (Recompute.none, Recompute.elementwise):
             for module in (spec, transformer_config):
                 monkeypatch.setattr(module, "choose_fused_operators", lambda: (True, "as on CUDA"))
-            with built(recompute) as (model, _):
+            with built_model(recompute) as (model, _):
                 layer = model.decoder.layers[0]
                 assert isinstance(layer.mlp.activation_func, CompiledSwiGLU) is (recompute is Recompute.elementwise)
                 assert type(layer.input_layernorm) is TorchRMSNorm

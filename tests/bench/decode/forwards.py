@@ -12,7 +12,7 @@ from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from model.hf.session_nemotron_labs_diffusion import DecodeSession
 from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model
-from tests.bench.decode.timing import time_interleaved
+from tests.bench.timing import time_interleaved
 
 SIZES = Sizes(32768, 512, 1536, 8, 8, 2)
 NUM_CACHED, BLOCK_LENGTH, NUM_GROUPS = 512, 32, 2

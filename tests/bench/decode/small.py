@@ -10,7 +10,7 @@ from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from tests.bench.decode.loops import LOOPS
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model, make_twin
-from tests.bench.decode.timing import time_interleaved
+from tests.bench.timing import time_interleaved
 
 SIZES = Sizes(512, 256, 768, 4, 4, 2, initializer_range=0.1)
 PROMPT_TOKENS, NEW_TOKENS, THRESHOLD = 64, 48, 0.9

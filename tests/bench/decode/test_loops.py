@@ -7,7 +7,7 @@ from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from tests.bench.decode.loops import LOOPS
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model, make_twin
-from tests.bench.decode.timing import time_interleaved
+from tests.bench.timing import time_interleaved
 
 SIZES = Sizes(128, 24, 40, 2, 4, 2, head_dim=16, initializer_range=0.3)
 BLOCK_LENGTH, THRESHOLD, NEW_TOKENS = 6, 0.5, 23

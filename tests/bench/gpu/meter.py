@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.bench.joint.timing import measure_in_turns, spread
+from tests.bench.timing import measure_in_turns, spread
 from tests.helpers.live_bytes import LiveBytes
 
 WARM_UPS = 2

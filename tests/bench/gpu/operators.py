@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import rms_norm
 
 from model.attention.plan import build_regular_layout
 from model.norm import _RMSNorm
-from model.rope import Rotation, apply_rotation, compute_rotation
+from model.rope import apply_rotation, compute_rotation
 from model.swiglu import _SwiGLU
+from tests.bench.gpu import plain
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import BLOCK_SIZE, SEED
@@ -42,7 +43,7 @@ def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
     )
     eps = model.rms_norm_eps
     compile_plain: Any = (lambda function: torch.compile(function, dynamic=False)) if bench.meter.is_cuda else _keep
-    norm, swiglu, rotate = (compile_plain(function) for function in (_plain_norm, _plain_swiglu, _plain_rotation))
+    norm, swiglu, rotate = (compile_plain(function) for function in (plain.norm, plain.swiglu, plain.rotate))
     ways: dict[str, tuple[Callable[[], Tensor], list[Tensor]]] = {
         f"{NORM}, {EAGER}": (lambda: _RMSNorm.apply(hidden, weights, eps), [hidden, weights]),
         f"{NORM}, {COMPILED}": (lambda: norm(hidden, weights, eps), [hidden, weights]),
@@ -50,7 +51,7 @@ def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
         f"{SWIGLU}, {EAGER}": (lambda: _SwiGLU.apply(inner), [inner]),
         f"{SWIGLU}, {COMPILED}": (lambda: swiglu(inner), [inner]),
         f"{ROTATION}, {OURS}": (lambda: apply_rotation(query, rotation, True), [query]),
-        f"{ROTATION}, {COMPILED}": (lambda: rotate(query, rotation), [query]),
+        f"{ROTATION}, {COMPILED}": (lambda: rotate(query, rotation.cos, rotation.sin, rotation.query_scale), [query]),
     }
     runs = {name: _both_ways(function, inputs) for name, (function, inputs) in ways.items()}
     return measure(bench.meter, runs, bench.settings.rounds, [*bench.known(), hidden, inner, query])
@@ -73,19 +74,3 @@ def _both_ways(function: Callable[[], Tensor], inputs: list[Tensor]) -> Callable
         return torch.autograd.grad(output, inputs, output.detach())
 
     return run
-
-
-def _plain_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
-
-
-def _plain_swiglu(x: Tensor) -> Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return silu(gate) * up
-
-
-def _plain_rotation(x: Tensor, rotation: Rotation) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    turned = x * rotation.cos + torch.cat([second, first], dim=-1) * rotation.sin  # its first half is negated
-    return turned if rotation.query_scale is None else turned * rotation.query_scale

@@ -15,7 +15,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scaled_dot_product_attention
 
 from conf.schema import ModelConfig, Objective
 from model.attention.flex import FlexAttention, build_flex_attention
@@ -25,6 +25,7 @@ from model.head import ScoredRows, score_rows
 from model.norm import _RMSNorm
 from model.rope import Rotation, apply_rotation
 from model.swiglu import _SwiGLU
+from tests.bench.gpu import plain
 from tests.bench.joint.cases import Case, build_input
 from tests.bench.joint.sides import Side
 
@@ -77,8 +78,7 @@ class RecipeLayer(nn.Module):
         inner = linear(normalise(x, self.mlp_norm, self.eps, self.changes), self.fc1)
         if self.changes.our_operators:
             return x + linear(bias_swiglu_impl(inner, None) if x.is_cuda else _SwiGLU.apply(inner), self.fc2)
-        gate, up = inner.chunk(2, dim=-1)
-        return x + linear(silu(gate) * up, self.fc2)
+        return x + linear(plain.swiglu(inner), self.fc2)
 
     def attend(self, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
         """Rows of qkv: by key head, its query heads, its key, its value."""
@@ -112,9 +112,7 @@ class RecipeLayer(nn.Module):
         if self.changes.our_operators:
             scales = None if query_scale is None else query_scale[:, None]
             return apply_rotation(x[:, None], Rotation(cos[:, None], sin[:, None], scales), scale)[:, 0]
-        first, second = x.chunk(2, dim=-1)
-        turned = x * cos + torch.cat([second, first], dim=-1) * sin  # the first half of sin is negated
-        return turned * query_scale if scale and query_scale is not None else turned
+        return plain.rotate(x, cos, sin, query_scale if scale else None)
 
 
 class Recipe:
@@ -174,8 +172,7 @@ def normalise(x: Tensor, weight: Tensor, eps: float, changes: Changes) -> Tensor
     """RMSNorm of [R, C], in fp32 at least."""
     if changes.our_operators:
         return rms_norm(x, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(x, weight, eps)
-    exact = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+    return plain.norm(x, weight, eps)
 
 
 def _run_layer(layer: RecipeLayer, x: Tensor, rotation: Turn, mask: Any) -> Tensor:

@@ -13,7 +13,7 @@ from model.attention.plan import build_regular_layout
 from model.attention.split import build_split_attention
 from tests.bench.joint.cases import BLOCK_SIZE
 from tests.bench.joint.reference import DenseAttention
-from tests.bench.joint.timing import measure_in_turns
+from tests.bench.timing import measure_in_turns
 
 HEADS, GROUPS, HEAD_DIM = 4, 2, 64
 

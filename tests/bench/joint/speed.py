@@ -13,8 +13,8 @@ from tests.bench.joint.economies import count_economies
 from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
 from tests.bench.joint.parts import build_parts
 from tests.bench.joint.sides import AR, OURS, REFERENCE, Side, build_side
-from tests.bench.joint.timing import measure_in_turns, ratio, spread
 from tests.bench.joint.workers import Build, measure_in_processes
+from tests.bench.timing import measure_in_turns, ratio, spread
 
 BARE = "bare products"
 TOLERANCE = 1e-5  # of losses (relative), and of gradients (of each weight's largest)

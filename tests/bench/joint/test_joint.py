@@ -10,7 +10,7 @@ from tests.bench.joint.floor import build_products, count_reference_work, count_
 from tests.bench.joint.parts import build_parts
 from tests.bench.joint.sides import AR, OURS, REFERENCE, build_side, trainer_session
 from tests.bench.joint.speed import TOLERANCE, assert_same_results
-from tests.bench.joint.timing import measure_in_turns, ratio, spread
+from tests.bench.timing import measure_in_turns, ratio, spread
 
 TINY = Case(64, 512)
 

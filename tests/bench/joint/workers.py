@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.bench.joint.sides import trainer_session
-from tests.bench.joint.timing import cpu_seconds, measure_in_turns
+from tests.bench.timing import cpu_seconds, measure_in_turns
 from tests.helpers.processes import OF_A_GROUP
 
 Build = Callable[[], Callable[[], object]]  # must be known by name, or a partial of one

@@ -1,0 +1,55 @@
+"""Times of functions that take turns, so that whatever else the machine does falls on all of them alike.
+
+With one thread CPU seconds are the seconds that pass, less those in which another process had the core.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median, quantiles
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Of this process."""
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
+def measure_in_turns(
+    functions: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[Callable[[], object]], float] = cpu_seconds,
+    warm_ups: int = 1,
+) -> dict[str, list[float]]:
+    """Seconds of every call by `clock`, by name; `warm_ups` calls of each come before and do not count.
+
+    A round calls each function once, so that a slow minute is slow for all; every second round goes backwards.
+    """
+    for _ in range(warm_ups):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    forwards = list(functions.items())
+    for number in range(rounds):
+        for name, function in reversed(forwards) if number % 2 else forwards:
+            seconds[name].append(clock(function))
+    return seconds
+
+
+def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Median CPU seconds of each function, called in turn."""
+    numbered = {str(number): function for number, function in enumerate(functions)}
+    return [median(seconds) for seconds in measure_in_turns(numbered, rounds, warm_ups=2).values()]
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Of medians."""
+    return median(above) / median(below)
+
+
+def spread(seconds: list[float]) -> float:
+    """Half the distance between the quartiles, as a share of the median."""
+    if len(seconds) < 2:
+        return 0.0
+    low, _, high = quantiles(seconds, n=4, method="inclusive")
+    return (high - low) / 2 / median(seconds)
