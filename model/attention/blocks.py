@@ -43,6 +43,11 @@ class Piece:
     keys: range
     causal: bool = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all rows and keys of its half: each half's first piece, which the others add to."""
+        return len(self.queries) == self.size
+
     # One view each instead of a chain of them: of small pieces these were a tenth of the time.
 
     def take_queries(self, rows: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ class BlockAttention:
 
 @cache  # the same in every layer and step
 def cut_pieces(form: BlockAttention, largest_leaf: int) -> tuple[Piece, ...]:
-    """The first piece of every half has all its rows. largest_leaf: most clean rows of a causal piece."""
+    """The first piece of every half is whole. largest_leaf: most clean rows of a causal piece."""
     leaf, block = _choose_leaf(form.sequence_length, largest_leaf), range(form.block_size)
     pieces = [Piece(leaf, -1, range(leaf), -1, range(leaf), causal=True), *form.halve(-1, leaf)]
     if form.doubled:
@@ -166,19 +171,18 @@ def _attend_pieces(
     """Output [h, BG, S, n, D], log-sum-exp [h, BG, S, n], at least fp32, and what the kernel keeps of every piece."""
     exact = torch.promote_types(query.dtype, torch.float32)
     out, lse = torch.empty_like(query, dtype=exact), torch.empty_like(query[..., 0], dtype=exact)
-    started, states = set[int](), list[State]()
+    states = list[State]()
     for piece in cut_pieces(form, kernel.largest_leaf):
         queries = piece.take_queries(query)
         keys, values = piece.take_keys(key), piece.take_keys(value)
         part, part_lse, state = kernel.attend(queries, keys, values, piece.causal)
         states.append(state)
         total, total_lse = piece.take_queries(out), piece.take_queries(lse)
-        if piece.query_half % len(query) in started:
-            _merge(total, total_lse, part, part_lse)
-        else:
+        if piece.is_whole:
             total.copy_(part)
             total_lse.copy_(part_lse)
-            started.add(piece.query_half % len(query))
+        else:
+            _merge(total, total_lse, part, part_lse)
     return out.to(query.dtype), lse, states
 
 
@@ -194,13 +198,14 @@ def _differentiate_pieces(
 ) -> list[Tensor]:
     """Gradients of query, key, value in their shapes, at least fp32. ctx: with what the forward kept."""
     exact = torch.promote_types(query.dtype, torch.float32)
-    grads = [torch.zeros_like(tensor, dtype=exact) for tensor in (query, key, value)]
+    grads = [torch.empty_like(tensor, dtype=exact) for tensor in (query, key, value)]
     pieces = cut_pieces(ctx.form, ctx.kernel.largest_leaf)
     for piece, state in zip(pieces, ctx.states, strict=True):
         queries, grad_piece, out_piece, lse_piece = (piece.take_queries(t) for t in (query, grad, out, lse))
         keys, values = piece.take_keys(key), piece.take_keys(value)
         shares = ctx.kernel.differentiate(grad_piece, queries, keys, values, out_piece, lse_piece, state, piece.causal)
-        piece.take_queries(grads[0]).add_(shares[0])
+        put = Tensor.copy_ if piece.is_whole else Tensor.add_
+        put(piece.take_queries(grads[0]), shares[0])
         for total, share in zip(grads[1:], shares[1:], strict=True):
-            piece.take_keys(total).add_(share.sum(1, keepdim=True) if share.shape[1] > 1 else share)
+            put(piece.take_keys(total), share.sum(1, keepdim=True) if share.shape[1] > 1 else share)
     return grads

@@ -68,7 +68,12 @@ def measure_case(case: Case, rounds: int) -> dict[str, Any]:
     memory = {side: measure_memory(case, side) for side in (REFERENCE, OURS)}
     shares = {kind: memory[OURS][kind] / memory[REFERENCE][kind] for kind in ("resident", "live")}
     parts = measure_parts(case, rounds)
-    return {"speed": measure_speed(case, rounds), "parts": parts, "memory": memory | {"ratio": shares}}
+    return {
+        "loss_chunk_rows": case.runtime.loss_chunk_rows,
+        "speed": measure_speed(case, rounds),
+        "parts": parts,
+        "memory": memory | {"ratio": shares},
+    }
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
 """Peak memory of a step above weights and gradient buffers, each side in a process of its own.
 
-`python -m tests.bench.joint.memory SIDE LENGTH VOCAB_SIZE [recompute]` prints {"resident", "live"} in bytes: growth of
-the resident size, and the most bytes of tensors alive at a time (tests/helpers/live_bytes.py).
+`python -m tests.bench.joint.memory SIDE LENGTH VOCAB_SIZE LOSS_CHUNK_ROWS [recompute]` prints {"resident", "live"} in
+bytes: growth of the resident size, and the most bytes of tensors alive at a time (tests/helpers/live_bytes.py).
 """
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from conf.schema import Recompute
-from tests.bench.joint.cases import Case
+from tests.bench.joint.cases import RUNTIME, Case
 from tests.helpers.processes import rank_environment
 
 
 def measure_memory(case: Case, side: str, recompute: bool = False) -> dict[str, int]:
     """{"resident", "live"} of the second step, bytes."""
-    arguments = [side, str(case.sequence_length), str(case.vocab_size), *(["recompute"] if recompute else [])]
+    sizes = map(str, (case.sequence_length, case.vocab_size, case.runtime.loss_chunk_rows))
+    arguments = [side, *sizes, *(["recompute"] if recompute else [])]
     # What is freed goes back at once, so that the peak is what is in use and not what the allocator keeps.
     environment = rank_environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "tests.bench.joint.memory", *arguments]
@@ -30,10 +32,11 @@ def main() -> None:
     """The measured process."""
     from tests.bench.joint.sides import build_side, trainer_session
 
-    name, length, vocab_size, *rest = sys.argv[1:]
+    name, length, vocab_size, chunk_rows, *rest = sys.argv[1:]
+    runtime = replace(RUNTIME, loss_chunk_rows=int(chunk_rows))
     recompute = Recompute.full if rest else Recompute.none
     with trainer_session():
-        side = build_side(Case(int(length), int(vocab_size), recompute=recompute), name)
+        side = build_side(Case(int(length), int(vocab_size), runtime=runtime, recompute=recompute), name)
         for _ in range(2):
             side.clear()
             resident = _measure_resident(side)

@@ -66,12 +66,14 @@ def _parts(cases: dict[str, Any]) -> Table:
 
 
 def _memory(cases: dict[str, Any]) -> Table:
-    table = Table("case", "reference", "ours", "ratio", "wanted", "live tensors", title="peak memory of the step")
+    columns = ("case", "rows of the head at a time", "reference", "ours", "ratio", "wanted", "live tensors")
+    table = Table(*columns, title="peak memory of the step")
     for name, case in cases.items():
         memory = case["memory"]
         wanted = WANTED_MEMORY.get(name)
         table.add_row(
             name,
+            str(case["loss_chunk_rows"]),
             _megabytes(memory["reference"]["resident"]),
             _megabytes(memory["ours"]["resident"]),
             f"{memory['ratio']['resident']:.3f}",

@@ -5,7 +5,7 @@ from typing import Any
 from conf.schema import Objective, ParallelConfig, Recompute
 from launch.plan.memory import estimate_memory
 from launch.plan.shape import CPU, FP32, Shape
-from tests.bench.joint.cases import BLOCK_SIZE, RUNTIME, Case, build_input
+from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 from tests.bench.joint.memory import measure_memory
 from tests.bench.joint.parts import build_parts
 from tests.bench.joint.sides import OURS, build_side
@@ -44,7 +44,7 @@ def predict_passing(case: Case) -> int:
         block_size=BLOCK_SIZE,
         doubled=True,
         scored_rows=counts.clean + counts.masked,
-        chunk_rows=RUNTIME.loss_chunk_rows,
+        chunk_rows=case.runtime.loss_chunk_rows,
     )
     (stage,) = estimate_memory(shape)
     return stage.passing
