@@ -4,10 +4,11 @@ One row per size, stage and number of H100: the fastest layout that the search f
 is predicted of it.
 """
 
-import argparse
+import sys
 from collections.abc import Iterator
 
 from conf.compose import compose_size
+from conf.entry import OneLineParser, exit_status
 from conf.schema import ParallelConfig
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
@@ -20,7 +21,7 @@ COLUMNS = ("size", "stage", "H100", "layout", "micro batch", "recompute", "GB pe
 
 def main() -> None:
     """Prints Markdown."""
-    parser = argparse.ArgumentParser(prog="python -m launch.plan.recommend", description=__doc__)
+    parser = OneLineParser(prog="python -m launch.plan.recommend", description=__doc__)
     parser.parse_args()
     print("\n".join(build_table()))
 
@@ -72,4 +73,4 @@ def parallel_overrides(parallel: ParallelConfig) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))
