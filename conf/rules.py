@@ -113,11 +113,9 @@ def _blocks_divide_sequence(config: RunConfig) -> Violations:
 
 def _nearest_length(config: RunConfig) -> int:
     """Of a sequence that blocks and context-parallel ranks can share, at or below the one that is given if there is."""
-    block, chunks = config.stage.block_size, 2 * config.parallel.context_parallel
-    if config.parallel.context_parallel == 1:
-        unit = block
-    else:
-        unit = block * chunks if config.stage.objective is Objective.joint else lcm(block, chunks)
+    block, degree = config.stage.block_size, config.parallel.context_parallel
+    chunks = 2 * degree if degree > 1 else 1
+    unit = block * chunks if config.stage.objective is Objective.joint else lcm(block, chunks)
     return max(unit, config.data.sequence_length // unit * unit)
 
 

@@ -34,7 +34,7 @@ def choose_transformer_engine() -> tuple[bool, str]:
     """Whether to build Transformer Engine layers, and why."""
     if not torch.cuda.is_available():
         return False, "no CUDA device"
-    if importlib.util.find_spec("transformer_engine") is None:
+    if not _has_transformer_engine():
         return False, NOT_INSTALLED
     return True, "CUDA device and transformer_engine found"
 
@@ -89,12 +89,22 @@ def check_machine(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
     """Raises UserError if what the configuration asks for is not to be had here."""
     used, reason = choose_transformer_engine()
     if not used:
-        refuse_without_transformer_engine(parallel, precision, reason)
+        _refuse_without_transformer_engine(parallel, precision, reason)
     if precision.fp8 is not None:
         _check_fp8(precision.fp8)
 
 
-def refuse_without_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
+def check_packages(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
+    """Raises UserError if this environment could give no machine what the configuration asks for."""
+    if not _has_transformer_engine():
+        _refuse_without_transformer_engine(parallel, precision, NOT_INSTALLED)
+
+
+def _has_transformer_engine() -> bool:
+    return importlib.util.find_spec("transformer_engine") is not None
+
+
+def _refuse_without_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
     """Raises UserError if the configuration asks for something of it. reason: why it is not there."""
     asked = {
         "parallel.overlap_tensor_parallel=true": (parallel.overlap_tensor_parallel, "false"),

@@ -84,8 +84,6 @@ class Shape:
 
 def build_shape(config: RunConfig, num_gpus: int) -> Shape:
     """`config`, which its rules allow on `num_gpus` ranks."""
-    doubled = config.stage.objective is Objective.joint
-    batch, length = config.train.micro_batch_size, config.data.sequence_length
     return Shape(
         model=config.model,
         parallel=config.parallel,
@@ -93,10 +91,10 @@ def build_shape(config: RunConfig, num_gpus: int) -> Shape:
         element_bytes=config.precision.dtype.num_bytes,
         data_parallel=data_parallel_size(config, num_gpus),
         num_microbatches=num_microbatches(config, num_gpus),
-        micro_batch_size=batch,
-        sequence_length=length,
+        micro_batch_size=config.train.micro_batch_size,
+        sequence_length=config.data.sequence_length,
         block_size=config.stage.block_size,
-        doubled=doubled,
-        scored_rows=batch * length * (2 if doubled else 1) // config.parallel.context_parallel,
+        doubled=config.stage.objective is Objective.joint,
+        scored_rows=config.forward_rows,
         chunk_rows=config.runtime.loss_chunk_rows,
     )

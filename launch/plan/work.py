@@ -37,11 +37,12 @@ def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWor
     sequences, length = config.train.global_batch_size, config.data.sequence_length
     documents = split_into_documents(config, document_tokens)
     pairs = sequences * sum(count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
-    rows = sequences * length * (2 if doubled else 1)
+    tokens = config.tokens_per_step
+    rows = tokens * config.stage.rows_per_token
     # A document's first token has no row before it. Masking probabilities are uniform in [epsilon, 1].
     masked = length * (1 + config.stage.noise_epsilon) / 2 if doubled else 0
     scored = sequences * (length - len(documents) + masked)
-    return StepWork(sequences * length, rows, pairs, scored, count_step_flops(config.model, rows, pairs, round(scored)))
+    return StepWork(tokens, rows, pairs, scored, count_step_flops(config.model, rows, pairs, round(scored)))
 
 
 def split_into_documents(config: RunConfig, document_tokens: int | None) -> list[int]:

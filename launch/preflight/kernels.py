@@ -23,17 +23,15 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
     import torch
 
     from model.kernels import (
-        NOT_INSTALLED,
         check_machine,
+        check_packages,
         choose_gradient_accumulation_fusion,
         choose_transformer_engine,
-        refuse_without_transformer_engine,
     )
 
     has_cuda = torch.cuda.is_available()
     if not has_cuda and not subject.is_cpu_run:
-        if importlib.util.find_spec("transformer_engine") is None:  # the nodes have this environment
-            refuse_without_transformer_engine(subject.config.parallel, subject.config.precision, NOT_INSTALLED)
+        check_packages(subject.config.parallel, subject.config.precision)  # the nodes have this environment
         yield warning(
             f"not known without a CUDA device. With one: {_describe_packages()}; attention: {_name(_guess(subject))}"
         )

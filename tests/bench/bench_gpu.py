@@ -96,11 +96,7 @@ def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: 
         "parts": read_parts(output, shape),
         "left_out": [],
     }
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror}. Give another --output.") from None
+    write_results(results, output)
     with trainer_session(settings.runtime):
         bench = build_workbench(settings)
         for part in parts:
@@ -112,8 +108,17 @@ def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: 
                 results["parts"].setdefault(part, {})[str(length)] = run_part(bench, part, length)
                 print(f"{part}, L {length}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
                 results["environment"]["seconds"] = round(time.monotonic() - started)
-                atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")
+                write_results(results, output)
     return results
+
+
+def write_results(results: dict[str, Any], output: Path) -> None:
+    """Raises UserError where that cannot be."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror}. Give another --output.") from None
 
 
 def read_parts(output: Path, shape: dict[str, Any]) -> dict[str, Any]:

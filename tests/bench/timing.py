@@ -21,18 +21,17 @@ def measure_in_turns(
     clock: Callable[[Callable[[], object]], float] = cpu_seconds,
     warm_ups: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of every call by `clock`, by name; `warm_ups` calls of each come before and do not count.
+    """Seconds of every call by `clock`, by name; `warm_ups` rounds come before and do not count.
 
     A round calls each function once, so that a slow minute is slow for all; every second round goes backwards.
     """
-    for _ in range(warm_ups):
-        for function in functions.values():
-            function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     forwards = list(functions.items())
-    for number in range(rounds):
-        for name, function in reversed(forwards) if number % 2 else forwards:
-            seconds[name].append(clock(function))
+    for number in range(-warm_ups, rounds):
+        for name, function in forwards if number % 2 else reversed(forwards):
+            passed = clock(function)
+            if number >= 0:
+                seconds[name].append(passed)
     return seconds
 
 

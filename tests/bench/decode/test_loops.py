@@ -57,4 +57,4 @@ def test_functions_are_timed_in_turn_and_in_turn_backwards():
 
     assert len(seconds) == 2
     assert all(value >= 0 for value in seconds)
-    assert "".join(calls) == "abababba"
+    assert "".join(calls) == "baabbaab"

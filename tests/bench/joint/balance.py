@@ -12,6 +12,7 @@ Document lengths are assumptions, log-normal: no published corpus was counted fo
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -24,7 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 from conf.compose import compose_size
-from conf.entry import OneLineParser, count
+from conf.entry import OneLineParser, count, exit_status
 from conf.schema import ModelConfig
 from data_pipeline.form import SequenceForm
 from data_pipeline.rows import Segments, count_rows, lay_out, stack_rows
@@ -173,4 +174,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

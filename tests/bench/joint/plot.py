@@ -1,10 +1,9 @@
 """One picture of the joint benchmark: speed-up against the floor, and memory."""
 
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import atomic_write_bytes
+from conf.atomic import atomic_file
 
 
 def plot_results(results: dict[str, Any], path: Path) -> None:
@@ -27,10 +26,9 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
     _draw_pairs(right, cases, "%.0f", {"straightforward": straightforward, "ours": ours})
     right.set_title("Peak memory of a step, above weights and gradients")
     right.set_ylabel("MB")
-    drawn = BytesIO()
-    figure.savefig(drawn, dpi=120, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, dpi=120, format="png")
     pyplot.close(figure)
-    atomic_write_bytes(path, drawn.getvalue())
 
 
 def _draw_pairs(axes: Any, cases: Any, number: str, pair: dict[str, list[float]]) -> None:
