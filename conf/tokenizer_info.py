@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 
 # Settings of a call (how far to pad, where to cut), which libraries write into the file as a side effect.
 _CALL_SETTINGS = ("padding", "truncation")

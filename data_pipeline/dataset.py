@@ -6,14 +6,14 @@ sequence it is. So any sequence is found in constant time, whatever was read bef
 
 from pathlib import Path
 
-from conf.errors import UserError
 from conf.schema import DocumentKind, OverlongChat
-from data_pipeline.form import SequenceForm
-from data_pipeline.packing import PackingCounts, build_packer
-from data_pipeline.packing_index import PackingIndexBuilder
+from conf.system.errors import UserError
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.packing.index import PackingIndexBuilder
+from data_pipeline.packing.packers import PackingCounts, build_packer
+from data_pipeline.packing.sequence import Rows, Segments, lay_out
 from data_pipeline.permutation import derive_key, permute
-from data_pipeline.rows import Rows, Segments, lay_out
-from data_pipeline.stored import StoredTokens
+from data_pipeline.storage.stored import StoredTokens
 
 
 class TokenDataset:

@@ -4,7 +4,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 # Not prose-like source: generated tables, test suites, and packages that distributions add or drop at will.
 EXCLUDED_FOLDERS = frozenset(

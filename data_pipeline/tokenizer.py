@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from conf.atomic import atomic_directory
-from conf.errors import UserError
+from conf.system.atomic import atomic_directory
+from conf.system.errors import UserError
 
 NAMED_TOKENS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
 MASK_TOKEN = "<SPECIAL_100>"

@@ -7,13 +7,13 @@ overrides is one message before anything is occupied, and so is a WORLD_SIZE (wh
 import os
 import sys
 
-from conf.drafter_rules import check_drafter_rules
-from conf.entry import OneLineParser
-from conf.hydra_entry import run_composed
-from conf.rules import check_rules
+from conf.composition.hydra_entry import run_composed
+from conf.composition.trees import DRAFTER_TREE, RUN_TREE
+from conf.rules.drafter import check_drafter_rules
+from conf.rules.run import check_rules
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
-from conf.trees import DRAFTER_TREE, RUN_TREE
+from conf.system.entry import OneLineParser
 
 
 def main() -> None:

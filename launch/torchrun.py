@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
-from conf.entry import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+from conf.system.entry import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
 from launch.tee import tee_output
 
 STOP_STATUS: dict[int, int] = {

@@ -11,10 +11,10 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from conf.atomic import atomic_directory
 from conf.schema.drafter import AdapterConfig
-from model.checksums import write_sums
-from model.draft_adapter import CONFIG_FILE, RECORD_FILE, TARGET, WEIGHTS_FILE
+from conf.system.atomic import atomic_directory
+from model.checkpoint.checksums import write_sums
+from model.export.draft_adapter import CONFIG_FILE, RECORD_FILE, TARGET, WEIGHTS_FILE
 
 
 def attach_new_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> PeftModel:

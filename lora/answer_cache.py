@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from conf.atomic import atomic_write_bytes, atomic_write_text
-from conf.errors import UserError
+from conf.system.atomic import atomic_write_bytes, atomic_write_text
+from conf.system.errors import UserError
 from lora.examples import hash_values
 
 NAME_CHARACTERS = 16

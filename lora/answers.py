@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.schema.drafter import AnswersConfig, AnswerSource
+from conf.system.errors import UserError
 from data_pipeline.permutation import derive_key
 from lora.answer_cache import AnswerCache, AnswerShard
 from lora.examples import Example, ExampleSet, hash_values

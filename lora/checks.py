@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
+from conf.system.errors import UserError
 
 
 def check_lengths(config: DrafterConfig, block_size: int, max_positions: int) -> None:

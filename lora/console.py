@@ -8,8 +8,8 @@ from rich.console import Console as RichConsole
 
 from conf.schema.drafter import AnswerSource, DrafterConfig
 from lora.data import DrafterData
-from pretrain.progress import StepProgress
-from pretrain.state import TrainState
+from pretrain.reporting.progress import StepProgress
+from pretrain.run.state import TrainState
 
 logger = logging.getLogger(__name__)
 SHOWN = ("loss", "acceptance_length", "acceptance_length_sampled", "grad_norm", "lr", "blocks_per_second")

@@ -12,8 +12,8 @@ from lora.answers import Progress, answer_prompts, load_answers, plan_answers
 from lora.examples import ExampleSet, StoredExamples, hash_values, open_examples, select_examples, split_heldout
 from lora.prompts import ExamplePrompts, PromptSet, RowPrompts, find_prompt_files, open_row_prompts
 from lora.rows import prepare_examples
-from model.load import find_stop_ids
-from pretrain.process_group import run_on_first_rank
+from model.export.load import find_stop_ids
+from pretrain.run.process_group import run_on_first_rank
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from deepspeed import ops
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from conf.atomic import atomic_write_text
-from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
+from conf.system.atomic import atomic_write_text
+from conf.system.errors import UserError
 from lora.step import DraftStep
-from model.checkpoint_layout import MANIFEST_NAME, begin_step, partial_directory, publish_step, step_directory
-from pretrain.process_group import run_on_first_rank
+from model.checkpoint.layout import MANIFEST_NAME, begin_step, partial_directory, publish_step, step_directory
+from pretrain.run.process_group import run_on_first_rank
 
 TAG = "deepspeed"  # folder of DeepSpeed's own files in a step directory
 BETAS = (0.9, 0.95)

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.schema import ScheduleConfig, ScheduleKind
 from conf.schema.drafter import DrafterConfig
+from conf.system.errors import UserError
 from lora.adapter import save_adapter
 from lora.batches import DraftBatches
 from lora.blocks import DraftBatch
@@ -23,12 +23,12 @@ from lora.engine import EngineCheckpoints, gather_adapter
 from lora.output import check_output, is_written, output_folder, read_run_id
 from lora.run_state import RunFacts, describe_state
 from lora.step import NUM_SUMS
-from pretrain import stop
-from pretrain.metrics import MetricsWriter, measure_memory_bytes
-from pretrain.process_group import run_on_first_rank
-from pretrain.run_folder import plain
-from pretrain.schedule import compute_learning_rate
-from pretrain.state import TrainState
+from pretrain.reporting.metrics import MetricsWriter, measure_memory_bytes
+from pretrain.run import stop
+from pretrain.run.process_group import run_on_first_rank
+from pretrain.run.run_folder import plain
+from pretrain.run.state import TrainState
+from pretrain.step.learning_rate import compute_learning_rate
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ import os
 import uuid
 from pathlib import Path
 
-from conf.atomic import atomic_write_text
-from conf.errors import UserError
 from conf.schema.drafter import DrafterConfig
-from model.checksums import SUMS_NAME
-from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from conf.system.atomic import atomic_write_text
+from conf.system.errors import UserError
+from model.checkpoint.checksums import SUMS_NAME
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 
 RUN_ID_FILE = "run_id"
 ADAPTER_FILES = {CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE}

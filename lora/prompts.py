@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from conf.errors import UserError
 from conf.schema import DocumentKind
+from conf.system.errors import UserError
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from lora.examples import Example, StoredExamples, hash_tokens, hash_values
 from lora.rows import is_tokenised, name_own_keys, read_checkpoint_value
-from model.load import check_vocabulary, load_tokenizer
-from model.prompt_rows import check_mask, encode_row, read_rows
+from model.export.load import check_vocabulary, load_tokenizer
+from model.export.prompt_rows import check_mask, encode_row, read_rows
 
 SUFFIX = ".jsonl"
 logger = logging.getLogger(__name__)

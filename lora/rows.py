@@ -7,16 +7,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
-from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.prepare.identity import PLAN_NAME, BegunOtherwise
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
-from model.prompt_rows import lacks_answer, read_rows
+from data_pipeline.storage.manifest import MANIFEST_NAME
+from model.export.prompt_rows import lacks_answer, read_rows
 
 CONFIG_NAME = "config.json"
 # Keys of another command, which messages of prepare name.

@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
-from model.checkpoint_layout import MANIFEST_NAME
-from pretrain.state import TrainState
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
+from model.checkpoint.layout import MANIFEST_NAME
+from pretrain.run.state import TrainState
 
 FORMAT_VERSION = 2
 # Field: what a user who changed it must know.

@@ -6,12 +6,12 @@ imported only once the configuration is known to be good.
 
 import sys
 
-from conf.drafter_rules import check_drafter_rules
-from conf.entry import quiet_libraries
-from conf.hydra_entry import run_composed
+from conf.composition.hydra_entry import run_composed
+from conf.composition.trees import DRAFTER_TREE
+from conf.rules.drafter import check_drafter_rules
 from conf.schema.drafter import DrafterConfig
-from conf.trees import DRAFTER_TREE
-from pretrain.stop import listen
+from conf.system.entry import quiet_libraries
+from pretrain.run.stop import listen
 
 USAGE = """\
 Train the draft adapter of a checkpoint: a LoRA on every o_proj, switched on while drafting alone, so that linear
@@ -51,7 +51,7 @@ def run(config: DrafterConfig, world_size: int) -> int:
 
 
 def main() -> None:
-    """Exit with the status of the training; see run_composed and pretrain/stop.py."""
+    """Exit with the status of the training; see run_composed and pretrain/run/stop.py."""
     listen()
     sys.exit(run_composed(DRAFTER_TREE, USAGE, run))
 

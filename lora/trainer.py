@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from conf.errors import UserError
 from conf.schema import ResumeMode
 from conf.schema.drafter import AnswerSource, DrafterConfig
+from conf.system.errors import UserError
 from lora.adapter import attach_new_adapter, count_adapter_parameters
 from lora.batches import DraftBatches
 from lora.checks import check_lengths, check_rank
@@ -19,17 +19,17 @@ from lora.loop import DrafterTrainer
 from lora.output import check_output, draw_run_id
 from lora.run_state import RunFacts, check_version, read_state
 from lora.step import DraftStep
-from model.checkpoint_layout import find_newest_complete
-from model.checksums import SUMS_NAME
-from model.identity import identify_checkpoint
-from model.load import check_export, check_vocabulary, load_export, load_tokenizer
-from pretrain.integrity import find_intact_checkpoint
-from pretrain.logs import start_console_logging, start_logging
-from pretrain.metrics import MetricsWriter
-from pretrain.process_group import choose_device, run_on_first_rank, start_process_group
-from pretrain.reporters import open_reporters
-from pretrain.run_folder import lock_run_folder, record_run
-from pretrain.state import TrainState
+from model.checkpoint.checksums import SUMS_NAME
+from model.checkpoint.identity import identify_checkpoint
+from model.checkpoint.layout import find_newest_complete
+from model.export.load import check_export, check_vocabulary, load_export, load_tokenizer
+from pretrain.checkpointing.integrity import find_intact_checkpoint
+from pretrain.reporting.metrics import MetricsWriter
+from pretrain.reporting.reporters import open_reporters
+from pretrain.run.logs import start_console_logging, start_logging
+from pretrain.run.process_group import choose_device, run_on_first_rank, start_process_group
+from pretrain.run.run_folder import lock_run_folder, record_run
+from pretrain.run.state import TrainState
 
 SHARDS_WEIGHTS = 3  # the ZeRO stage that does
 
@@ -37,8 +37,8 @@ SHARDS_WEIGHTS = 3  # the ZeRO stage that does
 def run_drafter(config: DrafterConfig) -> int:
     """Trains (or continues) the draft adapter that `config` describes; returns the exit status of the process.
 
-    0, or that of a signal after which everything is saved (pretrain/stop.py). Raises UserError for what the user can
-    mend.
+    0, or that of a signal after which everything is saved (pretrain/run/stop.py). Raises UserError for what the user
+    can mend.
     """
     start_console_logging()
     check_export(Path(config.checkpoint))

@@ -6,18 +6,18 @@ from conf.schema import RunConfig
 from data_pipeline.loader import BatchLoader
 from data_pipeline.noise import NoiseSource
 from model.attention.plan import PlanBuilder
-from pretrain.console import Console
-from pretrain.data import HELDOUT_SEED, RunData, count_samples
-from pretrain.distributed import Ranks
-from pretrain.evaluation import HeldoutEvaluation
-from pretrain.metrics import MetricsWriter
-from pretrain.microbatches import MicrobatchBuilder
-from pretrain.report import RunReport
-from pretrain.reporters import open_reporters
-from pretrain.run_folder import plain
-from pretrain.start import StartPoint
-from pretrain.state import TrainState
-from pretrain.status import StatusWriter
+from pretrain.reporting.console import Console
+from pretrain.reporting.metrics import MetricsWriter
+from pretrain.reporting.report import RunReport
+from pretrain.reporting.reporters import open_reporters
+from pretrain.resume.start import StartPoint
+from pretrain.run.data import HELDOUT_SEED, RunData, count_samples
+from pretrain.run.distributed import Ranks
+from pretrain.run.run_folder import plain
+from pretrain.run.state import TrainState
+from pretrain.run.status import StatusWriter
+from pretrain.step.evaluation import HeldoutEvaluation
+from pretrain.step.microbatches import MicrobatchBuilder
 
 
 def build_report(config: RunConfig, ranks: Ranks, console: Console, start: StartPoint) -> RunReport:

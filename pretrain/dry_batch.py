@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conf.atomic import atomic_write_text
-from conf.compose import load_run_config
-from conf.entry import OneLineParser, count, exit_status, quiet_libraries
+from conf.composition.compose import load_run_config
 from conf.schema import ResumeConfig, RunConfig, RunFolderConfig
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import OneLineParser, count, exit_status, quiet_libraries
 
 if TYPE_CHECKING:
     from pretrain.trainer import Trainer
@@ -37,11 +37,11 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_run_config(arguments.config)
     quiet_libraries("torch.distributed")
 
-    from pretrain.data import open_data
-    from pretrain.distributed import distributed_session
-    from pretrain.start import StartPoint
+    from pretrain.resume.start import StartPoint
+    from pretrain.run.data import open_data
+    from pretrain.run.distributed import distributed_session
+    from pretrain.step.userbuffers import userbuffers
     from pretrain.trainer import build_trainer
-    from pretrain.userbuffers import userbuffers
 
     data = open_data(config)
     session = distributed_session(config.parallel, config.runtime, config.train.seed)
@@ -98,8 +98,8 @@ def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> d
     """What preflight reads. All ranks take part: memory is that of the fullest."""
     import torch
 
-    from pretrain.metrics import load_metrics, measure_memory_bytes
-    from pretrain.process_group import gather_over_ranks
+    from pretrain.reporting.metrics import load_metrics, measure_memory_bytes
+    from pretrain.run.process_group import gather_over_ranks
 
     device, config = trainer.ranks.device, trainer.config
     peaks = gather_over_ranks(lambda: measure_memory_bytes(device))

@@ -6,12 +6,12 @@ configuration is known to be good, so that --help, --cfg job and every configura
 
 import sys
 
-from conf.entry import quiet_libraries
-from conf.hydra_entry import run_composed
-from conf.rules import check_rules
+from conf.composition.hydra_entry import run_composed
+from conf.composition.trees import RUN_TREE
+from conf.rules.run import check_rules
 from conf.schema import RunConfig
-from conf.trees import RUN_TREE
-from pretrain.stop import listen
+from conf.system.entry import quiet_libraries
+from pretrain.run.stop import listen
 
 USAGE = """\
 Train a tri-mode language model: autoregressive (AR) or joint AR + block-diffusion stage.
@@ -46,7 +46,7 @@ def run(config: RunConfig, world_size: int) -> int:
 
 
 def main() -> None:
-    """Exit with the status of the run; see run_composed and pretrain/stop.py."""
+    """Exit with the status of the run; see run_composed and pretrain/run/stop.py."""
     listen()
     sys.exit(run_composed(RUN_TREE, USAGE, run))
 

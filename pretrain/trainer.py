@@ -17,42 +17,42 @@ from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
-from model.build import build_model_chunks, count_parameters
-from model.checkpoint_layout import load_manifest
-from model.transformer_config import TORCH_DTYPES
-from pretrain import stop
+from model.checkpoint.layout import load_manifest
+from model.megatron.build import build_model_chunks, count_parameters
+from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.build import build_evaluation, build_loader, build_microbatch_builder, build_report
-from pretrain.checkpoint import Checkpointer, SaveError
-from pretrain.console import Console
-from pretrain.data import RunData, copy_tokenizer, count_samples, open_data
-from pretrain.data_change import with_order
-from pretrain.distributed import Ranks, distributed_session
-from pretrain.evaluation import HeldoutEvaluation
-from pretrain.guard import LossGuard, Verdict
-from pretrain.heartbeat import OwnTime, Stragglers, exchange
-from pretrain.integrity import find_intact_checkpoint
-from pretrain.logs import start_console_logging, start_logging
-from pretrain.microbatches import MicrobatchBuilder
+from pretrain.checkpointing.checkpointer import Checkpointer, SaveError
+from pretrain.checkpointing.integrity import find_intact_checkpoint
+from pretrain.checkpointing.sharded_state import load_checkpoint
+from pretrain.health.guard import LossGuard, Verdict
+from pretrain.health.heartbeat import OwnTime, Stragglers, exchange
+from pretrain.health.watchdog import Watchdog
 from pretrain.objective.losses import LossStats
-from pretrain.optimizer import (
+from pretrain.reporting.console import Console
+from pretrain.reporting.report import RunReport, StepOutcome, describe_bad_step
+from pretrain.resume.data_change import with_order
+from pretrain.resume.start import StartPoint, agree_on_start, build_manifest, load_initial_weights
+from pretrain.run import stop
+from pretrain.run.data import RunData, copy_tokenizer, count_samples, open_data
+from pretrain.run.distributed import Ranks, distributed_session
+from pretrain.run.logs import start_console_logging, start_logging
+from pretrain.run.process_group import decide_on_first_rank, run_on_first_rank
+from pretrain.run.run_folder import lock_run_folder, record_run
+from pretrain.run.start_record import record_start
+from pretrain.run.state import TrainState
+from pretrain.run.status import RunPhase
+from pretrain.step.evaluation import HeldoutEvaluation
+from pretrain.step.learning_rate import compute_learning_rate
+from pretrain.step.microbatches import MicrobatchBuilder
+from pretrain.step.optimizer import (
     build_optimizer,
     compute_grad_norm,
     set_hyperparameters,
     update_weights,
     wrap_data_parallel,
 )
-from pretrain.process_group import decide_on_first_rank, run_on_first_rank
-from pretrain.report import RunReport, StepOutcome, describe_bad_step
-from pretrain.run_folder import lock_run_folder, record_run
-from pretrain.schedule import compute_learning_rate
-from pretrain.sharded_state import load_checkpoint
-from pretrain.start import StartPoint, agree_on_start, build_manifest, load_initial_weights
-from pretrain.start_record import record_start
-from pretrain.state import TrainState
-from pretrain.status import RunPhase
-from pretrain.step import run_schedule
-from pretrain.userbuffers import userbuffers
-from pretrain.watchdog import Watchdog
+from pretrain.step.schedule import run_schedule
+from pretrain.step.userbuffers import userbuffers
 
 logger = logging.getLogger(__name__)
 

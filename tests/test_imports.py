@@ -22,21 +22,26 @@ MAY_IMPORT = {
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
-        *("model.checkpoint_layout", "model.checksums", "model.draft_adapter", "model.hf"),
-        *("model.evaluation", "model.identity", "model.load", "model.prompt_rows"),
+        *("model.checkpoint.layout", "model.checkpoint.checksums", "model.export.draft_adapter", "model.hf"),
+        *("model.evaluate", "model.checkpoint.identity", "model.export.load", "model.export.prompt_rows"),
     ),
-    "launch": ("conf", "data_pipeline", "model.draft_adapter", "model.evaluation", "model.hf", "launch"),
+    "launch": ("conf", "data_pipeline", "model.export.draft_adapter", "model.evaluate", "model.hf", "launch"),
     "launch/plan": (
         "conf",
         "launch.plan",
-        "pretrain.checkpoint_size",
-        "pretrain.flops",
+        "pretrain.checkpointing.size",
+        "pretrain.reporting.flops",
     ),  # answers in a second: no torch
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
-        *("model.attention.plan", "model.checkpoint_layout", "model.kernels", "model.transformer_config"),
-        *("pretrain.checkpoint_size", "pretrain.data", "pretrain.dry_batch", "pretrain.process_group"),
-        *("pretrain.run_folder", "pretrain.start", "pretrain.status"),
+        *(
+            "model.attention.plan",
+            "model.checkpoint.layout",
+            "model.megatron.kernels",
+            "model.megatron.transformer_config",
+        ),
+        *("pretrain.checkpointing.size", "pretrain.run.data", "pretrain.dry_batch", "pretrain.run.process_group"),
+        *("pretrain.run.run_folder", "pretrain.resume.start", "pretrain.run.status"),
     ),
 }
 
@@ -55,7 +60,12 @@ HOMES = {
 MODULE_OF = {"megatron-core": "megatron", "hydra-core": "hydra", "pyyaml": "yaml"}
 
 # Composing is for entry files; what lies below them receives dataclasses.
-COMPOSING = ("conf.compose", "conf.explain", "conf.help", "conf.hydra_entry")
+COMPOSING = (
+    "conf.composition.compose",
+    "conf.composition.explain",
+    "conf.composition.help",
+    "conf.composition.hydra_entry",
+)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_data, compose_run_config
-from conf.rules import check_rules
-from conf.trees import RUN_TREE
-from data_pipeline.manifest import load_manifest
+from conf.composition.compose import compose_data, compose_run_config
+from conf.composition.trees import RUN_TREE
+from conf.rules.run import check_rules
+from data_pipeline.storage.manifest import load_manifest
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
 from tests.helpers.toy_data import ToyData
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.standard_library import HELDOUT_EVERY, default_root, list_source_files
 
 type Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -2,7 +2,7 @@
 
 from tokenizers import Tokenizer
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.chat.messages import Message
 from data_pipeline.chat.render import ChatRenderer, RenderedChat
 from data_pipeline.chat.template import CHATML_MARKERS

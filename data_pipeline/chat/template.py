@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 
 CHATML = "chatml"
 CHATML_PATH = Path(__file__).with_name("chatml.jinja")

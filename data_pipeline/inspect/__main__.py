@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.entry import exit_status, quiet_libraries
 from conf.schema import DataConfig, OverlongChat, StageConfig, TrainConfig
+from conf.system.entry import exit_status, quiet_libraries
 
 if TYPE_CHECKING:
     from data_pipeline.inspect.run import Inspection
@@ -107,9 +107,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def build_inspection(arguments: argparse.Namespace, plain: bool) -> "Inspection":
     """What the command line asks for. Raises UserError for a form that cannot be."""
-    from data_pipeline.form import build_sequence_form
     from data_pipeline.inspect.run import Inspection
     from data_pipeline.noise import NoiseSource
+    from data_pipeline.packing.form import build_sequence_form
 
     data = DataConfig(
         mask_token=arguments.mask_token,

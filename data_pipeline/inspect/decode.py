@@ -11,7 +11,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 PARTIAL = "\ufffd"  # what decoding gives for bytes that are no character
 # A document may hold that very character; so byte-level, byte-fallback and plain vocabularies spell it.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from conf.atomic import atomic_write_bytes
-from conf.errors import UserError
+from conf.system.atomic import atomic_write_bytes
+from conf.system.errors import UserError
 from data_pipeline.inspect.lengths import LengthCounts
 
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conf.schema import DocumentKind
-from data_pipeline.stored import StoredTokens
+from data_pipeline.storage.stored import StoredTokens
 
 DOCUMENTS_PER_PIECE = 1 << 18
 

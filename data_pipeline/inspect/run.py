@@ -9,10 +9,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.form import SequenceForm
 from data_pipeline.inspect.decode import Decoder, IdDecoder, TextDecoder
 from data_pipeline.inspect.histogram import draw_lengths
 from data_pipeline.inspect.lengths import count_lengths
@@ -29,10 +28,11 @@ from data_pipeline.inspect.statistics import (
     describe_packing,
     describe_vocabulary,
 )
-from data_pipeline.manifest import DatasetManifest, bin_path, index_path
 from data_pipeline.noise import NoiseSource
-from data_pipeline.shard_files import verify_shard
-from data_pipeline.stored import StoredTokens
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path
+from data_pipeline.storage.shard_files import verify_shard
+from data_pipeline.storage.stored import StoredTokens
 
 
 @dataclass(frozen=True)

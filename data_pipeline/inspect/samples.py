@@ -11,7 +11,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import Chunk, Decoder
 from data_pipeline.noise import NoiseSource, add_noise
-from data_pipeline.rows import stack_rows
+from data_pipeline.packing.sequence import stack_rows
 
 NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 

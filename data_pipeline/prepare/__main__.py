@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from conf.compose import compose_data
-from conf.entry import exit_status
+from conf.composition.compose import compose_data
+from conf.system.entry import exit_status
 from data_pipeline.prepare.report import print_report
 from data_pipeline.prepare.run import prepare_sources
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 
 # One document. A text is one segment; a chat is an even number of them, context and answer alternating.

@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from conf.atomic import PARTIAL_SUFFIX, atomic_file
-from conf.errors import UserError
-from data_pipeline.manifest import MANIFEST_NAME, ShardManifest, save_shard_manifest
+from conf.system.atomic import PARTIAL_SUFFIX, atomic_file
+from conf.system.errors import UserError
 from data_pipeline.prepare.identity import PLAN_NAME
 from data_pipeline.prepare.plan import Part
 from data_pipeline.prepare.shards import WORK_FOLDER, ShardRecord, load_records, skipped_path
 from data_pipeline.prepare.writer import writing
+from data_pipeline.storage.manifest import MANIFEST_NAME, ShardManifest, save_shard_manifest
 
 SKIPPED_NAME = "skipped.jsonl"
 NUM_EXAMPLES = 5

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset, load_dataset_builder
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.inputs import sample_sha256
 from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS
 from data_pipeline.prepare.readers import RowBatch, Wanted

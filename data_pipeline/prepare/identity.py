@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
-from conf.atomic import atomic_write_text
-from conf.errors import UserError
-from conf.json_file import read_json_object
-from conf.lock import try_lock
-from data_pipeline.manifest import manifest_path
+from conf.system.atomic import atomic_write_text
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
+from conf.system.lock import try_lock
+from data_pipeline.storage.manifest import manifest_path
 
 PLAN_NAME = "plan.json"
 LOCK_NAME = ".lock"

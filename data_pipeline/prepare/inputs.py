@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.errors import UserError
-from data_pipeline.manifest import compute_sha256
+from conf.system.errors import UserError
+from data_pipeline.storage.manifest import compute_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 GLOB_CHARACTERS = frozenset("*?[")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.encoders import Skip
 from data_pipeline.prepare.readers import RowBatch, Selection, Wanted
 

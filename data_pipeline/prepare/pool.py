@@ -13,7 +13,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
 from data_pipeline.prepare.shards import Advance, Job
 

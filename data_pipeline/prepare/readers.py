@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import zstandard
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.encoders import Skip
 
 if TYPE_CHECKING:

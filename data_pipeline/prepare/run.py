@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from conf.errors import UserError
 from conf.schema import DataConfig, InputConfig, SourceConfig, Split
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.manifest import FORMAT_VERSION, DatasetManifest, load_manifest, manifest_path, save_manifest
 from data_pipeline.prepare import finish
 from data_pipeline.prepare.encoders import RowEncoder, build_encoder
 from data_pipeline.prepare.identity import begin, lock_directory
@@ -25,7 +24,8 @@ from data_pipeline.prepare.progress import SourceProgress
 from data_pipeline.prepare.readers import Selection
 from data_pipeline.prepare.shards import Job, ShardRecord, check_files, load_records
 from data_pipeline.prepare.writer import choose_dtype
-from data_pipeline.shard_files import check_shard_files
+from data_pipeline.storage.manifest import FORMAT_VERSION, DatasetManifest, load_manifest, manifest_path, save_manifest
+from data_pipeline.storage.shard_files import check_shard_files
 
 NAMES_SHOWN = 5
 DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}

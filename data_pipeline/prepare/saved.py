@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.inputs import sample_sha256
 from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS, build_batch, column_values
 from data_pipeline.prepare.readers import RowBatch, Wanted

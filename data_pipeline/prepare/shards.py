@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
-from conf.atomic import atomic_write_bytes, atomic_write_text
-from conf.errors import UserError
+from conf.system.atomic import atomic_write_bytes, atomic_write_text
+from conf.system.errors import UserError
 from data_pipeline.prepare.encoders import RowEncoder, Segments, Skip
 from data_pipeline.prepare.plan import Part
 from data_pipeline.prepare.readers import RowBatch, Selection, Wanted, read_rows

@@ -9,7 +9,7 @@ import time
 import traceback
 from multiprocessing.connection import Connection
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.encoders import RowEncoder, build_encoder
 from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
 from data_pipeline.prepare.shards import Advance, Job, tokenize_part

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from conf.atomic import atomic_write_bytes, own_partial_path
-from conf.errors import UserError
-from data_pipeline.index_format import INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
-from data_pipeline.manifest import bin_path, index_path
+from conf.system.atomic import atomic_write_bytes, own_partial_path
+from conf.system.errors import UserError
 from data_pipeline.prepare.encoders import Segments
+from data_pipeline.storage.index_format import INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
+from data_pipeline.storage.manifest import bin_path, index_path
 
 DTYPE_CODES = {"int32": 4, "uint16": 8}  # megatron-core's DType
 LARGEST_UINT16_VOCABULARY = 65499  # megatron-core's DType.optimal_dtype

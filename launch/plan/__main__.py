@@ -6,8 +6,8 @@ import sys
 
 from rich.console import Console
 
-from conf.compose import compose_size
-from conf.entry import OneLineParser, count, exit_status
+from conf.composition.compose import compose_size
+from conf.system.entry import OneLineParser, count, exit_status
 from launch.plan.as_json import describe_plan, describe_search
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import build_plan

@@ -1,6 +1,6 @@
 """Bytes of activations on one rank: what a layer keeps for its backward pass, and what passes through.
 
-Read off what the model's operators save (model/norm.py, model/swiglu.py, model/attention/), per row: H hidden size,
+Read off what the model's operators save (model/megatron/{norm,swiglu}.py, model/attention/), per row: H hidden size,
 F ffn_hidden_size, Q and K widths of all query and key heads, e bytes per element.
 
     norm           H e input + 4 bytes; its output H e is the next product's to keep (elementwise: not kept)
@@ -17,7 +17,7 @@ attention, and those two lines could not be checked there.
 from conf.schema import AttentionBackend, Recompute
 from launch.plan.shape import FP32, Shape
 
-TILE_COLUMNS = 960  # model/head.py: of the vocabulary at a time, in fp32 on the CPU
+TILE_COLUMNS = 960  # model/megatron/head.py: of the vocabulary at a time, in fp32 on the CPU
 SPLIT_GROUP_ROWS = 128  # model/attention/split.py: rows of a group
 
 

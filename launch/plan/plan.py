@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from conf.rules import check_rules
+from conf.rules.run import check_rules
 from conf.schema import Objective, RunConfig
 from launch.plan.communication import Traffic, estimate_traffic
 from launch.plan.hardware import Hardware
@@ -10,7 +10,7 @@ from launch.plan.memory import StageMemory, estimate_memory
 from launch.plan.shape import Shape, build_shape
 from launch.plan.step_time import StepTime, estimate_step_time
 from launch.plan.work import StepWork, count_work
-from pretrain.checkpoint_size import compute_tensor_bytes
+from pretrain.checkpointing.size import compute_tensor_bytes
 
 SECONDS_PER_DAY = 86400
 

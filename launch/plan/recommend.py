@@ -7,9 +7,9 @@ is predicted of it.
 import sys
 from collections.abc import Iterator
 
-from conf.compose import compose_size
-from conf.entry import OneLineParser, exit_status
+from conf.composition.compose import compose_size
 from conf.schema import ParallelConfig
+from conf.system.entry import OneLineParser, exit_status
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
 from launch.plan.search import search_layouts

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-from conf.errors import ConfigError
 from conf.schema import Recompute, RunConfig
+from conf.system.errors import ConfigError
 from launch.plan.hardware import Hardware
 from launch.plan.plan import Plan, build_plan
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from conf.rules import data_parallel_size, num_microbatches
+from conf.rules.run import data_parallel_size, num_microbatches
 from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
 
 FP32 = Dtype.fp32.num_bytes  # of gradients, optimizer state and statistics

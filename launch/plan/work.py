@@ -1,9 +1,9 @@
-"""What one optimizer step computes: rows, pairs that attend, and useful FLOPs (pretrain/flops.py)."""
+"""What one optimizer step computes: rows, pairs that attend, and useful FLOPs (pretrain/reporting/flops.py)."""
 
 from dataclasses import dataclass
 
 from conf.schema import Objective, RunConfig
-from pretrain.flops import StepFlops, count_document_pairs, count_step_flops
+from pretrain.reporting.flops import StepFlops, count_document_pairs, count_step_flops
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import time
 from rich.console import Console
 from rich.text import Text
 
-from conf.entry import OneLineParser, count, quiet_libraries
-from conf.errors import UserError
-from conf.hydra_entry import run_composed
+from conf.composition.hydra_entry import run_composed
+from conf.composition.trees import RUN_TREE
 from conf.schema import RunConfig
-from conf.trees import RUN_TREE
+from conf.system.entry import OneLineParser, count, quiet_libraries
+from conf.system.errors import UserError
 from launch.preflight.checks import CHECKS, DRY_BATCH
 from launch.preflight.devices import count_gpus_quickly
 from launch.preflight.findings import Result

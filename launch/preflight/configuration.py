@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from conf.rules import check_rules, num_microbatches
+from conf.rules.run import check_rules, num_microbatches
 from launch.preflight.findings import Finding, ok
 from launch.preflight.subject import Subject
 

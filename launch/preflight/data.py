@@ -6,20 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conf.errors import UserError
 from conf.schema import RunConfig, SourceConfig
+from conf.system.errors import UserError
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject
 
 if TYPE_CHECKING:  # imports torch
-    from pretrain.data import RunData
+    from pretrain.run.data import RunData
 
 ONE_EPOCH = 1.0
 
 
 def check_tokenizer(subject: Subject) -> Iterator[Finding]:
     """Mask and end-of-sequence tokens, and no more entries than the model has."""
-    from pretrain.data import open_tokenizer
+    from pretrain.run.data import open_tokenizer
 
     config = subject.config
     tokenizer = open_tokenizer(config)
@@ -31,7 +31,7 @@ def check_tokenizer(subject: Subject) -> Iterator[Finding]:
 
 def check_training_data(subject: Subject) -> Iterator[Finding]:
     """Each source by itself, so that one attempt shows all that is wrong; then what the run reads of each."""
-    from pretrain.data import open_data
+    from pretrain.run.data import open_data
 
     config = subject.config
     problems = list(_find_problems(config, config.data.train))
@@ -45,7 +45,7 @@ def check_training_data(subject: Subject) -> Iterator[Finding]:
 
 def check_heldout_data(subject: Subject) -> Iterator[Finding]:
     """The same for what is evaluated; and that it is not trained on."""
-    from pretrain.data import describe_overlap, open_data
+    from pretrain.run.data import describe_overlap, open_data
 
     config = subject.config
     if not config.data.heldout:
@@ -76,7 +76,7 @@ def _describe_evaluation(config: RunConfig, data: "RunData") -> Finding:
 
 def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Iterator[Finding]:
     """What is wrong with single sources."""
-    from pretrain.data import open_data
+    from pretrain.run.data import open_data
 
     for name, source in sources.items():
         try:

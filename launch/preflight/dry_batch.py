@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.rules import num_microbatches
+from conf.rules.run import num_microbatches
 from conf.schema import RunConfig
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject
 from pretrain.dry_batch import REPORT_FILE
-from pretrain.run_folder import CONFIG_FILE, write_out
+from pretrain.run.run_folder import CONFIG_FILE, write_out
 
 SECONDS = 1800
 CROWDED = 0.95  # of a device's memory

@@ -3,8 +3,8 @@
 import importlib.util
 from collections.abc import Iterator
 
-from conf.entry import quiet_libraries
 from conf.schema import AttentionBackend
+from conf.system.entry import quiet_libraries
 from launch.preflight.findings import Finding, ok, warning
 from launch.preflight.subject import Subject
 
@@ -22,7 +22,7 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
     quiet_libraries()
     import torch
 
-    from model.kernels import (
+    from model.megatron.kernels import (
         check_machine,
         check_packages,
         choose_gradient_accumulation_fusion,
@@ -47,7 +47,7 @@ def check_kernels(subject: Subject) -> Iterator[Finding]:
 
 def _describe_packages() -> str:
     """What this environment would bring to a machine with devices."""
-    from model.kernels import APEX_EXTENSION
+    from model.megatron.kernels import APEX_EXTENSION
 
     there = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", APEX_EXTENSION)}
     layers = (
@@ -64,8 +64,8 @@ def _judge(detail: str, is_best: bool) -> Finding:
 def _describe_attention(subject: Subject) -> str:
     """Raises UserError for a backend or device that this machine cannot have."""
     from model.attention.plan import PlanBuilder
-    from model.transformer_config import TORCH_DTYPES
-    from pretrain.process_group import choose_device
+    from model.megatron.transformer_config import TORCH_DTYPES
+    from pretrain.run.process_group import choose_device
 
     config = subject.config
     device, asked = choose_device(config.runtime.device), config.runtime.attention_backend

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject
 

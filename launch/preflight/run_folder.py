@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conf.lock import try_lock
+from conf.system.lock import try_lock
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject, nearest_existing
-from pretrain.run_folder import LOCK_FILE
-from pretrain.status import STATUS_FILE, RunPhase, peek_at_status
+from pretrain.run.run_folder import LOCK_FILE
+from pretrain.run.status import STATUS_FILE, RunPhase, peek_at_status
 
 PROBE_BYTES = 4096
 # A live run renews its status with its steps; one that is older than this has probably ended without saying so.

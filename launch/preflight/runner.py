@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from launch.preflight.findings import Finding, Result, failed, warning
 from launch.preflight.subject import Subject
 

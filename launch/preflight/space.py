@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from launch.preflight.findings import Finding, failed, ok, warning
 from launch.preflight.subject import Subject, nearest_existing
-from model.checkpoint_layout import list_complete_steps
-from pretrain.checkpoint_size import compute_checkpoint_bytes
+from model.checkpoint.layout import list_complete_steps
+from pretrain.checkpointing.size import compute_checkpoint_bytes
 
 TIGHT = 1.2  # times what is needed; below it, other users of the disk may take the rest
 

@@ -8,7 +8,7 @@ from launch.preflight.subject import Subject
 
 def check_start(subject: Subject) -> Iterator[Finding]:
     """The trainer's own decision, with its messages: another model, tokenizer, stage, data; damaged checkpoints."""
-    from pretrain.start import find_start
+    from pretrain.resume.start import find_start
 
     config = subject.config
     assert subject.data is not None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from conf.schema import Device, RunConfig
 
 if TYPE_CHECKING:  # they import torch, which a message about the configuration need not wait for
-    from pretrain.data import RunData
-    from pretrain.start import StartPoint
+    from pretrain.resume.start import StartPoint
+    from pretrain.run.data import RunData
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from conf.atomic import atomic_write_text
-from conf.compose import compose_drafter_config, compose_run_config
-from conf.drafter_rules import check_drafter_rules
-from conf.entry import exit_status
-from conf.errors import UserError
+from conf.composition.compose import compose_drafter_config, compose_run_config
+from conf.rules.drafter import check_drafter_rules
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import exit_status
+from conf.system.errors import UserError
 from launch.quickstart.answers import write_answers
 from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json, remove

@@ -2,10 +2,10 @@
 
 import json
 
-from conf.atomic import atomic_write_text
+from conf.system.atomic import atomic_write_text
 from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.processes import chat_command, read_output
-from model.evaluation.records import AR, BLOCK_DIFFUSION, LINEAR
+from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR
 
 # One question per mode that the quickstart measures, of the held-out chats.
 MODES = (AR, BLOCK_DIFFUSION, LINEAR)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 SMOOTHING = 0.9  # weight of the past in the smoothed training curves
 

@@ -2,13 +2,13 @@
 
 import json
 
-from conf.atomic import atomic_write_text
 from conf.schema import DataConfig, RunConfig
+from conf.system.atomic import atomic_write_text
 from data_pipeline.chat.docstrings import load_docstring_chats
-from data_pipeline.jsonl import write_jsonl
 from data_pipeline.prepare.run import prepare_sources
 from data_pipeline.standard_library import load_standard_library
-from data_pipeline.stored import StoredTokens
+from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.storage.stored import StoredTokens
 from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 from data_pipeline.unigram import unigram_entropy
 from launch.quickstart.folder import QuickstartFolder

@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from conf.atomic import atomic_write_text
-from conf.entry import exit_status
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import exit_status
 from launch.quickstart.quiet import quiet_libraries
 
 

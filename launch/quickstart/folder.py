@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from model.draft_adapter import ADAPTER_FOLDER
+from conf.system.errors import UserError
+from model.export.draft_adapter import ADAPTER_FOLDER
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.form import SequenceForm
-from model.draft_adapter import ADAPTER_FOLDER, check_adapter
-from model.evaluation.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER
-from model.evaluation.statistics import compute_distinct_share
+from data_pipeline.packing.form import SequenceForm
+from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER
+from model.evaluate.statistics import compute_distinct_share
+from model.export.draft_adapter import ADAPTER_FOLDER, check_adapter
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96

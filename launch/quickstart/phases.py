@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.atomic import atomic_write_text
+from conf.system.atomic import atomic_write_text
 from launch.quickstart.folder import load_json, remove
 
 

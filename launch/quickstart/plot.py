@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import atomic_file
+from conf.system.atomic import atomic_file
 from launch.quickstart.curves import StageCurves, smooth
 
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 NUM_PROCESSES = 2
 SECONDS_TO_STOP = 60.0

@@ -2,7 +2,7 @@
 
 import os
 
-from conf import entry
+from conf.system import entry
 
 
 def quiet_libraries() -> None:

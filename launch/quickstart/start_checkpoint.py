@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from transformers import Ministral3Config, Mistral3Config, Mistral3ForConditionalGeneration, PixtralVisionConfig
 
-from conf.atomic import atomic_directory
 from conf.schema import ModelConfig
+from conf.system.atomic import atomic_directory
 
 PAD_TOKEN_ID = 11  # as released; an importer must not take it for a padding row of the embedding
 IMAGE_TOKEN_ID = 14

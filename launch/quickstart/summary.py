@@ -7,13 +7,13 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import Any
 
-from conf.atomic import atomic_write_text
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
+from conf.system.atomic import atomic_write_text
 from launch.quickstart.curves import StageCurves, load_curves
 from launch.quickstart.folder import QuickstartFolder, load_json
 from launch.quickstart.processes import NUM_PROCESSES
-from model.evaluation.records import LINEAR, LINEAR_ADAPTER
+from model.evaluate.records import LINEAR, LINEAR_ADAPTER
 
 PACKAGES = ("torch", "megatron-core", "transformers", "peft", "deepspeed", "tokenizers", "hydra-core", "numpy")
 AR_MARGIN_NATS = 0.5

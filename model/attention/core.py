@@ -10,7 +10,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from model.attention.plan import AttentionPlan
-from model.rope import apply_rotation
+from model.attention.rotation import apply_rotation
 
 
 class CoreAttention(MegatronModule):

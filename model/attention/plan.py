@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
 from conf.schema import AttentionBackend, ModelConfig
+from conf.system.errors import UserError
 from model.attention.blocks import BlockAttention, suits
 from model.attention.context import WHOLE, ContextAttention, ContextShard
 from model.attention.flex import build_flex_attention
 from model.attention.layout import SequenceLayout
+from model.attention.rotation import Rotation, compute_rotation
 from model.attention.split import build_split_attention
-from model.rope import Rotation, compute_rotation
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 logger = logging.getLogger(__name__)

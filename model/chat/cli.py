@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from conf.entry import OneLineParser, exit_status
-from conf.errors import UserError
+from conf.system.entry import OneLineParser, exit_status
+from conf.system.errors import UserError
 from model.chat.options import ChatOptions, check_text
-from model.command_options import (
+from model.evaluate.records import LINEAR, MODES
+from model.export.command_options import (
     add_choice_options,
     add_length_options,
     add_place_options,
     check_modes,
     check_sampling,
 )
-from model.evaluation.records import LINEAR, MODES
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from conf.errors import UserError
-from model.draft_adapter import ADAPTER_FOLDER
-from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.load import (
+from conf.system.errors import UserError
+from model.export.draft_adapter import ADAPTER_FOLDER
+from model.export.load import (
     attach_adapter,
     check_export,
     check_vocabulary,
@@ -17,6 +16,7 @@ from model.load import (
     load_tokenizer,
     resolve_device,
 )
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 
 @dataclass(frozen=True)

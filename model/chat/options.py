@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.chat.load import ChatModel
 from model.chat.options import ChatOptions, check_text
 from model.chat.stream import AnswerStreamer
-from model.evaluation.records import MODES
+from model.evaluate.records import MODES
+from model.export.load import find_think_ids
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.load import find_think_ids
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.chat.session import Answer, ChatSession
-from model.evaluation.records import MODES
+from model.evaluate.records import MODES
 
 COMMANDS = "/reset, /mode NAME, /exit"
 # Characters that would steer the terminal; new line and tab are text.

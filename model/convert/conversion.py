@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from conf.atomic import atomic_directory
-from conf.errors import UserError
 from conf.schema import ModelConfig
+from conf.system.atomic import atomic_directory
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info, token_text
-from model import checkpoint_layout as layout
-from model.checkpoint_layout import CheckpointManifest
-from model.checksums import write_sums
+from model.checkpoint import layout
+from model.checkpoint.checksums import write_sums
+from model.checkpoint.layout import CheckpointManifest
 from model.convert import hf_target
 from model.convert.dist_reader import DistReader
 from model.convert.dist_writer import DistWriter

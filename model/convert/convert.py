@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 
-from conf.entry import exit_status
-from conf.errors import UserError
-from conf.rules import check_layout
+from conf.rules.run import check_layout
 from conf.schema import DataConfig, ParallelConfig
+from conf.system.entry import exit_status
+from conf.system.errors import UserError
 from model.convert.conversion import Converted, Progress, export_checkpoint, import_checkpoint
 from model.convert.facts import is_hf_directory
 from model.convert.hf_config import read_hf_config
 from model.convert.target import check_target
-from model.draft_adapter import ADAPTER_FOLDER
+from model.export.draft_adapter import ADAPTER_FOLDER
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -113,7 +113,7 @@ def parse_size(text: str) -> int:
 
 def read_layout(option: str) -> ParallelConfig:
     """The layout of conf/parallel/<option>.yaml. Raises: UserError naming the nearest option."""
-    from conf.compose import compose_layout  # Hydra: half a second, for one option
+    from conf.composition.compose import compose_layout  # Hydra: half a second, for one option
 
     return compose_layout(option)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.convert.mapping import Entry
 from model.convert.safetensors_reader import some
 

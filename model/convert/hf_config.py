@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
 from conf.schema import ModelConfig, RopeConfig
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 
 CONFIG_NAME = "config.json"
 NLD_TYPE = "nemotron_labs_diffusion"

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.convert.hf_config import BF16_REMEDY, HfConfig, read_hf_config
 from model.convert.mapping import (
     EMBEDDING,

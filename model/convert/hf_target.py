@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conf.atomic import atomic_write_text
-from conf.errors import UserError
-from conf.json_file import read_json_object
 from conf.schema import ModelConfig
+from conf.system.atomic import atomic_write_text
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
-from model.checkpoint_layout import CheckpointManifest
+from model.checkpoint.layout import CheckpointManifest
 from model.convert.mapping import NLD, Entry, split_views
 from model.convert.nld_config import build_nld_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
-from model.shipped_code import list_code_files
+from model.export.shipped_code import list_code_files
 
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 

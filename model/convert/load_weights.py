@@ -12,13 +12,13 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from torch import nn
 
-from conf.errors import UserError
 from conf.schema import ModelConfig
-from model.checkpoint_layout import check_same_model, load_manifest, model_config_from
+from conf.system.errors import UserError
+from model.checkpoint.layout import check_same_model, load_manifest, model_config_from
 from model.convert.dist_reader import DistReader
 from model.convert.hf_source import HfSource
 from model.convert.mapping import build_table
-from model.shards import copy_local_slice, iterate_local_shards
+from model.megatron.shards import copy_local_slice, iterate_local_shards
 
 
 def load_hf_weights(chunks: Sequence[nn.Module], source_dir: Path | str, model: ModelConfig) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
-from model.checkpoint_layout import CheckpointManifest
+from model.checkpoint.layout import CheckpointManifest
 from model.convert.hf_config import NLD_TYPE
 
 CONFIGURATION_MODULE = "configuration_nemotron_labs_diffusion"

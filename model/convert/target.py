@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from conf.atomic import refuse_used_path
-from conf.errors import UserError
-from model import checkpoint_layout as layout
+from conf.system.atomic import refuse_used_path
+from conf.system.errors import UserError
+from model.checkpoint import layout
 from model.convert.conversion import IMPORT_STAGE
 from model.convert.facts import is_hf_directory
 from model.convert.hf_config import read_hf_config

@@ -4,10 +4,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from model.convert.safetensors_reader import read_header
-from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE, check_adapter
 from model.verify_export.check import Check, failed, passed, warned
 
 RELEASED_FORMAT = "F32"

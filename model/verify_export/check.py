@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 
 class Outcome(StrEnum):

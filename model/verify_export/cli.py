@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from conf.entry import OneLineParser, exit_status
-from conf.errors import UserError
+from conf.system.entry import OneLineParser, exit_status
+from conf.system.errors import UserError
 from model.verify_export.check import Check, Outcome
 
 if TYPE_CHECKING:

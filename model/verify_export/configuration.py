@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from model.convert.hf_config import CONFIG_NAME, HfConfig, read_hf_config
 from model.convert.safetensors_reader import some
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters

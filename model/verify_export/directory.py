@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.errors import UserError
-from model.checksums import SUMS_NAME, hash_files, read_sums
+from conf.system.errors import UserError
+from model.checkpoint.checksums import SUMS_NAME, hash_files, read_sums
 from model.convert.hf_config import CONFIG_NAME
 from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
-from model.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 from model.verify_export.check import Check, failed, passed, warned
 
 # Put beside an export by those who fetch it: git and huggingface_hub.

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from model.checksums import hash_file
+from model.checkpoint.checksums import hash_file
 from model.convert.safetensors_reader import some
-from model.shipped_code import defines_class, find_needed_files, list_code_files
+from model.export.shipped_code import defines_class, find_needed_files, list_code_files
 from model.verify_export.check import Check, failed, passed, warned
 
 COMPLETE = "code is complete"

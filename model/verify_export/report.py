@@ -14,9 +14,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import atomic_write_text
-from conf.errors import UserError
-from conf.json_file import read_json_object
+from conf.system.atomic import atomic_write_text
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from model.verify_export.verify import Verification
 
 FORMAT_VERSION = 1

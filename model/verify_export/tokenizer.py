@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info, token_text
-from model.load import check_vocabulary, load_tokenizer
+from model.export.load import check_vocabulary, load_tokenizer
 from model.verify_export.check import Check, check_refusal, failed, passed, warned
 from model.verify_export.configuration import stop_ids_of
 

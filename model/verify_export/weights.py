@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from conf.errors import UserError
-from conf.json_file import read_json_object
 from conf.schema import ModelConfig
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
 from model.convert.hf_target import DTYPE_WORDS
 from model.convert.mapping import NLD, build_table
 from model.convert.safetensors_reader import (

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from conf.entry import OneLineParser, exit_status
-from conf.errors import UserError
+from conf.system.entry import OneLineParser, exit_status
+from conf.system.errors import UserError
 from pretrain.monitor.alerts import find_alerts
 from pretrain.monitor.folder import check_is_run, look_at
 from pretrain.monitor.follow import MetricsFollower

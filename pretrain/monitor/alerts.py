@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pretrain.checkpoint_size import SPACE_MARGIN
+from pretrain.checkpointing.size import SPACE_MARGIN
 from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.history import History
 from pretrain.monitor.summary import Summary
 from pretrain.monitor.units import format_bytes, format_seconds
-from pretrain.status import RunPhase
+from pretrain.run.status import RunPhase
 
 SILENT_STEPS = 5  # without a sign of life for as many median steps
 SILENT_SECONDS = 30.0  # at least: status.json is renewed every 10 seconds, evaluations and saves take their time

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.monitor.history import History
-from pretrain.run_folder import METRICS_FILE
+from pretrain.run.run_folder import METRICS_FILE
 
 PIECE_BYTES = 1 << 24
 

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from conf.atomic import atomic_file
+from conf.system.atomic import atomic_file
 from pretrain.monitor.history import Columns, History
 from pretrain.monitor.units import format_count
 

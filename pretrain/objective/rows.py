@@ -16,7 +16,7 @@ from conf.schema import LossNormalization, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoisyBatch
 from model.attention.layout import SequenceLayout, count_seen_rows
-from model.head import ScoredRows
+from model.megatron.head import ScoredRows
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from conf.atomic import atomic_write_text
+from conf.system.atomic import atomic_write_text
 from tests.bench.data.loader import measure_loader
 from tests.bench.data.memory import measure_memory
 from tests.bench.data.tokenization import measure_tokenization

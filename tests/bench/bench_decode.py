@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from conf.atomic import atomic_write_bytes, atomic_write_text
-from conf.entry import count
+from conf.system.atomic import atomic_write_bytes, atomic_write_text
+from conf.system.entry import count
 from tests.bench.decode.analyse import analyse
 from tests.bench.decode.cost import measure_cost
 from tests.bench.decode.forwards import measure_forwards

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from conf.atomic import atomic_write_text
+from conf.system.atomic import atomic_write_text
 from tests.bench.drafter.measure import (
     PROMPTS,
     SHORT_PROMPTS,

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from conf.atomic import atomic_write_text
-from conf.entry import OneLineParser, count, exit_status
-from conf.errors import UserError
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import OneLineParser, count, exit_status
+from conf.system.errors import UserError
 from tests.bench.gpu.parts import ORDER, run_part
 from tests.bench.gpu.report import format_markdown, print_results
 from tests.bench.gpu.settings import Settings, build_settings, compose_fp8, reshape

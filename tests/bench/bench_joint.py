@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from conf.atomic import atomic_write_text
-from conf.entry import OneLineParser, exit_status
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import OneLineParser, exit_status
 from tests.bench.joint.attention import compare_attention
 from tests.bench.joint.balance import LENGTH, as_rows, print_balance, simulate_balance
 from tests.bench.joint.cases import CASES, QUICK_CASES, Case

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_data
-from conf.errors import ConfigError
+from conf.composition.compose import compose_data
+from conf.composition.trees import RUN_TREE
 from conf.schema.data import DataConfig, DocumentKind, InputConfig, Split
-from conf.trees import RUN_TREE
+from conf.system.errors import ConfigError
 from tests.helpers.data_options import PLACE, complete_data, open_weights
 
 COMPLETE = {"quickstart", "quickstart_chats", "medium"}  # they leave nothing open

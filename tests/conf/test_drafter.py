@@ -3,14 +3,14 @@
 import pytest
 from omegaconf import OmegaConf
 
-from conf.compose import compose_drafter_config, compose_groups
-from conf.drafter_rules import check_drafter_rules
-from conf.errors import ConfigError
-from conf.help import describe_option, help_text
-from conf.meanings import meanings
+from conf.composition.compose import compose_drafter_config, compose_groups
+from conf.composition.help import describe_option, help_text
+from conf.composition.meanings import meanings
+from conf.composition.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
+from conf.rules.drafter import check_drafter_rules
 from conf.schema import Dtype, ResumeMode
 from conf.schema.drafter import AnswerSource, DrafterConfig, DraftLoss, PositionWeights
-from conf.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
+from conf.system.errors import ConfigError
 
 GIVEN = ["checkpoint=export", "data=chats.jsonl"]
 EXPERIMENTS = DRAFTER_TREE.options("experiment")

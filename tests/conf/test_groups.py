@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 
-from conf.compose import compose_groups, compose_run_config
-from conf.help import describe_option
-from conf.rules import check_rules
+from conf.composition.compose import compose_groups, compose_run_config
+from conf.composition.help import describe_option
+from conf.composition.trees import RUN_TREE
+from conf.rules.run import check_rules
 from conf.schema import Objective, RunConfig
-from conf.trees import RUN_TREE
 from tests.helpers.data_options import complete_data
 
 DATA = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer"]

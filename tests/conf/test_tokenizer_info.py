@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info, token_text
 
 MASK = "<SPECIAL_100>"

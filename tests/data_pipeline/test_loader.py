@@ -7,10 +7,10 @@ import pytest
 
 from conf.schema import SourceConfig
 from data_pipeline.batch import Batch
-from data_pipeline.blend import Blend, build_blend
+from data_pipeline.blending.blend import Blend, build_blend
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.form import SequenceForm
 from data_pipeline.loader import BatchLoader
+from data_pipeline.packing.form import SequenceForm
 
 GLOBAL = 16
 

@@ -5,8 +5,8 @@ import math
 import torch
 
 from data_pipeline.batch import Batch
-from data_pipeline.form import SequenceForm
 from data_pipeline.noise import NoiseSource, add_noise
+from data_pipeline.packing.form import SequenceForm
 from tests.helpers.packed import pack_chats
 
 MASK = 100

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.standard_library import default_root, list_source_files, load_standard_library
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 from data_pipeline.tokenizer import MASK_TOKEN, reserved_tokens, train_tokenizer
 

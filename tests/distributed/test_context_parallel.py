@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from conf.compose import compose_size
+from conf.composition.compose import compose_size
 from data_pipeline.standard_library import load_standard_library
 from launch.plan.communication import clean_keys_bytes, estimate_traffic
 from launch.plan.shape import build_shape

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from model.checksums import find_damage
+from model.checkpoint.checksums import find_damage
 from tests.helpers.processes import (
     ROOT,
     kill_tree,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint_layout import load_manifest, step_directory
+from model.checkpoint.layout import load_manifest, step_directory
 from tests.distributed.test_checkpoint import OVERLAPPED, load_tensors
 from tests.helpers.processes import kill_when, load_lines, run_ranks
 from tests.helpers.toy_data import ToyData, tokens_of

@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from conf.compose import compose_run_config, compose_size
-from conf.entry import quiet_libraries
+from conf.composition.compose import compose_run_config, compose_size
 from conf.schema import AttentionBackend, RunConfig
-from data_pipeline.form import SequenceForm
-from model import cpu
+from conf.system.entry import quiet_libraries
+from data_pipeline.packing.form import SequenceForm
 from model.attention.context import CHUNK_ROWS, find_context_shard
 from model.attention.layout import SequenceLayout, compute_dense_mask
 from model.attention.plan import PlanBuilder
-from pretrain.distributed import distributed_session
+from model.megatron import cpu
+from pretrain.run.distributed import distributed_session
 from pretrain.trainer import run_training
 from tests.helpers.live_bytes import SentBytes
 from tests.helpers.packed import pack_chats

@@ -4,7 +4,7 @@ from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
-from conf.compose import compose_groups
+from conf.composition.compose import compose_groups
 
 PLACE = ["data.folder=corpus", "data.tokenizer=corpus/tokenizer"]
 OPEN = {

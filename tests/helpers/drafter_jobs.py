@@ -7,10 +7,10 @@ from pathlib import Path
 
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
-    from conf.compose import compose_drafter_config
+    from conf.composition.compose import compose_drafter_config
     from conf.schema import Device
     from lora.trainer import run_drafter
-    from pretrain.process_group import choose_device, start_process_group
+    from pretrain.run.process_group import choose_device, start_process_group
 
     start_process_group(choose_device(Device.cpu), 5)
     for overrides in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from model.checksums import SUMS_NAME
+from model.checkpoint.checksums import SUMS_NAME
 from model.verify_export.check import Check, Outcome
 from model.verify_export.verify import Verification, verify_export
 

@@ -34,7 +34,7 @@ def break_disk(fault: dict[str, Any]) -> None:
     from megatron.core.dist_checkpointing import serialization
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-    from pretrain import checkpoint
+    from pretrain.checkpointing import checkpointer as checkpoint
 
     def breaking(place: str, write: Callable[..., Any]) -> Callable[..., Any]:
         def broken(*arguments: Any, **options: Any) -> Any:

@@ -3,8 +3,8 @@
 import numpy as np
 
 from data_pipeline.batch import Batch
-from data_pipeline.form import SequenceForm
-from data_pipeline.rows import Segments, lay_out, stack_rows
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.packing.sequence import Segments, lay_out, stack_rows
 
 COMPLETION_TOKEN = 2
 

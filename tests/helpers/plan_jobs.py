@@ -16,22 +16,22 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from conf.compose import compose_size
-from conf.entry import quiet_libraries
+from conf.composition.compose import compose_size
 from conf.schema import RunConfig
+from conf.system.entry import quiet_libraries
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoiseSource
-from model import cpu
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
-from model.build import build_model_chunks
-from model.transformer_config import TORCH_DTYPES
-from pretrain.distributed import distributed_session
-from pretrain.microbatches import MicrobatchBuilder, PreparedStep
-from pretrain.optimizer import build_optimizer, wrap_data_parallel
-from pretrain.process_group import gather_over_ranks
-from pretrain.sharded_state import build_sharded_state, count_bytes
-from pretrain.step import run_schedule
+from model.megatron import cpu
+from model.megatron.build import build_model_chunks
+from model.megatron.transformer_config import TORCH_DTYPES
+from pretrain.checkpointing.sharded_state import build_sharded_state, count_bytes
+from pretrain.run.distributed import distributed_session
+from pretrain.run.process_group import gather_over_ranks
+from pretrain.step.microbatches import MicrobatchBuilder, PreparedStep
+from pretrain.step.optimizer import build_optimizer, wrap_data_parallel
+from pretrain.step.schedule import run_schedule
 from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
 
 

@@ -20,8 +20,8 @@ WAIT_SECONDS, FOREVER = 0.2, 1000.0
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
     from data_pipeline.loader import BatchLoader
-    from pretrain.microbatches import MicrobatchBuilder
-    from pretrain.report import RunReport
+    from pretrain.reporting.report import RunReport
+    from pretrain.step.microbatches import MicrobatchBuilder
 
     job: dict[str, Any] = {}
     builder, loader = vars(MicrobatchBuilder), vars(BatchLoader)

@@ -12,7 +12,7 @@ from tests.helpers.worker import take_jobs
 def main() -> None:
     from megatron.core import parallel_state
 
-    from model import cpu
+    from model.megatron import cpu
 
     cpu.install()
     for job in take_jobs():
@@ -25,13 +25,13 @@ def reshard(source: str, run: str, layout: str, dtype: str) -> None:
     from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
     from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
 
-    from conf.compose import compose_layout
+    from conf.composition.compose import compose_layout
     from conf.schema import Dtype, PrecisionConfig
-    from model.build import build_model_chunks
-    from model.checkpoint_layout import step_directory
+    from model.checkpoint.layout import step_directory
     from model.convert.facts import is_hf_directory, read_facts
     from model.convert.load_weights import load_hf_weights, load_megatron_weights
-    from model.shards import iterate_local_shards
+    from model.megatron.build import build_model_chunks
+    from model.megatron.shards import iterate_local_shards
 
     parallel, precision = compose_layout(layout), PrecisionConfig(dtype=Dtype(dtype))
     virtual = parallel.virtual_pipeline_parallel

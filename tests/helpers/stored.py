@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from data_pipeline.manifest import (
+from data_pipeline.storage.manifest import (
     DatasetManifest,
     ShardManifest,
     bin_path,

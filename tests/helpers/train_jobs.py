@@ -18,8 +18,8 @@ from tests.helpers.worker import take_jobs
 
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
-    from conf.compose import compose_run_config
-    from pretrain import microbatches
+    from conf.composition.compose import compose_run_config
+    from pretrain.step import microbatches
     from pretrain.trainer import run_training
 
     draw = microbatches.add_noise

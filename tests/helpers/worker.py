@@ -28,8 +28,8 @@ def train_or_tell(overrides: list[str]) -> None:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from conf.compose import compose_run_config
-    from conf.errors import UserError
+    from conf.composition.compose import compose_run_config
+    from conf.system.errors import UserError
     from pretrain.trainer import run_training
 
     config = compose_run_config(overrides)

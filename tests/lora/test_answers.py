@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from conf.errors import UserError
 from conf.schema.drafter import AnswersConfig, AnswerSource
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 from lora.answers import AnswerPlan, answer_prompts, load_answers, plan_answers
 from lora.examples import StoredExamples, open_examples

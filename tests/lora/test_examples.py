@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.jsonl import write_jsonl
+from data_pipeline.storage.jsonl import write_jsonl
 from lora.examples import StoredExamples, open_examples, select_examples, split_heldout
 from lora.rows import prepare_examples
 from tests.helpers.stored import random_chats, random_texts, write_dataset

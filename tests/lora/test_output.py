@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from peft import get_peft_model_state_dict
 
-from conf.compose import compose_drafter_config
-from conf.errors import UserError
+from conf.composition.compose import compose_drafter_config
 from conf.schema.drafter import AdapterConfig, DrafterConfig
+from conf.system.errors import UserError
 from lora.adapter import attach_new_adapter, save_adapter
 from lora.output import check_output, draw_run_id, is_written, read_run_id
 from tests.helpers.tiny_exports import make_tiny_model

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from conf.errors import UserError
 from conf.schema.drafter import AnswersConfig, AnswerSource
-from data_pipeline.jsonl import write_jsonl
+from conf.system.errors import UserError
+from data_pipeline.storage.jsonl import write_jsonl
 from lora.answers import AnswerPlan, answer_prompts, load_answers, plan_answers
 from lora.examples import select_examples, split_heldout
 from lora.prompts import RowPrompts, find_prompt_files, open_row_prompts

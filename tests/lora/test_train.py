@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import conf.entry
+import conf.system.entry
 import lora.train
-from conf.errors import UserError
+from conf.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["checkpoint=export", "data=chats.jsonl"]
@@ -43,7 +43,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> type:
 
     monkeypatch.setitem(sys.modules, "lora.trainer", Trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["lora.train", *GIVEN])
-    monkeypatch.setattr(conf.entry, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setattr(conf.system.entry, "SECONDS_FOR_RANK_0", 0.0)
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
     return Trainer

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from conf.compose import compose_drafter_config
-from conf.errors import UserError
-from data_pipeline.jsonl import write_jsonl
+from conf.composition.compose import compose_drafter_config
+from conf.system.errors import UserError
+from data_pipeline.storage.jsonl import write_jsonl
 from lora.checks import check_lengths, check_rank
-from model.draft_adapter import WEIGHTS_FILE
+from model.export.draft_adapter import WEIGHTS_FILE
 from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, run_ranks, torchrun, train_many
 from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
-from model.load import find_stop_ids, load_export
+from model.export.load import find_stop_ids, load_export
 from model.verify_export.check import Outcome
 from model.verify_export.verify import verify_export
 from tests.helpers.edit_exports import edit_json, edit_tensors

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from conf.schema import Device, ParallelConfig, RuntimeConfig
-from pretrain.distributed import Ranks, distributed_session
+from pretrain.run.distributed import Ranks, distributed_session
 
 
 @pytest.fixture(scope="module")  # other modules of the same worker start groups of their own

@@ -13,15 +13,15 @@ import torch
 from transformers import AutoModel
 
 from conf.schema import AttentionBackend, Dtype, ModelConfig, ParallelConfig, PrecisionConfig
-from data_pipeline.form import SequenceForm
+from data_pipeline.packing.form import SequenceForm
 from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder, build_regular_layout
-from model.build import build_model_chunks
-from model.checkpoint_layout import load_manifest, model_config_from, resolve_checkpoint
+from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint
 from model.convert.conversion import Progress, export_checkpoint
 from model.convert.load_weights import load_megatron_weights
-from model.tri_mode import TriModeModel
-from pretrain.distributed import Ranks
+from model.megatron.build import build_model_chunks
+from model.megatron.tri_mode import TriModeModel
+from pretrain.run.distributed import Ranks
 from tests.helpers.packed import pack_chats
 from tests.helpers.processes import train_many
 from tests.helpers.toy_data import SEQUENCE_LENGTH, ToyData, tokens_of

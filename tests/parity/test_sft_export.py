@@ -13,16 +13,16 @@ from transformers import AutoModel, AutoTokenizer
 from conf.schema import AttentionBackend, Dtype, ParallelConfig, PrecisionConfig
 from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.chat.template import CHATML_PATH
-from data_pipeline.form import SequenceForm
-from data_pipeline.rows import Segments, lay_out, stack_rows
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.packing.sequence import Segments, lay_out, stack_rows
 from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder
-from model.build import build_model_chunks
-from model.checkpoint_layout import load_manifest, model_config_from, resolve_checkpoint
+from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint
 from model.convert.conversion import Progress, export_checkpoint
 from model.convert.load_weights import load_megatron_weights
-from model.tri_mode import TriModeModel
-from pretrain.distributed import Ranks
+from model.megatron.build import build_model_chunks
+from model.megatron.tri_mode import TriModeModel
+from pretrain.run.distributed import Ranks
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 

@@ -17,11 +17,10 @@ from transformers import Ministral3ForCausalLM
 
 from conf.schema import AttentionBackend, Objective, StageConfig
 from data_pipeline.batch import Batch
-from data_pipeline.form import SequenceForm
 from data_pipeline.noise import NoiseSource, NoisyBatch, add_noise
+from data_pipeline.packing.form import SequenceForm
 from model.attention.plan import PlanBuilder
-from model.tri_mode import TriModeModel
-from pretrain.distributed import Ranks
+from model.megatron.tri_mode import TriModeModel
 from pretrain.objective.rows import (
     ForwardInput,
     StepCounts,
@@ -29,6 +28,7 @@ from pretrain.objective.rows import (
     build_joint_input,
     compute_row_weights,
 )
+from pretrain.run.distributed import Ranks
 from tests.helpers.packed import pack_chats
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_config
 from tests.parity.test_import import build_imported

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from conf.compose import compose_run_config, load_run_config
-from pretrain.data import open_data
+from conf.composition.compose import compose_run_config, load_run_config
 from pretrain.dry_batch import REPORT_FILE
 from pretrain.longest import LongestBlend
-from pretrain.run_folder import write_out
+from pretrain.run.data import open_data
+from pretrain.run.run_folder import write_out
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.toy_data import ToyData, tokens_of
 

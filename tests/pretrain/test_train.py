@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import conf.entry
+import conf.system.entry
 import pretrain.train
-from conf.errors import UserError
-from conf.trees import RUN_TREE
+from conf.composition.trees import RUN_TREE
+from conf.system.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=1e6"]
@@ -45,7 +45,7 @@ def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
     Trainer.configs = []
     monkeypatch.setitem(sys.modules, "pretrain.trainer", Trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["pretrain.train", *GIVEN])
-    monkeypatch.setattr(conf.entry, "SECONDS_FOR_RANK_0", 0.0)
+    monkeypatch.setattr(conf.system.entry, "SECONDS_FOR_RANK_0", 0.0)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     return Trainer

@@ -19,9 +19,9 @@ from typing import Any
 
 from rich.console import Console
 
-from conf.atomic import atomic_write_text
-from conf.entry import count
-from model.checksums import find_damage
+from conf.system.atomic import atomic_write_text
+from conf.system.entry import count
+from model.checkpoint.checksums import find_damage
 from tests.bench.chaos.compare import list_differences, load_curve
 from tests.bench.chaos.damage import make_checkpoints, start_on_damage, try_damage
 from tests.bench.chaos.job import NUM_RANKS, SAVE_EVERY, Job, Start

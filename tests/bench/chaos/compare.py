@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint_layout import find_newest_complete, load_manifest
+from model.checkpoint.layout import find_newest_complete, load_manifest
 from tests.bench.chaos.watch import read_metrics
 from tests.distributed.test_checkpoint import load_tensors
 

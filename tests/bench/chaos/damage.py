@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoint_layout import CORRUPT_SUFFIX, find_newest_complete
+from model.checkpoint.layout import CORRUPT_SUFFIX, find_newest_complete
 from tests.bench.chaos.compare import list_differences, load_curve
 from tests.bench.chaos.corruption import KINDS, Damage, apply, draw_damage, list_all_files
 from tests.bench.chaos.job import NUM_RANKS, SAVE_EVERY, Job, Start

@@ -11,8 +11,8 @@ from typing import Any
 
 import psutil
 
-from conf.entry import EXIT_INTERRUPTED, EXIT_STOPPED
-from model.checkpoint_layout import find_newest_complete, step_of
+from conf.system.entry import EXIT_INTERRUPTED, EXIT_STOPPED
+from model.checkpoint.layout import find_newest_complete, step_of
 from tests.bench.chaos.job import SAVE_EVERY, Job, Start
 from tests.bench.chaos.plan import LAUNCHER, Kill, Moment
 from tests.bench.chaos.watch import Phase, Watch

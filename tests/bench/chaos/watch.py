@@ -7,10 +7,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import PARTIAL_SUFFIX
-from model.checkpoint_layout import CHECKPOINTS_FOLDER, find_newest_complete, step_of
-from pretrain.metrics import METRICS_FILE
-from pretrain.start_record import STARTS_FOLDER
+from conf.system.atomic import PARTIAL_SUFFIX
+from model.checkpoint.layout import CHECKPOINTS_FOLDER, find_newest_complete, step_of
+from pretrain.reporting.metrics import METRICS_FILE
+from pretrain.run.start_record import STARTS_FOLDER
 from tests.bench.chaos.job import EVALUATE_EVERY
 
 

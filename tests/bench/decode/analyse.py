@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from model.evaluation.statistics import bootstrap
+from model.evaluate.statistics import bootstrap
 from tests.bench.decode.cost import Cost, compute_speedup, find_winners
 from tests.bench.decode.settings import Setting
 from tests.bench.decode.trained import Run, add_up

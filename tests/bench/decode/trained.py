@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from model.evaluation.agreement import AgreementJudge
-from model.evaluation.prompts import read_prompts
+from model.evaluate.agreement import AgreementJudge
+from model.evaluate.prompts import read_prompts
+from model.export.load import attach_adapter, load_export, load_tokenizer
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.load import attach_adapter, load_export, load_tokenizer
 from tests.bench.decode.settings import Setting, list_settings
 
 PROMPT_TOKENS = 64

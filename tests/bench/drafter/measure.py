@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.jsonl import write_jsonl
-from lora.evaluation.report import REPORT_FILE
-from pretrain.metrics import load_metrics
+from data_pipeline.storage.jsonl import write_jsonl
+from lora.evaluate.report import REPORT_FILE
+from pretrain.reporting.metrics import load_metrics
 from tests.bench.drafter.variants import Variant
 from tests.bench.medium import EXPORT, GROUPS, ROOT, load_texts
 

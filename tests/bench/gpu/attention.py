@@ -19,7 +19,7 @@ from model.attention.context import WHOLE
 from model.attention.flex import _build_mask_mod, build_flex_attention
 from model.attention.layout import SequenceLayout
 from model.attention.plan import build_regular_layout
-from pretrain.flops import count_document_pairs
+from pretrain.reporting.flops import count_document_pairs
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import BLOCK_SIZE, SEED

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from conf.schema import Objective
-from model.head import ScoredRows, score_rows
+from model.megatron.head import ScoredRows, score_rows
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import SEED, build_step

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import rms_norm
 
 from model.attention.plan import build_regular_layout
-from model.norm import _RMSNorm
-from model.rope import apply_rotation, compute_rotation
-from model.swiglu import _SwiGLU
+from model.attention.rotation import apply_rotation, compute_rotation
+from model.megatron.norm import _RMSNorm
+from model.megatron.swiglu import _SwiGLU
 from tests.bench.gpu import plain
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench

@@ -18,7 +18,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None) -> Tensor:
-    """x [R, ..., heads, D]; the rest as in model/rope.py's Rotation, where the first half of sin is negated."""
+    """x [R, ..., heads, D]; the rest as in rotation.py's Rotation, where the first half of sin is negated."""
     first, second = x.chunk(2, dim=-1)
     turned = x * cos + torch.cat([second, first], dim=-1) * sin
     return turned if query_scale is None else turned * query_scale

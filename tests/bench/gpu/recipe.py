@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scal
 from conf.schema import ModelConfig, Objective
 from model.attention.flex import FlexAttention, build_flex_attention
 from model.attention.layout import compute_dense_mask
-from model.embedding import _Lookup
-from model.head import ScoredRows, score_rows
-from model.norm import _RMSNorm
-from model.rope import Rotation, apply_rotation
-from model.swiglu import _SwiGLU
+from model.attention.rotation import Rotation, apply_rotation
+from model.megatron.embedding import _Lookup
+from model.megatron.head import ScoredRows, score_rows
+from model.megatron.norm import _RMSNorm
+from model.megatron.swiglu import _SwiGLU
 from tests.bench.gpu import plain
 from tests.bench.joint.cases import Case, build_input
 from tests.bench.joint.sides import Side
@@ -36,7 +36,7 @@ Turn = tuple[Tensor, Tensor, Tensor | None]
 class Changes:
     """grouped_heads: key heads not repeated. scored_rows: only these are projected. chunked_head: in chunks of rows
     whose gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
-    our_operators: norm, SwiGLU and rotation as model/kernels.py chooses them; layers are not compiled.
+    our_operators: norm, SwiGLU and rotation as model/megatron/kernels.py chooses them; layers are not compiled.
     """
 
     grouped_heads: bool = False

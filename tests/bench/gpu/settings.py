@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from conf.compose import compose_size
-from conf.errors import UserError
+from conf.composition.compose import compose_size
 from conf.schema import Device, Dtype, ModelConfig, PrecisionConfig, Recompute, RuntimeConfig
-from model.kernels import choose_transformer_engine
+from conf.system.errors import UserError
+from model.megatron.kernels import choose_transformer_engine
 from tests.bench.joint.cases import Case
 
 LENGTHS, ROUNDS = (4096, 16384), 10

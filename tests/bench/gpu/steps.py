@@ -9,9 +9,9 @@ from torch import Tensor
 
 from conf.schema import Objective, PrecisionConfig, Recompute
 from model.attention.plan import AttentionPlan
-from model.head import ScoredRows
-from pretrain.flops import compute_step_flops, find_peak_flops
+from model.megatron.head import ScoredRows
 from pretrain.objective.rows import StepCounts
+from pretrain.reporting.flops import compute_step_flops, find_peak_flops
 from tests.bench.gpu.meter import Meter, attempt, measure
 from tests.bench.gpu.recipe import Recipe, list_changes
 from tests.bench.gpu.settings import Settings
@@ -84,7 +84,7 @@ def _keep_all(plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> Attenti
 
 
 def _run_narrowed(side: Side) -> Tensor:
-    """The step with the model's own last layer (model/last_layer.py)."""
+    """The step with the model's own last layer (model/megatron/last_layer.py)."""
     module: Any = side.module
     del module.narrow
     try:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from conf.errors import UserError
 from conf.schema import Objective
+from conf.system.errors import UserError
 from tests.bench import bench_gpu
 from tests.bench.gpu import recipe
 from tests.bench.gpu.attention import FLASH, FLEX, HALVES

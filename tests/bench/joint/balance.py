@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from conf.compose import compose_size
-from conf.entry import OneLineParser, count, exit_status
+from conf.composition.compose import compose_size
 from conf.schema import ModelConfig
-from data_pipeline.form import SequenceForm
-from data_pipeline.rows import Segments, count_rows, lay_out, stack_rows
+from conf.system.entry import OneLineParser, count, exit_status
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.packing.sequence import Segments, count_rows, lay_out, stack_rows
 from model.attention.context import CHUNK_ROWS, ContextShard
 from model.attention.layout import SequenceLayout, count_seen_rows
-from pretrain.flops import count_step_flops
+from pretrain.reporting.flops import count_step_flops
 
 LENGTH, BLOCK_SIZE, NUM_SEQUENCES = 262144, 32, 8
 SIZES = (2, 4, 8, 16)

@@ -19,10 +19,10 @@ from conf.schema import (
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoisyBatch
 from model.attention.plan import PlanBuilder
-from model.transformer_config import TORCH_DTYPES
-from pretrain.microbatches import Microbatch, PreparedStep
+from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
-from pretrain.process_group import choose_device
+from pretrain.run.process_group import choose_device
+from pretrain.step.microbatches import Microbatch, PreparedStep
 
 BLOCK_SIZE, MASK_TOKEN_ID = 32, 100
 MASKING_PROBABILITY = 0.5
@@ -108,7 +108,7 @@ def build_input(case: Case, objective: Objective) -> ForwardInput:
 
 
 def build_step(case: Case, objective: Objective) -> PreparedStep:
-    """A global batch of one sequence, as pretrain/microbatches.py prepares it."""
+    """A global batch of one sequence, as pretrain/step/microbatches.py prepares it."""
     item = build_input(case, objective)
     device = case.device
     plans = PlanBuilder(case.model, AttentionBackend.auto, TORCH_DTYPES[case.precision.dtype], device)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from conf.atomic import atomic_file
+from conf.system.atomic import atomic_file
 
 
 def plot_results(results: dict[str, Any], path: Path) -> None:

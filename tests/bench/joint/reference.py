@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from conf.schema import Objective
 from model.attention.layout import compute_dense_mask
 from model.attention.plan import AttentionPlan
-from model.head import ScoredRows
-from model.tri_mode import TriModeModel
-from pretrain.microbatches import PreparedStep
+from model.megatron.head import ScoredRows
+from model.megatron.tri_mode import TriModeModel
+from pretrain.step.microbatches import PreparedStep
 from tests.bench.joint.cases import Case, build_batch, build_input, build_step
 
 

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from conf.schema import Objective, RuntimeConfig
-from model import build as model_build
-from model.build import build_model_chunks
-from model.initialise import initialise_weights
-from model.tri_mode import TriModeModel
-from pretrain.distributed import distributed_session
-from pretrain.microbatches import PreparedStep
-from pretrain.optimizer import wrap_data_parallel
-from pretrain.step import run_schedule
+from model.megatron import build as model_build
+from model.megatron.build import build_model_chunks
+from model.megatron.initialise import initialise_weights
+from model.megatron.tri_mode import TriModeModel
+from pretrain.run.distributed import distributed_session
+from pretrain.step.microbatches import PreparedStep
+from pretrain.step.optimizer import wrap_data_parallel
+from pretrain.step.schedule import run_schedule
 from tests.bench.joint.cases import PARALLEL, RUNTIME, SEED, Case, build_step
 from tests.bench.joint.reference import ReferenceModel, build_reference_step
 

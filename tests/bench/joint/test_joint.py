@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pretrain.flops import count_document_pairs
+from pretrain.reporting.flops import count_document_pairs
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_batch
 from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
 from tests.bench.joint.parts import build_parts

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.chat.docstrings import ChatSplit, load_docstring_chats
 from data_pipeline.chat.encoder import ChatEncoder
-from data_pipeline.jsonl import write_jsonl
 from data_pipeline.prepare.encoders import Skip
 from data_pipeline.standard_library import load_standard_library
+from data_pipeline.storage.jsonl import write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.chat.encoder import build_chat_encoder
 from data_pipeline.chat.template import CHATML_PATH
 from data_pipeline.tokenizer import MASK_TOKEN

@@ -9,7 +9,7 @@ import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.chat.template import CHATML, CHATML_PATH, load_chat_template, read_template_tokens
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.inspect.decode import IdDecoder, TextDecoder
 from data_pipeline.inspect.samples import decode_pieces
 

@@ -4,11 +4,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from data_pipeline.form import SequenceForm
 from data_pipeline.inspect.decode import IdDecoder
 from data_pipeline.inspect.render import TIMES, Painter, make_visible
 from data_pipeline.inspect.samples import describe_sample
 from data_pipeline.noise import NoiseSource
+from data_pipeline.packing.form import SequenceForm
 from tests.helpers.packed import pack_chats
 
 NOISE = NoiseSource(seed=3, stage="joint", split="train", epsilon=1e-3)

@@ -7,11 +7,11 @@ import pytest
 from conf.schema import DataConfig, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.form import SequenceForm, build_sequence_form
 from data_pipeline.inspect.decode import IdDecoder, TextDecoder
 from data_pipeline.inspect.samples import RowKind, Sample, Span, describe_sample, read_samples
 from data_pipeline.noise import NoiseSource, add_noise
-from data_pipeline.rows import stack_rows
+from data_pipeline.packing.form import SequenceForm, build_sequence_form
+from data_pipeline.packing.sequence import stack_rows
 from tests.helpers.packed import pack_chats
 from tests.helpers.stored import random_chats, write_dataset
 

@@ -11,8 +11,8 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.manifest import load_manifest
 from data_pipeline.prepare.run import SourceReport, report_source
+from data_pipeline.storage.manifest import load_manifest
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare import readers
 from data_pipeline.prepare.encoders import Skip
 from data_pipeline.prepare.plan import build_plan

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare import hub
 from data_pipeline.prepare.plan import Part, build_plan
 from data_pipeline.prepare.readers import Selection, Wanted, read_rows

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.identity import lock_directory
 
 ROOT = Path(__file__).resolve().parents[3]

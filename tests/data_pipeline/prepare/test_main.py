@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.storage.manifest import load_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.manifest import load_manifest
+from data_pipeline.storage.manifest import load_manifest
 from tests.bench.data.memory import measure_peak
 from tests.bench.data.tokenization import write_corpus
 

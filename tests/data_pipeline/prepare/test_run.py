@@ -15,11 +15,11 @@ import zstandard
 from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
-from conf.errors import UserError
 from conf.schema import DocumentKind, Split
+from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.manifest import compute_sha256, load_manifest
 from data_pipeline.prepare.run import prepare_source, prepare_sources
+from data_pipeline.storage.manifest import compute_sha256, load_manifest
 
 
 def jsonl(workshop, rows) -> bytes:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from data_pipeline.prepare.writer import ShardWriter, choose_dtype
 
 TEXTS = [[[5, 6, 7, 2]], [[70000 % 65500, 2]], [[2]]]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose_size
+from conf.composition.compose import compose_size
 from conf.schema import RunConfig
 from launch.plan import activations
 from launch.plan.communication import estimate_traffic
@@ -15,8 +15,8 @@ from launch.plan.hardware import Hardware
 from launch.plan.memory import StageMemory, estimate_memory
 from launch.plan.plan import build_plan
 from launch.plan.shape import build_shape
-from model import head
 from model.attention import split
+from model.megatron import head
 from tests.helpers.processes import run_ranks
 
 NUM_RANKS = 2

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_size
-from conf.rules import check_rules
+from conf.composition.compose import compose_size
+from conf.rules.run import check_rules
 from launch.plan.hardware import Hardware
 from launch.plan.plan import build_plan
 from launch.plan.recommend import build_table, parallel_overrides, recommend

@@ -2,8 +2,8 @@
 
 import pytest
 
-from conf.compose import compose_size
-from conf.rules import check_rules
+from conf.composition.compose import compose_size
+from conf.rules.run import check_rules
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import build_plan
 from launch.plan.search import Search, search_layouts

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from conf.compose import compose_run_config
+from conf.composition.compose import compose_run_config
 from launch.preflight.checks import CHECKS
 from launch.preflight.findings import Result
 from launch.preflight.runner import Row, run_checks
 from launch.preflight.subject import Subject
-from pretrain.run_folder import lock_run_folder
+from pretrain.run.run_folder import lock_run_folder
 from tests.helpers.stored import write_dataset
 from tests.helpers.toy_data import ToyData, tokens_of
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config
-from conf.errors import UserError
+from conf.composition.compose import compose_run_config
+from conf.system.errors import UserError
 from launch.preflight import __main__ as command
 from launch.preflight.checks import CHECKS
 from launch.preflight.findings import failed, ok, warning

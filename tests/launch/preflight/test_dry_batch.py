@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config
+from conf.composition.compose import compose_run_config
 from conf.schema import RunConfig
 from launch.preflight import dry_batch
 from launch.preflight.dry_batch import Outcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_run_config
-from conf.errors import UserError
+from conf.composition.compose import compose_run_config
+from conf.system.errors import UserError
 from launch.preflight import ports
 from launch.preflight.findings import Finding, Result
 from launch.preflight.ports import check_ports, find_rendezvous

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.compose import compose_drafter_config, compose_run_config
+from conf.composition.compose import compose_drafter_config, compose_run_config
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 from launch.quickstart.folder import QuickstartFolder

@@ -2,7 +2,7 @@
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from launch.quickstart.curves import load_curves, smooth
 from launch.quickstart.folder import QuickstartFolder
 

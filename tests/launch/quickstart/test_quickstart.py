@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from launch.quickstart.__main__ import compose_drafter, keep_request
 from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.processes import decode_command, drafter_command, run_process, train_command

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from conf.compose import compose_run_config
+from conf.composition.compose import compose_run_config
 from conf.schema import ModelConfig
 from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart.start_checkpoint import write_start_checkpoint

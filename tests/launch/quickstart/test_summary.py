@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from conf.errors import UserError
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
+from conf.system.errors import UserError
 from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder
 from launch.quickstart.summary import build_summary, check_summary, save_summary

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from data_pipeline.form import SequenceForm
+from data_pipeline.packing.form import SequenceForm
 from model.attention.flex import build_flex_attention
 from model.attention.layout import SequenceLayout, compute_dense_mask, count_seen_rows
 from model.attention.plan import build_regular_layout

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from conf.compose import compose_size
+from conf.composition.compose import compose_size
 from conf.schema import AttentionBackend
-from data_pipeline.form import SequenceForm
+from data_pipeline.packing.form import SequenceForm
 from model.attention.context import CHUNK_ROWS, ContextShard
 from model.attention.flex import build_flex_attention
 from model.attention.layout import SequenceLayout, compute_dense_mask, count_seen_rows

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.chat.load import load_chat_model
+from model.export.load import resolve_device
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.load import resolve_device
 
 
 def edit_json(path, **changes):

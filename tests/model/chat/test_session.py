@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.chat import session as session_module
 from model.chat.load import load_chat_model
 from model.chat.options import ChatOptions
 from model.chat.session import ChatSession
 from model.chat.stream import AnswerStreamer
-from model.evaluation.records import MODES
+from model.evaluate.records import MODES
 
 
 @pytest.fixture(scope="module")

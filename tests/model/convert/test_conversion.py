@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from conf.errors import UserError
-from model import checkpoint_layout as layout
-from model.checksums import read_sums
+from conf.system.errors import UserError
+from model.checkpoint import layout
+from model.checkpoint.checksums import read_sums
 from model.convert import conversion
 from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
 from model.convert.dist_reader import DistReader
@@ -22,7 +22,7 @@ from model.convert.dist_writer import DistWriter
 from model.convert.facts import read_export_values, read_facts
 from model.convert.mapping import build_table
 from model.convert.safetensors_writer import SafetensorsWriter
-from model.shipped_code import list_code_files
+from model.export.shipped_code import list_code_files
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 SHARD_BYTES = 50_000

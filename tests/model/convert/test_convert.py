@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conf.errors import UserError
-from model.checkpoint_layout import load_manifest, resolve_checkpoint, save_manifest
+from conf.system.errors import UserError
+from model.checkpoint.layout import load_manifest, resolve_checkpoint, save_manifest
 from model.convert.convert import parse_size, run_convert
 from model.convert.dist_reader import DistReader
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm

@@ -9,9 +9,9 @@ import torch
 from transformers import Ministral3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from conf.errors import UserError
+from conf.system.errors import UserError
+from model.attention.rotation import compute_attention_factor, compute_inverse_frequencies
 from model.convert.hf_config import read_hf_config
-from model.rope import compute_attention_factor, compute_inverse_frequencies
 
 BASE = {
     "model_type": "ministral3",

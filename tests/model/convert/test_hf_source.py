@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.convert.hf_source import HfSource
 from model.convert.mapping import HEAD, split_views
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_config

@@ -13,9 +13,9 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoint
 
-from conf.errors import UserError
-from model.checkpoint_layout import load_manifest, resolve_checkpoint, save_manifest
-from model.checksums import write_sums
+from conf.system.errors import UserError
+from model.checkpoint.checksums import write_sums
+from model.checkpoint.layout import load_manifest, resolve_checkpoint, save_manifest
 from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
 from model.convert.dist_reader import DistReader
 from model.convert.load_weights import load_hf_weights, load_megatron_weights

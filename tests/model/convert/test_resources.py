@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from model.checksums import hash_files, list_files
+from model.checkpoint.checksums import hash_files, list_files
 from model.convert.mapping import build_table, count_parameters
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.tiny_checkpoints import tiny_model_config, write_text_checkpoint

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.convert.safetensors_reader import INDEX_NAME, SafetensorsReader
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec, plan_shards
 

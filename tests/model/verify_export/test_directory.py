@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.checksums import SUMS_NAME, write_sums
+from model.checkpoint.checksums import SUMS_NAME, write_sums
 from model.verify_export.check import Outcome
 from model.verify_export.verify import verify_export
 from tests.helpers.edit_exports import edit_json, flip_byte

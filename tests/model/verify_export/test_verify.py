@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conf.errors import UserError
+from conf.system.errors import UserError
 from model.verify_export.check import Outcome
 from model.verify_export.verify import verify_export
 from tests.helpers.edit_exports import edit_json, edit_tensors, flip_byte

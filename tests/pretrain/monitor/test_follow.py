@@ -1,8 +1,8 @@
 """metrics.jsonl is read once, as it grows, whatever happens to it."""
 
-from pretrain.metrics import MetricsWriter
 from pretrain.monitor.follow import MetricsFollower
-from pretrain.run_folder import METRICS_FILE
+from pretrain.reporting.metrics import MetricsWriter
+from pretrain.run.run_folder import METRICS_FILE
 from tests.pretrain.monitor.conftest import RunFolder
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from data_pipeline.form import SequenceForm
 from data_pipeline.noise import NoiseSource, add_noise
+from data_pipeline.packing.form import SequenceForm
 from model.attention.context import ContextShard
 from pretrain.objective.local import take_local_rows
 from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from conf.schema import LossNormalization, Objective, StageConfig
-from data_pipeline.form import SequenceForm
 from data_pipeline.noise import NoiseSource, add_noise
+from data_pipeline.packing.form import SequenceForm
 from pretrain.objective.rows import StepCounts, build_ar_input, build_joint_input, compute_row_weights
 from tests.data_pipeline.test_noise import MASK, make_batch
 from tests.helpers.packed import pack_chats

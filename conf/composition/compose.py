@@ -1,0 +1,145 @@
+"""From YAML groups and command-line overrides to typed dataclasses. Knows Hydra; imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from conf.composition.explain import explain, explain_unknown_keys
+from conf.composition.sources import allow_new_keys, check_source_names, read_blends, to_schema_key
+from conf.composition.trees import CONFIG_NAME, DRAFTER_TREE, RUN_TREE, ConfigTree
+from conf.schema import DataConfig, ParallelConfig, RunConfig
+from conf.schema.drafter import DrafterConfig
+from conf.system.errors import ConfigError
+
+
+def register_schema(tree: ConfigTree) -> None:
+    """Make the tree's schema known to Hydra under the name its config.yaml uses. Again: changes nothing."""
+    ConfigStore.instance().store(name=tree.schema_name, node=tree.schema)
+
+
+def compose_run_config(overrides: list[str]) -> RunConfig:
+    """Compose as the command line would: `compose_run_config(["stage=joint", "train.tokens=1e6", ...])`.
+
+    Raises ConfigError naming the key or group option that is wrong and the nearest valid one.
+    """
+    return to_config(compose_groups(overrides), RUN_TREE)
+
+
+def compose_drafter_config(overrides: list[str]) -> DrafterConfig:
+    """As compose_run_config, for the command line of lora.train. Raises ConfigError."""
+    return to_config(compose_groups(overrides, DRAFTER_TREE), DRAFTER_TREE)
+
+
+def compose_size(overrides: list[str]) -> RunConfig:
+    """A run's size and layout: as compose_run_config, but what the run would read need not be given.
+
+    Data, tokenizer and start weights are left out, missing or not. Raises ConfigError.
+    """
+    plain = cast(dict[str, Any], OmegaConf.to_container(compose_groups(overrides), resolve=False))
+    _refuse_unknown(plain, RUN_TREE)
+    form = {key: plain["data"][key] for key in ("sequence_length", "isolate_documents")}
+    plain |= {"data": form | {"train": {}, "heldout": {}, "tokenizer": ""}, "init_from": None}
+    return to_config(OmegaConf.create(plain), RUN_TREE)
+
+
+def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictConfig:
+    """What Hydra makes of the overrides: values may be missing (???) and unresolved. Raises ConfigError."""
+    register_schema(tree)
+    try:
+        with initialize_config_module(tree.module, version_base="1.3"):
+            return compose(CONFIG_NAME, allow_new_keys(overrides) if tree.has_blends else overrides)
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise explain(error, tree) from error
+
+
+def compose_layout(option: str) -> ParallelConfig:
+    """The parallel layout of conf/parallel/<option>.yaml, without a run. Raises ConfigError naming the nearest."""
+    merged = OmegaConf.merge(OmegaConf.structured(ParallelConfig), compose_groups([f"parallel={option}"]).parallel)
+    return cast(ParallelConfig, OmegaConf.to_object(merged))
+
+
+def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataConfig:
+    """The data of a run, without the run: what is missing elsewhere does not matter.
+
+    config_dir: a folder of one's own options (`<config_dir>/data/mine.yaml` for data=mine).
+    Raises ConfigError as compose_run_config does.
+    """
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"the configuration folder {config_dir} does not exist")
+        overrides = [*overrides, f"hydra.searchpath=[file://{config_dir.resolve()}]"]
+    composed = compose_groups(overrides)
+    _refuse_unknown(OmegaConf.to_container(composed, resolve=False), RUN_TREE)
+    _refuse_missing(OmegaConf.to_container(composed.data, resolve=False), "data")
+    try:
+        plain = OmegaConf.to_container(composed.data, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(DataConfig), plain)
+        return read_blends(cast(DataConfig, OmegaConf.to_object(merged)))
+    except OmegaConfBaseException as error:
+        raise explain(error, RUN_TREE) from error
+
+
+def to_config[Config](composed: DictConfig, tree: ConfigTree[Config]) -> Config:
+    """Check a composed configuration against the schema and give it as dataclasses, interpolations resolved.
+
+    Raises ConfigError for keys the schema does not have (Hydra itself accepts `+x=1`), for values of the wrong type,
+    and, in one message, for every value still missing.
+    """
+    plain = OmegaConf.to_container(composed, resolve=False)
+    _refuse_unknown(plain, tree)
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(tree.schema), plain)
+        _refuse_missing(OmegaConf.to_container(merged, resolve=False))
+        config = cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        raise explain(error, tree) from error
+    if isinstance(config, RunConfig):
+        read_blends(config.data)
+    return config
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """Read the config.yaml of a run folder.
+
+    Raises ConfigError if the file is not there, is no YAML mapping, or does not fit today's schema.
+    """
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # the YAML library's own exceptions have no common public base
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path} does not hold the configuration of a run")
+    return to_config(loaded, RUN_TREE)
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in a nested dict that is not itself a non-empty dict."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for name, child in node.items():
+        yield from _leaves(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _refuse_unknown(plain: Any, tree: ConfigTree) -> None:
+    if tree.has_blends:
+        check_source_names(plain.get("data") or {})
+    known = set(tree.keys)
+    unknown = [key for key, _ in _leaves(plain) if to_schema_key(key) not in known]
+    if unknown:
+        raise explain_unknown_keys(unknown, tree)
+
+
+def _refuse_missing(plain: Any, prefix: str = "") -> None:
+    missing = [key for key, value in _leaves(plain, prefix) if value == MISSING]
+    if missing:
+        raise ConfigError(f"missing required values; give: {' '.join(f'{key}=...' for key in missing)}")

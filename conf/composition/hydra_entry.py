@@ -1,0 +1,70 @@
+"""The entry of a command whose configuration Hydra composes: `[group=option ...] [key=value ...]`, --help, --cfg job.
+
+The configuration is checked before the command's own code is imported, so that every mistake is answered at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from conf.composition.compose import register_schema, to_config
+from conf.composition.explain import explain
+from conf.composition.help import help_text
+from conf.composition.sources import allow_new_keys
+from conf.composition.trees import CONFIG_NAME, ConfigTree
+from conf.system.entry import exit_status
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
+    """Compose what the command line says and call `run` with it and the number of ranks. Returns the exit status.
+
+    It is the first one other than 0 that `run` returns. What the user can mend (UserError) is one message and status 2;
+    HYDRA_FULL_ERROR=1 shows its traceback too.
+    usage: the beginning of --help. run: raises UserError for rules that are broken, before it imports torch.
+    """
+    show_traceback = os.environ.pop(FULL_ERROR, "") == "1"
+    return exit_status(
+        lambda: _answer(tree, usage, run),
+        interrupted="interrupted: the same command continues from the newest checkpoint (resume=auto)",
+        show_traceback=show_traceback,
+    )
+
+
+def _answer[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
+    words = sys.argv[1:]
+    if {"--help", "-h"} & set(words):
+        print(help_text(tree, usage, [word for word in words if not word.startswith("-")]), end="")
+        return 0
+    for config in _compose_command_line(tree):
+        if status := run(config, int(os.environ.get("WORLD_SIZE", "1"))):
+            return status
+    return 0
+
+
+def _compose_command_line[Config](tree: ConfigTree[Config]) -> list[Config]:
+    """The configurations that sys.argv asks for: one; none after --cfg, several after --multirun. Raises UserError."""
+    compositions: list[DictConfig] = []
+
+    @hydra.main(version_base="1.3", config_path=f"pkg://{tree.module}", config_name=CONFIG_NAME)
+    def keep(composed: DictConfig) -> None:
+        compositions.append(composed)
+
+    register_schema(tree)
+    if tree.has_blends:
+        sys.argv[1:] = allow_new_keys(sys.argv[1:])
+    os.environ[FULL_ERROR] = "1"  # while composing: Hydra raises its errors here instead of printing them
+    try:
+        keep()
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise explain(error, tree) from error
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+    return [to_config(config, tree) for config in compositions]

@@ -1,0 +1,151 @@
+"""Rules between the settings of a draft adapter's training, checked before a model or a process group exists.
+
+Same form as rules.py. What depends on the checkpoint (its block size, the width of o_proj) is checked where it is read.
+"""
+
+import os
+from collections.abc import Callable
+from itertools import combinations
+
+from conf.rules.ranges import Ranges, broken_ranges, read_key
+from conf.rules.violations import Violations, refuse_violations
+from conf.schema.drafter import AnswerSource, DrafterConfig
+
+DRAFTER_RANGES = Ranges(
+    positive=(
+        "adapter.rank",
+        "adapter.alpha",
+        "answers.prompts",
+        "answers.max_new_tokens",
+        "answers.prompt_tokens",
+        "answers.prompts_per_shard",
+        "answers.batch_size",
+        "train.steps",
+        "train.global_batch_size",
+        "train.micro_batch_size",
+        "train.sequence_length",
+        "train.blocks_per_sequence",
+        "train.peak_lr",
+        "evaluation.sequences",
+        "checkpointing.keep",
+        "runtime.loss_chunk_blocks",
+        "runtime.log_every_steps",
+        "runtime.timeout_minutes",
+    ),
+    not_negative=(
+        "objective.hybrid_rate",
+        "answers.temperature",
+        "zero.stage",
+        "train.final_lr",
+        "train.weight_decay",
+        "train.clip_norm",
+        "train.seed",
+        "evaluation.every_steps",
+        "checkpointing.every_steps",
+    ),
+    zero_to_one=("objective.reach_floor", "train.warmup_fraction"),
+    between=("evaluation.share",),
+)
+HIGHEST_ZERO_STAGE = 3
+SHORTEST_BLOCK = 2  # tokens: the seed and one that is drafted
+
+
+def check_drafter_rules(config: DrafterConfig, world_size: int) -> None:
+    """Check `config` for a training on `world_size` ranks.
+
+    Raises ConfigError listing every violated rule.
+    """
+    rules = [rule(config) for rule in _RULES]
+    refuse_violations([broken_ranges(config, DRAFTER_RANGES), *rules, _batch_divides_over_ranks(config, world_size)])
+
+
+def _names_are_given(config: DrafterConfig) -> Violations:
+    for key in ("checkpoint", "data", "run.name", "run.dir"):
+        if not read_key(config, key):
+            yield f"{key} is empty; give it a value"
+    for key in ("heldout", "output", "answers.cache"):
+        if read_key(config, key) == "":
+            yield f"{key} is empty; leave it out or give a path"
+
+
+def _folders_differ(config: DrafterConfig) -> Violations:
+    """What is written lands neither in what is read nor in one another."""
+    keys = ("checkpoint", "data", "heldout", "output", "run.dir")
+    paths = {key: os.path.abspath(value) for key in keys if (value := read_key(config, key))}
+    for first, second in combinations(paths, 2):
+        if paths[first] == paths[second]:
+            held_out = (first, second) == ("data", "heldout")
+            remedy = "heldout=null holds a share of data out" if held_out else "give each a folder of its own"
+            yield f"{first} and {second} are both {read_key(config, second)}; {remedy}"
+
+
+def _drafts_fit_the_sequence(config: DrafterConfig) -> Violations:
+    train, block = config.train, config.block_size
+    if block is not None and block < SHORTEST_BLOCK:
+        yield f"block_size={block} leaves nothing to draft beside the seed; give at least {SHORTEST_BLOCK}"
+    elif block is not None and block >= train.sequence_length:
+        yield (
+            f"train.sequence_length={train.sequence_length} must exceed block_size={block}: a block needs a context; "
+            "lengthen the sequence or shorten the block"
+        )
+    if train.blocks_per_sequence >= train.sequence_length:
+        yield (
+            f"train.blocks_per_sequence={train.blocks_per_sequence} exceeds the anchors of a sequence of "
+            f"train.sequence_length={train.sequence_length} tokens; give at most {train.sequence_length - 1}"
+        )
+
+
+def _prompts_fit_the_sequence(config: DrafterConfig) -> Violations:
+    answers, length = config.answers, config.train.sequence_length
+    if answers.source is AnswerSource.given:
+        return
+    if answers.prompt_tokens >= length:
+        yield (
+            f"answers.prompt_tokens={answers.prompt_tokens} leaves no room for an answer in train.sequence_length="
+            f"{length}; shorten the prompt or lengthen the sequence"
+        )
+    if answers.source is AnswerSource.sampled and answers.temperature == 0:
+        yield "answers.temperature=0 samples nothing; set answers.source=greedy or raise the temperature"
+
+
+def _zero_stage_allows_offload(config: DrafterConfig) -> Violations:
+    zero = config.zero
+    if zero.stage > HIGHEST_ZERO_STAGE:
+        yield f"zero.stage={zero.stage} does not exist; choose 0, 1, 2 or {HIGHEST_ZERO_STAGE}"
+    if zero.offload_optimizer and zero.stage == 0:
+        yield "zero.offload_optimizer=true needs zero.stage of 1 or more; set it or switch this off"
+    if zero.offload_parameters and zero.stage != HIGHEST_ZERO_STAGE:
+        yield (
+            f"zero.offload_parameters=true needs zero.stage={HIGHEST_ZERO_STAGE}, which is {zero.stage}; "
+            "set it or switch this off"
+        )
+
+
+def _learning_rate_falls(config: DrafterConfig) -> Violations:
+    train = config.train
+    if train.final_lr > train.peak_lr:
+        yield (
+            f"train.final_lr={train.final_lr:g} is above train.peak_lr={train.peak_lr:g}; "
+            "the rate falls after warm-up, so set both"
+        )
+
+
+def _batch_divides_over_ranks(config: DrafterConfig, world_size: int) -> Violations:
+    train = config.train
+    together = train.micro_batch_size * world_size
+    if train.global_batch_size % together:
+        nearest = max(together, train.global_batch_size // together * together)
+        yield (
+            f"train.global_batch_size={train.global_batch_size} is not divisible by train.micro_batch_size="
+            f"{train.micro_batch_size} * {world_size} ranks; use for example train.global_batch_size={nearest}"
+        )
+
+
+_RULES: list[Callable[[DrafterConfig], Violations]] = [
+    _names_are_given,
+    _folders_differ,
+    _drafts_fit_the_sequence,
+    _prompts_fit_the_sequence,
+    _zero_stage_allows_offload,
+    _learning_rate_falls,
+]

@@ -1,0 +1,133 @@
+"""Writing so that a file or folder with its final name is always complete.
+
+Everything is written under a temporary name in the same directory, flushed to disk and renamed. A process killed at
+any moment leaves at worst a leftover whose name ends in `.partial`, which nobody reads and the next write replaces.
+Standard library only; everyone may import this.
+"""
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from conf.system.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def partial_path(path: Path | str) -> Path:
+    """Name under which `path` is written until it is complete: a sibling, so that the rename cannot cross disks."""
+    path = Path(path)
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def own_partial_path(path: Path) -> Path:
+    """partial_path of this process alone, so that two writers of the same file, on any host, do not share it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL_SUFFIX}")
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`, replacing a former file. Parent directories are created.
+
+    Raises: OSError (full disk, no permission); `path` then still holds what it held before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that becomes `path` when the block succeeds; see atomic_write_bytes."""
+    temporary = own_partial_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync_directory(path.parent)
+
+
+def atomic_write_text(path: Path | str, text: str) -> None:
+    """Write `text` as UTF-8 to `path`; see atomic_write_bytes."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new empty sibling of `path`; when the block succeeds it is flushed and renamed to `path`.
+
+    When the block raises, the sibling is removed and `path` is as before. One writer at a time: the sibling is
+    `<path>.partial`, and one left by a killed process is deleted first.
+
+    replace: an existing, non-empty `path` is exchanged for the new directory at the end instead of refused.
+    Raises: UserError (before anything is written) if `path` exists, is not empty and `replace` is False.
+    """
+    path = Path(path)
+    if not replace:
+        refuse_used_path(path)
+    partial = partial_path(path)
+    _remove(partial)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        fsync_tree(partial)
+        publish_directory(partial, path)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def publish_directory(partial: Path, path: Path) -> None:
+    """Rename the complete directory `partial` to `path`, moving a former `path` out of the way and deleting it."""
+    former = path.with_name(path.name + ".former" + PARTIAL_SUFFIX)
+    _remove(former)
+    with suppress(FileNotFoundError):
+        os.rename(path, former)
+    os.rename(partial, path)
+    _fsync_directory(path.parent)
+    _remove(former)
+
+
+def refuse_used_path(path: Path) -> None:
+    """Raises UserError if `path` is a file or a directory with something in it."""
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists():
+        raise UserError(f"{path} exists and is not an empty directory: choose another name or remove it")
+
+
+def fsync_tree(directory: Path) -> None:
+    """Flush every file and folder below `directory` to disk."""
+    for folder, _, files in os.walk(directory):
+        for name in files:
+            _fsync(Path(folder, name), os.O_RDONLY)
+        _fsync_directory(Path(folder))
+
+
+def _fsync_directory(directory: Path) -> None:
+    _fsync(directory, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Delete a file or a whole directory if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

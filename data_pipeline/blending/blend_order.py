@@ -1,0 +1,169 @@
+"""Which source, and which of its sequences, a global sample index means: arithmetic alone, no data.
+
+Shares are whole numbers of slots in a round of ROUND_SLOTS samples. Every round has its own seeded order of the slots,
+and the slots of a source take its sequences one after the other. So an index is located in constant time from the order
+of its round alone; whenever a run stops, each source has been read up to some sequence without gaps; and at the end of
+every round each source has had exactly its share.
+
+A run whose blend is changed gets a new order that begins at the sample it has reached, where every source goes on at
+its own next sequence. The order is saved with each checkpoint: it is all that must be known of the blends before it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+
+from conf.system.errors import UserError
+from data_pipeline.permutation import derive_key, mix64
+
+ROUND_SLOTS = 1 << 16
+BLEND_KEY = 0xB1E7D  # sets the order of sources apart from the order within them
+ROUNDS_KEPT = 4  # of 1 MB each: training and held-out data, and prefetching across the end of a round
+
+
+@dataclass(frozen=True)
+class SourceOrder:
+    """A source, now or formerly in the blend.
+
+    sha256: of its content, which is what it is known by. name: the latest, for messages.
+    slots: of a round; 0 for a source that was taken out. sequences: of one of its epochs.
+    read: sequences read before the order's first sample.
+    """
+
+    sha256: str
+    name: str
+    slots: int
+    sequences: int
+    read: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the samples, 0..1."""
+        return self.slots / ROUND_SLOTS
+
+    def goes_on_at(self, read: int, sequences: int) -> int:
+        """Next sequence after `read` when an epoch had `sequences`.
+
+        In another form (length, packing) an epoch has another number of sequences: as much of the epoch then counts as
+        read as before, rounded up to a whole sequence.
+        """
+        return -(-read * self.sequences // sequences)
+
+
+@dataclass(frozen=True)
+class BlendOrder:
+    """Order of the global samples from `first_sample` on. The slots of the sources sum to a round."""
+
+    seed: int
+    sources: tuple[SourceOrder, ...]
+    first_sample: int = 0
+
+    def locate(self, sample_index: int) -> tuple[int, int]:
+        """Number of the source in `sources`, and of the sequence within it, of a sample (>= first_sample)."""
+        assert sample_index >= self.first_sample
+        source, rank, round_number = self._place(sample_index - self.first_sample)
+        order = self.sources[source]
+        return source, order.read + round_number * order.slots + rank
+
+    def count_read(self, samples_seen: int) -> tuple[int, ...]:
+        """Sequences read of every source when the run has read `samples_seen` (>= first_sample) samples."""
+        assert samples_seen >= self.first_sample
+        round_number, position = divmod(samples_seen - self.first_sample, ROUND_SLOTS)
+        part = np.bincount(self._round(round_number).sources[:position], minlength=len(self.sources))
+        return tuple(
+            source.read + round_number * source.slots + int(count)
+            for source, count in zip(self.sources, part, strict=True)
+        )
+
+    def follow(self, former: "BlendOrder", samples_seen: int) -> "BlendOrder":
+        """This order (of a fresh run) as the continuation of a run that has read `samples_seen` samples in `former`.
+
+        `former` itself where nothing changed. Else a new order begins, and each source goes on at its own next
+        sequence; sources that are left out are remembered, should they come back.
+        """
+        if self.means_the_same_as(former):
+            return replace(former, sources=_with_names(former.sources, self.sources))
+        read = dict(zip((key for key, _ in _keyed(former.sources)), former.count_read(samples_seen), strict=True))
+        theirs, ours = dict(_keyed(former.sources)), dict(_keyed(self.sources))
+        mine = [
+            replace(source, read=source.goes_on_at(read[key], theirs[key].sequences)) if key in theirs else source
+            for key, source in ours.items()
+        ]
+        gone = [replace(source, slots=0, read=read[key]) for key, source in theirs.items() if key not in ours]
+        return BlendOrder(self.seed, (*mine, *gone), samples_seen)
+
+    @cached_property
+    def live(self) -> tuple[SourceOrder, ...]:
+        """Sources in the blend now; they come first in `sources`."""
+        return tuple(source for source in self.sources if source.slots)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint's manifest."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], where: str) -> "BlendOrder":
+        """Inverse of to_dict. where: what `values` were read from. Raises UserError if they are something else."""
+        try:
+            sources = tuple(SourceOrder(**source) for source in values["sources"])
+            return BlendOrder(**{**values, "sources": sources})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{where} does not say where its data are read on ({error}): use another step") from None
+
+    def means_the_same_as(self, former: "BlendOrder") -> bool:
+        """Whether seed, sources, shares and the sizes of epochs are those of `former`."""
+        mine, theirs = (
+            [(source.sha256, source.slots, source.sequences) for source in order.live] for order in (self, former)
+        )
+        return self.seed == former.seed and mine == theirs
+
+    def _place(self, offset: int) -> tuple[int, int, int]:
+        """Source, how many of it came before in the round, and the round, `offset` samples after the first."""
+        if len(self.live) == 1:
+            return 0, offset, 0
+        round_number, position = divmod(offset, ROUND_SLOTS)
+        order = self._round(round_number)
+        return int(order.sources[position]), int(order.ranks[position]), round_number
+
+    def _round(self, round_number: int) -> "RoundOrder":
+        # The first sample too, so that a blend changed again and again does not begin with the same slots each time.
+        key = derive_key(BLEND_KEY, self.seed, self.first_sample + round_number)
+        return _order_round(key, tuple(source.slots for source in self.sources))
+
+
+@dataclass(frozen=True)
+class RoundOrder:
+    """sources: [ROUND_SLOTS] source of every sample of a round. ranks: how many of that source came before it."""
+
+    sources: np.ndarray
+    ranks: np.ndarray
+
+
+@lru_cache(maxsize=ROUNDS_KEPT)
+def _order_round(key: int, slots: tuple[int, ...]) -> RoundOrder:
+    keys = mix64(np.arange(ROUND_SLOTS, dtype=np.uint64) ^ np.uint64(key))
+    sources = np.repeat(np.arange(len(slots)), slots)[np.argsort(keys)]
+    ranks = np.empty(ROUND_SLOTS, dtype=np.int64)
+    for source, count in enumerate(slots):
+        ranks[sources == source] = np.arange(count)
+    return RoundOrder(sources, ranks)
+
+
+def _keyed(sources: Iterable[SourceOrder]) -> list[tuple[tuple[str, int], SourceOrder]]:
+    """Sources with what they are known by: content, and which copy of it, as a blend may hold copies."""
+    copies: Counter[str] = Counter()
+    keyed = []
+    for source in sources:
+        keyed.append(((source.sha256, copies[source.sha256]), source))
+        copies[source.sha256] += 1
+    return keyed
+
+
+def _with_names(sources: tuple[SourceOrder, ...], named: tuple[SourceOrder, ...]) -> tuple[SourceOrder, ...]:
+    """`sources` with the names of those of `named` that are the same; `named` are the first of them."""
+    renamed = (replace(source, name=other.name) for source, other in zip(sources, named, strict=False))
+    return (*renamed, *sources[len(named) :])

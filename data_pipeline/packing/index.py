@@ -1,0 +1,149 @@
+"""The packing of a whole dataset, built once and kept beside it: `packing_<hash>.entries`, then `.json`.
+
+The hash covers the data, the form of a sequence and the packing: another one is another pair of files. The index of
+data in a folder that cannot be written lies in the temporary folder. It remembers sizes and times of the shards' files:
+a shard that is not what it was is compared with its manifest before it is read.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from conf.system.atomic import atomic_file, atomic_write_text
+from conf.system.lock import wait_for_lock
+from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts
+from data_pipeline.storage.shard_files import Stamp
+from data_pipeline.storage.stored import StoredTokens
+
+VERSION = 1
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PackingIndex:
+    """Where the sequences of a dataset are.
+
+    entries: int32 [n, 2] of all shards, end to end, memory-mapped. entry_starts: [shards + 1] where each shard's lie.
+    sequence_starts: [shards + 1] number of each shard's first sequence. counts: of the whole dataset.
+    """
+
+    entries: np.ndarray
+    entry_starts: list[int]
+    sequence_starts: list[int]
+    counts: PackingCounts
+
+    def find(self, sequence: int) -> tuple[int, np.ndarray, int]:
+        """Shard number, entries of that shard, and number within the shard, of a sequence of the dataset."""
+        shard = int(np.searchsorted(self.sequence_starts, sequence, side="right")) - 1
+        entries = self.entries[self.entry_starts[shard] : self.entry_starts[shard + 1]]
+        return shard, entries, sequence - self.sequence_starts[shard]
+
+
+@dataclass(frozen=True)
+class PackingIndexBuilder:
+    """Finds or builds the index of `stored` under `packer`.
+
+    checks_files: compare the shards' files with what they were when the index was built, and with their manifest.
+    """
+
+    stored: StoredTokens
+    packer: Packer
+    checks_files: bool
+
+    def load(self) -> PackingIndex:
+        """The index, built now if it is not there; of several processes that want it one builds it."""
+        path = self._choose_path()
+        stamps = self._stamp() if self.checks_files else None
+        found = _find(path, stamps)
+        if found is not None:
+            return found
+        with open(f"{path}.lock", "a") as lock:
+            wait_for_lock(lock)
+            return _find(path, stamps) or self._build(path, stamps)
+
+    def _choose_path(self) -> Path:
+        """Of the index's files, without their endings: beside the data, else in this user's temporary folder."""
+        packing = [VERSION, type(self.packer).__name__, repr(self.packer.form), CHATS_PER_WINDOW]
+        identity = json.dumps([*packing, self.stored.sha256])
+        name = f"packing_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        folder = self.stored.path if self.stored.manifest else self.stored.path.parent
+        if (folder / f"{name}.json").exists() or os.access(folder, os.W_OK):
+            return folder / name
+        folder = Path(tempfile.gettempdir()) / f"packing_of_user_{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / name
+
+    def _stamp(self) -> list[Stamp | None]:
+        return [self.stored.stamp(number) for number in range(self.stored.num_shards)]
+
+    def _build(self, path: Path, stamps: list[Stamp | None] | None) -> PackingIndex:
+        """Entries first, then the file that declares them complete. The lock is held."""
+        stamps = self._stamp() if stamps is None else stamps
+        known = _read(path).get("stamps") or [None] * len(stamps)
+        for number, (now, before) in enumerate(zip(stamps, known, strict=True)):
+            if now != before:
+                self.stored.verify(number, was_known=before is not None)
+        length = self.packer.form.sequence_length
+        logger.info("%s: packing %d shards into sequences of %d", self.stored.path, self.stored.num_shards, length)
+        with atomic_file(_entries_path(path)) as file:
+            starts, counts = self._write(file)
+        values = {"counts": asdict(counts), "starts": starts, "stamps": stamps}
+        atomic_write_text(_manifest_path(path), json.dumps(values) + "\n")
+        return _map(path, values)
+
+    def _write(self, file: IO[bytes]) -> tuple[list[list[int]], PackingCounts]:
+        """Entries into `file`; returns [entry, sequence] where each shard starts and the last one ends, and counts."""
+        starts, counts = [[0, 0]], PackingCounts()
+        for number in range(self.stored.num_shards):
+            entries, of_shard = self.packer.build_entries(self.stored.open_shard(number))
+            file.write(entries.tobytes())
+            counts += of_shard
+            starts.append([starts[-1][0] + len(entries), counts.sequences])
+        return starts, counts
+
+
+def _entries_path(path: Path) -> Path:
+    return Path(f"{path}.entries")
+
+
+def _manifest_path(path: Path) -> Path:
+    """Written after the entries, which it declares complete."""
+    return Path(f"{path}.json")
+
+
+def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
+    """The index at `path`, if it is whole and the data are those it was built from."""
+    values = _read(path)
+    if not values or (stamps is not None and values["stamps"] != stamps):
+        return None
+    try:
+        return _map(path, values)
+    except (OSError, ValueError):  # it is built again
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the .json file says; nothing if it is not there or broken."""
+    try:
+        values = json.loads(_manifest_path(path).read_text(encoding="utf-8"))
+        return values if {"counts", "starts", "stamps"} <= values.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
+    """Raises ValueError if the file of entries is short."""
+    starts = values["starts"]
+    num_entries = starts[-1][0]
+    entries = np.zeros((0, 2), dtype=np.int32)
+    if num_entries:
+        entries = np.memmap(_entries_path(path), dtype=np.int32, mode="r", shape=(num_entries, 2))
+    counts = PackingCounts(**values["counts"])
+    return PackingIndex(entries, [start[0] for start in starts], [start[1] for start in starts], counts)

@@ -1,0 +1,122 @@
+"""Tokens on disk: a folder that prepare wrote, or a `.bin`/`.idx` pair of another Megatron tool."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from conf.schema import DocumentKind
+from conf.system.errors import UserError
+from data_pipeline.prepare.inputs import sample_sha256
+from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path, load_manifest, manifest_path
+from data_pipeline.storage.shard import Shard
+from data_pipeline.storage.shard_files import Stamp, is_newer_than_manifest, stamp_shard, verify_shard
+
+SCAN_PIECE_TOKENS = 1 << 22
+# What is looked at of data without a manifest, which may be terabytes that every rank would otherwise read.
+NUM_SAMPLED_PIECES, SAMPLED_PIECE_TOKENS = 64, 1 << 16
+# A shard takes three file descriptors and two maps, and a dataset may have tens of thousands of them.
+SHARDS_KEPT_OPEN = 64
+logger = logging.getLogger(__name__)
+
+
+class StoredTokens:
+    """The tokens at `path`.
+
+    manifest: None for data of other tools. kind: text or chat. num_shards: those that hold a document.
+
+    Raises UserError: missing, unfinished or broken data.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.manifest = self._load_manifest()
+        self.kind = DocumentKind(self.manifest.kind) if self.manifest else DocumentKind.text
+        # A shard whose rows were all left out has no tokens to map.
+        self._listed = [shard for shard in self.manifest.shards if shard.documents] if self.manifest else []
+        self.num_shards = len(self._listed) or 1
+        if self.manifest is None:
+            self.open_shard(0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens on disk."""
+        return self.manifest.tokens if self.manifest else self.open_shard(0).num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        """Documents on disk."""
+        return self.manifest.documents if self.manifest else self.open_shard(0).num_documents
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the data; without a manifest it covers sizes and pieces spread over both files."""
+        if self.manifest:
+            return self.manifest.sha256
+        paths = (bin_path(self.path), index_path(self.path))
+        hashes = [sample_sha256(path, path.stat().st_size) for path in paths]
+        return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+    @cached_property
+    def max_token_id(self) -> int:
+        """Largest token id; without a manifest, that of a sample."""
+        return self.manifest.max_token_id if self.manifest else max(int(p.max()) for p in self._sampled_pieces())
+
+    def open_shard(self, number: int) -> Shard:
+        """Shard `number`. Only the latest few are kept open, over all datasets."""
+        if self.manifest is None:
+            return _open_shard(str(self.path), None)
+        return _open_shard(str(self.path / self._listed[number].name), self._listed[number].tokens)
+
+    def stamp(self, number: int) -> Stamp | None:
+        """Sizes and times of the files of shard `number`; None without a manifest to compare them with.
+
+        Raises UserError if they are gone or of another size than the manifest says.
+        """
+        return stamp_shard(self.path, self._listed[number], self.manifest.dtype) if self.manifest else None
+
+    def verify(self, number: int, was_known: bool) -> None:
+        """Raises UserError if shard `number` is not what the manifest says.
+
+        was_known: its files were seen before and have changed since; else they are read only if they look changed.
+        """
+        if self.manifest and (was_known or is_newer_than_manifest(self.path, self._listed[number])):
+            logger.info("%s: reading all of %s, which may have changed", self.path, self._listed[number].name)
+            verify_shard(self.path, self._listed[number])
+
+    def count_tokens(self, vocab_size: int) -> np.ndarray:
+        """Occurrences [vocab_size] (int64) of every token id."""
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for number in range(self.num_shards):
+            shard = self.open_shard(number)
+            for start in range(0, shard.num_tokens, SCAN_PIECE_TOKENS):
+                counts += np.bincount(shard.read_stream(start, SCAN_PIECE_TOKENS), minlength=vocab_size)
+        return counts
+
+    def _sampled_pieces(self) -> Iterator[np.ndarray]:
+        """Pieces spread evenly over the first shard, all of a short one."""
+        shard = self.open_shard(0)
+        stride = max(SAMPLED_PIECE_TOKENS, shard.num_tokens // NUM_SAMPLED_PIECES)
+        for start in range(0, shard.num_tokens, stride):
+            yield shard.read_stream(start, SAMPLED_PIECE_TOKENS)
+
+    def _load_manifest(self) -> DatasetManifest | None:
+        if self.path.is_dir():
+            manifest = load_manifest(self.path)
+            if not manifest.documents:
+                raise UserError(f"{manifest_path(self.path)} lists no documents: prepare the data again.")
+            return manifest
+        if not index_path(self.path).exists():
+            raise UserError(
+                f"{self.path} holds no data: give a folder that data_pipeline.prepare made, or the prefix of a "
+                ".bin/.idx pair."
+            )
+        return None
+
+
+@lru_cache(maxsize=SHARDS_KEPT_OPEN)
+def _open_shard(prefix: str, num_tokens: int | None) -> Shard:
+    return Shard(prefix, num_tokens)

@@ -1,0 +1,214 @@
+"""The tables in the terminal; they fit 80 columns."""
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from model.evaluate.records import AR, Variant
+from model.evaluate.run import Evaluation
+from model.evaluate.statistics import AgreementCounts, ModeNumbers, Percentiles
+
+FEW_4GRAMS = 0.5  # below, half of what is written repeats itself
+WIDTH = 80
+NO_BREAK = "\u00a0"
+NARROW_TITLES = {"leading": "lead-\ning", "accuracy": "accu-\nracy", "4-grams": "4-\ngrams"}
+
+
+def build_tables(evaluation: Evaluation) -> list[Table]:
+    """Speed; forwards; text; of several groups tokens per forward of each; of a sweep what each threshold gives."""
+    tables = [_build_speed(evaluation), _build_forwards(evaluation), _build_text(evaluation)]
+    if len(evaluation.groups) > 1:
+        tables.append(_build_groups(evaluation))
+    if evaluation.swept_variants:
+        tables.append(_build_thresholds(evaluation))
+    return tables
+
+
+def _build_speed(evaluation: Evaluation) -> Table:
+    settings = evaluation.settings
+    sampling = "greedy" if settings["temperature"] == 0 else f"temperature {settings['temperature']:g}"
+    table = make_table(
+        "Speed",
+        f"{evaluation.overall.num_prompts} prompts, {settings['batch_size']} at a time, {sampling}, "
+        f"{settings['dtype']} on {settings['device']}, blocks of {settings['block_length']}, up to "
+        f"{settings['max_new_tokens']} new tokens. In brackets: 95% interval. Latencies: half and 95% of the responses "
+        "are faster; per token: a response's seconds by its tokens.",
+    )
+    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", "ms/token\nP50 P95", "s/response\nP50 P95"))
+    for name, numbers in _plain_numbers(evaluation).items():
+        table.add_row(
+            name,
+            describe_rate(numbers),
+            f"{numbers.tokens_per_row:.3f}",
+            f"{numbers.tokens_per_second:.0f}",
+            _describe_percentiles(numbers.token_seconds, 1000),
+            _describe_percentiles(numbers.response_seconds, 1),
+        )
+    if ceiling := evaluation.add_ceilings():
+        table.add_section()
+        table.add_row("speed of light", f"{ceiling.tokens_per_forward:.2f}")
+        table.add_row(" without commits", f"{ceiling.tokens_per_forward_without_commits:.2f}")
+    return table
+
+
+def _build_forwards(evaluation: Evaluation) -> Table:
+    """Forwards by kind, and what came of their proposals."""
+    modes = _plain_numbers(evaluation)
+    table = make_table(
+        "Forwards",
+        "commit ratio: proposed tokens that were kept. accept length: tokens per cycle of draft and verification, the "
+        "verifier's included.",
+    )
+    _add_columns(table, ("forwards by kind", "commit\nratio", "accept\nlength"))
+    for name, numbers in modes.items():
+        table.add_row(
+            name,
+            ", ".join(f"{kind}{NO_BREAK}{count}" for kind, count in numbers.forwards.items()),
+            _describe_optional(numbers.commit_ratio, ".1%"),
+            _describe_optional(numbers.acceptance_length, ".2f"),
+        )
+    return table
+
+
+def _build_text(evaluation: Evaluation) -> Table:
+    """Against greedy AR, against the answers, and loops."""
+    modes = _plain_numbers(evaluation)
+    titles = _text_titles(modes.values())
+    captions = {
+        "equals\nAR": "equals AR: responses that are greedy AR's.",
+        "leading": "leading: share of AR's tokens before the first difference.",
+        "accuracy": "accuracy: exact match, with its 95% interval.",
+        "4-grams": f"4-grams: share of different ones; below {FEW_4GRAMS} the text loops, which flatters drafts.",
+    }
+    table = make_table("Text", " ".join(captions[title] for title in titles))
+    _add_columns(table, titles)
+    for name, numbers in modes.items():
+        cells = _describe_text(evaluation.variants[name], numbers, describe_accuracy(numbers))
+        table.add_row(name, *(cells.get(title, "-") for title in titles))
+    return table
+
+
+def _text_titles(modes: Iterable[ModeNumbers]) -> list[str]:
+    """Columns for which there are numbers."""
+    titles = []
+    if any(numbers.agreement for numbers in modes):
+        titles += ["equals\nAR", "leading"]
+    if any(numbers.accuracy for numbers in modes):
+        titles.append("accuracy")
+    return [*titles, "4-grams"]
+
+
+def _build_thresholds(evaluation: Evaluation) -> Table:
+    """Speed and text of every variant at every threshold."""
+    swept = {variant.name: evaluation.overall.modes[variant.name] for variant in evaluation.swept_variants}
+    titles = _text_titles(swept.values())
+    intervals = " Intervals of the accuracy are in modes.json." if "accuracy" in titles else ""
+    table = make_table(
+        "Thresholds",
+        f"block_diffusion commits at this probability; speculative drafts end before a less probable token.{intervals}",
+    )
+    narrow = [NARROW_TITLES.get(title, title) for title in titles]
+    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", *narrow))
+    for name, numbers in swept.items():
+        rates = (f"{numbers.tokens_per_forward:.2f}", f"{numbers.tokens_per_row:.3f}")
+        share = "-" if numbers.accuracy is None else f"{numbers.accuracy.share:.0%}"
+        cells = _describe_text(evaluation.variants[name], numbers, share)
+        table.add_row(name, *rates, f"{numbers.tokens_per_second:.0f}", *(cells.get(title, "-") for title in titles))
+    return table
+
+
+def _build_groups(evaluation: Evaluation) -> Table:
+    """A column per group; names fold."""
+    table = make_table("Tokens per forward by group", "")
+    names = list(evaluation.groups)
+    _add_columns(table, names)
+    for name in _plain_numbers(evaluation):
+        rates = [evaluation.groups[group].modes[name].tokens_per_forward for group in names]
+        table.add_row(name, *(f"{rate:.2f}" for rate in rates))
+    if evaluation.ceilings:
+        ceilings = [evaluation.add_ceilings(group) for group in names]
+        table.add_row("speed of light", *(f"{c.tokens_per_forward:.2f}" for c in ceilings if c))
+    return table
+
+
+def _plain_numbers(evaluation: Evaluation) -> dict[str, ModeNumbers]:
+    return {variant.name: evaluation.overall.modes[variant.name] for variant in evaluation.plain_variants}
+
+
+def make_table(title: str, caption: str) -> Table:
+    """Empty, in the look of all tables here."""
+    return Table(
+        title=title,
+        caption=f"{caption}\n",  # a blank line before the next table
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        width=WIDTH,
+    )
+
+
+def _add_columns(table: Table, titles: Iterable[str]) -> None:
+    table.add_column("mode", vertical="bottom", no_wrap=True)
+    for title in titles:
+        table.add_column(title, justify="right", vertical="bottom", overflow="fold")
+
+
+def describe_rate(numbers: ModeNumbers) -> str:
+    """Tokens per forward with the interval."""
+    interval = numbers.tokens_per_forward_interval
+    bounds = "" if interval is None or interval[0] == interval[1] else f" ({interval[0]:.2f}..{interval[1]:.2f})"
+    return f"{numbers.tokens_per_forward:.2f}{bounds}"
+
+
+def describe_accuracy(numbers: ModeNumbers) -> str:
+    """Share of the scored responses with its interval."""
+    if numbers.accuracy is None:
+        return "-"
+    low, high = numbers.accuracy.interval
+    return f"{numbers.accuracy.share:.0%} ({low:.0%}..{high:.0%}) of {numbers.accuracy.num_scored}"
+
+
+def describe_agreement(counts: AgreementCounts) -> Text:
+    """Of a lossless mode: yes, the number of ties, the share of equal outputs where the dtype promises nothing, or how
+    many differ."""
+    if counts.different:
+        return Text(f"NO: {counts.different}", style="bold red")
+    if counts.rounded:
+        return Text(f"{counts.rate:.0%}")
+    if counts.tie:
+        return Text(f"{counts.tie} tie{'s' if counts.tie > 1 else ''}")
+    return Text("yes")
+
+
+def _describe_text(variant: Variant, numbers: ModeNumbers, accuracy: str) -> dict[str, Text | str]:
+    """The cells by their titles."""
+    counts = numbers.agreement
+    cells: dict[str, Text | str] = {
+        "accuracy": accuracy,
+        "4-grams": mark_loops(numbers.distinct_4grams),
+    }
+    if counts is not None and variant.mode != AR:
+        cells["equals\nAR"] = describe_agreement(counts) if variant.is_lossless else f"{counts.rate:.0%}"
+        cells["leading"] = f"{counts.leading_share:.0%}"
+    return cells
+
+
+def mark_loops(distinct: float) -> Text:
+    """The share of different 4-grams, coloured where it is low."""
+    return Text(f"{distinct:.2f}", style="yellow" if distinct < FEW_4GRAMS else "")
+
+
+def _describe_percentiles(values: Percentiles, scale: float) -> str:
+    return " ".join(_round(value * scale) for value in (values.p50, values.p95))
+
+
+def _round(value: float) -> str:
+    """About three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _describe_optional(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,183 @@
+"""An exported checkpoint, loaded with this repository's classes: no code from its directory is executed."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from conf.system.errors import UserError
+from conf.system.json_file import read_json_object
+from model.convert.hf_config import CONFIG_NAME, NLD_TYPE
+from model.export.draft_adapter import KEY_PREFIX, WEIGHTS_FILE, check_adapter
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from model.hf.options_nemotron_labs_diffusion import resolve_stop_ids
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+THINK_TOKENS = ("<think>", "</think>")
+ATTENTION = "sdpa"  # whatever config.json says: for names of hub repositories transformers fetches kernels, code
+
+
+def load_export(directory: Path, *, dtype: str | None = None, device: str | None = None) -> NemotronLabsDiffusionModel:
+    """The model of a directory in the exported format, ours or a released one, in eval mode; no adapter is attached.
+
+    dtype: bf16 or fp32; None is bf16 on a GPU and fp32 on a CPU. device: None is the GPU if there is one.
+
+    Raises: UserError if the directory is no such checkpoint, is damaged, or does not fit the device.
+    """
+    check_export(directory)
+    target = resolve_device(device)
+    number_type = DTYPES[dtype] if dtype else torch.bfloat16 if target.type == "cuda" else torch.float32
+    try:
+        model = _load_model(directory, number_type)
+        model.to(target).eval()  # pyright: ignore[reportArgumentType] (a wrapped method)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{directory} does not fit into the memory of {target}: try --device cpu") from None
+    return model
+
+
+def check_export(directory: Path) -> None:
+    """Raises: UserError unless config.json, weights and tokenizer of the exported format are there."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory: give the folder of an export")
+    if (directory / "checkpoints").is_dir():
+        raise UserError(f"{directory} is a run: export it first, python -m model.convert --from {directory} --to DIR")
+    config = read_json_object(
+        directory / CONFIG_NAME, f"{directory} is no checkpoint in the exported format: it has no {CONFIG_NAME}"
+    )
+    if config.get("model_type") != NLD_TYPE:
+        raise UserError(
+            f"{directory} is no tri-mode checkpoint: {CONFIG_NAME} has model_type {config.get('model_type')!r}, "
+            f"not {NLD_TYPE!r}"
+        )
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{directory} has no weights (*.safetensors): copy or export them again")
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"{directory} has no tokenizer.json: put the tokenizer's files there")
+
+
+def load_config(directory: Path) -> NemotronLabsDiffusionConfig:
+    """config.json of an export, without its weights. Raises: UserError if it describes no model of this kind."""
+    quiet_transformers()
+    try:
+        return NemotronLabsDiffusionConfig.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of an export. Raises: UserError if its files are damaged."""
+    quiet_transformers()
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the Rust part raises plain Exception
+        raise UserError(f"the tokenizer in {directory} cannot be read: {error}") from None
+
+
+def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
+    """Raises: UserError if the tokenizer in `directory` has ids that the model does not know."""
+    if len(tokenizer) > vocab_size:
+        raise UserError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens, but the model only {vocab_size}: "
+            "it belongs to another model"
+        )
+
+
+def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
+    """Attach a draft adapter to a model that has none; the decoders switch it on for drafts alone.
+
+    Raises: UserError if `folder` holds no draft adapter, or one that was made for another checkpoint.
+    """
+    check_adapter(folder, model.config)
+    quiet_transformers()
+    try:
+        report = model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+    except ImportError:
+        raise UserError(f"reading the draft adapter {folder} needs peft: install it") from None
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"the draft adapter {folder} cannot be used: {_first_line(error)}") from None
+    _refuse_other_keys(f"the draft adapter's weights in {folder}", report.missing_keys, report.unexpected_keys)
+    _restore_adapter_precision(model, folder)
+    assert DraftAdapter(model), "check_adapter accepts o_proj alone"
+
+
+def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) -> None:
+    """The adapter's weights in fp32, as PEFT itself loads them; transformers rounds them to the model's dtype."""
+    stored = load_file(folder / WEIGHTS_FILE)
+    for key, weight in stored.items():
+        layer, _, side = key.removeprefix(KEY_PREFIX).removesuffix(".weight").rpartition(".")
+        parameter = model.get_parameter(f"{layer}.{side}.default.weight")
+        parameter.data = weight.to(parameter.device, torch.float32)
+
+
+def find_stop_ids(model: NemotronLabsDiffusionModel) -> tuple[int, ...]:
+    """Tokens that end an answer: those of generation_config.json, else of config.json; one or several."""
+    return resolve_stop_ids(model, None)
+
+
+def find_think_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Ids of <think> and </think>. Raises: UserError if the tokenizer lacks one."""
+    vocabulary = tokenizer.get_vocab()
+    for token in THINK_TOKENS:
+        if token not in vocabulary:
+            raise UserError(f"the checkpoint's tokenizer has no {token}: leave the thinking budget out")
+    begin, end = (vocabulary[token] for token in THINK_TOKENS)
+    return begin, end
+
+
+def resolve_device(device: str | None) -> torch.device:
+    """The device named, else the GPU if there is one, else the CPU. Raises: UserError if it is not there."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        resolved = None
+    is_missing_gpu = resolved and resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count()
+    if resolved is None or resolved.type not in ("cpu", "cuda") or is_missing_gpu:
+        raise UserError(f"there is no device {device!r} here: use cpu, cuda or cuda:N")
+    return resolved
+
+
+def quiet_transformers() -> None:
+    """What is wrong is said here, in one message."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionModel:
+    quiet_transformers()
+    try:
+        loaded: Any = NemotronLabsDiffusionModel.from_pretrained(
+            directory,
+            dtype=dtype,
+            attn_implementation=ATTENTION,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,  # a pair then, which its annotation does not say
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
+        raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
+    model, report = loaded
+    _refuse_other_keys(f"the weights in {directory}", report["missing_keys"], report["unexpected_keys"])
+    return model
+
+
+def _refuse_other_keys(what: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """What is missing would be random numbers. Raises: UserError naming an example."""
+    for problem, keys in (("lack", sorted(missing)), ("have unknown", sorted(unexpected))):
+        if keys:
+            raise UserError(f"{what} {problem} {len(keys)} of the model's tensors, such as {keys[0]}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,220 @@
+"""Standard tasks in any decoding mode: lm-evaluation-harness with a model of its own kind.
+
+    python -m model.harness run --model tri_mode --model_args pretrained=DIR,mode=quadratic --tasks gsm8k
+
+Everything but the model is lm-evaluation-harness's own command line (`python -m model.harness run --help`). Generated
+answers are decoded in the mode asked for. A task's stop strings end them at once with batch_size=1 (the default); the
+rows of larger batches run on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in
+every mode: that is the distribution that speculation keeps, and block diffusion assigns none. Needs lm_eval (extra
+`evaluation`).
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conf.system.entry import exit_status
+from conf.system.errors import UserError
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    sys.exit(f"error: lm-evaluation-harness is not installed ({error}): pip install 'tri-mode[evaluation]'")
+import torch
+from torch import Tensor
+
+from model.export.draft_adapter import ADAPTER_FOLDER
+from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_tokenizer
+from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
+from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.options_nemotron_labs_diffusion import DecodeOptions, check_options
+
+SAMPLING_KEYS = ("temperature", "top_k", "top_p")
+HuggingFaceLM: Any = HFLM  # the decorator hides types
+register: Any = register_model
+
+
+@register("tri_mode")
+class TriModeLM(HuggingFaceLM):
+    """An export as lm-evaluation-harness sees it: loaded by this repository's classes, decoded in one mode."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        mode: str = "ar",
+        adapter: str | bool = True,
+        dtype: str | None = None,
+        device: str | None = None,
+        block_length: int | None = None,
+        threshold: float | None = None,
+        mask_groups: int | None = None,
+        thinking_budget: int | None = None,
+        seed: int | None = None,
+        **harness_options: Any,
+    ) -> None:
+        """pretrained: folder of an export. mode: ar, block_diffusion, linear or quadratic.
+
+        adapter: true uses the draft adapter in the export where there is one, false none, a path that one.
+        dtype: bf16 or fp32; None is bf16 on a GPU and fp32 on a CPU. seed: of sampling; the i-th prompt of the run adds
+        i, so that repeats of a task differ. The others: as in DecodeOptions.
+        harness_options: those of HFLM that concern no loading (batch_size, max_length, think_end_token, ...).
+
+        Raises: UserError for a folder that is no export, an unknown mode, options that no decode could have, or an
+        adapter that does not fit.
+        """
+        if mode not in MODES:
+            raise UserError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
+        directory = Path(pretrained)
+        if not torch.cuda.is_available():
+            device = None  # the harness's own default is cuda:0, and it too goes on without one
+        model = load_export(directory, dtype=dtype, device=device)
+        _attach(model, directory, adapter)
+        super().__init__(pretrained=model, tokenizer=load_tokenizer(directory), backend="causal", **harness_options)  # pyright: ignore[reportArgumentType]
+        self._directory, self._mode = directory, mode
+        self._options = DecodeOptions(
+            block_length=block_length,
+            threshold=threshold,
+            mask_groups=mask_groups,
+            thinking_budget=thinking_budget,
+            seed=seed,
+            eos_token_id=find_stop_ids(model),
+        )
+        if thinking_budget is not None:
+            self._options = replace(self._options, think_token_ids=find_think_ids(self.tokenizer))
+        with _told_to_users():
+            check_options(model.config, self._options)
+        self._adapter = DraftAdapter(model)
+        self._num_prompts = self._num_tokens = self._num_unread = self._num_forwards = 0
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Logits of the verifier: PEFT would apply a draft adapter to every row."""
+        with self._adapter.suspended():
+            return super()._model_call(inps, attn_mask, labels)
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **given: Any
+    ) -> Tensor:
+        """Decode context [B, P] to at most max_length tokens in all; from texts in `stop` on the harness cuts off.
+
+        Raises: UserError for prompts and generation arguments that cannot be decoded.
+        """
+        options = replace(self._options, max_new_tokens=max_length - context.shape[1], **_read_sampling(given))
+        if options.seed is not None:
+            options = replace(options, seed=options.seed + self._num_prompts)
+        self._num_prompts += len(context)
+        stops = self._read_stops(stop)
+        with _told_to_users():
+            if len(context) == 1:
+                return self._decode_one(context, attention_mask, options, stops)
+            return self._decode_batch(context, attention_mask, options, stops)
+
+    def _decode_one(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
+        """Prompt and answer [1, P + T] up to and including the token that completes a stop string."""
+        streamer = StopStringStreamer(stops)
+        with _count_forwards(self.model) as forwards, suppress(StopStringError):
+            decode(self.model, self._mode, context, replace(options, streamer=streamer), mask)
+        self._num_tokens += len(streamer.tokens)
+        self._num_forwards += len(forwards)
+        return torch.cat((context, context.new_tensor([streamer.tokens])), dim=1)
+
+    def _decode_batch(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
+        """Prompts and answers [B, P + T] up to stop tokens and the limit."""
+        result = decode(self.model, self._mode, context, options, mask)
+        answers = result.output_ids[:, context.shape[1] :].tolist()
+        for answer, length in zip(answers, result.num_new_tokens, strict=True):
+            end = stops.find_end(answer[:length]) or length
+            self._num_tokens += end
+            self._num_unread += length - end
+        self._num_forwards += result.num_forwards * len(context)
+        return result.output_ids
+
+    def _read_stops(self, strings: list[str]) -> StopStrings:
+        """Where the harness will cut: with a think_end_token it looks behind the last one only."""
+        think_end = self.think_end_token
+        if isinstance(think_end, str):
+            think_end = self.tokenizer.get_vocab().get(think_end)
+            if think_end is None:  # several tokens; the text will be cut when it is complete
+                strings = []
+        return StopStrings(self.tok_decode, strings, think_end)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Joins the results: what was decoded how, and at how many tokens per forward.
+
+        new_tokens: up to the end of each answer, stop token or stop string included. tokens_behind_stop_strings: what
+        rows of batches wrote besides, before all were done. tokens_per_forward: new tokens by the forwards it took to
+        write them; None where that is not known, for some of the forwards wrote what is behind stop strings.
+        """
+        is_known = self._num_forwards > 0 and self._num_unread == 0
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        return {
+            "model_num_parameters": parameters,
+            "model_dtype": str(self.model.dtype),
+            "checkpoint": str(self._directory),
+            "mode": self._mode,
+            "new_tokens": self._num_tokens,
+            "tokens_behind_stop_strings": self._num_unread,
+            "tokens_per_forward": self._num_tokens / self._num_forwards if is_known else None,
+        }
+
+
+def _attach(model: Any, directory: Path, adapter: str | bool) -> None:
+    """Attach the adapter asked for. Raises: UserError if it is not there or does not fit."""
+    own = directory / ADAPTER_FOLDER
+    if isinstance(adapter, str):
+        attach_adapter(model, Path(adapter))
+    elif adapter and own.is_dir():
+        attach_adapter(model, own)
+
+
+def _read_sampling(given: dict[str, Any]) -> dict[str, Any]:
+    """Fields of DecodeOptions from a task's generation arguments. Raises: UserError for those no mode has.
+
+    As the harness means them: do_sample decides, without it a temperature above 0 does. top_k below 1 keeps all tokens.
+    """
+    do_sample = given.pop("do_sample", None)
+    sampling = {key: given.pop(key) for key in SAMPLING_KEYS if given.get(key) is not None}
+    if given:
+        raise UserError(f"the task asks for {', '.join(sorted(given))}, which no decoding mode has: use --gen_kwargs")
+    if do_sample is False:
+        return {}
+    if sampling.get("top_k", 1) < 1:
+        del sampling["top_k"]
+    return {"temperature": 1.0 if do_sample else 0.0} | sampling
+
+
+@contextmanager
+def _told_to_users() -> Iterator[None]:
+    """What the decoders refuse, as messages to users."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{error}") from None
+
+
+@contextmanager
+def _count_forwards(model: Any) -> Iterator[list[None]]:
+    """The list is as long as the number of the model's forwards so far, also of those in a decode that was ended."""
+    forwards: list[None] = []
+    hook = model.encoder.register_forward_hook(lambda *_: forwards.append(None))
+    try:
+        yield forwards
+    finally:
+        hook.remove()
+
+
+def main() -> int:
+    """lm-evaluation-harness's command line. Returns the exit status; 2 after one message for bad input."""
+    torch.set_grad_enabled(False)
+    return exit_status(lambda: cli_evaluate() or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+"""The run's data and tokenizer, opened and checked against each other and against the model."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from conf.schema import DocumentKind, Objective, RunConfig, SourceConfig
+from conf.system.atomic import atomic_directory
+from conf.system.errors import UserError
+from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
+from data_pipeline.blending.blend import Blend, build_blend
+from data_pipeline.dataset import TokenDataset
+from data_pipeline.packing.form import build_sequence_form
+from data_pipeline.storage.stored import StoredTokens
+from model.checkpoint.layout import tokenizer_directory
+from model.convert.hf_target import CHAT_TEMPLATE_NAME, write_chat_format
+from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
+from pretrain.run.state import TrainState
+
+HELDOUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """template: jinja source that rendered the chats. end_of_turn_id: the token every answer ends with."""
+
+    template: str
+    end_of_turn_id: int
+
+
+@dataclass(frozen=True)
+class RunData:
+    """train, heldout: blends (heldout may be missing). tokenizer: facts about the tokenizer that made them.
+
+    chat: how chats were written, where the stage trains on nothing else.
+    """
+
+    train: Blend
+    heldout: Blend | None
+    tokenizer: TokenizerInfo
+    chat: ChatFormat | None = None
+
+
+def open_tokenizer(config: RunConfig) -> TokenizerInfo:
+    """Raises UserError for a tokenizer without mask or end-of-sequence token, or with more entries than the model."""
+    tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer in {config.data.tokenizer} names no eos_token: set it in tokenizer_config.json."
+        )
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"the tokenizer in {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model has "
+            f"model.vocab_size={config.model.vocab_size}: use the model's own tokenizer."
+        )
+    return tokenizer
+
+
+def open_data(config: RunConfig) -> RunData:
+    """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
+    tokenizer = open_tokenizer(config)
+    train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
+    # One order and one noise for all runs, so that runs with different seeds are evaluated on the same sequences.
+    heldout = _open_blend(config, config.data.heldout, tokenizer, HELDOUT_SEED) if config.data.heldout else None
+    chat = read_chat_format([train, *([heldout] if heldout else [])]) if config.stage.chats_only else None
+    return RunData(train, heldout, tokenizer, chat)
+
+
+def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: TokenizerInfo, seed: int) -> Blend:
+    has_noise = config.stage.objective is Objective.joint
+    form = build_sequence_form(config.data, config.stage.block_size, has_noise)
+    checks_files = os.environ.get("RANK", "0") == "0"  # millions of file system calls if every rank did
+    datasets = {
+        name: TokenDataset(source.path, form, seed, checks_files=checks_files) for name, source in sources.items()
+    }
+    for dataset in datasets.values():
+        dataset.check_vocabulary(config.model.vocab_size)
+        dataset.check_tokenizer(tokenizer.fingerprint)
+    return build_blend(datasets, sources, seed)
+
+
+def count_samples(config: RunConfig, state: TrainState) -> int:
+    """Global samples passed at the end of a run that goes on from `state`.
+
+    More than the batches of its steps where data were skipped or an earlier part had larger batches.
+    """
+    budget = max(config.train.tokens, config.tokens_per_step)
+    steps = max(0, int(budget - state.tokens_seen) // config.tokens_per_step)
+    return state.samples_seen + steps * config.train.global_batch_size
+
+
+def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
+    """One line per source: what it gives to a run of `num_samples` samples, and what was left out of it."""
+    for name, epochs in blend.epochs(num_samples).items():
+        source, counts = blend.sources[name], blend.sources[name].counts
+        rows = counts.sequences * source.form.sequence_length
+        line = (
+            f"{name}: {counts.tokens} tokens of {counts.documents} documents in {counts.sequences} sequences "
+            f"({counts.filler_rows / rows:.1%} filler, {counts.completion_rows / rows:.1%} completion), "
+            f"{blend.shares()[name]:.1%} of the run, {epochs:.3g} epochs"
+        )
+        if counts.truncated_chats or counts.dropped_chats:
+            line += (
+                f"; longer than a sequence: {counts.truncated_chats} chats truncated by {counts.truncated_tokens} "
+                f"tokens, {counts.dropped_chats} dropped with {counts.dropped_tokens}"
+            )
+        yield line
+
+
+def describe_overlap(data: RunData) -> Iterator[str]:
+    """One line per pair of a held-out and a training source that have documents in common."""
+    heldout = data.heldout.sources.items() if data.heldout else ()
+    for (name, source), (trained_name, trained) in product(heldout, data.train.sources.items()):
+        if source.stored.sha256 == trained.stored.sha256 or _share_rows(source.stored, trained.stored):
+            yield f"held-out source {name} has documents of the training source {trained_name}: they are not held out"
+
+
+def _share_rows(heldout: StoredTokens, trained: StoredTokens) -> bool:
+    """Whether two datasets were made of the same files, and not of rows that exclude each other."""
+    if heldout.manifest is None or trained.manifest is None:
+        return False
+    files = [
+        {item.get("sample_sha256", item["name"]) for item in dataset.source.get("inputs", [])}
+        for dataset in (heldout.manifest, trained.manifest)
+    ]
+    rows = [(of.settings.get("rows"), of.settings.get("heldout_every")) for of in (heldout.manifest, trained.manifest)]
+    exclude = {kind for kind, _ in rows} == {"train", "heldout"} and rows[0][1] == rows[1][1]
+    return bool(files[0] & files[1]) and not exclude
+
+
+def read_chat_format(blends: list[Blend]) -> ChatFormat:
+    """Raises UserError if a source holds texts, or if two sources were rendered by different templates."""
+    formats: dict[ChatFormat, str] = {}
+    for name, source in (item for blend in blends for item in blend.sources.items()):
+        manifest = source.stored.manifest
+        if manifest is None or manifest.kind != DocumentKind.chat.value:
+            raise UserError(
+                f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on answers: "
+                "prepare chats (data=chats, or input.kind: chat)."
+            )
+        chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.completion_token_id)
+        formats.setdefault(chat, str(source.stored.path))
+    if len(formats) > 1:
+        names = " and ".join(list(formats.values())[:2])
+        raise UserError(f"{names} were rendered by different chat templates: prepare them with the same one.")
+    return next(iter(formats))
+
+
+def copy_tokenizer(config: RunConfig, data: RunData) -> None:
+    """Keeps the tokenizer with the run, so that an export never depends on files elsewhere.
+
+    After chats it is an instruct tokenizer: it has their template, and its end of sequence is the end of a turn.
+    A copy of another tokenizer is replaced: it is left from a run that stopped before its first checkpoint.
+    """
+    target = tokenizer_directory(config.run.dir)
+    if target.exists() and _is_copy(target, config, data):
+        return
+    with atomic_directory(target, replace=True) as partial:
+        copy_tokenizer_files(Path(config.data.tokenizer), partial)
+        if data.chat is not None:
+            write_chat_format(partial, data.chat.template, data.chat.end_of_turn_id)
+
+
+def _is_copy(directory: Path, config: RunConfig, data: RunData) -> bool:
+    info = read_tokenizer_info(directory, config.data.mask_token)
+    if data.chat is None:
+        return (info.fingerprint, info.eos_token_id) == (data.tokenizer.fingerprint, data.tokenizer.eos_token_id)
+    template = directory / CHAT_TEMPLATE_NAME
+    has_template = template.is_file() and template.read_text(encoding="utf-8") == data.chat.template
+    return has_template and (info.fingerprint, info.eos_token_id) == (
+        data.tokenizer.fingerprint,
+        data.chat.end_of_turn_id,
+    )

@@ -1,0 +1,163 @@
+"""Every document is read once per epoch, whole or cut by rule; what is left out is counted."""
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.schema import OverlongChat
+from conf.system.errors import UserError
+from data_pipeline.dataset import TokenDataset
+from data_pipeline.packing import packers as packing
+from data_pipeline.packing.form import SequenceForm
+from data_pipeline.packing.packers import PackingCounts
+from data_pipeline.packing.sequence import Rows, Segments
+from tests.helpers.stored import Document, random_chats, random_texts, write_dataset
+
+LENGTH, BLOCK = 64, 8
+TEXTS = [random_texts(50, 90), random_texts(3, 300, seed=1), random_texts(40, 6, seed=2)]
+CHATS = [random_chats(60, 9), random_chats(45, 20, seed=1)]
+
+
+@pytest.fixture(autouse=True)
+def small_windows_and_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "CHATS_PER_WINDOW", 16)
+    monkeypatch.setattr(packing, "DOCUMENTS_PER_PIECE", 7)
+
+
+def open_in_order(path: Path, alignment: int = BLOCK, **form: object) -> TokenDataset:
+    return TokenDataset(path, SequenceForm(LENGTH, BLOCK, alignment, **form), seed=1, shuffle=False)  # type: ignore[arg-type]
+
+
+def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[Rows]]:
+    places = range(dataset.num_sequences)
+    return [dataset.read_segments(place) for place in places], [dataset.build_rows(place) for place in places]
+
+
+def check_counts(counts: PackingCounts, rows: list[Rows], documents: list[Document]) -> None:
+    """The counts against counting in the rows themselves, and against what is on disk."""
+    is_filler = np.concatenate([row.document_ids < 0 for row in rows])
+    completion = np.concatenate([row.completion for row in rows])
+    assert counts.sequences == len(rows)
+    assert (counts.filler_rows, counts.completion_rows) == (is_filler.sum(), completion.sum())
+    assert counts.tokens + counts.completion_rows + counts.filler_rows == len(rows) * LENGTH
+    assert counts.scored_tokens == sum((row.loss_mask & ~row.completion).sum() for row in rows)
+    on_disk = sum(len(segment) for document in documents for segment in document)
+    assert counts.tokens + counts.truncated_tokens + counts.dropped_tokens == on_disk
+    assert counts.documents + counts.dropped_chats == len(documents)
+
+
+@pytest.mark.parametrize("alignment", [1, BLOCK])
+def test_an_epoch_of_texts_is_every_token_once_in_order(tmp_path: Path, alignment: int) -> None:
+    dataset = open_in_order(write_dataset(tmp_path / "d", TEXTS), alignment)
+    segments, rows = read_epoch(dataset)
+    read = np.concatenate([part.tokens for part in segments])
+    documents = list(chain(*TEXTS))
+    assert read.tolist() == [token for document in documents for token in document[0]]
+    check_counts(dataset.counts, rows, documents)
+    if alignment == 1:
+        tails = sum(row.document_ids[-1] < 0 for row in rows)
+        assert tails <= len(TEXTS), "without noise only the last sequence of a shard has filler"
+
+
+def test_texts_start_at_block_edges_and_at_position_0(tmp_path: Path) -> None:
+    _, rows = read_epoch(open_in_order(write_dataset(tmp_path / "d", TEXTS)))
+    for row in rows:
+        starts = np.flatnonzero(np.diff(row.document_ids, prepend=-1) & (row.document_ids >= 0))
+        assert not (starts % BLOCK).any()
+        assert not row.positions[starts].any()
+        for block in np.unique(row.block_ids):
+            assert len(set(row.document_ids[row.block_ids == block]) - {-1}) <= 1
+
+
+def test_without_isolation_texts_are_one_stream_without_filler(tmp_path: Path) -> None:
+    dataset = open_in_order(write_dataset(tmp_path / "d", TEXTS[:1]), isolate_documents=False)
+    _, rows = read_epoch(dataset)
+    check_counts(dataset.counts, rows, TEXTS[0])
+    assert dataset.counts.completion_rows < BLOCK, "only where the stream ends"
+    for row in rows[:-1]:
+        assert row.positions.tolist() == list(range(LENGTH))
+        assert not row.document_ids.any()
+        assert row.block_ids.tolist() == [s // BLOCK for s in range(LENGTH)]
+
+
+@pytest.mark.parametrize("alignment", [1, BLOCK])
+def test_chats_stay_whole_and_come_once(tmp_path: Path, alignment: int) -> None:
+    documents = [chat for shard in CHATS for chat in shard if rows_of(chat, alignment) <= LENGTH]
+    path = write_dataset(tmp_path / "d", [[chat for chat in shard if chat in documents] for shard in CHATS], "chat")
+    dataset = open_in_order(path, alignment)
+    segments, rows = read_epoch(dataset)
+    read = [chat for part in segments for chat in split_documents(part)]
+    assert sorted(read) == sorted(documents)
+    check_counts(dataset.counts, rows, documents)
+    assert dataset.counts.filler_rows < 0.35 * LENGTH * len(rows)
+
+
+def test_long_chats_are_truncated_after_an_answer_token(tmp_path: Path) -> None:
+    documents = list(chain(*CHATS))
+    dataset = open_in_order(write_dataset(tmp_path / "d", CHATS, "chat"))
+    segments, rows = read_epoch(dataset)
+    check_counts(dataset.counts, rows, documents)
+    assert dataset.counts.truncated_chats > 3
+    by_start = {tuple(document[0]): document for document in documents}
+    for chat in (chat for part in segments for chat in split_documents(part)):
+        original = by_start[tuple(chat[0])]
+        assert len(chat) % 2 == 0 and chat[-1]
+        assert chat[:-1] == original[: len(chat) - 1]
+        assert chat[-1] == original[len(chat) - 1][: len(chat[-1])]
+
+
+def test_long_chats_are_dropped_if_so_configured(tmp_path: Path) -> None:
+    documents = list(chain(*CHATS))
+    dataset = open_in_order(write_dataset(tmp_path / "d", CHATS, "chat"), overlong_chats=OverlongChat.drop)
+    _, rows = read_epoch(dataset)
+    check_counts(dataset.counts, rows, documents)
+    assert dataset.counts.truncated_chats == 0
+    assert dataset.counts.dropped_chats == sum(rows_of(chat, BLOCK) > LENGTH for chat in documents)
+
+
+def test_a_chat_whose_first_answer_does_not_fit_is_dropped(tmp_path: Path) -> None:
+    documents = [[[5] * LENGTH, [6, 7]], [[5] * 3, [6, 7]]]
+    dataset = open_in_order(write_dataset(tmp_path / "d", [documents], "chat"))
+    assert (dataset.counts.dropped_chats, dataset.counts.dropped_tokens) == (1, LENGTH + 2)
+    only_long = write_dataset(tmp_path / "long", [documents[:1]], "chat")
+    with pytest.raises(UserError, match="no chat fits into"):
+        open_in_order(only_long)
+
+
+def test_the_index_costs_at_most_16_bytes_per_sequence(tmp_path: Path) -> None:
+    for name, shards, kind in (("texts", TEXTS, "text"), ("chats", CHATS, "chat")):
+        path = write_dataset(tmp_path / name, shards, kind)
+        dataset = open_in_order(path)
+        size = sum(file.stat().st_size for file in path.glob("*.entries"))
+        assert 0 < size <= 16 * dataset.num_sequences
+
+
+def test_the_index_is_built_once_and_again_when_it_must(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_dataset(tmp_path / "d", TEXTS)
+    tokens = [part.tokens.tolist() for part in read_epoch(open_in_order(path))[0]]
+    builds = []
+    build = packing.TextPacker.build_entries
+    monkeypatch.setattr(packing.TextPacker, "build_entries", lambda *a: builds.append(1) or build(*a))
+    assert [part.tokens.tolist() for part in read_epoch(open_in_order(path))[0]] == tokens
+    assert not builds
+    open_in_order(path, alignment=1)
+    assert len(builds) == len(TEXTS), "another form is another index"
+    for file in path.glob("*.entries"):
+        file.write_bytes(file.read_bytes()[:-3])
+    assert [part.tokens.tolist() for part in read_epoch(open_in_order(path))[0]] == tokens
+    assert len(builds) == 2 * len(TEXTS), "a broken one is built again"
+
+
+def rows_of(chat: Document, alignment: int) -> int:
+    return sum(-(-len(segment) // alignment) * alignment for segment in chat)
+
+
+def split_documents(segments: Segments) -> list[Document]:
+    """The chats of a sequence as lists of segments."""
+    parts = np.split(segments.tokens, np.cumsum(segments.lengths)[:-1])
+    documents: list[Document] = [[] for _ in range(int(segments.documents.max()) + 1)]
+    for part, number in zip(parts, segments.documents, strict=True):
+        documents[number].append(part.tolist())
+    return documents

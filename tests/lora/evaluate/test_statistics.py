@@ -1,0 +1,59 @@
+"""The gain is a ratio of ratios of sums; its interval is that of the bootstrap."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lora.evaluate.statistics import bootstrap_gain, compute_gain_percent, summarize_gain
+from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER, Agreement, Decoded, DecodedBatch, Prompt
+
+
+def make_decoded(new_tokens: int, cycles: dict[str, int]) -> DecodedBatch:
+    """Speculation with these cycles of two forwards; AR with a forward per token. Half a second each."""
+    tokens = [list(range(new_tokens))]
+    lengths = {mode: [*[1] * (count - 1), new_tokens - count] for mode, count in cycles.items()}
+    decoded = {AR: Decoded(tokens, {"prefill": 1, "step": new_tokens - 1}, 1, 0, 0, [], 0.5)}
+    for mode, count in cycles.items():
+        forwards = {"prefill": 1, "draft": count, "verify": count}
+        decoded[mode] = Decoded(tokens, forwards, 1, 1, 1, lengths[mode], 0.5)
+    agreements = {mode: [Agreement.equal] for mode in decoded}
+    return DecodedBatch([Prompt([1], "group", "here:1")], decoded, agreements, {}, {})
+
+
+def test_numbers_are_ratios_of_sums() -> None:
+    short = make_decoded(7, {LINEAR: 3, LINEAR_ADAPTER: 2})
+    long = make_decoded(41, {LINEAR: 20, LINEAR_ADAPTER: 8})
+    gain = summarize_gain([short, long], resamples=50, seed=0)
+    linear, adapter = gain.modes[LINEAR], gain.modes[LINEAR_ADAPTER]
+    assert (linear.new_tokens, linear.num_forwards, adapter.num_forwards) == (48, 48, 22)
+    assert (linear.tokens_per_forward, adapter.tokens_per_forward) == (1.0, 48 / 22)
+    assert (linear.acceptance_length, adapter.acceptance_length) == (46 / 23, 46 / 10)
+    assert gain.modes[AR].acceptance_length is None
+    assert adapter.tokens_per_second == 48
+    assert gain.gain_percent == pytest.approx(100 * (48 / 22 - 1))
+    assert gain.distinct_4grams == 1
+
+
+def test_the_interval_is_that_of_the_delta_method() -> None:
+    """For many prompts the bootstrap of a ratio of ratios is normal with the linearised variance."""
+    generator = np.random.default_rng(1)
+    tokens = generator.integers(60, 129, size=800)
+    before = np.stack((tokens, 1 + 2 * generator.integers(25, 45, size=800)), axis=1)
+    after = np.stack((tokens, 1 + 2 * generator.integers(18, 35, size=800)), axis=1)
+    # The gain is forwards before / forwards after: tokens cancel.
+    ratio = before[:, 1].mean() / after[:, 1].mean()
+    residuals = (before[:, 1] - ratio * after[:, 1]) / after[:, 1].mean()
+    error = residuals.std() / math.sqrt(800)
+    interval = bootstrap_gain(before, after, resamples=20000, seed=0)
+    assert interval is not None
+    expected = [100 * (ratio + sign * 1.96 * error - 1) for sign in (-1, 1)]
+    assert interval == pytest.approx(expected, abs=0.1 * 100 * error)
+    assert interval[0] < compute_gain_percent(before.sum(0), after.sum(0)) < interval[1]
+    assert interval == bootstrap_gain(before, after, resamples=20000, seed=0)
+
+
+def test_one_prompt_has_no_interval_and_equal_ones_a_point() -> None:
+    before, after = np.array([[41, 41]]), np.array([[41, 21]])
+    assert bootstrap_gain(before, after, 100, 0) is None
+    assert bootstrap_gain(before.repeat(3, 0), after.repeat(3, 0), 100, 0) == pytest.approx((100 * 20 / 21,) * 2)

@@ -1,0 +1,25 @@
+"""What travels with exports is all that it needs, and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from model.export.shipped_code import CODE_FOLDER, defines_class, find_needed_files, list_code_files
+
+FIRST = ("configuration_nemotron_labs_diffusion.py", "modeling_nemotron_labs_diffusion.py")
+
+
+def test_every_shipped_file_is_needed_and_every_needed_file_is_shipped() -> None:
+    there, missing = find_needed_files(CODE_FOLDER, FIRST)
+    assert there == {path.name for path in list_code_files()}
+    assert not missing
+
+
+def test_imports_are_followed_wherever_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from . import b\nimport torch\n\ndef late():\n    from .c import d\n")
+    (tmp_path / "b.py").write_text("from .a import late\nclass Here:\n    class Inner: ...\n")
+    assert find_needed_files(tmp_path, ["a.py"]) == ({"a.py", "b.py"}, {"c.py"})
+    assert defines_class(tmp_path / "b.py", "Here") and not defines_class(tmp_path / "b.py", "Inner")
+    (tmp_path / "c.py").write_text("import (")
+    with pytest.raises(SyntaxError):
+        find_needed_files(tmp_path, ["a.py"])

@@ -1,0 +1,43 @@
+"""Which ranks are called slow."""
+
+import pytest
+
+from pretrain.health import heartbeat
+from pretrain.health.heartbeat import Stragglers
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch):
+    """Stragglers of given peers, without processes that would tell each other their places."""
+
+    def build(peers: list[list[int]], factor: float = 1.5) -> Stragglers:
+        monkeypatch.setattr(Stragglers, "__post_init__", lambda self: None)
+        return Stragglers(factor, peers)
+
+    return build
+
+
+def reports(stragglers: Stragglers, seconds: list[float], steps: int) -> list[tuple[int, int]]:
+    """(step, rank) of every report."""
+    return [(step, rank) for step in range(1, steps + 1) for rank, _ in stragglers.update(seconds, step)]
+
+
+def test_a_rank_that_stays_slow_is_named_and_again_after_a_while(build) -> None:
+    named = reports(build([[0, 1, 2, 3]]), [1.0, 1.1, 3.0, 0.9], steps=150)
+    assert {rank for _, rank in named} == {2}
+    assert [step for step, _ in named] == [3, 3 + heartbeat.REPEAT_STEPS]
+
+
+def test_one_slow_step_is_no_straggler(build) -> None:
+    stragglers = build([[0, 1]])
+    assert not stragglers.update([1.0, 400.0], 1)
+    assert not reports(stragglers, [1.0, 1.0], 20)
+
+
+def test_ranks_that_do_other_work_are_not_compared(build) -> None:
+    assert not reports(build([[0, 1], [2, 3]]), [1.0, 1.0, 5.0, 5.0], steps=50)
+    assert not reports(build([[0], [1]]), [1.0, 9.0], steps=50)
+
+
+def test_of_two_peers_the_slower_one_is_named(build) -> None:
+    assert {rank for _, rank in reports(build([[0, 1]]), [2.0, 1.0], steps=50)} == {0}
