@@ -10,11 +10,11 @@ class Batch:
     """B packed sequences of S clean tokens. All index tensors are int64, on one device.
 
     tokens: [B, S] token ids.
-    document_ids: [B, S] documents numbered from 0 within a sequence; -1 = filler, seen by none.
+    document_ids: [B, S] documents numbered from 0 within a sequence; -1 = padding, seen by none.
     block_ids: [B, S] diffusion blocks numbered from 0 in sequence order; a block never spans two documents.
-    positions: [B, S] in-half positions; they restart at 0 with every document.
+    position_ids: [B, S] in-half RoPE positions; they restart at 0 with every document.
     loss_mask: [B, S] bool; True where token s may be scored (token space: the row that predicts it comes before it).
-    completion: [B, S] bool; True where token s only completes the last block of a document or an answer, as decoding
+    block_padding: [B, S] bool; True where token s only completes the last block of a document or an answer, as decoding
         meets it: noised like the rest of its block, but never AR's target and, being no text, seen by no other block.
     sample_indices: [B] global sample index of each sequence; seeds its noise.
     """
@@ -22,9 +22,9 @@ class Batch:
     tokens: torch.Tensor
     document_ids: torch.Tensor
     block_ids: torch.Tensor
-    positions: torch.Tensor
+    position_ids: torch.Tensor
     loss_mask: torch.Tensor
-    completion: torch.Tensor
+    block_padding: torch.Tensor
     sample_indices: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Batch":

@@ -47,11 +47,11 @@ class TokenDataset:
         return self._index.counts
 
     @property
-    def completion_token_id(self) -> int:
+    def block_padding_token_id(self) -> int:
         """What fills the last block of a document; data of other tools are filled with their own last token."""
         manifest = self.stored.manifest
         if manifest is not None:
-            return manifest.completion_token_id
+            return manifest.block_padding_token_id
         shard = self.stored.open_shard(0)
         return int(shard.read_stream(shard.num_tokens - 1, 1)[0])
 
@@ -71,7 +71,7 @@ class TokenDataset:
 
     def build_rows(self, number: int) -> Rows:
         """Sequence `number` of this source, laid out."""
-        return lay_out(self.read_segments(self.place(number)), self.form, self.completion_token_id)
+        return lay_out(self.read_segments(self.place(number)), self.form, self.block_padding_token_id)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError if a token id does not fit a model of `vocab_size`.

@@ -55,7 +55,10 @@ def add_noise(batch: Batch, source: NoiseSource, mask_token_id: int) -> NoisyBat
             p_mask[row, inside] = probability
             masked[row, inside] = uniform < np.float32(probability)
     return _replace(
-        batch, torch.from_numpy(masked) & (batch.loss_mask | batch.completion), torch.from_numpy(p_mask), mask_token_id
+        batch,
+        torch.from_numpy(masked) & (batch.loss_mask | batch.block_padding),
+        torch.from_numpy(p_mask),
+        mask_token_id,
     )
 
 

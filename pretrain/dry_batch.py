@@ -87,7 +87,7 @@ def measure(trainer: "Trainer") -> Measured:
 
 
 def lengthen(trainer: "Trainer") -> None:
-    """From now on every sequence is one document without filler: most pairs that attend, most scored rows."""
+    """From now on every sequence is one document without padding: most pairs that attend, most scored rows."""
     from pretrain.longest import LongestBlend
 
     longest: Any = LongestBlend(trainer.loader.blend)

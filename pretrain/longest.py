@@ -19,12 +19,12 @@ class LongestBlend:
         """Batch [B, S]."""
         batch = self.blend.build_batch(sample_indices)
         block_size = next(iter(self.blend.sources.values())).form.block_size
-        positions = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens).contiguous()
+        position_ids = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens).contiguous()
         return replace(
             batch,
             document_ids=torch.zeros_like(batch.document_ids),
-            block_ids=positions // block_size,
-            positions=positions,
+            block_ids=position_ids // block_size,
+            position_ids=position_ids,
             loss_mask=torch.ones_like(batch.loss_mask),
-            completion=torch.zeros_like(batch.completion),
+            block_padding=torch.zeros_like(batch.block_padding),
         )

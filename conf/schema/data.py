@@ -61,7 +61,7 @@ class SourceConfig:
 
     path: tokenised data: a folder that prepare writes, or the prefix of a .bin/.idx pair of another Megatron tool.
     weight: share of the sequences that come from here, relative to the other sources; or
-    tokens: a budget in tokens, filler included; the budgets of a blend are its weights. A lone source needs neither.
+    tokens: a budget in tokens, padding included; the budgets of a blend are its weights. A lone source needs neither.
     input: what prepare makes `path` from; null where the tokens exist already.
     """
 
@@ -99,7 +99,7 @@ class DataConfig:
     mask_token: text of the mask token; its id is looked up in the tokenizer, never assumed.
     sequence_length: tokens of one training sequence (the clean length; the joint stage doubles it inside).
     isolate_documents: documents of one sequence do not see each other and each starts at position 0.
-    completion_loss: score the end-of-turn tokens that complete a document's last block (joint stages).
+    block_padding_loss: score the end-of-turn tokens that complete a document's last block (joint stages).
     overlong_chats: see OverlongChat.
     prefetch_steps: steps whose batches are read ahead, in the background; 0 reads when they are needed.
     """
@@ -111,7 +111,7 @@ class DataConfig:
     mask_token: str = "<SPECIAL_100>"
     sequence_length: int = 4096
     isolate_documents: bool = True
-    completion_loss: bool = True
+    block_padding_loss: bool = True
     overlong_chats: OverlongChat = OverlongChat.truncate
     prefetch_steps: int = 1
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

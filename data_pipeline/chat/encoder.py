@@ -34,7 +34,7 @@ class ChatEncoder:
         self._template_tokens = template_tokens
         self._renderer = ChatRenderer(template, template_tokens)
         self._reserved = find_reserved_tokens(tokenizer, mask_token)
-        self.completion_token_id = check_template(template, self._renderer, tokenizer, name)
+        self.block_padding_token_id = check_template(template, self._renderer, tokenizer, name)
 
     def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
         """See RowEncoder."""

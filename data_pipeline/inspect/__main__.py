@@ -79,9 +79,9 @@ def _add_form_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--block-size", type=_positive, default=StageConfig.block_size, metavar="N", help="tokens (%(default)s)"
     )
-    group.add_argument("--ar", action="store_true", help="as the AR stage packs them: no noise, no filler between")
+    group.add_argument("--ar", action="store_true", help="as the AR stage packs them: no noise, no padding between")
     group.add_argument("--no-isolate", action="store_true", help="documents see each other")
-    group.add_argument("--no-completion-loss", action="store_true", help="what completes a block is not scored")
+    group.add_argument("--no-block_padding-loss", action="store_true", help="what completes a block is not scored")
     group.add_argument(
         "--overlong",
         choices=[rule.value for rule in OverlongChat],
@@ -115,7 +115,7 @@ def build_inspection(arguments: argparse.Namespace, plain: bool) -> "Inspection"
         mask_token=arguments.mask_token,
         sequence_length=arguments.sequence_length,
         isolate_documents=not arguments.no_isolate,
-        completion_loss=not arguments.no_completion_loss,
+        block_padding_loss=not arguments.no_block_padding_loss,
         overlong_chats=OverlongChat(arguments.overlong),
     )
     noise = NoiseSource(arguments.seed, arguments.stage, "train", StageConfig.noise_epsilon)

@@ -9,11 +9,11 @@ from rich.text import Text
 
 from data_pipeline.inspect.samples import Document, Piece, RowKind, Sample, Span
 
-COLOURS = {RowKind.scored: "green", RowKind.context: "dim", RowKind.completion: "yellow", RowKind.filler: "dim"}
+COLOURS = {RowKind.scored: "green", RowKind.context: "dim", RowKind.block_padding: "yellow", RowKind.padding: "dim"}
 MASKED, SPECIAL, BOUNDARY, HEADER = "reverse red", "bold", "cyan", "bold cyan"
-MASK_MARKS, COMPLETION_MARKS = ("⟦", "⟧"), ("«", "»")
+MASK_MARKS, BLOCK_PADDING_MARKS = ("⟦", "⟧"), ("«", "»")
 PARTS = {RowKind.context: "context", RowKind.scored: "answer"}
-FILLER, COMPLETION_ROW, TIMES = "·", "•", "\u00d7"
+PADDING, BLOCK_PADDING_MARK, TIMES = "·", "•", "\u00d7"
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Painter:
             parts.append(self._piece("context: seen, not scored", RowKind.context))
         if has_noise:
             parts.append(self._piece("masked by noise", RowKind.scored, is_masked=True))
-            parts.append(self._completion([Piece("<token>", 1, False, True)] * 3)[1:].append(" completes a block"))
+            parts.append(self._block_padding([Piece("<token>", 1, False, True)] * 3)[1:].append(" completes a block"))
         parts.append(self._piece("<special>", RowKind.scored, is_special=True))
-        parts += [_count_filler(9).append(" filler rows"), Text("↵ newline")]
+        parts += [_count_padding(9).append(" padding rows"), Text("↵ newline")]
         return Text("legend: ").append_text(Text("  ").join(parts))
 
     def sample(self, sample: Sample, has_answers: bool) -> Iterator[Text]:
@@ -50,23 +50,23 @@ class Painter:
             yield Text(f"... {sample.num_rows - sample.rows_shown:,} more rows (--rows 0 shows all)", style=BOUNDARY)
 
     def span(self, span: Span) -> Text:
-        """Its text; rows of filler are counted, rows of completion are dots after the token that they all are."""
-        if span.kind is RowKind.filler:
-            return _count_filler(span.end_row - span.first_row)
-        if span.kind is RowKind.completion:
-            return self._completion(span.pieces)
+        """Its text; rows of padding are counted, block padding are dots after the token that they all are."""
+        if span.kind is RowKind.padding:
+            return _count_padding(span.end_row - span.first_row)
+        if span.kind is RowKind.block_padding:
+            return self._block_padding(span.pieces)
         text = Text()
         for piece in span.pieces:
             text.append_text(self._piece(make_visible(piece.text), span.kind, piece.is_masked, piece.is_special))
         return text
 
-    def _completion(self, pieces: list[Piece]) -> Text:
+    def _block_padding(self, pieces: list[Piece]) -> Text:
         """Begins with a blank."""
         name = f"{make_visible(pieces[0].text)}{TIMES}{len(pieces)} "
-        text = Text(f" {'' if self.in_colour else COMPLETION_MARKS[0]}{name}", style=COLOURS[RowKind.completion])
+        text = Text(f" {'' if self.in_colour else BLOCK_PADDING_MARKS[0]}{name}", style=COLOURS[RowKind.block_padding])
         for is_masked, group in groupby(pieces, key=lambda piece: piece.is_masked):
-            text.append_text(self._piece(COMPLETION_ROW * len(list(group)), RowKind.completion, is_masked))
-        return text if self.in_colour else text.append(COMPLETION_MARKS[1])
+            text.append_text(self._piece(BLOCK_PADDING_MARK * len(list(group)), RowKind.block_padding, is_masked))
+        return text if self.in_colour else text.append(BLOCK_PADDING_MARKS[1])
 
     def _piece(self, shown: str, kind: RowKind, is_masked: bool = False, is_special: bool = False) -> Text:
         if self.in_colour:
@@ -75,8 +75,8 @@ class Painter:
         return Text(shown.join(MASK_MARKS) if is_masked else shown)
 
 
-def _count_filler(num_rows: int) -> Text:
-    return Text(f"{FILLER}{TIMES}{num_rows}", style=COLOURS[RowKind.filler])
+def _count_padding(num_rows: int) -> Text:
+    return Text(f"{PADDING}{TIMES}{num_rows}", style=COLOURS[RowKind.padding])
 
 
 def _find_boundaries(sample: Sample, span: Span, has_answers: bool) -> list[str]:

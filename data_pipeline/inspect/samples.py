@@ -17,13 +17,13 @@ NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 
 
 class RowKind(Enum):
-    """scored: a token whose loss counts. context: one that is only seen. completion: fills a last block. filler: no
+    """scored: a token whose loss counts. context: one that is only seen. block_padding: fills a last block. padding: no
     token at all."""
 
     scored = "scored"
     context = "context"
-    completion = "completion"
-    filler = "filler"
+    block_padding = "block_padding"
+    padding = "padding"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Span:
-    """Rows [first_row, end_row) of one kind and document; pieces: their text, one per row of completion,
-    none of filler."""
+    """Rows [first_row, end_row) of one kind and document; pieces: their text, one per row of block_padding,
+    none of padding."""
 
     kind: RowKind
     document: int
@@ -102,7 +102,7 @@ def describe_sample(batch: Batch, decoder: Decoder, noise: NoiseSource | None, r
         masked, p_mask = noisy.masked[0].numpy(), noisy.p_mask[0].numpy()
     kinds = classify_rows(batch)
     documents = batch.document_ids[0].numpy()
-    is_maskable = (batch.loss_mask | batch.completion)[0].numpy()
+    is_maskable = (batch.loss_mask | batch.block_padding)[0].numpy()
     described = {}
     for number in np.unique(documents[documents >= 0]).tolist():
         rows = np.flatnonzero(documents == number)
@@ -125,8 +125,8 @@ def classify_rows(batch: Batch) -> np.ndarray:
     """[S] RowKind of every row of the sequence [1, S] of a batch."""
     kinds = np.full(batch.tokens.shape[1], RowKind.context, dtype=object)
     kinds[batch.loss_mask[0].numpy()] = RowKind.scored
-    kinds[batch.completion[0].numpy()] = RowKind.completion
-    kinds[batch.document_ids[0].numpy() < 0] = RowKind.filler
+    kinds[batch.block_padding[0].numpy()] = RowKind.block_padding
+    kinds[batch.document_ids[0].numpy() < 0] = RowKind.padding
     return kinds
 
 
@@ -140,9 +140,9 @@ def _find_spans(
         first, end = inside[0], inside[-1] + 1
         inside_tokens, inside_masked = tokens[first:end], masked[first:end].tolist()
         pieces: list[Piece] = []
-        if kind is RowKind.completion:  # one token again and again, which is not text
+        if kind is RowKind.block_padding:  # one token again and again, which is not text
             pieces = [Piece(decoder.name(t), 1, m, True) for t, m in zip(inside_tokens, inside_masked, strict=True)]
-        elif kind is not RowKind.filler:
+        elif kind is not RowKind.padding:
             pieces = decode_pieces(inside_tokens, inside_masked, decoder)
         yield Span(kind, document, first, end, pieces)
 

@@ -77,8 +77,8 @@ def describe_packing(dataset: TokenDataset) -> Facts:
         "sequences": f"{counts.sequences:,} of {form.sequence_length:,} rows, blocks of {form.block_size}",
         "documents in them": f"{counts.documents:,}",
         "tokens in them": f"{counts.tokens:,}, {counts.scored_tokens:,} scored",
-        "completion": f"{counts.completion_rows:,} rows ({counts.completion_rows / rows:.1%})",
-        "filler": f"{counts.filler_rows:,} rows ({counts.filler_rows / rows:.1%})",
+        "block_padding": f"{counts.block_padding_tokens:,} rows ({counts.block_padding_tokens / rows:.1%})",
+        "padding": f"{counts.padding_tokens:,} rows ({counts.padding_tokens / rows:.1%})",
     }
     if counts.truncated_chats or counts.dropped_chats:
         facts["truncated chats"] = f"{counts.truncated_chats:,}, by {counts.truncated_tokens:,} tokens"

@@ -11,14 +11,14 @@ class SequenceForm:
     """sequence_length: rows S. block_size: tokens of a diffusion block.
 
     alignment: rows; documents and answers start at multiples of it: block_size where blocks are noised, 1 where not.
-    isolate_documents, completion_loss, overlong_chats: as in conf.schema.DataConfig.
+    isolate_documents, block_padding_loss, overlong_chats: as in conf.schema.DataConfig.
     """
 
     sequence_length: int
     block_size: int
     alignment: int
     isolate_documents: bool = True
-    completion_loss: bool = True
+    block_padding_loss: bool = True
     overlong_chats: OverlongChat = OverlongChat.truncate
 
     def __post_init__(self) -> None:
@@ -30,12 +30,12 @@ class SequenceForm:
 
 
 def build_sequence_form(data: DataConfig, block_size: int, has_noise: bool) -> SequenceForm:
-    """The form a stage needs: without noise (AR) documents follow each other without any filler."""
+    """The form a stage needs: without noise (AR) documents follow each other without any padding."""
     return SequenceForm(
         data.sequence_length,
         block_size,
         block_size if has_noise else 1,
         data.isolate_documents,
-        data.completion_loss,
+        data.block_padding_loss,
         data.overlong_chats,
     )

@@ -28,7 +28,7 @@ class PackingCounts:
     """What one pass over the data holds.
 
     sequences; documents: those that are used. tokens: of them, scored_tokens: those of answers and texts.
-    completion_rows, filler_rows: rows without text: tokens + completion_rows + filler_rows = sequences * S.
+    block_padding_tokens, padding_tokens: without text; tokens and these two add up to sequences * S.
     truncated_chats, truncated_tokens: chats cut to a sequence, and what was cut off.
     dropped_chats, dropped_tokens: chats left out. tokens + truncated_tokens + dropped_tokens = tokens on disk.
     """
@@ -37,8 +37,8 @@ class PackingCounts:
     documents: int = 0
     tokens: int = 0
     scored_tokens: int = 0
-    completion_rows: int = 0
-    filler_rows: int = 0
+    block_padding_tokens: int = 0
+    padding_tokens: int = 0
     truncated_chats: int = 0
     truncated_tokens: int = 0
     dropped_chats: int = 0
@@ -78,7 +78,7 @@ class TextPacker:
     form: SequenceForm
 
     def build_entries(self, shard: Shard) -> tuple[np.ndarray, PackingCounts]:
-        """One entry per sequence, the last one of which is filled up with filler."""
+        """One entry per sequence, the last one of which is filled up with padding."""
         entries, row = [], 0
         for first in range(0, shard.num_documents, DOCUMENTS_PER_PIECE):
             lengths = shard.document_lengths(first, min(first + DOCUMENTS_PER_PIECE, shard.num_documents))
@@ -95,8 +95,8 @@ class TextPacker:
             documents=shard.num_documents,
             tokens=shard.num_tokens,
             scored_tokens=shard.num_tokens,
-            completion_rows=end - shard.num_tokens,
-            filler_rows=sequences * self._length - end,
+            block_padding_tokens=end - shard.num_tokens,
+            padding_tokens=sequences * self._length - end,
         )
         return np.concatenate(entries), counts
 
@@ -188,15 +188,15 @@ def _pack_window(shard: Shard, first: int, form: SequenceForm) -> Window:
     sequences = _first_fit_decreasing(rows, is_used, form.sequence_length)
 
     answers = np.where(np.repeat(is_used, np.diff(bounds)), kept, 0)[1::2]
-    completion_rows = int((count_rows(answers, form.alignment) - answers).sum())
+    block_padding_tokens = int((count_rows(answers, form.alignment) - answers).sum())
     num_tokens, num_rows = int(kept_tokens[is_used].sum()), len(sequences) * form.sequence_length
     counts = PackingCounts(
         sequences=len(sequences),
         documents=int(is_used.sum()),
         tokens=num_tokens,
         scored_tokens=int(answers.sum()),
-        completion_rows=completion_rows,
-        filler_rows=num_rows - num_tokens - completion_rows,
+        block_padding_tokens=block_padding_tokens,
+        padding_tokens=num_rows - num_tokens - block_padding_tokens,
         truncated_chats=int((is_used & (kept_tokens < tokens)).sum()),
         truncated_tokens=int((tokens - kept_tokens)[is_used].sum()),
         dropped_chats=int((~is_used).sum()),

@@ -1,11 +1,11 @@
-"""One training sequence, row by row: where the tokens of its segments lie and what lies between them.
+"""Lay out one training sequence: where the tokens of its segments lie and what lies between them.
 
-A text is one segment; a chat alternates context and answer. Every segment starts at a multiple of form.alignment. The
-rows that are left up to the next multiple are filler after a context, and after an answer or a text completion: tokens
-that fill its last block as decoding finds it, end-of-turn after end-of-turn.
+A text is one segment; a chat alternates prompt and response. Every segment starts at a multiple of form.alignment. The
+positions left up to the next multiple are padding after a prompt; after a response or a text they are block padding:
+tokens that fill its last block as decoding finds it, end-of-turn after end-of-turn.
 
-    rows     0        8        16       24       32
-             | context|ctx ....|answer  |ans eee |......   e = completion, . = filler    (blocks of 8)
+    position 0       8        16        24       32
+             |prompt |prom ....|response|res eee |......   e = block padding, . = padding    (blocks of 8)
 """
 
 from dataclasses import dataclass, fields
@@ -38,9 +38,9 @@ class Rows:
     tokens: np.ndarray
     document_ids: np.ndarray
     block_ids: np.ndarray
-    positions: np.ndarray
+    position_ids: np.ndarray
     loss_mask: np.ndarray
-    completion: np.ndarray
+    block_padding: np.ndarray
 
 
 def count_rows(lengths: np.ndarray, alignment: int) -> np.ndarray:
@@ -48,9 +48,9 @@ def count_rows(lengths: np.ndarray, alignment: int) -> np.ndarray:
     return -(-lengths.astype(np.int64) // alignment) * alignment
 
 
-def lay_out(segments: Segments, form: SequenceForm, completion_token_id: int) -> Rows:
+def lay_out(segments: Segments, form: SequenceForm, block_padding_token_id: int) -> Rows:
     """Segments as rows; they take at most form.sequence_length of them."""
-    # One more segment without tokens, a context, stands for the filler at the end.
+    # One more segment without tokens, a context, stands for the padding at the end.
     lengths = np.append(segments.lengths.astype(np.int64), 0)
     is_context = np.append(segments.is_context, True)
     documents = segments.documents if form.isolate_documents else np.zeros_like(segments.documents)
@@ -62,18 +62,18 @@ def lay_out(segments: Segments, form: SequenceForm, completion_token_id: int) ->
     segment = np.repeat(np.arange(len(lengths)), num_rows)
     offset = np.arange(form.sequence_length) - (np.cumsum(num_rows) - num_rows)[segment]
     is_token = offset < lengths[segment]
-    completion = ~is_token & ~is_context[segment]
-    has_place = is_token | completion
+    block_padding = ~is_token & ~is_context[segment]
+    has_place = is_token | block_padding
     num_blocks = -(-num_rows // form.block_size)
-    tokens = np.full(form.sequence_length, completion_token_id, dtype=np.int64)
+    tokens = np.full(form.sequence_length, block_padding_token_id, dtype=np.int64)
     tokens[is_token] = segments.tokens
     return Rows(
         tokens=tokens,
         document_ids=np.where(has_place, documents[segment], -1),
         block_ids=(np.cumsum(num_blocks) - num_blocks)[segment] + offset // form.block_size,
-        positions=np.where(has_place, _first_positions(lengths, documents)[segment] + offset, 0),
-        loss_mask=(is_token & ~is_context[segment]) | (completion & form.completion_loss),
-        completion=completion,
+        position_ids=np.where(has_place, _first_positions(lengths, documents)[segment] + offset, 0),
+        loss_mask=(is_token & ~is_context[segment]) | (block_padding & form.block_padding_loss),
+        block_padding=block_padding,
     )
 
 

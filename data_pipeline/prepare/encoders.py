@@ -31,11 +31,11 @@ class Skip:
 class RowEncoder(Protocol):
     """Turns rows into documents.
 
-    completion_token_id: the token that completes the last block of a document: end-of-sequence of texts, end-of-turn
+    block_padding_token_id: the token that completes the last block of a document: end-of-sequence of texts, end-of-turn
     of chats.
     """
 
-    completion_token_id: int
+    block_padding_token_id: int
 
     def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
         """One document or reason per value, in order; values are the column's content as read."""
@@ -54,7 +54,7 @@ class TextEncoder:
         tokenizer.no_truncation()  # what a tokenizer.json may have kept of somebody's last call
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self.completion_token_id = eos_token_id
+        self.block_padding_token_id = eos_token_id
 
     def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
         """See RowEncoder."""
@@ -69,7 +69,7 @@ class TextEncoder:
     def _document(self, ids: list[int]) -> Segments | Skip:
         if not ids:
             return Skip("empty text")
-        ids.append(self.completion_token_id)
+        ids.append(self.block_padding_token_id)
         return [ids]
 
 

@@ -220,7 +220,7 @@ class _Preparation:
             kind=self._job.kind,
             dtype=self._job.dtype,
             tokenizer_fingerprint=self._fingerprint,
-            completion_token_id=self._encoder.completion_token_id,
+            block_padding_token_id=self._encoder.block_padding_token_id,
             source=_plain(self._input) | inputs,
             settings=self._settings(),
             shards=finish.write_shard_manifests(self._directory, shards),

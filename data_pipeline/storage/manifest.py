@@ -53,7 +53,7 @@ class DatasetManifest:
     kind: text or chat (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: context, answer,
         context, answer, ...; a text is one sequence.
     dtype: numpy name of the stored integers. eos_token_id, tokenizer_fingerprint: of the tokenizer that made the tokens
-        (conf.tokenizer_info). completion_token_id: the token that completes the last block of a document or of an
+        (conf.tokenizer_info). block_padding_token_id: the token that completes the last block of a document or of an
         answer: end-of-sequence in texts, end-of-turn in chats.
     source: where the rows came from, as configured. settings: everything else that decides which tokens there are.
     """
@@ -61,7 +61,7 @@ class DatasetManifest:
     kind: str
     dtype: str
     tokenizer_fingerprint: str
-    completion_token_id: int
+    block_padding_token_id: int
     source: dict[str, Any]
     settings: dict[str, Any]
     shards: tuple[ShardManifest, ...]

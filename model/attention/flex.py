@@ -45,11 +45,11 @@ def build_flex_attention(layout: SequenceLayout, shard: ContextShard = WHOLE) ->
     from torch.nn.attention.flex_attention import create_block_mask
 
     layout = layout.without_repeats()
-    batch, length = layout.positions.shape
+    batch, length = layout.position_ids.shape
     noisy = length // shard.size if layout.doubled else 0
     rows, keys = noisy + length // shard.size, noisy + length
     shared = None if batch == 1 else batch
-    device = layout.positions.device
+    device = layout.position_ids.device
     # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [rows, rows].
     create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
     return FlexAttention(create(_build_mask_mod(layout, shard), shared, None, rows, keys, device=str(device)))

@@ -3,8 +3,8 @@
 Shapes: B batch, S clean length, R rows: S (AR) or 2S (joint: the noisy half, then the clean half).
 Definition (arXiv 2503.09573 and the released training code): a noisy row sees its own noisy block, both directions,
 and all strictly earlier clean blocks; a clean row sees clean rows causally; clean never sees noisy. Nothing is seen
-across documents; filler (document -1) sees only filler. Tokens that only complete a block are part of it in the noisy
-half and filler in the clean one, for no text comes after them.
+across documents; padding (document -1) sees only padding. Tokens that only complete a block are part of it in the noisy
+half and padding in the clean one, for no text comes after them.
 """
 
 from dataclasses import dataclass
@@ -15,30 +15,30 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """document_ids, block_ids, positions [B, S] and completion [B, S] bool, as in data_pipeline's Batch.
+    """document_ids, block_ids, position_ids [B, S] and block_padding [B, S] bool, as in data_pipeline's Batch.
 
     doubled: rows are [noisy | clean] instead of clean alone.
     """
 
     document_ids: Tensor
     block_ids: Tensor
-    positions: Tensor
-    completion: Tensor
+    position_ids: Tensor
+    block_padding: Tensor
     doubled: bool
 
     @property
     def sequence_length(self) -> int:
         """S."""
-        return self.positions.shape[1]
+        return self.position_ids.shape[1]
 
     @property
     def clean_document_ids(self) -> Tensor:
-        """Document of each clean row [B, S]; -1 where the row is filler or only completes a block."""
-        return torch.where(self.completion, -1, self.document_ids)
+        """Document of each clean row [B, S]; -1 where the row is padding or only completes a block."""
+        return torch.where(self.block_padding, -1, self.document_ids)
 
     def fields(self) -> tuple[Tensor, ...]:
-        """document_ids, block_ids, positions, completion."""
-        return self.document_ids, self.block_ids, self.positions, self.completion
+        """document_ids, block_ids, position_ids, block_padding."""
+        return self.document_ids, self.block_ids, self.position_ids, self.block_padding
 
     def to(self, device: torch.device) -> "SequenceLayout":
         """The same layout on another device."""
@@ -46,7 +46,7 @@ class SequenceLayout:
 
     def row_positions(self) -> Tensor:
         """In-half position of every row [B, R]."""
-        return torch.cat([self.positions, self.positions], dim=1) if self.doubled else self.positions
+        return torch.cat([self.position_ids, self.position_ids], dim=1) if self.doubled else self.position_ids
 
     def without_repeats(self) -> "SequenceLayout":
         """The same layout with B = 1 if all sequences of the batch are laid out alike."""
@@ -66,9 +66,9 @@ def compute_block_ends(block_ids: Tensor) -> Tensor:
 
 
 def count_seen_rows(layout: SequenceLayout) -> Tensor:
-    """How many rows each row sees [B, R]: the row sums of the dense mask, with 0 for filler, without the mask."""
+    """How many rows each row sees [B, R]: the row sums of the dense mask, with 0 for padding, without the mask."""
     is_text = layout.clean_document_ids >= 0
-    clean = torch.where(is_text, layout.positions + 1, 0)
+    clean = torch.where(is_text, layout.position_ids + 1, 0)
     if not layout.doubled:
         return clean
     rows_of_documents = (layout.document_ids >= 0).cumsum(dim=1)
@@ -76,7 +76,7 @@ def count_seen_rows(layout: SequenceLayout) -> Tensor:
     own_block = rows_of_documents.gather(1, ends - 1) - torch.where(
         starts > 0, rows_of_documents.gather(1, (starts - 1).clamp(min=0)), 0
     )
-    earlier_blocks = layout.positions.gather(1, starts)
+    earlier_blocks = layout.position_ids.gather(1, starts)
     return torch.cat([torch.where(layout.document_ids >= 0, own_block + earlier_blocks, 0), clean], dim=1)
 
 
@@ -85,7 +85,7 @@ def compute_dense_mask(layout: SequenceLayout) -> Tensor:
 
     For reference and for tests; training never builds it.
     """
-    index = torch.arange(layout.sequence_length, device=layout.positions.device)
+    index = torch.arange(layout.sequence_length, device=layout.position_ids.device)
     if not layout.doubled:
         return _same(layout.clean_document_ids, layout.clean_document_ids) & (index[:, None] >= index)
     documents = torch.cat([layout.document_ids, layout.clean_document_ids], dim=1)

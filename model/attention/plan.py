@@ -82,7 +82,7 @@ class PlanBuilder:
     def _build(self, layout: SequenceLayout, block_size: int | None) -> AttentionPlan:
         rope = self.model.rope
         # Asked on the CPU: a device would have to finish its work before it answers.
-        scales_queries = int(layout.positions.max()) >= rope.original_max_position_embeddings
+        scales_queries = int(layout.position_ids.max()) >= rope.original_max_position_embeddings
         assert not layout.doubled or _ends_of_spans_end_blocks(layout, self.shard), "a context shard cuts a block"
         layout = layout.to(self.device)
         rows = self.shard.rows(layout.sequence_length, layout.doubled).to(self.device)
@@ -116,8 +116,8 @@ class PlanBuilder:
 def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -> SequenceLayout:
     """One document per sequence and blocks of equal size; fields [1, S]."""
     positions = torch.arange(sequence_length)[None]
-    no_completion = torch.zeros_like(positions, dtype=torch.bool)
-    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, no_completion, doubled)
+    no_block_padding = torch.zeros_like(positions, dtype=torch.bool)
+    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, no_block_padding, doubled)
 
 
 def _ends_of_spans_end_blocks(layout: SequenceLayout, shard: ContextShard) -> bool:
@@ -127,7 +127,7 @@ def _ends_of_spans_end_blocks(layout: SequenceLayout, shard: ContextShard) -> bo
 
 def _regular_block_size(layout: SequenceLayout) -> int | None:
     block_size = int((layout.block_ids[0] == 0).sum())
-    if len(layout.positions) > 1 or block_size == 0:
+    if len(layout.position_ids) > 1 or block_size == 0:
         return None
     regular = build_regular_layout(layout.sequence_length, block_size, layout.doubled)
     pairs = zip(layout.fields(), regular.fields(), strict=True)

@@ -3,7 +3,7 @@
 Shapes: B batch, S clean length, R rows: S (AR) or 2S (joint, [noisy | clean]), N scored rows.
 With loss_mask in token space, the joint objective scores noisy row s where it is masked and may be scored (against
 token s), and for every token s that may be scored the clean row of the token before it in the same document: row s - 1,
-or further back where filler lies between. Tokens that only complete a block are the diffusion objective's alone:
+or further back where padding lies between. Tokens that only complete a block are the diffusion objective's alone:
 autoregressive decoding stops before them.
 """
 
@@ -24,9 +24,9 @@ class StepCounts:
     """What a number of sequences hold.
 
     clean: scored clean rows (N_clean). masked: scored noisy rows (N_masked). maskable: tokens that could be.
-    text, context, completion, filler: rows of a Batch, each of one kind: tokens that may be scored, those that may not
+    text, context, block_padding, padding: tokens of a Batch, each of one kind: those that may be scored, may not
         (prompts), those that only complete a block, and those that are seen by none.
-    rows, pairs: rows of the forward that are not filler, and pairs of them that see each other.
+    rows, pairs: rows of the forward that are not padding, and pairs of them that see each other.
     """
 
     clean: int = 0
@@ -34,8 +34,8 @@ class StepCounts:
     maskable: int = 0
     text: int = 0
     context: int = 0
-    completion: int = 0
-    filler: int = 0
+    block_padding: int = 0
+    padding: int = 0
     rows: int = 0
     pairs: int = 0
 
@@ -77,14 +77,14 @@ def build_joint_input(noisy: NoisyBatch) -> ForwardInput:
 
 def _build_input(batch: Batch, tokens: Tensor, *selections: RowSelection) -> ForwardInput:
     doubled = len(selections) > 1
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
     selection = _concatenate(*selections)
     return ForwardInput(tokens, layout, selection, _count(batch, layout, selection))
 
 
 def _count(batch: Batch, layout: SequenceLayout, selection: RowSelection) -> StepCounts:
-    filler, completion = int((batch.document_ids < 0).sum()), int(batch.completion.sum())
-    text = int((batch.loss_mask & ~batch.completion).sum())
+    padding, block_padding = int((batch.document_ids < 0).sum()), int(batch.block_padding.sum())
+    text = int((batch.loss_mask & ~batch.block_padding).sum())
     num_masked = int(selection.is_noisy.sum())
     seen = count_seen_rows(layout)
     return StepCounts(
@@ -92,9 +92,9 @@ def _count(batch: Batch, layout: SequenceLayout, selection: RowSelection) -> Ste
         masked=num_masked,
         maskable=int(batch.loss_mask.sum()),
         text=text,
-        context=batch.tokens.numel() - text - completion - filler,
-        completion=completion,
-        filler=filler,
+        context=batch.tokens.numel() - text - block_padding - padding,
+        block_padding=block_padding,
+        padding=padding,
         rows=int((seen > 0).sum()),
         pairs=int(seen.sum()),
     )
@@ -117,7 +117,7 @@ def compute_row_weights(selection: RowSelection, totals: StepCounts, stage: Stag
 
 def _select_clean(batch: Batch, row_offset: int) -> RowSelection:
     before = _find_tokens_before(batch)
-    scored = batch.loss_mask & ~batch.completion & (before >= 0)
+    scored = batch.loss_mask & ~batch.block_padding & (before >= 0)
     sequence, token = scored.nonzero(as_tuple=True)
     flat_rows = (before[sequence, token] + row_offset) * len(scored) + sequence
     is_noisy = torch.zeros(len(token), dtype=torch.bool)
@@ -126,7 +126,7 @@ def _select_clean(batch: Batch, row_offset: int) -> RowSelection:
 
 def _find_tokens_before(batch: Batch) -> Tensor:
     """[B, S] row of the token that comes before each token in its document; -1 where there is none."""
-    is_text = (batch.document_ids >= 0) & ~batch.completion
+    is_text = (batch.document_ids >= 0) & ~batch.block_padding
     rows = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens)
     latest = torch.where(is_text, rows, -1).cummax(dim=1).values
     before = torch.cat([torch.full_like(latest[:, :1], -1), latest[:, :-1]], dim=1)

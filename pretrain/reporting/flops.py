@@ -34,7 +34,7 @@ def count_step_flops(model: ModelConfig, rows: int, pairs: int, scored_rows: int
 def compute_step_flops(model: ModelConfig, rows: int, pairs: int, scored_rows: int) -> float:
     """FLOPs of one optimizer step.
 
-    rows: of all sequences of the step, filler not counted (joint: both halves). pairs: of rows that see each other.
+    rows: of all sequences of the step, padding not counted (joint: both halves). pairs: of rows that see each other.
     """
     return sum(count_step_flops(model, rows, pairs, scored_rows))
 

@@ -98,7 +98,7 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
         rows = counts.sequences * source.form.sequence_length
         line = (
             f"{name}: {counts.tokens} tokens of {counts.documents} documents in {counts.sequences} sequences "
-            f"({counts.filler_rows / rows:.1%} filler, {counts.completion_rows / rows:.1%} completion), "
+            f"({counts.padding_tokens / rows:.1%} padding, {counts.block_padding_tokens / rows:.1%} block_padding), "
             f"{blend.shares()[name]:.1%} of the run, {epochs:.3g} epochs"
         )
         if counts.truncated_chats or counts.dropped_chats:
@@ -140,7 +140,7 @@ def read_chat_format(blends: list[Blend]) -> ChatFormat:
                 f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on answers: "
                 "prepare chats (data=chats, or input.kind: chat)."
             )
-        chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.completion_token_id)
+        chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.block_padding_token_id)
         formats.setdefault(chat, str(source.stored.path))
     if len(formats) > 1:
         names = " and ".join(list(formats.values())[:2])

@@ -36,7 +36,7 @@ class HeldoutEvaluation:
         return LossStats.from_sums(sums, step.counts, is_joint)
 
     def _batches(self) -> list[Batch]:
-        """This rank's share in microbatches of equal shape; places left over hold filler."""
+        """This rank's share in microbatches of equal shape; places left over hold padding."""
         mine = range(parallel_state.get_data_parallel_rank(), self.num_sequences, _data_parallel_size())
         return [self._batch(mine[start : start + self.micro_batch_size]) for start in self._starts()]
 
@@ -52,7 +52,7 @@ class HeldoutEvaluation:
         missing = self.micro_batch_size - len(indices)
         batch = self.blend.build_batch([*indices, *[0] * missing])
         batch.document_ids[len(indices) :] = -1
-        batch.loss_mask[len(indices) :] = batch.completion[len(indices) :] = False
+        batch.loss_mask[len(indices) :] = batch.block_padding[len(indices) :] = False
         return batch
 
 

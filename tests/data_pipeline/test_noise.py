@@ -21,9 +21,9 @@ def make_batch(sample_indices: list[int], length: int = 512, document_length: in
         tokens=torch.arange(length).repeat(rows, 1) % 90,
         document_ids=torch.arange(length).repeat(rows, 1) // document_length,
         block_ids=torch.arange(length).repeat(rows, 1) // 16,
-        positions=positions,
+        position_ids=positions,
         loss_mask=torch.ones(rows, length, dtype=torch.bool),
-        completion=torch.zeros(rows, length, dtype=torch.bool),
+        block_padding=torch.zeros(rows, length, dtype=torch.bool),
         sample_indices=torch.tensor(sample_indices),
     )
 
@@ -66,18 +66,18 @@ def test_every_document_draws_its_own_level() -> None:
     assert len({level.item() for level in noisy.p_mask[0]}) == 4
 
 
-def test_completions_are_noised_with_or_without_loss() -> None:
+def test_block_padding_is_noised_with_or_without_loss() -> None:
     batches = [
-        pack_chats([[[7, 20], [9, 33]]], SequenceForm(128, 16, 16, completion_loss=loss)) for loss in (True, False)
+        pack_chats([[[7, 20], [9, 33]]], SequenceForm(128, 16, 16, block_padding_loss=loss)) for loss in (True, False)
     ]
     with_loss, without = (add_noise(batch, SOURCE, MASK) for batch in batches)
     assert torch.equal(with_loss.masked, without.masked)
-    assert with_loss.masked[batches[0].completion].any()
-    allowed = batches[0].loss_mask | batches[0].completion
-    assert not with_loss.masked[~allowed].any(), "neither context nor filler"
+    assert with_loss.masked[batches[0].block_padding].any()
+    allowed = batches[0].loss_mask | batches[0].block_padding
+    assert not with_loss.masked[~allowed].any(), "neither context nor padding"
 
 
-def test_filler_is_never_noised() -> None:
+def test_padding_is_never_noised() -> None:
     batch = make_batch([0])
     batch.document_ids[:, 256:] = -1
     assert not add_noise(batch, SOURCE, MASK).masked[:, 256:].any()
@@ -92,7 +92,7 @@ def test_levels_are_uniform_and_tokens_are_masked_with_their_probability() -> No
     assert ((share - levels).abs() < 5 * (levels * (1 - levels) / 512).sqrt() + 1e-6).float().mean() > 0.99
 
 
-def test_a_sequence_of_filler_alone_has_no_noise() -> None:
+def test_a_sequence_of_padding_alone_has_no_noise() -> None:
     batch = make_batch([0, 1])
     batch.document_ids[1] = -1
     masked = add_noise(batch, SOURCE, MASK).masked

@@ -24,7 +24,7 @@ from tests.helpers.toy_data import ToyData, prepare_texts
 LENGTH, STEPS = 256, 2
 CP4 = ["parallel=cp2", "parallel.context_parallel=4"]
 OVERLAPPED = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
-# Texts follow each other (ar), in whole blocks with completions (joint); chats with filler and contexts (sft).
+# Texts follow each other (ar), in whole blocks with block padding (joint); chats with padding and contexts (sft).
 CASES = {
     "ar": ["stage=ar"],
     "ar_long": ["stage=ar", "data.train={long}"],
@@ -62,10 +62,10 @@ OTHERS = [pair for pair in OTHERS if pair[1] != LONG[1] or pair == LONG]
 # The layouts of the first step and of the second one, on four ranks.
 DP4, CP2 = ["parallel=single", "train.micro_batch_size=1"], ["parallel=cp2"]
 RESUMED = {"from_cp1": (DP4, CP2), "from_cp2": (CP2, DP4)}
-COUNTS = ("text_tokens", "context_tokens", "completion_tokens", "filler_rows", "masked_tokens")
+COUNTS = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens", "masked_tokens")
 
 
-# Texts [n] and chats [context, answer, ...], two sequences each: one document; several with completions and filler.
+# Texts [n] and chats [context, answer, ...], two sequences each: one document; several with block padding and padding.
 ONE = [[[LENGTH]], [[LENGTH]]]
 PACKED = [[[20, 45], [33], [40, 20]], [[100], [3, 60]]]
 SIZES, NUM_RANKS = (2, 4), 4  # smaller groups are several
@@ -174,8 +174,8 @@ def test_a_layout_trains_like_one_process(root: Path, layout: str, case: str) ->
 
 def test_the_cases_hold_what_they_are_for(root: Path) -> None:
     joint, sft = (load_lines(root / f"single_{case}", "train") for case in ("joint_8", "sft_32"))
-    assert all(line["completion_tokens"] > 0 for line in (*joint, *sft))
-    assert all(line["filler_rows"] > 0 and line["context_tokens"] > 0 for line in sft)
+    assert all(line["block_padding_tokens"] > 0 for line in (*joint, *sft))
+    assert all(line["padding_tokens"] > 0 and line["context_tokens"] > 0 for line in sft)
 
 
 @pytest.mark.parametrize("name", RESUMED)

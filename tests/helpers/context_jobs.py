@@ -62,7 +62,7 @@ def measure(
 ) -> dict[str, Any]:
     """Forward and backward of this rank's rows; the same rows of the whole sequence's are what they must be."""
     batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
     shard = replace(find_context_shard(block_size), chunk_rows=chunk_rows)
     heads = draw_heads(config, len(sequences), layout.row_positions().shape[1])
     weight = torch.linspace(-1, 1, heads[0].numel()).view_as(heads[0])

@@ -116,8 +116,8 @@ def test_packed_chats_are_trained_on_as_they_are_decoded(pair: Exported) -> None
     """Answers after prompts of any length, later turns, several chats in a sequence, partial last blocks."""
     batch = pack_chats([[[20, 21, 5, 30], [3, 40]], [[9], [35, 17, 1, 1]]], SequenceForm(192, BLOCK, BLOCK), 384)
     is_first = torch.cat([torch.ones(2, 1, dtype=torch.bool), batch.block_ids.diff(dim=1) > 0], dim=1)
-    noisy = torch.where((batch.loss_mask | batch.completion) & ~is_first, MASK, batch.tokens)
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled=True)
+    noisy = torch.where((batch.loss_mask | batch.block_padding) & ~is_first, MASK, batch.tokens)
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled=True)
     plans = PlanBuilder(pair.model, AttentionBackend.split, torch.float32, torch.device("cpu"))
     logits = pair.trained(torch.cat([noisy, batch.tokens], dim=1), plans.build(layout)).transpose(0, 1)
     noisy_logits, clean_logits = logits[:, :192], logits[:, 192:]
@@ -125,7 +125,7 @@ def test_packed_chats_are_trained_on_as_they_are_decoded(pair: Exported) -> None
     num_blocks = 0
     for row in range(2):
         for document in range(int(batch.document_ids[row].max()) + 1):
-            text = ((batch.document_ids[row] == document) & ~batch.completion[row]).nonzero().flatten()
+            text = ((batch.document_ids[row] == document) & ~batch.block_padding[row]).nonzero().flatten()
             tokens = batch.tokens[row, text]
             assert (pair.exported(tokens[None]).logits[0] - clean_logits[row, text]).abs().max() <= 1e-4
             for start in (is_first[row] & batch.loss_mask[row]).nonzero().flatten().tolist():

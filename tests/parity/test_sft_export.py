@@ -105,7 +105,7 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
     noisy[0, start + 1 : start + BLOCK] = MASK
 
     model = model_config_from(load_manifest(resolve_checkpoint(instruct.run)).model, "")
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled=True)
+    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled=True)
     plan = PlanBuilder(model, AttentionBackend.split, torch.float32, torch.device("cpu")).build(layout)
     rows = instruct.trained(torch.cat([noisy, batch.tokens], dim=1), plan).transpose(0, 1)
     trained = rows[0, start : start + BLOCK]
@@ -120,11 +120,11 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
 
 def test_every_token_is_accounted_for(instruct: Instruct, toy_data: ToyData) -> None:
     """Of a step: rows of each kind sum to the step. Of an epoch: what is used and left out sums to what is stored."""
-    kinds = ("text_tokens", "context_tokens", "completion_tokens", "filler_rows")
+    kinds = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens")
     lines = load_lines(instruct.run, "train")
     for line in lines:
         assert sum(line[kind] for kind in kinds) == 8 * 192
-        assert 0 < line["masked_tokens"] <= line["text_tokens"] + line["completion_tokens"]
+        assert 0 < line["masked_tokens"] <= line["text_tokens"] + line["block_padding_tokens"]
     assert all(sum(line[kind] for line in lines) > 0 for kind in kinds)
     [data] = load_lines(instruct.run, "data")
     counts = {key.partition("/")[2]: value for key, value in data.items() if "/" in key}

@@ -1,7 +1,7 @@
 """The loss of instruct tuning against transformers' Ministral 3 under a mask written down pair by pair.
 
-Chats are packed with filler, completions and several turns. Nothing of ours takes part in the reference but the batch
-and the drawn noise: mask, rows, targets, weights and logits are restated here.
+Chats are packed with padding, block padding and several turns. Nothing of ours takes part in the reference but the
+batch and the drawn noise: mask, rows, targets, weights and logits are restated here.
 """
 
 import itertools
@@ -86,7 +86,7 @@ def sees(batch: Batch, row: int, query: int, key: int) -> bool:
         return True
     if document[q] != document[k] or document[q] < 0:
         return False
-    if not key_noisy and batch.completion[row, k]:
+    if not key_noisy and batch.block_padding[row, k]:
         return False
     if query_noisy and key_noisy:
         return bool(block[q] == block[k])
@@ -108,7 +108,7 @@ def compute_reference(
     logits = theirs(
         input_ids=torch.cat([noisy.noisy_tokens, batch.tokens], dim=1),
         attention_mask=bias,
-        position_ids=torch.cat([batch.positions, batch.positions], dim=1),
+        position_ids=torch.cat([batch.position_ids, batch.position_ids], dim=1),
         use_cache=False,
     ).logits
     diffusion, ar, num_masked, num_clean = 0.0, 0.0, 0, 0
@@ -119,8 +119,8 @@ def compute_reference(
         if noisy.masked[b, s]:
             diffusion += cross_entropy(logits[b, s], token) / noisy.p_mask[b, s]
             num_masked += 1
-        before = [k for k in range(s) if batch.document_ids[b, k] == document >= 0 and not batch.completion[b, k]]
-        if before and not batch.completion[b, s]:
+        before = [k for k in range(s) if batch.document_ids[b, k] == document >= 0 and not batch.block_padding[b, k]]
+        if before and not batch.block_padding[b, s]:
             ar += cross_entropy(logits[b, length + before[-1]], token)
             num_clean += 1
     return (stage.diffusion_weight * diffusion + ar) / (num_masked + num_clean), logits  # type: ignore[return-value]
@@ -149,9 +149,9 @@ def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch)
     grad = hidden[0].grad
     assert grad is not None
     rows = item.selection.rows
-    scored, filler = grad.flatten(0, 1).tensor_split([len(rows)])
+    scored, padding = grad.flatten(0, 1).tensor_split([len(rows)])
     assert len(grad) < item.tokens.numel() / 2
-    assert not filler.any()
+    assert not padding.any()
     is_scored = torch.zeros(item.tokens.numel(), dtype=torch.bool)
     is_scored[rows] = True
 
@@ -162,9 +162,9 @@ def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch)
     torch.testing.assert_close(scored, expected[rows], rtol=1e-4, atol=1e-6)
 
 
-def test_noise_spares_prompts_and_filler(noisy: NoisyBatch) -> None:
+def test_noise_spares_prompts_and_padding(noisy: NoisyBatch) -> None:
     batch = noisy.batch
-    is_answer = batch.loss_mask | batch.completion
+    is_answer = batch.loss_mask | batch.block_padding
     assert noisy.masked[is_answer].any()
     assert not noisy.masked[~is_answer].any()
     assert torch.equal(noisy.noisy_tokens[~is_answer], batch.tokens[~is_answer])
@@ -196,7 +196,7 @@ def assert_packed_is_the_sum(models: Models, noisy: NoisyBatch, objective: Objec
         for document in range(len(chats))
     ]
     summed = sum((item.counts for item in alone), start=StepCounts())
-    assert replace(summed, filler=0) == replace(packed.counts, filler=0)
+    assert replace(summed, padding=0) == replace(packed.counts, padding=0)
     loss, grads = loss_and_gradients(models, [packed], packed.counts, objective)
     loss_alone, grads_alone = loss_and_gradients(models, alone, packed.counts, objective)
     assert loss_alone == pytest.approx(loss, rel=tolerance)
@@ -211,7 +211,7 @@ def take_document(noisy: NoisyBatch, row: int, document: int) -> NoisyBatch:
     alone = make_batch([[CHATS[row][document]]])
     theirs = (batch.document_ids[row] == document).nonzero().flatten()
     mine = (alone.document_ids[0] == 0).nonzero().flatten()
-    assert torch.equal(batch.positions[row, theirs], alone.positions[0, mine])
+    assert torch.equal(batch.position_ids[row, theirs], alone.position_ids[0, mine])
     masked, p_mask = torch.zeros_like(alone.loss_mask), torch.ones(alone.tokens.shape)
     alone.tokens[0, mine] = batch.tokens[row, theirs]
     masked[0, mine], p_mask[0, mine] = noisy.masked[row, theirs], noisy.p_mask[row, theirs]

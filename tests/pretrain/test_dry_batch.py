@@ -41,4 +41,4 @@ def test_the_longest_sequences_are_one_document_each(toy_data: ToyData, tmp_path
     assert torch.equal(longest.tokens, real.tokens)
     assert longest.document_ids.unique().tolist() == [0]
     assert longest.block_ids[0].unique().tolist() == [0, 1, 2, 3]  # 64 rows, blocks of 16
-    assert longest.loss_mask.all() and not longest.completion.any()
+    assert longest.loss_mask.all() and not longest.block_padding.any()

@@ -118,7 +118,7 @@ def _build_flex_form(
     """FlexAttention under the same mask in another form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    rows, device = 2 * layout.sequence_length, layout.positions.device
+    rows, device = 2 * layout.sequence_length, layout.position_ids.device
     on_cuda = device.type == "cuda"
     create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
     mask = create(_build_mask_mod(layout, WHOLE), None, None, rows, rows, device=str(device), BLOCK_SIZE=block_rows)

@@ -130,8 +130,8 @@ def build_layout(documents: Documents, length: int, block_size: int, doubled: bo
     lengths = documents.draw(length, form.alignment, np.random.default_rng(seed))
     tokens = np.zeros(lengths.sum(), dtype=np.int64)
     segments = Segments(tokens, lengths, np.arange(len(lengths)), np.zeros(len(lengths), dtype=bool))
-    batch = stack_rows([lay_out(segments, form, completion_token_id=0)], [0])
-    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    batch = stack_rows([lay_out(segments, form, block_padding_token_id=0)], [0])
+    return SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
 
 
 def print_balance(console: Console, found: list[Balance]) -> None:

@@ -53,7 +53,7 @@ def test_segments_decode_to_the_rendered_chat(
 
 
 def test_every_answer_ends_with_the_only_end_of_turn_in_it(chat: list[dict[str, Any]], encoder: ChatEncoder) -> None:
-    assert encoder.completion_token_id == 11
+    assert encoder.block_padding_token_id == 11
     for answer in encode_one(encoder, chat)[1::2]:
         assert answer[-1] == 11
         assert answer.count(11) == 1

@@ -62,7 +62,7 @@ def test_a_small_template_with_marks_is_enough(base_tokenizer_dir: Path, tmp_pat
     body = "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% else %}"
     path = tmp_path / "good.jinja"
     path.write_text(LOOP + body + "{{ m.content }}<|im_end|>{% endif %}{{ '\\n' }}" + END)
-    assert build_chat_encoder(base_tokenizer_dir, MASK_TOKEN, str(path)).completion_token_id == 11
+    assert build_chat_encoder(base_tokenizer_dir, MASK_TOKEN, str(path)).block_padding_token_id == 11
 
 
 def rename_tokens(source: Path, target: Path, **changes: object) -> Path:

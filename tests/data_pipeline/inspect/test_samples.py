@@ -53,17 +53,17 @@ def test_one_epoch_in_order_reads_as_the_documents(
     assert totals == {
         RowKind.scored: counts.scored_tokens,
         RowKind.context: 0,
-        RowKind.completion: counts.completion_rows,
-        RowKind.filler: counts.filler_rows,
+        RowKind.block_padding: counts.block_padding_tokens,
+        RowKind.padding: counts.padding_tokens,
     }
     manifest = dataset.stored.manifest
     assert manifest and totals[RowKind.scored] == manifest.tokens
 
 
-@pytest.mark.parametrize("completion_loss", [True, False])
+@pytest.mark.parametrize("block_padding_loss", [True, False])
 @pytest.mark.parametrize("chats", CHATS)
-def test_masked_tokens_are_marked_exactly_where_the_noise_is(chats: list[list[int]], completion_loss: bool) -> None:
-    batch = pack_chats([chats], SequenceForm(64, 8, 8, completion_loss=completion_loss))
+def test_masked_tokens_are_marked_exactly_where_the_noise_is(chats: list[list[int]], block_padding_loss: bool) -> None:
+    batch = pack_chats([chats], SequenceForm(64, 8, 8, block_padding_loss=block_padding_loss))
     sample = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
     expected = add_noise(batch, NOISE, mask_token_id=99)
     assert masked_rows(sample.spans) == np.flatnonzero(expected.masked[0].numpy()).tolist()
@@ -82,15 +82,15 @@ def test_spans_change_exactly_where_documents_and_their_parts_do() -> None:
     spans = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64).spans
     assert [(span.kind.value, span.document, span.end_row - span.first_row) for span in spans] == [
         ("context", 0, 13),
-        ("filler", -1, 3),
+        ("padding", -1, 3),
         ("scored", 0, 9),
-        ("completion", 0, 7),
+        ("block_padding", 0, 7),
         ("context", 0, 4),
-        ("filler", -1, 4),
+        ("padding", -1, 4),
         ("scored", 0, 3),
-        ("completion", 0, 5),
+        ("block_padding", 0, 5),
         ("context", 1, 5),
-        ("filler", -1, 3),
+        ("padding", -1, 3),
         ("scored", 1, 8),
     ]
     changes = [document for document, _ in groupby(span.document for span in spans if span.document >= 0)]
@@ -113,6 +113,6 @@ def test_samples_are_those_of_the_trainer(tmp_path: Path) -> None:
     for span in sample.spans:
         shown = [int(word) for piece in span.pieces for word in piece.text.split()]
         rows = slice(span.first_row, span.end_row)
-        assert shown == ([] if span.kind is RowKind.filler else batch.tokens[0, rows].tolist())
+        assert shown == ([] if span.kind is RowKind.padding else batch.tokens[0, rows].tolist())
         if span.kind is RowKind.scored:
             assert bool(batch.loss_mask[0, rows].all())

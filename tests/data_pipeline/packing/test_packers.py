@@ -37,12 +37,12 @@ def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[Rows]]:
 
 def check_counts(counts: PackingCounts, rows: list[Rows], documents: list[Document]) -> None:
     """The counts against counting in the rows themselves, and against what is on disk."""
-    is_filler = np.concatenate([row.document_ids < 0 for row in rows])
-    completion = np.concatenate([row.completion for row in rows])
+    is_padding = np.concatenate([row.document_ids < 0 for row in rows])
+    block_padding = np.concatenate([row.block_padding for row in rows])
     assert counts.sequences == len(rows)
-    assert (counts.filler_rows, counts.completion_rows) == (is_filler.sum(), completion.sum())
-    assert counts.tokens + counts.completion_rows + counts.filler_rows == len(rows) * LENGTH
-    assert counts.scored_tokens == sum((row.loss_mask & ~row.completion).sum() for row in rows)
+    assert (counts.padding_tokens, counts.block_padding_tokens) == (is_padding.sum(), block_padding.sum())
+    assert counts.tokens + counts.block_padding_tokens + counts.padding_tokens == len(rows) * LENGTH
+    assert counts.scored_tokens == sum((row.loss_mask & ~row.block_padding).sum() for row in rows)
     on_disk = sum(len(segment) for document in documents for segment in document)
     assert counts.tokens + counts.truncated_tokens + counts.dropped_tokens == on_disk
     assert counts.documents + counts.dropped_chats == len(documents)
@@ -58,7 +58,7 @@ def test_an_epoch_of_texts_is_every_token_once_in_order(tmp_path: Path, alignmen
     check_counts(dataset.counts, rows, documents)
     if alignment == 1:
         tails = sum(row.document_ids[-1] < 0 for row in rows)
-        assert tails <= len(TEXTS), "without noise only the last sequence of a shard has filler"
+        assert tails <= len(TEXTS), "without noise only the last sequence of a shard has padding"
 
 
 def test_texts_start_at_block_edges_and_at_position_0(tmp_path: Path) -> None:
@@ -66,18 +66,18 @@ def test_texts_start_at_block_edges_and_at_position_0(tmp_path: Path) -> None:
     for row in rows:
         starts = np.flatnonzero(np.diff(row.document_ids, prepend=-1) & (row.document_ids >= 0))
         assert not (starts % BLOCK).any()
-        assert not row.positions[starts].any()
+        assert not row.position_ids[starts].any()
         for block in np.unique(row.block_ids):
             assert len(set(row.document_ids[row.block_ids == block]) - {-1}) <= 1
 
 
-def test_without_isolation_texts_are_one_stream_without_filler(tmp_path: Path) -> None:
+def test_without_isolation_texts_are_one_stream_without_padding(tmp_path: Path) -> None:
     dataset = open_in_order(write_dataset(tmp_path / "d", TEXTS[:1]), isolate_documents=False)
     _, rows = read_epoch(dataset)
     check_counts(dataset.counts, rows, TEXTS[0])
-    assert dataset.counts.completion_rows < BLOCK, "only where the stream ends"
+    assert dataset.counts.block_padding_tokens < BLOCK, "only where the stream ends"
     for row in rows[:-1]:
-        assert row.positions.tolist() == list(range(LENGTH))
+        assert row.position_ids.tolist() == list(range(LENGTH))
         assert not row.document_ids.any()
         assert row.block_ids.tolist() == [s // BLOCK for s in range(LENGTH)]
 
@@ -91,7 +91,7 @@ def test_chats_stay_whole_and_come_once(tmp_path: Path, alignment: int) -> None:
     read = [chat for part in segments for chat in split_documents(part)]
     assert sorted(read) == sorted(documents)
     check_counts(dataset.counts, rows, documents)
-    assert dataset.counts.filler_rows < 0.35 * LENGTH * len(rows)
+    assert dataset.counts.padding_tokens < 0.35 * LENGTH * len(rows)
 
 
 def test_long_chats_are_truncated_after_an_answer_token(tmp_path: Path) -> None:

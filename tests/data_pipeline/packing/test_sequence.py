@@ -23,8 +23,8 @@ def lay_out_slowly(segments: Segments, form: SequenceForm) -> Rows:
     tokens = iter(segments.tokens.tolist())
     out: dict[str, list] = {field.name: [] for field in dataclasses.fields(Rows)}
 
-    def add(token: int, document: int, block: int, position: int, loss: bool, completion: bool) -> None:
-        for name, value in zip(out, (token, document, block, position, loss, completion), strict=True):
+    def add(token: int, document: int, block: int, position: int, loss: bool, block_padding: bool) -> None:
+        for name, value in zip(out, (token, document, block, position, loss, block_padding), strict=True):
             out[name].append(value)
 
     block, position, previous = -1, 0, None
@@ -39,7 +39,7 @@ def lay_out_slowly(segments: Segments, form: SequenceForm) -> Rows:
             elif is_context:
                 add(FILL, -1, block, 0, False, False)
             else:
-                add(FILL, document, block, position + i, form.completion_loss, True)
+                add(FILL, document, block, position + i, form.block_padding_loss, True)
         position += int(length)
     first = len(out["tokens"])
     for i in range(form.sequence_length - first):
@@ -60,11 +60,11 @@ CASES = [
 @pytest.mark.parametrize(("kinds", "lengths", "documents"), CASES)
 @pytest.mark.parametrize("alignment", [1, 4])
 @pytest.mark.parametrize("isolate", [True, False])
-@pytest.mark.parametrize("completion_loss", [True, False])
+@pytest.mark.parametrize("block_padding_loss", [True, False])
 def test_rows_follow_the_rules(
-    kinds: str, lengths: list[int], documents: list[int], alignment: int, isolate: bool, completion_loss: bool
+    kinds: str, lengths: list[int], documents: list[int], alignment: int, isolate: bool, block_padding_loss: bool
 ) -> None:
-    form = SequenceForm(40, 4, alignment, isolate, completion_loss)
+    form = SequenceForm(40, 4, alignment, isolate, block_padding_loss)
     segments = make_segments(kinds, lengths, documents)
     ours, wanted = lay_out(segments, form, FILL), lay_out_slowly(segments, form)
     for field in dataclasses.fields(Rows):
@@ -76,9 +76,9 @@ def test_an_answer_starts_a_block_and_end_of_turn_completes_its_last() -> None:
     assert rows.tokens.tolist() == [100, 101, 102, FILL, 103, 104, 105, 106, 107, *[FILL] * 7]
     assert rows.document_ids.tolist() == [0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1]
     assert rows.block_ids.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
-    assert rows.positions.tolist() == [0, 1, 2, 0, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0, 0]
+    assert rows.position_ids.tolist() == [0, 1, 2, 0, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0, 0]
     assert rows.loss_mask.tolist() == [False] * 4 + [True] * 8 + [False] * 4
-    assert np.flatnonzero(rows.completion).tolist() == [9, 10, 11]
+    assert np.flatnonzero(rows.block_padding).tolist() == [9, 10, 11]
 
 
 def test_a_batch_holds_int64_and_bool() -> None:
@@ -86,6 +86,6 @@ def test_a_batch_holds_int64_and_bool() -> None:
     batch = stack_rows([rows, rows], [5, 70000])
     assert batch.sample_indices.tolist() == [5, 70000]
     dtypes = {field.name: str(getattr(batch, field.name).dtype) for field in dataclasses.fields(batch)}
-    assert {name for name, dtype in dtypes.items() if dtype == "torch.bool"} == {"loss_mask", "completion"}
+    assert {name for name, dtype in dtypes.items() if dtype == "torch.bool"} == {"loss_mask", "block_padding"}
     assert set(dtypes.values()) == {"torch.bool", "torch.int64"}
     assert batch.to("meta").tokens.device.type == "meta"

@@ -100,7 +100,7 @@ def test_manifests_describe_the_files(workshop, rows, texts, tokenizer_dir, read
     assert (manifest.documents, manifest.tokens) == (len(texts), sum(map(len, documents)))
     assert manifest.max_token_id == max(map(max, documents))
     assert manifest.tokenizer_fingerprint == read_tokenizer_info(tokenizer_dir, "<SPECIAL_100>").fingerprint
-    assert (manifest.kind, manifest.dtype, manifest.completion_token_id) == ("text", "uint16", 2)
+    assert (manifest.kind, manifest.dtype, manifest.block_padding_token_id) == ("text", "uint16", 2)
     end = 0
     for shard in manifest.shards:
         prefix = workshop.output / shard.name
@@ -257,7 +257,7 @@ def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
     segments = read_documents(workshop.output)
     assert len(segments) == 6
     assert manifest.shards[0].scored_tokens == sum(len(answer) for answer in segments[1::2])
-    assert segments[1][-1] == manifest.completion_token_id == 11
+    assert segments[1][-1] == manifest.block_padding_token_id == 11
 
 
 def test_files_that_are_not_read_are_named(workshop, rows) -> None:

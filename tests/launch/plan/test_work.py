@@ -48,7 +48,7 @@ def test_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage: str) -> 
     positions = torch.cat([torch.arange(int(length)) for length in lengths])[None]
     blocks = torch.cumsum(positions % 32 == 0, dim=1) - 1
     regular = build_regular_layout(128, 32, doubled=stage == "joint")
-    packed = type(regular)(documents, blocks, positions, regular.completion, regular.doubled)
+    packed = type(regular)(documents, blocks, positions, regular.block_padding, regular.doubled)
     assert count_work(config, document_tokens=48).pairs == int(compute_dense_mask(packed).sum())
 
 
@@ -92,10 +92,16 @@ def build_input(config: RunConfig) -> ForwardInput:
     from data_pipeline.noise import NoisyBatch
 
     layout = build_regular_layout(config.data.sequence_length, config.stage.block_size, doubled=False)
-    tokens = torch.randint(config.model.vocab_size, layout.positions.shape)
+    tokens = torch.randint(config.model.vocab_size, layout.position_ids.shape)
     everywhere = torch.ones_like(tokens, dtype=torch.bool)
     batch = Batch(
-        tokens, layout.document_ids, layout.block_ids, layout.positions, everywhere, layout.completion, torch.zeros(1)
+        tokens,
+        layout.document_ids,
+        layout.block_ids,
+        layout.position_ids,
+        everywhere,
+        layout.block_padding,
+        torch.zeros(1),
     )
     if config.stage.name == "ar":
         return build_ar_input(batch)

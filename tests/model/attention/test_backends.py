@@ -13,7 +13,7 @@ from tests.helpers.packed import pack_chats
 
 HEADS, GROUPS, HEAD_DIM = 4, 2, 16
 GRID = [(8, 4), (32, 8), (48, 48), (60, 1), (96, 24), (ROWS_PER_GROUP, 32), (ROWS_PER_GROUP + 32, 32), (288, 48)]
-# Lengths of texts [n] and of chats [context, answer, ...]: whole blocks, then filler, completions and both.
+# Lengths of texts [n] and of chats [context, answer, ...]: whole blocks, then padding, block padding and both.
 PACKED = [
     [[[64], [32], [64]], [[160]]],
     [[[16], [128]], [[96], [64]]],
@@ -25,7 +25,7 @@ PACKED = [
 def build_packed_layout(sequences: list[list[list[int]]], doubled: bool = True) -> SequenceLayout:
     """As the packer lays out chats and texts (pack_chats), in blocks of 16."""
     batch = pack_chats(sequences, SequenceForm(160, 16, 16))
-    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    return SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
 
 
 def random_heads(batch: int, rows: int) -> list[torch.Tensor]:
@@ -91,15 +91,15 @@ def test_the_dense_mask_is_the_definition() -> None:
     assert mask.int().tolist() == noisy + clean
 
 
-def test_completions_are_seen_by_their_noisy_block_alone() -> None:
+def test_block_padding_is_seen_by_their_noisy_block_alone() -> None:
     layout = build_packed_layout([[[3, 20, 5, 20]]])
     mask = compute_dense_mask(layout)[0]
-    completion = torch.cat([layout.completion, layout.completion], dim=1)[0].nonzero().flatten()
-    noisy, clean = completion[completion < 160], completion[completion >= 160]
+    block_padding = torch.cat([layout.block_padding, layout.block_padding], dim=1)[0].nonzero().flatten()
+    noisy, clean = block_padding[block_padding < 160], block_padding[block_padding >= 160]
     assert len(noisy) == len(clean) == 24
     text = (layout.clean_document_ids[0] >= 0).nonzero().flatten()
-    assert not mask[text + 160][:, completion].any(), "no clean text sees a completion"
-    assert not mask[text][:, clean].any(), "no noisy text sees a clean completion"
+    assert not mask[text + 160][:, block_padding].any(), "no clean text sees block padding"
+    assert not mask[text][:, clean].any(), "no noisy text sees a clean block padding"
     for row in text.tolist():
         same_block = layout.block_ids[0][noisy] == layout.block_ids[0, row]
         assert torch.equal(mask[row, noisy], same_block)

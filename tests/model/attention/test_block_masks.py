@@ -28,7 +28,7 @@ def test_a_forward_builds_its_block_mask_once_for_all_layers(monkeypatch: pytest
     def count(layout: SequenceLayout) -> int:
         """BlockMasks that one forward through all layers builds."""
         built.clear()
-        tokens = torch.zeros(len(layout.positions), 2 * layout.sequence_length, dtype=torch.int64)
+        tokens = torch.zeros(len(layout.position_ids), 2 * layout.sequence_length, dtype=torch.int64)
         with torch.no_grad():
             chunk(tokens, plans.build(layout))
         return len(built)

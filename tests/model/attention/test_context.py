@@ -16,7 +16,7 @@ from tests.helpers.packed import pack_chats
 from tests.model.attention.test_backends import attend_dense, random_heads
 
 LENGTH = 256
-# Texts [n] and chats [context, answer, ...]: one document; several with completions; short ones and filler.
+# Texts [n] and chats [context, answer, ...]: one document; several with block padding; short ones and padding.
 PACKED = [
     [[[256]]],
     [[[20, 45], [33], [40, 20]], [[100], [3, 60]]],
@@ -29,7 +29,7 @@ LAYOUTS = [(2, 8, 512), (2, 32, 512), (4, 32, 512), (8, 8, 512), (2, 32, 32), (4
 def build_layout(sequences: list[list[list[int]]], block_size: int, doubled: bool) -> SequenceLayout:
     """Packed as in a stage with noise; without, documents follow each other wherever they end."""
     batch = pack_chats(sequences, SequenceForm(LENGTH, block_size, block_size if doubled else 1))
-    return SequenceLayout(batch.document_ids, batch.block_ids, batch.positions, batch.completion, doubled)
+    return SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
 
 
 def shards_of(size: int, block_size: int = 1, chunk_rows: int = CHUNK_ROWS) -> list[ContextShard]:

@@ -18,8 +18,8 @@ ALL = [("ar", {}), ("block_diffusion", {}), ("block_diffusion", {"causal_context
 ALL += SPECULATIVE
 
 
-def pad_left(prompts: Tensor, lengths: list[int], filler: int = 0) -> tuple[Tensor, Tensor]:
+def pad_left(prompts: Tensor, lengths: list[int], padding: int = 0) -> tuple[Tensor, Tensor]:
     """prompt_ids and attention_mask, both [B, P]: of rows of prompts [B, P] only the last `lengths` tokens count."""
     width = prompts.shape[1]
     mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
-    return prompts.where(mask, filler), mask.long()
+    return prompts.where(mask, padding), mask.long()

@@ -67,10 +67,10 @@ def test_padding_may_hold_any_token(tiny, mode):
     """Tokenizers pad with the eos, sometimes with ids that the model does not know."""
     model, options = tiny.model(), DecodeOptions(max_new_tokens=9, eos_token_id=[])
     expected = decode(model, mode, torch.tensor([[5, 6]]), options).output_ids
-    for filler in (0, 60, 64, -100):
-        got = decode(model, mode, torch.tensor([[filler, 5, 6]]), options, torch.tensor([[0, 1, 1]]))
+    for padding in (0, 60, 64, -100):
+        got = decode(model, mode, torch.tensor([[padding, 5, 6]]), options, torch.tensor([[0, 1, 1]]))
         assert torch.equal(got.output_ids[:, 1:], expected)
-        assert got.output_ids[0, 0] == filler
+        assert got.output_ids[0, 0] == padding
 
 
 @pytest.mark.parametrize("mode", MODES)

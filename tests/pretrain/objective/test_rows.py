@@ -64,10 +64,10 @@ def test_counts_of_microbatches_add_up() -> None:
     assert parts[0] + parts[1] == parts[2]
 
 
-def test_the_last_context_token_predicts_an_answer_across_filler() -> None:
+def test_the_last_context_token_predicts_an_answer_across_padding() -> None:
     batch = pack_chats([[[5, 20, 3, 16], [7, 16]]], SequenceForm(128, 16, 16))
     selection = build_ar_input(batch).selection
-    text = [row for row in range(128) if batch.document_ids[0, row] >= 0 and not batch.completion[0, row]]
+    text = [row for row in range(128) if batch.document_ids[0, row] >= 0 and not batch.block_padding[0, row]]
     wanted = {
         (before, after)
         for before, after in pairwise(text)
@@ -79,17 +79,17 @@ def test_the_last_context_token_predicts_an_answer_across_filler() -> None:
     assert len(selection.rows) == 20 + 16 + 16
 
 
-@pytest.mark.parametrize("completion_loss", [True, False])
-def test_completions_are_scored_by_the_diffusion_objective_alone(completion_loss: bool) -> None:
-    batch = pack_chats([[[5, 20, 3, 18], [7, 10]]], SequenceForm(128, 16, 16, completion_loss=completion_loss))
+@pytest.mark.parametrize("block_padding_loss", [True, False])
+def test_block_padding_is_scored_by_the_diffusion_objective_alone(block_padding_loss: bool) -> None:
+    batch = pack_chats([[[5, 20, 3, 18], [7, 10]]], SequenceForm(128, 16, 16, block_padding_loss=block_padding_loss))
     noisy = add_noise(batch, SOURCE, MASK)
     item = build_joint_input(noisy)
     noisy_rows = item.selection.rows[item.selection.is_noisy]
     scored = torch.zeros(128, dtype=torch.bool)
     scored[noisy_rows] = True
-    allowed = batch.loss_mask[0] if completion_loss else batch.loss_mask[0] & ~batch.completion[0]
+    allowed = batch.loss_mask[0] if block_padding_loss else batch.loss_mask[0] & ~batch.block_padding[0]
     assert torch.equal(scored, noisy.masked[0] & allowed)
     assert item.counts.clean == 20 + 18 + 10
     assert (item.counts.text, item.counts.context) == (20 + 18 + 10, 5 + 3 + 7)
-    assert (item.counts.completion, item.counts.filler) == (12 + 14 + 6, 11 + 13 + 9)
+    assert (item.counts.block_padding, item.counts.padding) == (12 + 14 + 6, 11 + 13 + 9)
     assert item.counts.maskable == int(allowed.sum())
