@@ -81,7 +81,7 @@ def _add_form_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--ar", action="store_true", help="as the AR stage packs them: no noise, no padding between")
     group.add_argument("--no-isolate", action="store_true", help="documents see each other")
-    group.add_argument("--no-block_padding-loss", action="store_true", help="what completes a block is not scored")
+    group.add_argument("--no-block-padding-loss", action="store_true", help="what completes a block is not scored")
     group.add_argument(
         "--overlong",
         choices=[rule.value for rule in OverlongChat],
