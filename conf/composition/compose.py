@@ -106,7 +106,7 @@ def to_config[Config](composed: DictConfig, tree: ConfigTree[Config]) -> Config:
 
 
 def load_run_config(path: Path) -> RunConfig:
-    """Read the config.yaml of a run folder.
+    """Read the config.yaml of a run folder, also one that an earlier version wrote.
 
     Raises ConfigError if the file is not there, is no YAML mapping, or does not fit today's schema.
     """
@@ -118,7 +118,8 @@ def load_run_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path} does not hold the configuration of a run")
-    return to_config(loaded, RUN_TREE)
+    plain = cast(dict[str, Any], OmegaConf.to_container(loaded, resolve=False))
+    return to_config(OmegaConf.create(RUN_TREE.renamed.read_old(plain)), RUN_TREE)
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -34,8 +34,25 @@ def explain(error: Exception, tree: ConfigTree) -> ConfigError:
     detail = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(detail, "full_key", None)
     if key:
-        return ConfigError(f"{key}: {_first_line(detail)}")
+        return _explain_value(key, _first_line(detail), tree)
+    in_file = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)\n +full_key: (.*)", str(error))
+    if in_file:
+        return _explain_file(in_file[1], in_file[2], in_file[3], tree)
     return ConfigError(f"cannot compose the overrides (group=option or key=value): {' '.join(str(error).split())}")
+
+
+def _explain_file(option: str, problem: str, key: str, tree: ConfigTree) -> ConfigError:
+    """Return the error for a key in the YAML file of `option`, such as data/mine."""
+    unknown = to_schema_key(key) not in tree.keys
+    error = explain_unknown_keys([key], tree) if unknown else _explain_value(key, problem, tree)
+    return ConfigError(f"{option}.yaml: {error}")
+
+
+def _explain_value(key: str, problem: str, tree: ConfigTree) -> ConfigError:
+    old = re.match("Invalid value '([^']*)'", problem)
+    if old and (value := tree.renamed.current_value(key, old[1])) != old[1]:
+        return ConfigError(f"{key}={old[1]} has been renamed; give {key}={value}")
+    return ConfigError(f"{key}: {problem}")
 
 
 def explain_unknown_keys(keys: Iterable[str], tree: ConfigTree) -> ConfigError:
@@ -44,6 +61,8 @@ def explain_unknown_keys(keys: Iterable[str], tree: ConfigTree) -> ConfigError:
 
 
 def _describe_unknown(key: str, tree: ConfigTree) -> str:
+    if (current := tree.renamed.current_key(key)) != key:
+        return f"{key!r} has been renamed; give {current!r}"
     parent = to_schema_key(key).rpartition(".")[0]
     valid = list(dict.fromkeys((*tree.keys, *tree.groups)))  # a group may be no key, such as a drafter's experiment
     siblings = [name for name in valid if name.rpartition(".")[0] == parent]
@@ -57,6 +76,8 @@ def _describe_unknown(key: str, tree: ConfigTree) -> str:
 def _explain_option(missing_file: str, options: list[str], tree: ConfigTree) -> ConfigError:
     """`missing_file` is group/option as Hydra looked for it."""
     group, _, option = missing_file.removesuffix(".yaml").rpartition("/")
+    if instead := tree.renamed.options.get(group, {}).get(option):
+        return ConfigError(f"{group}={option} no longer exists; give {instead}")
     options = [name for name in (options or tree.options(group)) if name != "__init__"]
     hint = _nearest(option, options)
     suggestion = f"did you mean {group}={hint}? " if hint else ""

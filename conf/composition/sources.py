@@ -7,11 +7,11 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.composition.renamed import ANY_NAME
 from conf.schema import DataConfig, SourceConfig
 from conf.system.errors import ConfigError
 
 BLEND_KEYS = ("data.train", "data.heldout")
-ANY_NAME = "<source>"  # stands for a source's name in lists of keys
 
 
 def to_schema_key(key: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from conf.composition.sources import ANY_NAME
+from conf.composition.renamed import ANY_NAME, DRAFTER_RENAMES, RUN_RENAMES, RenamedNames
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 
@@ -19,13 +19,14 @@ class ConfigTree[Config]:
     """One composed configuration.
 
     schema: its dataclass. schema_name: by which the defaults list of config.yaml finds the schema.
-    module: package that holds config.yaml and, as folders, the groups. has_blends: whether data.train and data.heldout
-    may be blends of sources.
+    module: package that holds config.yaml and, as folders, the groups. renamed: names that earlier versions used.
+    has_blends: whether data.train and data.heldout may be blends of sources.
     """
 
     schema: type[Config]
     schema_name: str
     module: str
+    renamed: RenamedNames
     has_blends: bool = False
 
     @property
@@ -67,5 +68,5 @@ def _schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
             yield from _schema_keys(nested, f"{prefix}{field.name}{suffix}.")
 
 
-RUN_TREE = ConfigTree(RunConfig, "run_config", "conf", has_blends=True)
-DRAFTER_TREE = ConfigTree(DrafterConfig, "drafter_config", "conf.drafter")
+RUN_TREE = ConfigTree(RunConfig, "run_config", "conf", RUN_RENAMES, has_blends=True)
+DRAFTER_TREE = ConfigTree(DrafterConfig, "drafter_config", "conf.drafter", DRAFTER_RENAMES)

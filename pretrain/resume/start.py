@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from conf.composition.renamed import RUN_RENAMES
 from conf.schema import Objective, ResumeMode, RunConfig
 from conf.system.errors import UserError
 from data_pipeline.blending.blend_order import BlendOrder
@@ -126,7 +127,7 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
     change.check(config.resume.allow_data_change)
     DistReader(step_dir).check(build_table(config.model))
     state = TrainState(manifest.step, manifest.tokens_seen, manifest.samples_seen)
-    then, now = manifest.config, plain(config)
+    then, now = RUN_RENAMES.read_old(manifest.config), plain(config)
     return StartPoint(
         manifest.eos_token_id,
         state,
