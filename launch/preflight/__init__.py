@@ -1,1 +1,1 @@
-"""Checks before a job burns GPUs: `python -m launch.preflight [overrides]`."""
+"""Check whether a job can start, before it occupies GPUs: `python -m launch.preflight [overrides]`."""

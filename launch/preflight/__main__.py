@@ -1,10 +1,13 @@
-"""Whether a run could start: `python -m launch.preflight [overrides] [--nodes N --gpus-per-node G]`."""
+"""Check whether a job can start: `python -m launch.preflight [overrides] [--nodes N --gpus-per-node G]`."""
 
 import argparse
+import json
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from conf.composition.hydra_entry import run_composed
@@ -12,13 +15,12 @@ from conf.composition.trees import RUN_TREE
 from conf.schema import RunConfig
 from conf.system.entry import OneLineParser, count, quiet_libraries
 from conf.system.errors import UserError
-from launch.preflight.checks import CHECKS, DRY_BATCH
-from launch.preflight.devices import count_gpus_quickly
-from launch.preflight.findings import Result
-from launch.preflight.report import STYLES, print_json, print_table, worst
-from launch.preflight.report import count as count_rows
-from launch.preflight.runner import Row, run_checks
-from launch.preflight.subject import Subject
+from launch.preflight.data_sources import check_heldout_data, check_tokenizer, check_training_data
+from launch.preflight.dry_batch import check_dry_batch
+from launch.preflight.environment import check_devices, check_kernels, check_package_versions, count_gpus_quickly
+from launch.preflight.rendezvous import check_ports
+from launch.preflight.run import check_configuration, check_disk_space, check_run_folder, check_start
+from launch.preflight.runner import Check, Finding, Job, Result, run_checks
 
 USAGE = """\
 Check everything that can stop a training run before it starts: configuration, packages, ports, run folder, disk space,
@@ -30,19 +32,38 @@ options:
   --nodes N            nodes of the job (default: 1)
   --gpus-per-node G    ranks per node (default: the CUDA devices here; without any, one copy of the model)
   --no-dry-batch       leave out the step with the largest shapes
-  --json               one JSON object on standard output in place of the table
+  --json               print one JSON object instead of the table
 
-The overrides are those of `python -m pretrain.train`. Status 0: nothing failed. 2: something did, and the table says
-what to do. Nothing is written into the run folder; the packing index of data seen for the first time is kept beside
-the data, as the run would do.
+The overrides are those of `python -m pretrain.train`. Exit status 0: nothing failed. 2: something did, and the table
+says what to do. Nothing is written into the run folder; the packing index of data seen for the first time is stored
+next to the data, as the run would do.
 
 example:
   python -m launch.preflight experiment=nld_8b_joint data.train=DIR data.tokenizer=DIR --nodes 32 --gpus-per-node 8
 """
 
+CHECKS = (  # in the order in which they run: quick ones first
+    Check("configuration", check_configuration),
+    Check("packages", check_package_versions),
+    Check("ports", check_ports),
+    Check("run folder", check_run_folder),
+    Check("disk space", check_disk_space),
+    Check("tokenizer", check_tokenizer, needs=("packages",)),
+    Check("training data", check_training_data, needs=("tokenizer",)),
+    Check("held-out data", check_heldout_data, needs=("tokenizer",)),
+    Check("start", check_start, needs=("training data",)),
+    Check("devices", check_devices, needs=("packages",)),
+    Check("kernels", check_kernels, needs=("packages",)),
+)
+DRY_BATCH = Check(
+    "dry batch", check_dry_batch, needs=("configuration", "training data", "held-out data", "devices", "kernels")
+)
+STYLES = {Result.ok: "green", Result.warning: "yellow", Result.failed: "bold red"}
+WIDTH = 120  # of the table where there is no terminal to ask
+
 
 def main() -> None:
-    """Exit with 0, or 2 if a check failed or the command line does not compose."""
+    """Exit with 0, or with 2 if a check failed or the command line does not compose."""
     parser = OneLineParser(prog="python -m launch.preflight", add_help=False, allow_abbrev=False)
     parser.add_argument("--nodes", type=count, default=1)
     parser.add_argument("--gpus-per-node", type=count, default=None)
@@ -54,28 +75,67 @@ def main() -> None:
 
 
 def run_preflight(config: RunConfig, options: argparse.Namespace) -> None:
-    """Checks, says, and raises UserError if something failed."""
+    """Run the checks and print what they found.
+
+    Raises:
+        UserError: A check failed.
+    """
     quiet_libraries("torch.distributed")
-    subject = Subject(config, options.nodes, options.gpus_per_node or _default_ranks_per_node(config))
+    job = Job(config, options.nodes, options.gpus_per_node or _default_ranks_per_node(config))
     checks = CHECKS if options.no_dry_batch else (*CHECKS, DRY_BATCH)
-    rows: list[Row] = []
+    findings: list[Finding] = []
     console = Console(stderr=True, highlight=False)
     with console.status("") as status:
         since = time.monotonic()
-        for found in run_checks(subject, checks, lambda name: status.update(Text(f"{name} ..."))):
-            result, seconds = worst(found), time.monotonic() - since
-            mark = (f"{result.value:<8}", STYLES[result])
+        for found in run_checks(job, checks, lambda name: status.update(Text(f"{name} ..."))):
+            worst, seconds = find_worst(found), time.monotonic() - since
+            mark = (f"{worst.value:<8}", STYLES[worst])
             console.print(Text.assemble(mark, f"{found[0].check} ({seconds:.1f} s)"))
-            rows += found
+            findings += found
             since = time.monotonic()
-    (print_json if options.json else print_table)(rows, subject)
-    if num_failed := count_rows(rows, Result.failed):
-        raise UserError(f"{num_failed} of {len(rows)} findings would stop the run; each says what to do")
+    (print_json if options.json else print_table)(findings, job)
+    if num_failed := count_findings(findings, Result.failed):
+        raise UserError(f"{num_failed} of {len(findings)} findings would stop the run; each says what to do")
 
 
 def _default_ranks_per_node(config: RunConfig) -> int:
-    is_cpu_run = Subject(config, 1, 1).is_cpu_run
+    is_cpu_run = Job(config, 1, 1).is_cpu_run
     return (0 if is_cpu_run else count_gpus_quickly()) or config.parallel.model_parallel
+
+
+def print_table(findings: list[Finding], job: Job) -> None:
+    """Print a row per finding on standard output."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(f"{job.config.run.dir} on {job.nodes} nodes x {job.gpus_per_node}", soft_wrap=True)
+    table = Table()
+    table.add_column("check", no_wrap=True)
+    table.add_column("result", no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    previous = ""
+    for finding in findings:
+        name = finding.check if finding.check != previous else ""
+        table.add_row(name, Text(finding.result.value, style=STYLES[finding.result]), Text(finding.detail))
+        previous = finding.check
+    console.print(table)
+
+
+def print_json(findings: list[Finding], job: Job) -> None:
+    """Print the findings as one JSON object on standard output."""
+    checks = [{"check": found.check, "result": found.result.value, "detail": found.detail} for found in findings]
+    counts = {result.value: count_findings(findings, result) for result in Result}
+    values = {"run_dir": str(Path(job.config.run.dir)), "world_size": job.world_size, "checks": checks}
+    print(json.dumps(values | {"counts": counts}, indent=2))
+
+
+def count_findings(findings: list[Finding], result: Result) -> int:
+    """Return how many findings have this result."""
+    return sum(finding.result is result for finding in findings)
+
+
+def find_worst(findings: list[Finding]) -> Result:
+    """Return the most serious result among the findings."""
+    order = list(Result)
+    return max((finding.result for finding in findings), key=order.index)
 
 
 if __name__ == "__main__":

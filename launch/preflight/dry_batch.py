@@ -1,4 +1,4 @@
-"""One dry batch with the largest shapes, in processes of its own (pretrain/dry_batch.py)."""
+"""Run a training step with the largest shapes in processes of its own (pretrain/dry_batch.py)."""
 
 import json
 import os
@@ -13,56 +13,56 @@ from typing import Any
 
 from conf.rules.run import num_microbatches
 from conf.schema import RunConfig
-from launch.preflight.findings import Finding, failed, ok, warning
-from launch.preflight.subject import Subject
+from launch.preflight.runner import Finding, Job, failed, ok, warning
 from pretrain.dry_batch import REPORT_FILE
 from pretrain.run.run_folder import CONFIG_FILE, write_out
 
-SECONDS = 1800
-CROWDED = 0.95  # of a device's memory
-# What a surrounding job would tell the processes about their place in it.
-PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT_SECONDS = 1800
+NEARLY_FULL = 0.95  # of a device's memory
+# Variables by which a surrounding job would assign its own ranks to the processes.
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """values: what the first rank measured, or None; output: everything the processes said."""
+    """Hold what the first rank measured (`values`; None if it failed) and all output of the processes."""
 
     values: dict[str, Any] | None
     output: str
 
 
-def check_dry_batch(subject: Subject) -> Iterator[Finding]:
-    """One copy of the model on CPUs; on GPUs as many whole copies as this machine has devices for."""
-    num_ranks = count_dry_ranks(subject)
+def check_dry_batch(job: Job) -> Iterator[Finding]:
+    """Check one step: of one copy of the model on CPUs, of as many as there are devices for on GPUs."""
+    num_ranks = count_dry_ranks(job)
     if not num_ranks:
-        needed = subject.config.parallel.model_parallel
-        yield warning(f"not run: needs {needed} devices, here are {len(subject.gpus)}")
+        needed = job.config.parallel.model_parallel
+        yield warning(f"not run: it needs {needed} devices, and this machine has {len(job.gpus)}")
         return
-    outcome = run_dry_batch(subject.config, num_ranks, count_microbatches(subject.config, subject.world_size))
-    yield (
-        _describe_failure(subject, num_ranks, outcome) if outcome.values is None else _describe(subject, outcome.values)
-    )
+    outcome = run_dry_batch(job.config, num_ranks, count_microbatches(job.config, job.world_size))
+    yield (_describe_failure(job, num_ranks, outcome) if outcome.values is None else _describe(job, outcome.values))
 
 
-def count_dry_ranks(subject: Subject) -> int:
-    """Processes of the dry batch; 0 where this machine has too few devices."""
-    one_copy = subject.config.parallel.model_parallel
-    if subject.is_cpu_run:
+def count_dry_ranks(job: Job) -> int:
+    """Return the number of processes; 0 if this machine has too few devices."""
+    one_copy = job.config.parallel.model_parallel
+    if job.is_cpu_run:
         return one_copy
-    # More copies shard the optimizer's state further, as the job does: nearer to its memory.
-    return min(len(subject.gpus), subject.world_size) // one_copy * one_copy
+    # More copies shard the optimizer's state further, which comes nearer to the memory of the job.
+    return min(len(job.gpus), job.world_size) // one_copy * one_copy
 
 
 def count_microbatches(config: RunConfig, world_size: int) -> int:
-    """As many as fill the pipeline, which decides how many activations live at once; no more than the job has."""
+    """Return as many as fill the pipeline, but no more than the job has.
+
+    A full pipeline holds as many activations at once as it ever does.
+    """
     parallel = config.parallel
     filling = parallel.pipeline_parallel * (2 if parallel.virtual_pipeline_parallel > 1 else 1)
     return min(filling, num_microbatches(config, world_size))
 
 
 def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> Outcome:
-    """Runs it in a temporary folder, which is deleted."""
+    """Run it in a temporary folder, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="preflight_") as folder:
         path = Path(folder) / CONFIG_FILE
         path.write_text(write_out(config), encoding="utf-8")
@@ -75,32 +75,32 @@ def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> O
 def _launcher(num_ranks: int) -> list[str]:
     if num_ranks == 1:
         return [sys.executable, "-m"]
-    places = ["--nnodes=1", f"--nproc_per_node={num_ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    return [sys.executable, "-m", "torch.distributed.run", *places, "-m"]
+    options = ["--nnodes=1", f"--nproc_per_node={num_ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    return [sys.executable, "-m", "torch.distributed.run", *options, "-m"]
 
 
 def _run(command: list[str]) -> str:
-    """Output of a command that is stopped, with all its processes, when it takes too long."""
-    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
+    """Return the output of a command; it is killed with all its processes if it takes too long."""
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(
         command, env=environment, stdout=pipe, stderr=merged, text=True, errors="replace", start_new_session=True
     ) as process:
         try:
-            return process.communicate(timeout=SECONDS)[0]
+            return process.communicate(timeout=TIMEOUT_SECONDS)[0]
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
             output = process.communicate()[0]
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
-            return f"{output}\nerror: stopped after {SECONDS} s"
+            return f"{output}\nerror: stopped after {TIMEOUT_SECONDS} s"
 
 
-def _describe(subject: Subject, values: dict[str, Any]) -> Finding:
+def _describe(job: Job, values: dict[str, Any]) -> Finding:
     peak, total = values["peak_memory_bytes"], values["device_memory_bytes"]
     sequences = f"{values['num_microbatches']} x {values['micro_batch_size']} sequences of {values['sequence_length']}"
     detail = (
-        f"on {values['world_size']} of {subject.world_size} ranks, each {sequences}, one document each: step "
+        f"on {values['world_size']} of {job.world_size} ranks, each {sequences}, one document each: step "
         f"{values['step_seconds']:.3g} s, peak memory {peak / 1e9:.3g} GB per rank"
         + (f" of {total / 1e9:.3g} GB" if total else "")
     )
@@ -108,31 +108,31 @@ def _describe(subject: Subject, values: dict[str, Any]) -> Finding:
         detail += f", held-out microbatch {values['heldout_seconds']:.3g} s"
     if not values["is_finite"]:
         return failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
-    if total and peak > CROWDED * total:
+    if total and peak > NEARLY_FULL * total:
         return warning(
             f"{detail}: close to the limit; lower train.micro_batch_size or set parallel.recompute=elementwise"
         )
     return ok(detail)
 
 
-def _describe_failure(subject: Subject, num_ranks: int, outcome: Outcome) -> Finding:
-    """The cause in a line; the whole output in a file."""
+def _describe_failure(job: Job, num_ranks: int, outcome: Outcome) -> Finding:
+    """Report the cause in a line, and write the whole output to a file."""
     descriptor, log = tempfile.mkstemp(prefix="preflight_dry_batch_", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(outcome.output)
-    detail = f"on {num_ranks} of {subject.world_size} ranks: {find_cause(outcome.output)} (everything they said: {log})"
-    if "OutOfMemoryError" in outcome.output and num_ranks < subject.world_size:
-        copies = subject.world_size // subject.config.parallel.model_parallel
+    detail = f"on {num_ranks} of {job.world_size} ranks: {find_cause(outcome.output)} (their whole output: {log})"
+    if "OutOfMemoryError" in outcome.output and num_ranks < job.world_size:
+        copies = job.world_size // job.config.parallel.model_parallel
         return warning(
             f"{detail}; the job shards optimizer state over {copies} copies and needs less: python -m launch.plan "
-            "counts it"
+            "computes it"
         )
     return failed(detail)
 
 
 def find_cause(output: str) -> str:
-    """The line that says most: a user's message, else the last error of the first traceback."""
+    """Return the most telling line: a message for the user, else the error that ends the first traceback."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith(("error:", "error on rank"))]
     causes += [line for line in lines if line.split(":")[0].split(".")[-1].endswith(("Error", "Exception"))]
-    return (causes or lines[-1:] or ["it ended without a word"])[0]
+    return (causes or lines[-1:] or ["it ended without output"])[0]

@@ -1,57 +1,136 @@
-"""Runs every check, whatever the others found."""
+"""Run checks on a job that has not started, and collect what they find.
+
+A check is a generator of findings. Every check runs whatever the others found, except where it needs one that failed.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from conf.schema import Device, RunConfig
 from conf.system.errors import UserError
-from launch.preflight.findings import Finding, Result, failed, warning
-from launch.preflight.subject import Subject
 
-CheckFunction = Callable[[Subject], Iterator[Finding]]
+if TYPE_CHECKING:  # these import torch, and a message about the configuration need not wait for it
+    from pretrain.resume.start import StartPoint
+    from pretrain.run.data import RunData
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device of this machine. total_bytes, free_bytes: of its memory, now."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass
+class Job:
+    """Describe the run that is to start, and pass on what earlier checks have learned about it.
+
+    nodes, gpus_per_node: of the job; on CPU runs a rank is a process. gpus: devices of this machine, set by the check
+    of devices. data, start: set by the checks of training data and of the start; None until then.
+    """
+
+    config: RunConfig
+    nodes: int
+    gpus_per_node: int
+    gpus: list[Gpu] = field(default_factory=list)
+    data: "RunData | None" = None
+    start: "StartPoint | None" = None
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def run_dir(self) -> Path:
+        """Run folder, which may not exist yet."""
+        return Path(self.config.run.dir)
+
+    @property
+    def is_cpu_run(self) -> bool:
+        """Whether the configuration asks for CPUs."""
+        return self.config.runtime.device is Device.cpu
+
+
+class Result(Enum):
+    """Grade what a check found.
+
+    warning: the job could run, but a person should know. failed: it would fail, or must not start.
+    """
+
+    ok = "ok"
+    warning = "warning"
+    failed = "failed"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Hold one result of a check.
+
+    detail: what was found and, unless it is ok, what to do. check: name of the check, which the runner fills in.
+    """
+
+    result: Result
+    detail: str
+    check: str = ""
+
+
+def ok(detail: str) -> Finding:
+    """Report that nothing needs to be done."""
+    return Finding(Result.ok, detail)
+
+
+def warning(detail: str) -> Finding:
+    """Report something a person should know although the job can start."""
+    return Finding(Result.warning, detail)
+
+
+def failed(detail: str) -> Finding:
+    """Report a reason why the job must not start."""
+    return Finding(Result.failed, detail)
 
 
 @dataclass(frozen=True)
 class Check:
-    """run: yields at least one finding; an error it raises is one that failed. needs: names of earlier checks."""
+    """Name a check and what it depends on.
+
+    run: yields at least one finding; an exception counts as a failed one. needs: names of earlier checks.
+    """
 
     name: str
-    run: CheckFunction
+    run: Callable[[Job], Iterator[Finding]]
     needs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Row:
-    """A finding with the name of its check."""
-
-    check: str
-    result: Result
-    detail: str
-
-
-def run_checks(subject: Subject, checks: Iterable[Check], started: Callable[[str], None]) -> Iterator[list[Row]]:
-    """The rows of each check as it finishes. started: told the name of the one that begins."""
-    unknown: set[str] = set()
+def run_checks(job: Job, checks: Iterable[Check], on_start: Callable[[str], None]) -> Iterator[list[Finding]]:
+    """Yield the findings of each check as it finishes. on_start: called with the name of the check that begins."""
+    unusable: set[str] = set()  # checks that failed or did not run
     for check in checks:
-        missing = [name for name in check.needs if name in unknown]
+        missing = [name for name in check.needs if name in unusable]
         if missing:
             findings = [warning(f"not checked: it needs what failed above ({', '.join(missing)})")]
-            unknown.add(check.name)
+            unusable.add(check.name)
         else:
-            started(check.name)
-            findings = _collect(check, subject)
+            on_start(check.name)
+            findings = _collect(check, job)
         if any(finding.result is Result.failed for finding in findings):
-            unknown.add(check.name)
-        yield [Row(check.name, finding.result, finding.detail) for finding in findings]
+            unusable.add(check.name)
+        yield [replace(finding, check=check.name) for finding in findings]
 
 
-def _collect(check: Check, subject: Subject) -> list[Finding]:
-    """What a check found until its end or its first error."""
+def _collect(check: Check, job: Job) -> list[Finding]:
+    """Return what a check found until its end or its first error."""
     findings: list[Finding] = []
     try:
-        for finding in check.run(subject):
+        for finding in check.run(job):
             findings.append(finding)
     except UserError as error:
         findings.append(failed(str(error)))
-    except Exception as error:  # a defect, or a broken environment: the other checks still have something to say
+    except Exception as error:  # a defect or a broken environment; the other checks can still report
         findings.append(failed(f"could not be checked: {type(error).__name__}: {error}"))
     return findings

@@ -8,11 +8,10 @@ from conf.composition.compose import compose_run_config
 from conf.schema import RunConfig
 from launch.preflight import dry_batch
 from launch.preflight.dry_batch import Outcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause
-from launch.preflight.findings import Finding, Result
-from launch.preflight.subject import GpuFacts, Subject
+from launch.preflight.runner import Finding, Gpu, Job, Result
 from tests.helpers.toy_data import ToyData, tokens_of
 
-GPU = GpuFacts("H100", total_bytes=int(80e9), free_bytes=int(79e9))
+GPU = Gpu("H100", total_bytes=int(80e9), free_bytes=int(79e9))
 MEASURED = {
     "world_size": 4,
     "num_microbatches": 2,
@@ -31,8 +30,8 @@ def compose(*extra: str) -> RunConfig:
     return compose_run_config(["experiment=nld_8b_joint", *paths, *extra])
 
 
-def subject(num_gpus: int, *extra: str) -> Subject:
-    return Subject(compose(*extra), nodes=4, gpus_per_node=8, gpus=[GPU] * num_gpus)
+def make_job(num_gpus: int, *extra: str) -> Job:
+    return Job(compose(*extra), nodes=4, gpus_per_node=8, gpus=[GPU] * num_gpus)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def subject(num_gpus: int, *extra: str) -> Subject:
     ],
 )
 def test_a_dry_batch_takes_whole_copies_of_the_model(num_gpus: int, overrides: tuple[str, ...], expected: int) -> None:
-    assert count_dry_ranks(subject(num_gpus, *overrides)) == expected
+    assert count_dry_ranks(make_job(num_gpus, *overrides)) == expected
 
 
 @pytest.mark.parametrize(("parallel", "expected"), [("tp4", 1), ("tp2_pp2", 2), ("pp2_interleaved", 4)])
@@ -56,13 +55,13 @@ def test_microbatches_fill_the_pipeline(parallel: str, expected: int) -> None:
 
 def judge(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, num_gpus: int = 4) -> Finding:
     monkeypatch.setattr(dry_batch, "run_dry_batch", lambda *_: outcome)
-    (finding,) = check_dry_batch(subject(num_gpus, "parallel=tp4"))
+    (finding,) = check_dry_batch(make_job(num_gpus, "parallel=tp4"))
     return finding
 
 
 def test_too_few_devices_are_a_warning_that_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = judge(monkeypatch, Outcome(None, ""), num_gpus=3)
-    assert finding.result is Result.warning and "needs 4 devices, here are 3" in finding.detail
+    assert finding.result is Result.warning and "needs 4 devices, and this machine has 3" in finding.detail
 
 
 @pytest.mark.parametrize(
@@ -90,12 +89,12 @@ def test_a_crash_gives_its_cause_and_a_log(monkeypatch: pytest.MonkeyPatch) -> N
 def test_memory_that_more_copies_would_share_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     finding = judge(monkeypatch, Outcome(None, "torch.OutOfMemoryError: CUDA out of memory."))
     assert finding.result is Result.warning and "over 8 copies" in finding.detail
-    Path(finding.detail.partition("said: ")[2].partition(")")[0]).unlink()
+    Path(finding.detail.partition("output: ")[2].partition(")")[0]).unlink()
 
 
 def test_a_message_for_the_user_is_the_cause() -> None:
     assert find_cause("W1 noise\nerror: data.train holds no data\nFooError: x") == "error: data.train holds no data"
-    assert find_cause("") == "it ended without a word"
+    assert find_cause("") == "it ended without output"
 
 
 @pytest.mark.slow

@@ -8,25 +8,24 @@ from typing import Any
 import pytest
 
 from conf.composition.compose import compose_run_config
-from launch.preflight.checks import CHECKS
-from launch.preflight.findings import Result
-from launch.preflight.runner import Row, run_checks
-from launch.preflight.subject import Subject
+from launch.preflight import environment
+from launch.preflight.__main__ import CHECKS
+from launch.preflight.runner import Finding, Job, Result, run_checks
 from pretrain.run.run_folder import lock_run_folder
 from tests.helpers.stored import write_dataset
 from tests.helpers.toy_data import ToyData, tokens_of
 
 
-def check(data: ToyData, root: Path, *extra: str, ranks: int = 1) -> list[Row]:
-    """All rows but those of the dry batch."""
+def check(data: ToyData, root: Path, *extra: str, ranks: int = 1) -> list[Finding]:
+    """Return all findings but those of the dry batch."""
     overrides = [*data.overrides(), "stage=joint", tokens_of(10), f"run.root={root}", "run.name=run", *extra]
-    subject = Subject(compose_run_config(overrides), nodes=1, gpus_per_node=ranks)
-    return [row for rows in run_checks(subject, CHECKS, lambda name: None) for row in rows]
+    job = Job(compose_run_config(overrides), nodes=1, gpus_per_node=ranks)
+    return [finding for found in run_checks(job, CHECKS, lambda name: None) for finding in found]
 
 
-def rows_of(rows: list[Row], result: Result) -> dict[str, str]:
-    """Details by check."""
-    return {row.check: row.detail for row in rows if row.result is result}
+def details_of(findings: list[Finding], result: Result) -> dict[str, str]:
+    """Return the details of findings with this result, by check."""
+    return {finding.check: finding.detail for finding in findings if finding.result is result}
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +39,10 @@ def free_port(monkeypatch: pytest.MonkeyPatch) -> int:
     return port
 
 
-def test_a_run_that_can_start_has_nothing_to_mend(toy_data: ToyData, tmp_path: Path) -> None:
-    rows = check(toy_data, tmp_path)
-    assert {row.result for row in rows} == {Result.ok}
-    assert {row.check for row in rows} == {check.name for check in CHECKS}
+def test_a_run_that_can_start_has_nothing_to_fix(toy_data: ToyData, tmp_path: Path) -> None:
+    findings = check(toy_data, tmp_path)
+    assert {finding.result for finding in findings} == {Result.ok}
+    assert {finding.check for finding in findings} == {check.name for check in CHECKS}
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
 
 
@@ -62,7 +61,7 @@ def test_a_run_that_can_start_has_nothing_to_mend(toy_data: ToyData, tmp_path: P
 def test_what_is_wrong_fails_where_it_is_looked_at(
     toy_data: ToyData, tmp_path: Path, change: str, where: str, named: str
 ) -> None:
-    failures = rows_of(check(toy_data, tmp_path, change), Result.failed)
+    failures = details_of(check(toy_data, tmp_path, change), Result.failed)
     assert list(failures) == [where] and named in failures[where]
 
 
@@ -72,44 +71,42 @@ def test_each_broken_source_is_named(toy_data: ToyData, tmp_path: Path) -> None:
     tokens.write_bytes(tokens.read_bytes()[:-2])
     other = write_dataset(tmp_path / "other", [[[[5, 6, 7]] * 200]])
     blend = "data.train={a:{path:%s,weight:1},b:{path:%s,weight:1},c:{path:%s,weight:1},d:{path:nowhere,weight:1}}"
-    rows = check(toy_data, tmp_path, blend % (toy_data.train, tmp_path / "cut", other))
-    failures = [row.detail for row in rows if row.result is Result.failed]
+    findings = check(toy_data, tmp_path, blend % (toy_data.train, tmp_path / "cut", other))
+    failures = [finding.detail for finding in findings if finding.result is Result.failed]
     assert [detail[0] for detail in failures] == ["b", "c", "d"]
     assert "bytes" in failures[0] and "was tokenised with tokenizer" in failures[1]
     assert "nowhere" in failures[2]
-    assert "training data" in rows_of(rows, Result.warning)["start"]
+    assert "training data" in details_of(findings, Result.warning)["start"]
 
 
 def test_reading_data_more_than_once_is_a_warning(toy_data: ToyData, tmp_path: Path) -> None:
-    warnings = rows_of(check(toy_data, tmp_path, "train.tokens=1e6"), Result.warning)
+    warnings = details_of(check(toy_data, tmp_path, "train.tokens=1e6"), Result.warning)
     assert list(warnings) == ["training data"] and "it repeats" in warnings["training data"]
 
 
 def test_missing_and_trained_on_heldout_data_are_warnings(toy_data: ToyData, tmp_path: Path) -> None:
-    missing = rows_of(check(toy_data, tmp_path, "data.heldout=null"), Result.warning)
-    trained_on = rows_of(check(toy_data, tmp_path, f"data.heldout={toy_data.train}"), Result.warning)
+    missing = details_of(check(toy_data, tmp_path, "data.heldout=null"), Result.warning)
+    trained_on = details_of(check(toy_data, tmp_path, f"data.heldout={toy_data.train}"), Result.warning)
     assert "not given" in missing["held-out data"] and "not held out" in trained_on["held-out data"]
 
 
 def test_a_folder_in_use_and_one_that_cannot_be_written_fail(toy_data: ToyData, tmp_path: Path) -> None:
     with lock_run_folder(tmp_path / "run"):
-        rows = check(toy_data, tmp_path)
-    assert "is in use" in rows_of(rows, Result.failed)["run folder"]
+        findings = check(toy_data, tmp_path)
+    assert "is in use" in details_of(findings, Result.failed)["run folder"]
     (tmp_path / "file").touch()
-    failures = rows_of(check(toy_data, tmp_path / "file"), Result.failed)
+    failures = details_of(check(toy_data, tmp_path / "file"), Result.failed)
     assert "run.root" in failures["run folder"]
 
 
 def test_a_package_of_another_version_stops_only_what_needs_it(
     toy_data: ToyData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launch.preflight import packages
-
-    monkeypatch.setattr(packages, "read_requirements", lambda *_: ["pytest<2"])
-    rows = check(toy_data, tmp_path)
-    assert "make setup" in rows_of(rows, Result.failed)["packages"]
-    assert "packages" in rows_of(rows, Result.warning)["kernels"]
-    assert "run folder" in rows_of(rows, Result.ok)
+    monkeypatch.setattr(environment, "read_requirements", lambda *_: ["pytest<2"])
+    findings = check(toy_data, tmp_path)
+    assert "make setup" in details_of(findings, Result.failed)["packages"]
+    assert "packages" in details_of(findings, Result.warning)["kernels"]
+    assert "run folder" in details_of(findings, Result.ok)
 
 
 def test_an_unforeseen_error_is_a_failure_of_its_check_alone(
@@ -119,13 +116,13 @@ def test_an_unforeseen_error_is_a_failure_of_its_check_alone(
         raise RuntimeError("no disk")
 
     monkeypatch.setattr(shutil, "disk_usage", break_down)
-    rows = check(toy_data, tmp_path)
-    assert "RuntimeError: no disk" in rows_of(rows, Result.failed)["disk space"]
-    assert "kernels" in rows_of(rows, Result.ok)
+    findings = check(toy_data, tmp_path)
+    assert "RuntimeError: no disk" in details_of(findings, Result.failed)["disk space"]
+    assert "kernels" in details_of(findings, Result.ok)
 
 
 def test_without_a_device_a_gpu_run_learns_what_is_not_known(toy_data: ToyData, tmp_path: Path) -> None:
-    rows = check(toy_data, tmp_path, "runtime=default")
-    warnings = rows_of(rows, Result.warning)
+    findings = check(toy_data, tmp_path, "runtime=default")
+    warnings = details_of(findings, Result.warning)
     assert "on a GPU node" in warnings["devices"]
     assert "transformer_engine" in warnings["kernels"] and "flex" in warnings["kernels"]

@@ -1,4 +1,4 @@
-"""Tokenizer and tokenised data: there, whole, made for each other and for the model, and enough."""
+"""Check tokenizer and tokenised sources: present, complete, made for each other and for the model, and large enough."""
 
 import os
 from collections.abc import Iterator
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from conf.schema import RunConfig, SourceConfig
 from conf.system.errors import UserError
-from launch.preflight.findings import Finding, failed, ok, warning
-from launch.preflight.subject import Subject
+from launch.preflight.runner import Finding, Job, failed, ok, warning
 
 if TYPE_CHECKING:  # imports torch
     from pretrain.run.data import RunData
@@ -17,11 +16,11 @@ if TYPE_CHECKING:  # imports torch
 ONE_EPOCH = 1.0
 
 
-def check_tokenizer(subject: Subject) -> Iterator[Finding]:
-    """Mask and end-of-sequence tokens, and no more entries than the model has."""
+def check_tokenizer(job: Job) -> Iterator[Finding]:
+    """Check that it has mask and end-of-sequence tokens, and no more entries than the model."""
     from pretrain.run.data import open_tokenizer
 
-    config = subject.config
+    config = job.config
     tokenizer = open_tokenizer(config)
     yield ok(
         f"{config.data.tokenizer}: {tokenizer.vocab_size} entries (model.vocab_size={config.model.vocab_size}), "
@@ -29,38 +28,38 @@ def check_tokenizer(subject: Subject) -> Iterator[Finding]:
     )
 
 
-def check_training_data(subject: Subject) -> Iterator[Finding]:
-    """Each source by itself, so that one attempt shows all that is wrong; then what the run reads of each."""
+def check_training_data(job: Job) -> Iterator[Finding]:
+    """Check each source by itself, so that one attempt shows every problem; then report what the run reads of each."""
     from pretrain.run.data import open_data
 
-    config = subject.config
+    config = job.config
     problems = list(_find_problems(config, config.data.train))
     yield from problems
     if problems:
         return
-    subject.data = open_data(_with_sources(config, config.data.train, None))
-    yield from _describe_reading(subject)
+    job.data = open_data(_with_sources(config, config.data.train, None))
+    yield from _describe_reading(job)
     yield from _find_unwritable_folders(config.data.train)
 
 
-def check_heldout_data(subject: Subject) -> Iterator[Finding]:
-    """The same for what is evaluated; and that it is not trained on."""
+def check_heldout_data(job: Job) -> Iterator[Finding]:
+    """Check the sources of evaluation in the same way, and that they are not trained on."""
     from pretrain.run.data import describe_overlap, open_data
 
-    config = subject.config
+    config = job.config
     if not config.data.heldout:
-        yield warning("data.heldout is not given: no held-out losses will be measured")
+        yield warning("data.heldout is not given: held-out losses will not be measured")
         return
     problems = list(_find_problems(config, config.data.heldout))
     yield from problems
     if problems:
         return
-    is_trained_on_known = subject.data is not None
+    has_training_data = job.data is not None
     data = open_data(
-        _with_sources(config, config.data.train if is_trained_on_known else config.data.heldout, config.data.heldout)
+        _with_sources(config, config.data.train if has_training_data else config.data.heldout, config.data.heldout)
     )
-    if is_trained_on_known:
-        subject.data = data
+    if has_training_data:
+        job.data = data
         for line in describe_overlap(data):
             yield warning(f"{line}; prepare them with input.rows=train and input.rows=heldout")
     yield _describe_evaluation(config, data)
@@ -68,14 +67,14 @@ def check_heldout_data(subject: Subject) -> Iterator[Finding]:
 
 def _describe_evaluation(config: RunConfig, data: "RunData") -> Finding:
     assert data.heldout is not None
-    there, wanted = data.heldout.num_samples_without_repeats, config.evaluation.sequences
-    if there < wanted:
-        return ok(f"{there} sequences, fewer than evaluation.sequences={wanted}: all of them are evaluated")
-    return ok(f"{wanted} of {there} sequences, every {config.evaluation.every_steps} steps")
+    available, wanted = data.heldout.num_samples_without_repeats, config.evaluation.sequences
+    if available < wanted:
+        return ok(f"{available} sequences, fewer than evaluation.sequences={wanted}: all of them are evaluated")
+    return ok(f"{wanted} of {available} sequences, every {config.evaluation.every_steps} steps")
 
 
 def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Iterator[Finding]:
-    """What is wrong with single sources."""
+    """Yield a finding per source that cannot be opened."""
     from pretrain.run.data import open_data
 
     for name, source in sources.items():
@@ -91,10 +90,10 @@ def _with_sources(
     return replace(config, data=replace(config.data, train=train, heldout=heldout))
 
 
-def _describe_reading(subject: Subject) -> Iterator[Finding]:
-    """Tokens that the run reads of each source; more than there are is a warning."""
-    assert subject.data is not None
-    config, blend = subject.config, subject.data.train
+def _describe_reading(job: Job) -> Iterator[Finding]:
+    """Report how many tokens the run reads of each source; warn if it reads a source more than once."""
+    assert job.data is not None
+    config, blend = job.config, job.data.train
     num_samples = config.num_steps * config.train.global_batch_size
     shares = blend.shares()
     for name, epochs in blend.epochs(num_samples).items():
@@ -111,12 +110,12 @@ def _describe_reading(subject: Subject) -> Iterator[Finding]:
 
 
 def _find_unwritable_folders(sources: dict[str, SourceConfig]) -> Iterator[Finding]:
-    """Where the packing index, built on the first opening, could not be kept beside the data."""
+    """Warn where the packing index, which the first opening builds, cannot be stored next to the data."""
     for name, source in sources.items():
         path = Path(source.path)
         folder = path if path.is_dir() else path.parent
         if not os.access(folder, os.W_OK) and not any(folder.glob("packing_*.json")):
             yield warning(
                 f"{name}: {folder} cannot be written, so every node packs the data again into its temporary folder; "
-                "run this once as a user who may write there"
+                "run this once as a user who can write there"
             )

@@ -11,9 +11,8 @@ import pytest
 from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
 from launch.preflight import __main__ as command
-from launch.preflight.checks import CHECKS
-from launch.preflight.findings import failed, ok, warning
-from launch.preflight.runner import Check
+from launch.preflight.__main__ import CHECKS
+from launch.preflight.runner import Check, failed, ok, warning
 
 OVERRIDES = ["stage=ar", "model=tiny", "runtime=cpu", "data.train=t", "data.tokenizer=t", "train.tokens=1e6"]
 
@@ -25,9 +24,9 @@ def run(monkeypatch: pytest.MonkeyPatch, root: Path, *checks: Check, as_json: bo
     command.run_preflight(config, options)
 
 
-GOOD = Check("good", lambda subject: iter([ok("all is well"), warning("mind this")]))
-BAD = Check("bad", lambda subject: iter([failed("do that")]))
-LATER = Check("later", lambda subject: iter([ok("fine")]), needs=("bad",))
+GOOD = Check("good", lambda job: iter([ok("all is well"), warning("mind this")]))
+BAD = Check("bad", lambda job: iter([failed("do that")]))
+LATER = Check("later", lambda job: iter([ok("fine")]), needs=("bad",))
 
 
 def test_warnings_do_not_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

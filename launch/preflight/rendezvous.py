@@ -1,4 +1,4 @@
-"""The port at which ranks find each other."""
+"""Check the host and port at which the ranks meet."""
 
 import os
 import socket
@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from conf.system.errors import UserError
-from launch.preflight.findings import Finding, failed, ok, warning
-from launch.preflight.subject import Subject
+from launch.preflight.runner import Finding, Job, failed, ok, warning
 
 TORCHRUN_PORT = 29500  # torchrun's default
-SLURM_PORTS = 15000  # as in launch/rank.sh: that many, from this number on, by the job's number
+SLURM_PORTS = 15000  # as in launch/rank.sh: both the first port and the number of ports; the job's id selects one
 ANY_PORT = 0
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """variable: what to set to change the port. is_certain: False where launch/local.sh would take any free port."""
+    """Say where the ranks of a job meet.
+
+    variable: what to set to change the port. is_certain: False where launch/local.sh would take any free port.
+    """
 
     address: str
     port: int
@@ -24,26 +26,32 @@ class Rendezvous:
     is_certain: bool = True
 
 
-def check_ports(subject: Subject) -> Iterator[Finding]:
-    """Free on this machine, if this machine is where the ranks meet."""
-    meeting = find_rendezvous(os.environ)
-    if meeting.port == ANY_PORT:
-        yield ok(f"any free port on {meeting.address}")
-    elif not _is_here(meeting.address):
-        yield warning(f"not checked: the ranks meet at {meeting.address}:{meeting.port}, which is another machine")
-    elif (reason := _find_obstacle(meeting.port)) is None:
-        yield ok(f"{meeting.port} is free on {socket.gethostname()}")
-    elif meeting.is_certain:
-        yield failed(f"port {meeting.port} cannot be used here ({reason}): set {meeting.variable} to a free one")
+def check_ports(job: Job) -> Iterator[Finding]:
+    """Check that the port is free, if the ranks meet on this machine."""
+    rendezvous = find_rendezvous(os.environ)
+    if rendezvous.port == ANY_PORT:
+        yield ok(f"any free port on {rendezvous.address}")
+    elif not _is_here(rendezvous.address):
+        yield warning(
+            f"not checked: the ranks meet at {rendezvous.address}:{rendezvous.port}, which is another machine"
+        )
+    elif (reason := _find_obstacle(rendezvous.port)) is None:
+        yield ok(f"{rendezvous.port} is free on {socket.gethostname()}")
+    elif rendezvous.is_certain:
+        yield failed(f"port {rendezvous.port} cannot be used here ({reason}): set {rendezvous.variable} to a free one")
     else:
         yield warning(
-            f"port {meeting.port}, torchrun's default, cannot be used here ({reason}): launch/local.sh takes another "
-            f"one; for torchrun set {meeting.variable}"
+            f"port {rendezvous.port}, torchrun's default, cannot be used here ({reason}): launch/local.sh takes "
+            f"another one; for torchrun set {rendezvous.variable}"
         )
 
 
 def find_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
-    """As launch/rank.sh, launch/local.sh and torchrun choose it, in this order. Raises UserError for no port."""
+    """Return the meeting point that launch/rank.sh, launch/local.sh or torchrun would choose, in this order.
+
+    Raises:
+        UserError: A variable does not hold a port.
+    """
     address = environment.get("MASTER_ADDR", "localhost")
     if "MASTER_PORT" in environment:
         return Rendezvous(address, _read_port("MASTER_PORT", environment["MASTER_PORT"]), "MASTER_PORT")
@@ -58,12 +66,12 @@ def find_rendezvous(environment: Mapping[str, str]) -> Rendezvous:
 
 def _read_port(variable: str, text: str, largest: int | None = (1 << 16) - 1) -> int:
     if not text.isdecimal() or (largest is not None and int(text) > largest):
-        raise UserError(f"{variable} does not give a number from 0 to 65535 as port, but {text!r}")
+        raise UserError(f"{variable} is {text!r}, not a port from 0 to 65535")
     return int(text)
 
 
 def _is_here(address: str) -> bool:
-    """Whether a socket of this machine can have the address."""
+    """Return whether a socket of this machine can be bound to the address."""
     try:
         found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
     except OSError:
@@ -81,7 +89,7 @@ def _can_bind(family: int, host: object) -> bool:
 
 
 def _find_obstacle(port: int) -> str | None:
-    """Why nobody can listen at the port on all addresses, or None."""
+    """Return why nobody can listen at the port on all addresses, or None."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as torch's store does

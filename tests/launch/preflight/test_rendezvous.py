@@ -8,10 +8,9 @@ import pytest
 
 from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
-from launch.preflight import ports
-from launch.preflight.findings import Finding, Result
-from launch.preflight.ports import check_ports, find_rendezvous
-from launch.preflight.subject import Subject
+from launch.preflight import rendezvous
+from launch.preflight.rendezvous import check_ports, find_rendezvous
+from launch.preflight.runner import Finding, Job, Result
 
 ROOT = Path(__file__).parents[3]
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RDZV_ENDPOINT", "SLURM_JOB_ID")
@@ -23,7 +22,7 @@ def check(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Finding:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     overrides = ["experiment=nld_8b_ar", "data.train=t", "data.tokenizer=t", "init_from=i"]
-    (finding,) = check_ports(Subject(compose_run_config(overrides), nodes=1, gpus_per_node=8))
+    (finding,) = check_ports(Job(compose_run_config(overrides), nodes=1, gpus_per_node=8))
     return finding
 
 
@@ -43,7 +42,7 @@ def test_an_occupied_port_fails_and_names_the_variable(monkeypatch: pytest.Monke
 
 
 def test_an_occupied_default_is_a_warning(monkeypatch: pytest.MonkeyPatch, taken_port: int) -> None:
-    monkeypatch.setattr(ports, "TORCHRUN_PORT", taken_port)
+    monkeypatch.setattr(rendezvous, "TORCHRUN_PORT", taken_port)
     finding = check(monkeypatch)
     assert finding.result is Result.warning and "launch/local.sh takes another one" in finding.detail
 
