@@ -81,7 +81,7 @@ def test_replace_exchanges_the_former_directory_only_on_success(tmp_path):
 def test_a_killed_writer_leaves_only_a_partial_which_the_next_writer_replaces(tmp_path):
     code = (
         "import os, signal, sys\n"
-        "from conf.atomic import atomic_directory\n"
+        "from conf.system.atomic import atomic_directory\n"
         "with atomic_directory(sys.argv[1]) as partial:\n"
         "    (partial / 'half').write_text('1')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
