@@ -28,7 +28,6 @@ from model.checkpoint.layout import MANIFEST_NAME, begin_step, partial_directory
 from pretrain.run.process_group import run_on_first_rank
 
 TAG = "deepspeed"  # folder of DeepSpeed's own files in a step directory
-BETAS = (0.9, 0.95)
 
 
 def build_engine(step: DraftStep, config: DrafterConfig, device: torch.device) -> Any:
@@ -39,7 +38,9 @@ def build_engine(step: DraftStep, config: DrafterConfig, device: torch.device) -
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     trainable = [parameter for parameter in step.parameters() if parameter.requires_grad]
     # A learning rate is set before every step (see pretrain.schedule).
-    optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=BETAS, weight_decay=config.train.weight_decay)
+    chosen = config.optimizer
+    betas = (chosen.beta1, chosen.beta2)
+    optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=betas, eps=chosen.epsilon, weight_decay=chosen.weight_decay)
     settings = build_deepspeed_config(config, sum(map(torch.numel, trainable)))
     engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings)
     return engine
@@ -63,7 +64,7 @@ def build_deepspeed_config(config: DrafterConfig, num_trainable: int) -> dict[st
     return {
         "train_batch_size": train.global_batch_size,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
-        "gradient_clipping": train.clip_norm,
+        "gradient_clipping": config.optimizer.clip_norm,
         "zero_optimization": zero_optimization,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # it would be compiled at start

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from conf.schema import ScheduleConfig, ScheduleKind
 from conf.schema.drafter import DrafterConfig
 from conf.system.errors import UserError
 from lora.adapter import save_adapter
@@ -173,11 +172,7 @@ class DrafterTrainer:
         return values.cpu()
 
     def _learning_rate(self) -> float:
-        train = self.config.train
-        schedule = ScheduleConfig(
-            ScheduleKind.cosine, train.peak_lr, train.final_lr, warmup_fraction=train.warmup_fraction
-        )
-        return compute_learning_rate(schedule, (self.state.step + 1) / train.steps)
+        return compute_learning_rate(self.config.schedule, (self.state.step + 1) / self.config.train.steps)
 
     def _is_due(self, every_steps: int) -> bool:
         return self.is_finished or (every_steps > 0 and self.state.step % every_steps == 0)
@@ -185,8 +180,8 @@ class DrafterTrainer:
     def _report(self, sums: Tensor, learning_rate: float, seconds: float) -> None:
         if not torch.isfinite(sums).all():
             raise UserError(
-                f"the loss of step {self.state.step} is not finite: lower train.peak_lr, or take runtime.dtype=fp32; "
-                "the same command continues from the newest checkpoint"
+                f"the loss of step {self.state.step} is not finite: lower schedule.peak_lr, or take "
+                "runtime.dtype=fp32; the same command continues from the newest checkpoint"
             )
         grad_norm = self.engine.get_global_grad_norm()  # none without ZeRO, which does not keep it
         values = {

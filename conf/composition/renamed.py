@@ -74,4 +74,12 @@ RUN_RENAMES = RenamedNames(
         "data.completion_loss": "data.block_padding_loss",
     },
 )
-DRAFTER_RENAMES = RenamedNames()
+DRAFTER_RENAMES = RenamedNames(
+    keys={
+        "train.peak_lr": "schedule.peak_lr",
+        "train.final_lr": "schedule.final_lr",
+        "train.warmup_fraction": "schedule.warmup_fraction",
+        "train.weight_decay": "optimizer.weight_decay",
+        "train.clip_norm": "optimizer.clip_norm",
+    },
+)

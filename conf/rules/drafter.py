@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from itertools import combinations
 
+from conf.rules.optimization import learning_rate_falls
 from conf.rules.ranges import Ranges, broken_ranges, read_key
 from conf.rules.violations import Violations, refuse_violations
 from conf.schema.drafter import AnswerSource, DrafterConfig
@@ -25,7 +26,8 @@ DRAFTER_RANGES = Ranges(
         "train.micro_batch_size",
         "train.sequence_length",
         "train.blocks_per_sequence",
-        "train.peak_lr",
+        "optimizer.epsilon",
+        "schedule.peak_lr",
         "evaluation.sequences",
         "checkpointing.keep",
         "runtime.loss_chunk_blocks",
@@ -36,14 +38,15 @@ DRAFTER_RANGES = Ranges(
         "objective.hybrid_rate",
         "answers.temperature",
         "zero.stage",
-        "train.final_lr",
-        "train.weight_decay",
-        "train.clip_norm",
+        "schedule.final_lr",
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
         "train.seed",
         "evaluation.every_steps",
         "checkpointing.every_steps",
     ),
-    zero_to_one=("objective.reach_floor", "train.warmup_fraction"),
+    zero_to_one=("objective.reach_floor", "schedule.warmup_fraction", "schedule.decay_fraction"),
+    below_one=("optimizer.beta1", "optimizer.beta2"),
     between=("evaluation.share",),
 )
 HIGHEST_ZERO_STAGE = 3
@@ -121,15 +124,6 @@ def _zero_stage_allows_offload(config: DrafterConfig) -> Violations:
         )
 
 
-def _learning_rate_falls(config: DrafterConfig) -> Violations:
-    train = config.train
-    if train.final_lr > train.peak_lr:
-        yield (
-            f"train.final_lr={train.final_lr:g} is above train.peak_lr={train.peak_lr:g}; "
-            "the rate falls after warm-up, so set both"
-        )
-
-
 def _batch_divides_over_ranks(config: DrafterConfig, world_size: int) -> Violations:
     train = config.train
     together = train.micro_batch_size * world_size
@@ -147,5 +141,5 @@ _RULES: list[Callable[[DrafterConfig], Violations]] = [
     _drafts_fit_the_sequence,
     _prompts_fit_the_sequence,
     _zero_stage_allows_offload,
-    _learning_rate_falls,
+    learning_rate_falls,
 ]

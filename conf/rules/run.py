@@ -10,17 +10,16 @@ from collections.abc import Callable
 from math import isfinite, lcm
 
 from conf.rules.levers import LEVER_RULES
+from conf.rules.optimization import learning_rate_falls
 from conf.rules.ranges import RUN_RANGES, broken_ranges, read_key
 from conf.rules.violations import Violations, refuse_violations
 from conf.schema import (
     AttentionBackend,
-    DecayShape,
     Device,
     ModelConfig,
     Objective,
     ParallelConfig,
     RunConfig,
-    ScheduleKind,
     SourceConfig,
     SpikePolicy,
 )
@@ -220,23 +219,6 @@ def _spikes_can_be_told_and_undone(config: RunConfig) -> Violations:
         yield f"guard.spike_factor={config.guard.spike_factor:g} makes every second loss a spike; give one above 1"
 
 
-def _learning_rate_falls(config: RunConfig) -> Violations:
-    schedule = config.schedule
-    if schedule.final_lr > schedule.peak_lr:
-        yield (
-            f"schedule.final_lr={schedule.final_lr:g} is above schedule.peak_lr={schedule.peak_lr:g}; "
-            "the rate falls after warm-up, so set both"
-        )
-    if schedule.decay_shape is DecayShape.exponential and schedule.final_lr == 0:
-        yield "schedule.decay_shape=exponential never reaches schedule.final_lr=0; give a positive final_lr"
-    phases = schedule.warmup_fraction + schedule.decay_fraction
-    if schedule.kind is ScheduleKind.wsd and phases > 1:
-        yield (
-            f"schedule.warmup_fraction={schedule.warmup_fraction:g} + schedule.decay_fraction="
-            f"{schedule.decay_fraction:g} exceed 1, the whole run; shorten one"
-        )
-
-
 def _yarn_bounds_are_ordered(config: RunConfig) -> Violations:
     rope = config.model.rope
     if rope.beta_fast <= rope.beta_slow:
@@ -312,7 +294,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _sequence_parallel_divides_rows,
     _parameter_overlap_needs_gradient_overlap,
     *LEVER_RULES,
-    _learning_rate_falls,
+    learning_rate_falls,
     _spikes_can_be_told_and_undone,
     _yarn_bounds_are_ordered,
     _flex_attention_needs_cuda,

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from conf.schema.optimization import Dtype
+from conf.schema.optimization import Dtype, OptimizerConfig, ScheduleConfig, ScheduleKind
 from conf.schema.run import Device, ResumeMode
 
 
@@ -103,13 +103,11 @@ class ZeroConfig:
 
 @dataclass
 class DrafterTrainConfig:
-    """Length, batch and learning rate.
+    """Length and batch.
 
     steps: optimizer steps. global_batch_size: sequences per step. micro_batch_size: sequences per forward of a rank.
     sequence_length: tokens; longer documents are cut. blocks_per_sequence: drafted blocks per sequence and step, at
-    random anchors. peak_lr, final_lr, warmup_fraction: linear warm-up, then half a cosine.
-    weight_decay: decoupled, of AdamW. clip_norm: largest global gradient norm; 0 switches clipping off. seed: of the
-    adapter, the order of the data and the anchors.
+    random anchors. seed: of the adapter, the order of the data and the anchors.
     """
 
     steps: int = 2000
@@ -117,11 +115,6 @@ class DrafterTrainConfig:
     micro_batch_size: int = 1
     sequence_length: int = 4096
     blocks_per_sequence: int = 64
-    peak_lr: float = 1e-3
-    final_lr: float = 1e-5
-    warmup_fraction: float = 0.03
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
     seed: int = 1234
 
 
@@ -181,6 +174,14 @@ class DrafterRunConfig:
     dir: str = "${run.root}/${run.name}"
 
 
+def _default_optimizer() -> OptimizerConfig:
+    return OptimizerConfig(weight_decay=0.0)
+
+
+def _default_schedule() -> ScheduleConfig:
+    return ScheduleConfig(ScheduleKind.cosine, peak_lr=1e-3, final_lr=1e-5, warmup_fraction=0.03)
+
+
 @dataclass
 class DrafterConfig:
     """One training of a draft adapter.
@@ -206,6 +207,8 @@ class DrafterConfig:
     answers: AnswersConfig = field(default_factory=AnswersConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     train: DrafterTrainConfig = field(default_factory=DrafterTrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=_default_optimizer)
+    schedule: ScheduleConfig = field(default_factory=_default_schedule)
     evaluation: DrafterEvaluationConfig = field(default_factory=DrafterEvaluationConfig)
     checkpointing: DrafterCheckpointConfig = field(default_factory=DrafterCheckpointConfig)
     runtime: DrafterRuntimeConfig = field(default_factory=DrafterRuntimeConfig)

@@ -65,7 +65,7 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over the token budget.
+    """Learning rate over a training's length: its token budget, or a drafter's steps.
 
     peak_lr, final_lr: learning rates after warm-up and at the end.
     warmup_fraction, decay_fraction: shares of the run (0 to 1); decay_fraction is used by wsd.

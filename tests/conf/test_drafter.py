@@ -8,7 +8,7 @@ from conf.composition.help import describe_option, help_text
 from conf.composition.meanings import meanings
 from conf.composition.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
 from conf.rules.drafter import check_drafter_rules
-from conf.schema import Dtype, ResumeMode
+from conf.schema import Dtype, OptimizerConfig, ResumeMode, ScheduleConfig, ScheduleKind
 from conf.schema.drafter import AnswerSource, DrafterConfig, DraftLoss, PositionWeights
 from conf.system.errors import ConfigError
 
@@ -33,6 +33,15 @@ def test_the_published_shape_is_the_default() -> None:
     assert (config.adapter.rank, config.adapter.alpha) == (128, 512.0)
     assert config.runtime.dtype is Dtype.bf16
     assert config.run.dir == "runs/drafter"
+
+
+def test_optimizer_and_schedule_are_settings_with_the_values_of_before() -> None:
+    config = compose_drafter_config(GIVEN)
+    optimizer = OptimizerConfig(beta1=0.9, beta2=0.95, epsilon=1e-8, weight_decay=0.0, clip_norm=1.0)
+    assert config.optimizer == optimizer
+    assert config.schedule == ScheduleConfig(ScheduleKind.cosine, 1e-3, 1e-5, warmup_fraction=0.03)
+    changed = compose_drafter_config([*GIVEN, "optimizer.beta2=0.99", "schedule.kind=wsd"])
+    assert (changed.optimizer.beta2, changed.schedule.kind) == (0.99, ScheduleKind.wsd)
 
 
 def test_the_command_line_reaches_enums_and_open_values() -> None:
@@ -120,7 +129,7 @@ def test_meanings_are_those_of_the_docstrings() -> None:
     known = meanings(DRAFTER_TREE)
     assert known["train.steps"] == "optimizer steps."
     assert known["adapter"] == "LoRA on every o_proj."
-    assert known["train.peak_lr"] == known["train.final_lr"]
+    assert known["schedule.peak_lr"] == known["schedule.final_lr"]
     assert "never: refuse a used folder." in known["resume"]
     assert known["objective.position_weights"].startswith("none: every drafted position counts alike.")
     assert meanings(RUN_TREE)["data.train.<source>.path"]

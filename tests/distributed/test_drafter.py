@@ -40,7 +40,7 @@ def overrides(start: Path, run_dir: Path, *extra: str) -> list[str]:
         "train.micro_batch_size=1",
         "train.sequence_length=64",
         "train.blocks_per_sequence=6",
-        "train.peak_lr=1e-2",
+        "schedule.peak_lr=1e-2",
         "evaluation.every_steps=3",
         "evaluation.share=0.2",
         "checkpointing.every_steps=2",

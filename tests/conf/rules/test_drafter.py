@@ -60,7 +60,7 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         ({"zero.stage": 4}, 1, ["zero.stage=4", "0, 1, 2 or 3"]),
         ({"zero.stage": 0, "zero.offload_optimizer": True}, 1, ["zero.offload_optimizer", "zero.stage of 1 or more"]),
         ({"zero.offload_parameters": True}, 1, ["zero.offload_parameters", "zero.stage=3", "is 2"]),
-        ({"train.final_lr": 1.0}, 1, ["train.final_lr=1", "train.peak_lr=0.001"]),
+        ({"schedule.final_lr": 1.0}, 1, ["schedule.final_lr=1", "schedule.peak_lr=0.001"]),
         ({}, 3, ["train.global_batch_size=64", "3 ranks", "=63"]),
         ({"train.micro_batch_size": 16}, 8, ["micro_batch_size=16 * 8 ranks", "global_batch_size=128"]),
     ],
@@ -81,7 +81,7 @@ def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(
         {"zero.stage": 1, "zero.offload_optimizer": True},
         {"train.sequence_length": 48, "train.blocks_per_sequence": 8, "block_size": 16},  # no prompt is cut from data
         {"answers.source": AnswerSource.greedy, "answers.temperature": 0.0},
-        {"train.clip_norm": 0.0, "checkpointing.every_steps": 0, "evaluation.every_steps": 0},
+        {"optimizer.clip_norm": 0.0, "checkpointing.every_steps": 0, "evaluation.every_steps": 0},
         {"heldout": "other.jsonl", "output": "export/linear_spec_lora", "run.dir": "export/run"},
         {"block_size": 2},
     ],
