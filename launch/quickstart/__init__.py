@@ -1,0 +1,1 @@
+"""Run the whole product at toy size on two CPU cores: `make quickstart`, or `python -m launch.quickstart`."""

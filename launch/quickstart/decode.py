@@ -1,4 +1,4 @@
-"""A phase, a process of its own: load the export and its draft adapter as any user would and decode held-out text.
+"""Load an export and its draft adapter as any user would, and measure how it decodes held-out text.
 
 python -m launch.quickstart.decode --export DIR --heldout PREFIX --output FILE
 """
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from conf.system.atomic import atomic_write_text
 from conf.system.entry import exit_status
-from launch.quickstart.quiet import quiet_libraries
+from launch.quickstart.phases import quiet_libraries
 
 
 def main() -> None:
-    """Entry of the process; exit status 2 with one message if something is missing."""
+    """Run the command; exit status 2 and one message if something is missing."""
     parser = argparse.ArgumentParser(prog="python -m launch.quickstart.decode", description="Measure an export.")
     parser.add_argument("--export", type=Path, required=True, help="exported Hugging Face directory")
     parser.add_argument("--heldout", type=Path, required=True, help="held-out tokens, as prepare wrote them")
@@ -23,11 +23,11 @@ def main() -> None:
     quiet_libraries()
     from launch.quickstart.measure import run_decoding  # imports torch and transformers
 
-    def decode() -> None:
+    def measure() -> None:
         values = run_decoding(arguments.export, arguments.heldout)
         atomic_write_text(arguments.output, json.dumps(values, indent=2) + "\n")
 
-    sys.exit(exit_status(decode))
+    sys.exit(exit_status(measure))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the quickstart puts things."""
+"""Name the files and folders of a quickstart."""
 
 import json
 import shutil
@@ -12,22 +12,22 @@ from model.export.draft_adapter import ADAPTER_FOLDER
 
 @dataclass(frozen=True)
 class QuickstartFolder:
-    """`<root>/quickstart/`; the same names as conf/data/quickstart.yaml, conf/experiment/quickstart_*.yaml and
-    conf/drafter/experiment/quickstart.yaml use.
+    """Name what lies in `<root>/quickstart/`.
 
-    root: parent of run folders (`run.root`).
+    conf/data/quickstart.yaml, conf/experiment/quickstart_*.yaml and conf/drafter/experiment/quickstart.yaml use the
+    same names. root: parent of run folders (`run.root`).
     """
 
     root: Path
 
     @property
     def path(self) -> Path:
-        """The folder itself."""
+        """Folder of everything the quickstart writes."""
         return self.root / "quickstart"
 
     @property
     def request(self) -> Path:
-        """What the user asked for when the folder was begun, as JSON."""
+        """Overrides with which the folder was begun, as JSON."""
         return self.path / "request.json"
 
     @property
@@ -71,12 +71,12 @@ class QuickstartFolder:
 
     @property
     def adapter(self) -> Path:
-        """Its draft adapter."""
+        """Draft adapter of the export."""
         return self.export / ADAPTER_FOLDER
 
     @property
     def decoding(self) -> Path:
-        """What the decoding process measured, as JSON."""
+        """Measurements of the decoding process, as JSON."""
         return self.path / "decoding.json"
 
     @property
@@ -85,9 +85,9 @@ class QuickstartFolder:
         return self.path / "instruct"
 
     @property
-    def answers(self) -> Path:
-        """What it answered, as JSON."""
-        return self.path / "answers.json"
+    def responses(self) -> Path:
+        """Responses of the instruct checkpoint, as JSON."""
+        return self.path / "responses.json"
 
     @property
     def phases(self) -> Path:
@@ -101,12 +101,16 @@ class QuickstartFolder:
 
     @property
     def summary(self) -> Path:
-        """Everything the quickstart found, as JSON."""
+        """Results of all phases and their checks, as JSON."""
         return self.path / "summary.json"
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """A JSON object that an earlier phase wrote. Raises UserError if it is missing or broken."""
+    """Read a JSON object that an earlier phase wrote.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -117,7 +121,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
+    """Delete a file or folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

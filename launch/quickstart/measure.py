@@ -1,6 +1,7 @@
-"""What the decoding process does: load the export as any user would, decode held-out text in every mode, count."""
+"""Decode held-out text in every mode with an export known only by its directory, and count tokens and forwards."""
 
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
-from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER
+from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER, QUADRATIC
 from model.evaluate.statistics import compute_distinct_share
 from model.export.draft_adapter import ADAPTER_FOLDER, check_adapter
 
@@ -25,6 +26,8 @@ PROMPT_TOKENS = 96
 NEW_TOKENS = 128
 NUM_CONTEXTS = 800
 CONTEXTS_PER_CALL = 50
+# A draft and its verification; quadratic speculation does both in one forward.
+FORWARDS_PER_CYCLE = {LINEAR: 2, LINEAR_ADAPTER: 2, QUADRATIC: 1}
 SPECULATION_MODULE = "speculation_nemotron_labs_diffusion"
 
 Generate = Callable[..., tuple[Tensor, int]]
@@ -32,11 +35,11 @@ Generate = Callable[..., tuple[Tensor, int]]
 
 @dataclass
 class ModeMeasurement:
-    """What one mode did on all prompts, greedy, in fp32.
+    """Hold the numbers of one mode on all prompts, greedy, in fp32.
 
     new_tokens, num_forwards: totals. tokens_per_forward, tokens_per_second: their ratios.
-    acceptance_length: mean tokens per draft-verify cycle on the continuations. real_context_acceptance: the same
-    for one cycle from each of many true prefixes. Both only where there is a draft.
+    acceptance_length: mean tokens per draft-verify cycle on the continuations; None for modes that do not draft.
+    real_context_acceptance: the same for one cycle of linear speculation from each of many true prefixes, else None.
     equals_greedy_ar: every continuation is greedy AR's. distinct_4grams: mean share of different 4-grams.
     """
 
@@ -52,7 +55,7 @@ class ModeMeasurement:
 
 @dataclass
 class Continuations:
-    """Greedy continuations [num_prompts][new tokens], forwards per prompt, and the seconds all took."""
+    """Hold greedy continuations [num_prompts][new tokens], the forwards of each, and the seconds of all."""
 
     tokens: list[list[int]]
     num_forwards: list[int]
@@ -60,9 +63,13 @@ class Continuations:
 
 
 def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
-    """Decode and measure; returns {"modes": {mode: ModeMeasurement}, "sample": text, settings...}.
+    """Decode and measure.
 
-    Raises: UserError if there is no export, no draft adapter in it, or too little held-out text.
+    Returns:
+        {"modes": {mode: ModeMeasurement}, "sample": text, settings...}.
+
+    Raises:
+        UserError: There is no export, no draft adapter in it, or too little held-out text.
     """
     model = load_export(export)
     check_adapter(export / ADAPTER_FOLDER, model.config)
@@ -77,7 +84,7 @@ def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
         "prompt_tokens": PROMPT_TOKENS,
         "num_contexts": NUM_CONTEXTS,
         "block_length": model.config.block_size,
-        "modes": {mode: asdict(measure(run, runs[AR], acceptances.get(mode))) for mode, run in runs.items()},
+        "modes": {mode: asdict(measure_mode(mode, run, runs[AR], acceptances.get(mode))) for mode, run in runs.items()},
         "sample": describe_sample(export, prompts[0], runs[LINEAR].tokens[0]),
     }
 
@@ -85,9 +92,9 @@ def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
 def decode_all_modes(
     model: Any, export: Path, prompts: Tensor, prefixes: Tensor, progress: Progress
 ) -> tuple[dict[str, Continuations], dict[str, float]]:
-    """Continuations of the prompts by mode, and the real-context acceptance of the modes that draft.
+    """Return the continuations of the prompts by mode, and the real-context acceptance of linear speculation.
 
-    The adapter is attached for the last mode alone: the others are decoded by a model that has none.
+    The adapter is attached for the last mode only: a model without one decodes in the others.
     """
 
     def decode(mode: str, generate: Generate) -> None:
@@ -103,6 +110,7 @@ def decode_all_modes(
     decode(BLOCK_DIFFUSION, model.generate)
     decode(LINEAR, model.linear_spec_generate)
     draft(LINEAR)
+    decode(QUADRATIC, model.quadratic_spec_generate)
     model.load_adapter(str(export / ADAPTER_FOLDER))
     decode(LINEAR_ADAPTER, model.linear_spec_generate)
     draft(LINEAR_ADAPTER)
@@ -110,7 +118,11 @@ def decode_all_modes(
 
 
 def load_export(export: Path) -> Any:
-    """The exported model in fp32, by nothing but its directory. Raises UserError if it is not an export."""
+    """Load the exported model in fp32 from nothing but its directory.
+
+    Raises:
+        UserError: The directory is not an export.
+    """
     if not (export / "config.json").is_file():
         raise UserError(f"{export} has no config.json: export the joint run first (python -m model.convert).")
     model = AutoModel.from_pretrained(export, trust_remote_code=True, dtype=torch.float32)
@@ -118,14 +130,18 @@ def load_export(export: Path) -> Any:
 
 
 def choose_prefixes(heldout: Path, count: int) -> Tensor:
-    """[count, PROMPT_TOKENS] true prefixes spread evenly over the held-out text. Raises UserError if it is short."""
+    """Return true prefixes [count, PROMPT_TOKENS] spread evenly over the held-out text.
+
+    Raises:
+        UserError: The text is too short.
+    """
     form = SequenceForm(PROMPT_TOKENS, block_size=1, alignment=1, isolate_documents=False)
     dataset = TokenDataset(heldout, form, seed=0, shuffle=False)
-    available = dataset.num_sequences - 1  # the last one may be filled up
+    available = dataset.num_sequences - 1  # the last one may be padded
     if available < count:
         raise UserError(f"{heldout} holds {available} prefixes of {PROMPT_TOKENS} tokens, {count} are needed.")
-    rows = [dataset.build_rows(i * available // count) for i in range(count)]
-    return torch.from_numpy(np.stack([row.tokens for row in rows]))
+    sequences = [dataset.build_rows(i * available // count) for i in range(count)]
+    return torch.from_numpy(np.stack([sequence.tokens for sequence in sequences]))
 
 
 def decode_prompts(generate: Generate, prompts: Iterable[Tensor]) -> Continuations:
@@ -141,23 +157,26 @@ def decode_prompts(generate: Generate, prompts: Iterable[Tensor]) -> Continuatio
 
 
 def measure_real_context_acceptance(model: Any, contexts: Iterable[Tensor]) -> float:
-    """Mean tokens of one greedy draft-verify cycle from every true prefix, by the function shipped with the export."""
+    """Return the mean tokens of one greedy draft-verify cycle from every true prefix.
+
+    The function that computes it is shipped with the export.
+    """
     package = type(model).__module__.rpartition(".")[0]
     speculation = importlib.import_module(f"{package}.{SPECULATION_MODULE}")
     counts = [speculation.real_context_acceptance(model, group, model.config.block_size) for group in contexts]
     return float(torch.cat(counts).double().mean())
 
 
-def measure(run: Continuations, ar: Continuations, real_context_acceptance: float | None) -> ModeMeasurement:
-    """Numbers of one mode. A draft-verify cycle is two forwards (one for a last lone token); prefill is one more."""
+def measure_mode(
+    mode: str, run: Continuations, ar: Continuations, real_context_acceptance: float | None = None
+) -> ModeMeasurement:
+    """Count what one mode did."""
     new_tokens, num_forwards = sum(map(len, run.tokens)), sum(run.num_forwards)
-    drafts = real_context_acceptance is not None
-    cycles = sum(forwards // 2 for forwards in run.num_forwards)
     return ModeMeasurement(
         new_tokens=new_tokens,
         num_forwards=num_forwards,
         tokens_per_forward=new_tokens / num_forwards,
-        acceptance_length=(new_tokens - len(run.tokens)) / max(1, cycles) if drafts else None,
+        acceptance_length=_compute_acceptance_length(mode, run),
         real_context_acceptance=real_context_acceptance,
         tokens_per_second=new_tokens / run.seconds,
         equals_greedy_ar=run.tokens == ar.tokens,
@@ -165,7 +184,18 @@ def measure(run: Continuations, ar: Continuations, real_context_acceptance: floa
     )
 
 
+def _compute_acceptance_length(mode: str, run: Continuations) -> float | None:
+    """Return the mean tokens per draft-verify cycle; None for a mode that does not draft.
+
+    The prefill is one forward and emits one token. A lone last token of linear speculation is a cycle of one forward.
+    """
+    if mode not in FORWARDS_PER_CYCLE:
+        return None
+    cycles = sum(math.ceil((forwards - 1) / FORWARDS_PER_CYCLE[mode]) for forwards in run.num_forwards)
+    return sum(len(tokens) - 1 for tokens in run.tokens) / max(1, cycles)
+
+
 def describe_sample(export: Path, prompt: Tensor, continuation: list[int]) -> dict[str, str]:
-    """Text of one prompt and its continuation."""
+    """Return the text of one prompt and its continuation."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
     return {"prompt": tokenizer.decode(prompt.tolist()), "continuation": tokenizer.decode(continuation)}

@@ -1,4 +1,4 @@
-"""summary.json: everything the quickstart found, and whether it is what a working system reaches."""
+"""Collect the results of all phases in summary.json, and check that they are those of a working system."""
 
 import json
 import sys
@@ -10,11 +10,13 @@ from typing import Any
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 from conf.system.atomic import atomic_write_text
-from launch.quickstart.curves import StageCurves, load_curves
+from conf.system.errors import UserError
 from launch.quickstart.folder import QuickstartFolder, load_json
-from launch.quickstart.processes import NUM_PROCESSES
-from model.evaluate.records import LINEAR, LINEAR_ADAPTER
+from launch.quickstart.loss_curves import StageCurves, load_curves
+from launch.quickstart.phases import NUM_PROCESSES
+from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER, QUADRATIC
 
+MEASURED_MODES = (AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, LINEAR_ADAPTER)
 PACKAGES = ("torch", "megatron-core", "transformers", "peft", "deepspeed", "tokenizers", "hydra-core", "numpy")
 AR_MARGIN_NATS = 0.5
 MIN_EVALUATIONS = 4
@@ -23,8 +25,8 @@ BREAK_EVEN = 2.0  # a draft-verify cycle costs two forwards, AR one per token
 
 
 @dataclass
-class Check:
-    """One thing that must hold. value and wanted are for reading."""
+class SummaryCheck:
+    """State one thing that must hold. value, wanted: for reading."""
 
     name: str
     value: str
@@ -39,8 +41,12 @@ def build_summary(
     drafter: DrafterConfig,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
-    """Collects what the phases left; configs by stage, seconds by phase. Raises UserError if something is missing."""
-    decoding = load_json(folder.decoding)
+    """Collect what the phases wrote. configs: by stage; seconds: by phase.
+
+    Raises:
+        UserError: A result is missing.
+    """
+    decoding = _load_decoding(folder)
     unigram_entropy = load_json(folder.unigram)["unigram_entropy"]
     summary = {
         "modes": decoding["modes"],
@@ -51,11 +57,21 @@ def build_summary(
         "adapter_dir": str(folder.adapter),
         "seconds": seconds | {"total": round(sum(seconds.values()), 2)},
         "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
-        "answers": load_json(folder.answers)["answers"],
+        "responses": load_json(folder.responses)["responses"],
         "decoding": {name: value for name, value in decoding.items() if name != "modes"},
     }
     summary["checks"] = [asdict(check) for check in check_summary(summary)]
     return summary
+
+
+def _load_decoding(folder: QuickstartFolder) -> dict[str, Any]:
+    decoding = load_json(folder.decoding)
+    if missing := set(MEASURED_MODES) - set(decoding["modes"]):
+        raise UserError(
+            f"{folder.decoding} was written by an earlier version and lacks {', '.join(sorted(missing))}: delete it "
+            "and run the quickstart again."
+        )
+    return decoding
 
 
 def save_summary(folder: QuickstartFolder, summary: dict[str, Any]) -> None:
@@ -64,7 +80,7 @@ def save_summary(folder: QuickstartFolder, summary: dict[str, Any]) -> None:
 
 
 def summarize_stage(curves: StageCurves, config: RunConfig) -> dict[str, Any]:
-    """Layout, length, first and last losses of one stage, and its held-out losses at every evaluation."""
+    """Describe one stage: its layout and length, first and last losses, and held-out losses at every evaluation."""
     first, last, heldout = curves.train[0], curves.train[-1], curves.heldout[-1]
     parallel = config.parallel
     return {
@@ -87,7 +103,7 @@ def summarize_stage(curves: StageCurves, config: RunConfig) -> dict[str, Any]:
 
 
 def summarize_drafter(curves: StageCurves, config: DrafterConfig) -> dict[str, Any]:
-    """Shape and length of the draft adapter's training, and its held-out acceptance at every evaluation."""
+    """Describe the draft adapter's training: its shape and length, and held-out acceptance at every evaluation."""
     first, last = curves.train[0], curves.train[-1]
     return {
         "rank": config.adapter.rank,
@@ -104,53 +120,57 @@ def summarize_drafter(curves: StageCurves, config: DrafterConfig) -> dict[str, A
     }
 
 
-def check_summary(summary: dict[str, Any]) -> list[Check]:
-    """What a working system reaches."""
+def check_summary(summary: dict[str, Any]) -> list[SummaryCheck]:
+    """Check what a working system reaches."""
     return [*check_losses(summary), *check_speculation(summary["modes"])]
 
 
-def check_losses(summary: dict[str, Any]) -> list[Check]:
-    """Every training stage learns."""
+def check_losses(summary: dict[str, Any]) -> list[SummaryCheck]:
+    """Check that every training stage learns."""
     joint, sft = summary["stages"]["joint"], summary["stages"]["sft"]
     margin = summary["unigram_entropy"] - joint["heldout_ar_loss"]
     losses = [entry["diffusion_loss"] for entry in joint["heldout_evaluations"]]
     falls = all(after < before for before, after in pairwise(losses))
-    answers = [entry["ar_loss"] for entry in sft["heldout_evaluations"]]
+    responses = [entry["ar_loss"] for entry in sft["heldout_evaluations"]]
     return [
-        Check(
+        SummaryCheck(
             "held-out AR loss below the unigram entropy",
             f"{margin:.2f} nats",
             f">= {AR_MARGIN_NATS} nats",
             margin >= AR_MARGIN_NATS,
         ),
-        Check(
+        SummaryCheck(
             "held-out diffusion loss falls at every evaluation",
             " > ".join(f"{loss:.2f}" for loss in losses),
             f"falling, >= {MIN_EVALUATIONS} evaluations",
             falls and len(losses) >= MIN_EVALUATIONS,
         ),
-        Check(
-            "held-out loss of answers falls in instruct tuning",
-            f"{answers[0]:.2f} -> {answers[-1]:.2f}",
+        SummaryCheck(
+            "held-out loss of responses falls in instruct tuning",
+            f"{responses[0]:.2f} -> {responses[-1]:.2f}",
             "lower at the end",
-            answers[-1] < answers[0],
+            responses[-1] < responses[0],
         ),
     ]
 
 
-def check_speculation(modes: dict[str, Any]) -> list[Check]:
-    """Drafts are accepted, and leave the text as it is, without and with the adapter."""
+def check_speculation(modes: dict[str, Any]) -> list[SummaryCheck]:
+    """Check that drafts are accepted, and that speculation leaves the text of greedy AR unchanged."""
     wanted = {LINEAR: ("", MIN_ACCEPTANCE, ""), LINEAR_ADAPTER: (" with the adapter", BREAK_EVEN, ", break-even")}
     checks = []
     for mode, (how, least, meaning) in wanted.items():
         acceptance, equal = modes[mode]["real_context_acceptance"], modes[mode]["equals_greedy_ar"]
         checks += [
-            Check(
+            SummaryCheck(
                 f"tokens per draft-verify cycle{how} on real contexts",
                 f"{acceptance:.2f}",
                 f"> {least}{meaning}",
                 acceptance > least,
             ),
-            Check(f"linear speculation{how} equals greedy AR in fp32", "yes" if equal else "no", "yes", equal),
+            _check_equality(f"linear speculation{how}", equal),
         ]
-    return checks
+    return [*checks, _check_equality("quadratic speculation", modes[QUADRATIC]["equals_greedy_ar"])]
+
+
+def _check_equality(what: str, is_equal: bool) -> SummaryCheck:
+    return SummaryCheck(f"{what} equals greedy AR in fp32", "yes" if is_equal else "no", "yes", is_equal)

@@ -1,4 +1,4 @@
-"""A finished quickstart folder at toy size, made without training."""
+"""A finished quickstart folder of toy size, written without training."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 from launch.quickstart.folder import QuickstartFolder
 
-MODES = ("ar", "block_diffusion", "linear", "linear+adapter")
+MODES = ("ar", "block_diffusion", "linear", "quadratic", "linear+adapter")
 EVALUATIONS = {"ar": [4.5, 3.5, 2.9], "joint": [2.8, 2.6, 2.4, 2.3, 2.2], "sft": [2.5, 2.1, 1.9]}
 
 
@@ -31,7 +31,7 @@ def drafter() -> DrafterConfig:
 
 @pytest.fixture
 def finished_folder(folder: QuickstartFolder) -> QuickstartFolder:
-    """A folder as the phases leave it; losses and measurements are made up but consistent."""
+    """Write a folder as the phases leave it; losses and measurements are invented but consistent."""
     for stage, losses in EVALUATIONS.items():
         write_run(folder, stage, losses)
     write_json(folder.unigram, {"unigram_entropy": 4.1, "train_tokens": 1000, "heldout_tokens": 100})
@@ -39,16 +39,16 @@ def finished_folder(folder: QuickstartFolder) -> QuickstartFolder:
     modes = {mode: measurement(mode) for mode in MODES}
     settings = {"dtype": "float32", "num_prompts": 2, "prompt_tokens": 8, "num_contexts": 4, "block_length": 16}
     write_json(folder.decoding, {**settings, "modes": modes, "sample": {"prompt": "def", "continuation": " f():"}})
-    answers = [
-        {"prompt": f"What does {mode} do?", "text": "It answers.", "mode": mode, "tokens_per_forward": 1.5}
-        for mode in MODES[:3]
+    responses = [
+        {"prompt": f"What does {mode} do?", "text": "It responds.", "mode": mode, "tokens_per_forward": 1.5}
+        for mode in MODES[:4]
     ]
-    write_json(folder.answers, {"answers": answers})
+    write_json(folder.responses, {"responses": responses})
     return folder
 
 
 def write_run(folder: QuickstartFolder, stage: str, heldout: list[float]) -> None:
-    """Metrics of a run with an evaluation every 10 steps, the first before training."""
+    """Write the metrics of a run with an evaluation every 10 steps, the first before training."""
     run = folder.run(stage)
     run.mkdir(parents=True)
     lines = []
@@ -62,7 +62,7 @@ def write_run(folder: QuickstartFolder, stage: str, heldout: list[float]) -> Non
 
 
 def write_drafter_run(folder: QuickstartFolder) -> None:
-    """As lora.train writes it: an evaluation before training and one at the end."""
+    """Write metrics as lora.train does: an evaluation before training and one at the end."""
     folder.run("drafter").mkdir(parents=True)
     lines = []
     for step, length in ((0, 1.9), (10, 2.3)):
@@ -73,7 +73,7 @@ def write_drafter_run(folder: QuickstartFolder) -> None:
 
 
 def measurement(mode: str) -> dict:
-    drafts = mode.startswith("linear")
+    drafts = mode not in ("ar", "block_diffusion")
     acceptance = {"linear": 1.93, "linear+adapter": 2.21}.get(mode)
     return {
         "new_tokens": 100,

@@ -46,14 +46,15 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_mode_is_measured(export: Path, heldout: Path) -> None:
     values = measure.run_decoding(export, heldout)
     modes = values["modes"]
-    assert list(modes) == ["ar", "block_diffusion", "linear", "linear+adapter"]
+    assert list(modes) == ["ar", "block_diffusion", "linear", "quadratic", "linear+adapter"]
     assert modes["ar"]["tokens_per_forward"] == 1
     assert modes["ar"]["real_context_acceptance"] is modes["block_diffusion"]["acceptance_length"] is None
-    for mode in ("linear", "linear+adapter"):
-        linear = modes[mode]
-        assert linear["equals_greedy_ar"] is True
-        assert 1 <= linear["acceptance_length"] <= 8
-        assert linear["tokens_per_forward"] == pytest.approx(linear["new_tokens"] / linear["num_forwards"])
+    for mode in ("linear", "quadratic", "linear+adapter"):
+        measured = modes[mode]
+        assert measured["equals_greedy_ar"] is True
+        assert 1 <= measured["acceptance_length"] <= 8
+        assert measured["tokens_per_forward"] == pytest.approx(measured["new_tokens"] / measured["num_forwards"])
+    assert modes["quadratic"]["num_forwards"] < modes["linear"]["num_forwards"]
 
 
 def test_only_the_last_mode_drafts_with_the_adapter(export: Path, heldout: Path) -> None:
@@ -84,10 +85,16 @@ def test_prefixes_are_spread_over_the_heldout_text(heldout: Path) -> None:
 def test_acceptance_length_counts_cycles_not_forwards() -> None:
     """Prefill, three full cycles of two forwards, one lone last token of one forward: 4 cycles for 11 - 1 tokens."""
     run = measure.Continuations(tokens=[list(range(11))], num_forwards=[1 + 3 * 2 + 1], seconds=2.0)
-    measured = measure.measure(run, run, real_context_acceptance=1.5)
+    measured = measure.measure_mode("linear", run, run, real_context_acceptance=1.5)
     assert measured.acceptance_length == 10 / 4
     assert measured.tokens_per_second == 5.5
     assert measured.equals_greedy_ar
+
+
+def test_a_cycle_of_quadratic_speculation_is_one_forward() -> None:
+    run = measure.Continuations(tokens=[list(range(11)), [0]], num_forwards=[1 + 4, 1], seconds=2.0)
+    assert measure.measure_mode("quadratic", run, run).acceptance_length == 10 / 4
+    assert measure.measure_mode("block_diffusion", run, run).acceptance_length is None
 
 
 def test_a_missing_export_is_named(tmp_path: Path, heldout: Path) -> None:

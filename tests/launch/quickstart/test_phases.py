@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.quickstart.phases import Phase, run_phases
+from launch.quickstart.phases import Phase, module_command, run_phases
 
 
 class Recorder:
@@ -20,15 +20,12 @@ class Recorder:
                 name,
                 [self.directory / name],
                 lambda name=name: self._work(name),
-                keeps_partial_outputs=name == "b",
+                resumes=name == "b",
             )
             for name in "abc"
         ]
         self.ran = []
-        return run_phases(phases, self.directory / "phases.json", say=lambda text: None)
-
-    def _phase(self, name: str) -> Phase:
-        return Phase(name, name, [self.directory / name], lambda: self._work(name), keeps_partial_outputs=name == "b")
+        return run_phases(phases, self.directory / "phases.json", show=lambda text: None)
 
     def _work(self, name: str) -> None:
         self.ran.append(name)
@@ -78,3 +75,10 @@ def test_a_missing_output_invalidates_everything_after_it(recorder: Recorder) ->
     recorder.run()
     assert recorder.ran == ["a", "b", "c"]
     assert [(recorder.directory / name).read_text() for name in "abc"] == ["a", "b", "c"]
+
+
+def test_a_command_is_a_phase_of_its_own_process(tmp_path: Path) -> None:
+    command = module_command("timeit", "-n", 1, "-r", 1, f"open({str(tmp_path / 'made')!r}, 'w')")
+    phase = Phase("made", "it", [tmp_path / "made"], command)
+    assert set(run_phases([phase], tmp_path / "phases.json", show=lambda text: None)) == {"made"}
+    assert (tmp_path / "made").exists()

@@ -8,8 +8,8 @@ import pytest
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
 from conf.system.errors import UserError
-from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder
+from launch.quickstart.loss_curves import load_curves
 from launch.quickstart.summary import build_summary, check_summary, save_summary
 
 MODE_FIELDS = {
@@ -45,7 +45,7 @@ def test_promised_fields_are_there(finished_folder: QuickstartFolder, summarize)
     save_summary(finished_folder, summarize(finished_folder))
     summary = json.loads(finished_folder.summary.read_text())
     assert set(summary) >= {"modes", "stages", "drafter", "unigram_entropy", "export_dir", "seconds", "versions"}
-    assert list(summary["modes"]) == ["ar", "block_diffusion", "linear", "linear+adapter"]
+    assert list(summary["modes"]) == ["ar", "block_diffusion", "linear", "quadratic", "linear+adapter"]
     assert all(set(values) >= MODE_FIELDS for values in summary["modes"].values())
     assert all(set(values) >= STAGE_FIELDS for values in summary["stages"].values())
     assert summary["seconds"] == {"data": 2.0, "joint": 200.5, "total": 202.5}
@@ -88,12 +88,13 @@ def test_a_good_run_passes_every_check(finished_folder: QuickstartFolder, summar
         (4, lambda s: s["modes"]["linear"].update(equals_greedy_ar=False)),
         (5, lambda s: s["modes"]["linear+adapter"].update(real_context_acceptance=2.0)),
         (6, lambda s: s["modes"]["linear+adapter"].update(equals_greedy_ar=False)),
+        (7, lambda s: s["modes"]["quadratic"].update(equals_greedy_ar=False)),
     ],
 )
 def test_each_broken_promise_fails_its_check(finished_folder: QuickstartFolder, summarize, number: int, spoil) -> None:
     summary = summarize(finished_folder)
     spoil(summary)
-    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(7)]
+    assert [check.passed for check in check_summary(summary)] == [i != number for i in range(8)]
 
 
 @pytest.mark.parametrize("name", ["decoding", "unigram"])
@@ -101,4 +102,12 @@ def test_a_missing_input_is_named(finished_folder: QuickstartFolder, summarize, 
     path = getattr(finished_folder, name)
     path.unlink()
     with pytest.raises(UserError, match=path.name):
+        summarize(finished_folder)
+
+
+def test_measurements_of_an_earlier_version_are_named(finished_folder: QuickstartFolder, summarize) -> None:
+    decoding = json.loads(finished_folder.decoding.read_text())
+    del decoding["modes"]["quadratic"]
+    finished_folder.decoding.write_text(json.dumps(decoding))
+    with pytest.raises(UserError, match="lacks quadratic"):
         summarize(finished_folder)

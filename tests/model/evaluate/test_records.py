@@ -1,10 +1,10 @@
 """The names of modes that command lines know without torch."""
 
-from launch.quickstart import answers
+from launch.quickstart import story
 from model.evaluate.records import MODES
 from model.hf import decoding_nemotron_labs_diffusion as shipped
 
 
 def test_modes_are_the_shipped_ones() -> None:
     assert shipped.MODES == MODES
-    assert set(answers.MODES) < set(MODES)
+    assert set(story.CHAT_MODES) <= set(MODES)

@@ -1,20 +1,58 @@
-"""The picture: AR and diffusion losses, training and held-out, over all stages."""
+"""Read the losses that the training stages logged, and draw them over tokens in one picture."""
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conf.system.atomic import atomic_file
-from launch.quickstart.curves import StageCurves, smooth
+from conf.system.errors import UserError
 
+SMOOTHING = 0.9  # weight of the past in the smoothed training curves
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
 COLORS = {"ar_loss": "#2563eb", "diffusion_loss": "#d97706"}
 LABELS = {"ar_loss": "AR loss", "diffusion_loss": "diffusion loss"}
-STAGE_TITLES = {"ar": "AR stage", "joint": "joint stage", "sft": "SFT (answers)"}
+STAGE_TITLES = {"ar": "AR stage", "joint": "joint stage", "sft": "SFT (responses)"}
 HEADROOM = 1.1  # of the y axis, for stage titles and legend
 
 
+@dataclass
+class StageCurves:
+    """Hold the metrics.jsonl entries of one stage in the order of steps, training and held-out data apart."""
+
+    stage: str
+    train: list[dict[str, Any]]
+    heldout: list[dict[str, Any]]
+
+
+def load_curves(stage: str, run_dir: Path) -> StageCurves:
+    """Read the metrics.jsonl of a run.
+
+    Raises:
+        UserError: The run has not written training and held-out losses.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: the {stage} stage has not run. Run the quickstart with --fresh.")
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    curves = StageCurves(stage, *([e for e in entries if e["kind"] == kind] for kind in ("train", "heldout")))
+    if not curves.train or not curves.heldout:
+        raise UserError(f"{path} lacks training or held-out losses: run the quickstart with --fresh.")
+    return curves
+
+
+def smooth(values: list[float]) -> list[float]:
+    """Return the exponential moving average, corrected for its start as Adam's is."""
+    average, weight, smoothed = 0.0, 0.0, []
+    for value in values:
+        average = SMOOTHING * average + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        smoothed.append(average / weight)
+    return smoothed
+
+
 def draw_curves(stages: list[StageCurves], unigram_entropy: float, path: Path) -> None:
-    """PNG with one axis of losses (nats per token) over clean tokens; the stages follow each other."""
+    """Draw losses (nats per token) over clean tokens as a PNG, one stage after the other on one axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -39,13 +77,13 @@ def draw_curves(stages: list[StageCurves], unigram_entropy: float, path: Path) -
 
 
 def _points(entries: list[dict[str, Any]], name: str, offset: float) -> tuple[list[float], list[float]]:
-    """Millions of tokens since the first stage began, and losses, of the lines that have this loss."""
+    """Return the entries that have this loss as millions of tokens since the first stage began, and losses."""
     with_loss = [entry for entry in entries if entry.get(name) is not None]
     return [offset + entry["tokens_seen"] / 1e6 for entry in with_loss], [entry[name] for entry in with_loss]
 
 
 def _draw_training(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:
-    """Every step faint, their moving average strong."""
+    """Draw every step faintly and the moving average strongly."""
     if tokens:
         axes.plot(tokens, losses, color=COLORS[name], alpha=0.15, linewidth=0.8)
         label = f"{LABELS[name]}, training"
@@ -53,7 +91,7 @@ def _draw_training(axes: Any, tokens: list[float], losses: list[float], name: st
 
 
 def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:
-    """Rings; the last one with its value."""
+    """Draw a ring per evaluation, and the value of the last one."""
     if not tokens:
         return
     style = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.6, "linewidth": 0}
@@ -79,7 +117,7 @@ def _mark_stage(axes: Any, title: str, first: float, last: float) -> None:
 
 
 def _mark_unigram(axes: Any, unigram_entropy: float, end_of_first_stage: float) -> None:
-    """Named where the first stage ends: its losses are far below by then, and the next ones not yet above."""
+    """Label the line where the first stage ends: its losses are far below by then, the next ones not yet above."""
     axes.axhline(unigram_entropy, color=MUTED, linewidth=1, linestyle=(0, (5, 4)))
     text = f"unigram entropy {unigram_entropy:.2f}"
     style = {"textcoords": "offset points", "ha": "right", "color": MUTED, "fontsize": 9}
@@ -102,9 +140,9 @@ def _style(axes: Any, last: float, heldout_losses: list[float]) -> None:
 
 
 def _add_legend(axes: Any) -> None:
-    """Each label once, although several stages draw it."""
+    """Show each label once, although several stages draw it."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    # Above the middle of the curves: at both ends of a stage losses are high.
+    # Above the middle of the curves, because losses are high at both ends of a stage.
     place = {"loc": "upper center", "bbox_to_anchor": (0.61, 0.93), "frameon": False, "ncols": 2}
     axes.legend(unique.values(), unique.keys(), fontsize=9, labelcolor=INK, **place)

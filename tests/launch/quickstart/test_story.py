@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from conf.schema import RunConfig
 from conf.system.errors import UserError
-from launch.quickstart.__main__ import compose_drafter, keep_request
 from launch.quickstart.folder import QuickstartFolder
-from launch.quickstart.processes import decode_command, drafter_command, run_process, train_command
+from launch.quickstart.phases import module_command, run_process
+from launch.quickstart.story import Overrides, build_phases, compose_drafter, record_request, split_overrides
 
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,14 +45,15 @@ def test_the_drafter_is_checked_for_two_processes_before_anything_runs(tmp_path:
 
 
 def test_other_overrides_do_not_continue_a_begun_folder(folder: QuickstartFolder) -> None:
-    keep_request(folder, ["train.tokens=1e5"])
-    keep_request(folder, ["train.tokens=1e5"])
+    record_request(folder, ["train.tokens=1e5"])
+    record_request(folder, ["train.tokens=1e5"])
     with pytest.raises(UserError, match="--fresh"):
-        keep_request(folder, [])
+        record_request(folder, [])
 
 
 def test_decoding_without_an_export_is_one_message(tmp_path: Path) -> None:
-    command = decode_command(tmp_path / "export", tmp_path / "heldout", tmp_path / "decoding.json")
+    paths = [f"--{name}={tmp_path / name}" for name in ("export", "heldout")]
+    command = module_command("launch.quickstart.decode", *paths, f"--output={tmp_path / 'decoding.json'}")
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "export the joint run first" in result.stderr
@@ -64,11 +66,22 @@ def test_a_failing_command_is_named_with_its_remedy() -> None:
         run_process("the export", [sys.executable, "-c", "raise SystemExit(3)"])
 
 
-def test_training_commands_are_those_of_the_readme() -> None:
-    command = train_command("quickstart_ar", Path("runs"), ["train.tokens=1e5"])
-    assert command[1:5] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node=2"]
-    assert command[5:] == ["-m", "pretrain.train", "experiment=quickstart_ar", "run.root=runs", "train.tokens=1e5"]
-    command = drafter_command(Path("runs"), ["train.steps=10"])
+def test_overrides_reach_the_command_they_are_for() -> None:
+    split = split_overrides(["train.tokens=1e5", "drafter.train.steps=10", "drafter.adapter.rank=8"])
+    assert split.stages == ["train.tokens=1e5"]
+    assert split.drafter == ["train.steps=10", "adapter.rank=8"]
+
+
+def test_training_commands_are_those_of_the_readme(configs: dict[str, RunConfig]) -> None:
+    phases = build_phases(QuickstartFolder(Path("runs")), configs, Overrides(["train.tokens=1e5"], ["train.steps=10"]))
+    commands = {phase.name: phase.work for phase in phases if isinstance(phase.work, list)}
+    assert [phase.name for phase in phases if phase.resumes] == ["ar", "joint", "drafter", "sft"]
+    for stage in ("ar", "joint", "sft"):
+        command = commands[stage]
+        assert command[1:5] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node=2"]
+        assert command[5:7] == ["-m", "pretrain.train"]
+        assert command[7:] == [f"experiment=quickstart_{stage}", "run.root=runs", "train.tokens=1e5"]
+    command = commands["drafter"]
     assert command[1:5] == ["-m", "launch.torchrun", "--standalone", "--nproc_per_node=2"]
     assert command[5:] == ["-m", "lora.train", "experiment=quickstart", "run.root=runs", "train.steps=10"]
 
@@ -82,14 +95,15 @@ def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
     assert first.returncode == 1, first.stderr
     summary = json.loads((tmp_path / "quickstart" / "summary.json").read_text())
     assert summary["modes"]["linear"]["equals_greedy_ar"]
+    assert summary["modes"]["quadratic"]["equals_greedy_ar"]
     assert summary["modes"]["linear+adapter"]["equals_greedy_ar"]
     assert summary["drafter"]["steps"] == 2
     assert (tmp_path / "quickstart" / "export" / "linear_spec_lora" / "adapter_config.json").is_file()
     assert summary["stages"]["ar"]["layout"]["tensor_parallel"] == 2
     assert summary["stages"]["joint"]["layout"]["pipeline_parallel"] == 2
     assert summary["stages"]["sft"]["layout"]["data_parallel"] == 2
-    assert {answer["mode"] for answer in summary["answers"]} == set(summary["modes"]) - {"linear+adapter"}
-    assert all(answer["prompt"] for answer in summary["answers"])
+    assert {response["mode"] for response in summary["responses"]} == set(summary["modes"]) - {"linear+adapter"}
+    assert all(response["prompt"] for response in summary["responses"])
     assert (tmp_path / "quickstart" / "loss_curves.png").stat().st_size > 10_000
     again = run_program(*arguments)
     assert again.returncode == 1
@@ -104,7 +118,7 @@ def test_an_interrupt_waits_until_the_command_has_cleaned_up(tmp_path: Path) -> 
         "try:\n    Path('ready').touch(); time.sleep(60)\n"
         "except KeyboardInterrupt:\n    time.sleep(1); Path('cleaned').touch()"
     )
-    program = f"{listen}import sys; from launch.quickstart.processes import run_process\n"
+    program = f"{listen}import sys; from launch.quickstart.phases import run_process\n"
     program += f"run_process('it', [sys.executable, '-c', {command!r}])"
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""The report shows every mode, every stage, every check, and where things are."""
+"""The printed summary shows every mode, every stage, every check, and where things are."""
 
 import io
 
@@ -6,25 +6,26 @@ from rich.console import Console
 
 from conf.schema import RunConfig
 from conf.schema.drafter import DrafterConfig
-from launch.quickstart.curves import load_curves
 from launch.quickstart.folder import QuickstartFolder
-from launch.quickstart.report import build_mode_table, print_report
+from launch.quickstart.loss_curves import load_curves
 from launch.quickstart.summary import build_summary
+from launch.quickstart.summary_table import build_mode_table, print_summary
 
 
-def test_the_report_says_what_the_summary_holds(
+def test_what_is_printed_is_what_the_summary_holds(
     finished_folder: QuickstartFolder, configs: dict[str, RunConfig], drafter: DrafterConfig
 ) -> None:
     stages = [load_curves(stage, finished_folder.run(stage)) for stage in configs]
     summary = build_summary(finished_folder, stages, configs, drafter, {"data": 2.0})
     summary["checks"][2]["passed"] = False
     console = Console(width=140, record=True, file=io.StringIO())
-    print_report(console, summary, finished_folder)
+    print_summary(console, summary, finished_folder)
     text = console.export_text()
     for expected in (
         "AR",
         "diffusion",
-        "speculation",
+        "linear",
+        "quadratic",
         "+ adapter",
         "1.93",
         "2.21",
@@ -33,10 +34,10 @@ def test_the_report_says_what_the_summary_holds(
         "TP1 PP2 DP1",
         "TP1 PP1 DP2",
         "4.100",
-        "It answers.",
+        "It responds.",
     ):
         assert expected in text
-    assert (text.count("ok  "), text.count("FAIL")) == (6, 1)
+    assert (text.count("ok  "), text.count("FAIL")) == (7, 1)
     assert str(finished_folder.adapter) in text
 
 

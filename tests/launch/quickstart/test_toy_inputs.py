@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from conf.composition.compose import compose_run_config
 from conf.schema import ModelConfig
 from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
-from launch.quickstart.start_checkpoint import write_start_checkpoint
+from launch.quickstart.toy_inputs import write_start_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
-"""Losses are read from the runs; a run that is not there is named."""
+"""Losses are read from the runs, and become a picture; a missing run is named."""
 
 import pytest
+from PIL import Image
 
 from conf.system.errors import UserError
-from launch.quickstart.curves import load_curves, smooth
 from launch.quickstart.folder import QuickstartFolder
+from launch.quickstart.loss_curves import draw_curves, load_curves, smooth
 
 
 def test_curves_hold_training_and_heldout_lines_apart(finished_folder: QuickstartFolder) -> None:
@@ -29,3 +30,12 @@ def test_a_run_without_evaluations_is_refused(finished_folder: QuickstartFolder)
     path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if "heldout" not in line))
     with pytest.raises(UserError, match="lacks training or held-out losses"):
         load_curves("ar", finished_folder.run("ar"))
+
+
+def test_the_picture_is_a_readable_png(finished_folder: QuickstartFolder) -> None:
+    stages = [load_curves(stage, finished_folder.run(stage)) for stage in ("ar", "joint")]
+    draw_curves(stages, 4.1, finished_folder.curves)
+    with Image.open(finished_folder.curves) as image:
+        assert image.format == "PNG"
+        assert min(image.size) >= 600
+        assert len(set(image.convert("RGB").resize((200, 120)).tobytes())) > 20, "something is drawn"

@@ -1,4 +1,4 @@
-"""What the user sees at the end."""
+"""Print the summary: the table of decoding modes, a line per stage, the checks, and where everything is."""
 
 from typing import Any
 
@@ -12,33 +12,34 @@ MODE_TITLES = {
     "ar": "AR",
     "block_diffusion": "block diffusion",
     "linear": "linear speculation",
+    "quadratic": "quadratic speculation",
     "linear+adapter": "linear + adapter",
 }
-# Field of a mode's measurement, what the table calls it, digits after the point.
+# Field of ModeMeasurement, its name in the table, digits after the point.
 ROWS = (
     ("new_tokens", "new tokens", 0),
     ("num_forwards", "forwards", 0),
     ("tokens_per_forward", "tokens per forward", 2),
     ("acceptance_length", "acceptance length", 2),
-    ("real_context_acceptance", "acceptance, real contexts", 2),
+    ("real_context_acceptance", "real-context acceptance", 2),
     ("tokens_per_second", "tokens/s", 0),
     ("equals_greedy_ar", "equals greedy AR", 0),
     ("distinct_4grams", "distinct 4-grams", 2),
 )
 
 
-def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFolder) -> None:
-    """One table of modes, the stages in a line each, the checks, and where everything is."""
+def print_summary(console: Console, summary: dict[str, Any], folder: QuickstartFolder) -> None:
+    """Print everything a user wants to see at the end."""
     console.print()
     console.print(build_mode_table(summary))
     for name, stage in summary["stages"].items():
         console.print(describe_stage(name, stage), soft_wrap=True)
     console.print(describe_drafter(summary["drafter"]), soft_wrap=True)
     console.print(f"unigram entropy of the held-out text: {summary['unigram_entropy']:.3f} nats per token")
-    for answer in summary["answers"]:
-        console.print(Text.assemble(("question: ", "dim"), answer["prompt"]), soft_wrap=True)
-        told = f"answer ({MODE_TITLES[answer['mode']]}, {answer['tokens_per_forward']:.2f} tokens per forward): "
-        console.print(Text.assemble((told, "dim"), answer["text"]), soft_wrap=True)
+    for response in summary["responses"]:
+        console.print(Text.assemble(("question: ", "dim"), response["prompt"]), soft_wrap=True)
+        how = f"{MODE_TITLES[response['mode']]}, {response['tokens_per_forward']:.2f} tokens per forward"
+        console.print(Text.assemble((f"response ({how}): ", "dim"), response["text"]), soft_wrap=True)
     for check in summary["checks"]:
         mark = Text("ok  " if check["passed"] else "FAIL", style="green" if check["passed"] else "bold red")
         console.print(mark, f"{check['name']}: {check['value']} (wanted: {check['wanted']})", soft_wrap=True)
@@ -55,18 +56,18 @@ def print_report(console: Console, summary: dict[str, Any], folder: QuickstartFo
 
 
 def build_mode_table(summary: dict[str, Any]) -> Table:
-    """Modes as columns, so that it fits 80 characters; a dash where a number has no meaning."""
+    """Build a table with a column per mode, 80 characters wide at most; a dash means that a number does not apply."""
     decoding = summary["decoding"]
     table = Table(
         title=f"Greedy decoding of {decoding['num_prompts']} held-out prompts",
         caption=f"{decoding['dtype']}, blocks of {decoding['block_length']}; real contexts: one cycle from each of "
-        f"{decoding['num_contexts']} true prefixes",
+        f"{decoding['num_contexts']} true prefixes;\nlinear, quadratic: self-speculation",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("")
     for mode in summary["modes"]:
-        table.add_column(MODE_TITLES[mode].replace(" ", "\n", 1), justify="right")
+        table.add_column(MODE_TITLES[mode].removesuffix(" speculation").replace(" ", "\n", 1), justify="right")
     for name, title, digits in ROWS:
         table.add_row(title, *(_cell(values[name], digits) for values in summary["modes"].values()))
     return table
@@ -81,7 +82,7 @@ def _cell(value: float | bool | None, digits: int) -> str:
 
 
 def describe_stage(name: str, stage: dict[str, Any]) -> str:
-    """One line about a training stage."""
+    """Describe a training stage in one line."""
     layout = stage["layout"]
     degrees = (("TP", "tensor_parallel"), ("PP", "pipeline_parallel"), ("DP", "data_parallel"))
     short = " ".join(f"{letters}{layout[key]}" for letters, key in degrees)
@@ -94,7 +95,7 @@ def describe_stage(name: str, stage: dict[str, Any]) -> str:
 
 
 def describe_drafter(drafter: dict[str, Any]) -> str:
-    """One line about the draft adapter's training."""
+    """Describe the draft adapter's training in one line."""
     evaluations = drafter["heldout_evaluations"]
     lengths = [f"{entry['acceptance_length']:.2f}" for entry in (evaluations[0], evaluations[-1])]
     return (
