@@ -111,7 +111,7 @@ def test_the_whole_program_runs_and_continues(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_waits_until_the_command_has_cleaned_up(tmp_path: Path) -> None:
-    """torchrun must end its workers, which the terminal's interrupt does not reach."""
+    """The launcher must end its workers, which the terminal's interrupt does not reach."""
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = listen + (
         "import time; from pathlib import Path\n"
