@@ -16,8 +16,8 @@ from data_pipeline.chat.template import load_chat_template
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from lora.examples import Example, StoredExamples, hash_tokens, hash_values
 from lora.rows import is_tokenised, name_own_keys, read_checkpoint_value
-from model.export.load import check_vocabulary, load_tokenizer
-from model.export.prompt_rows import check_mask, encode_row, read_rows
+from model.commands.prompt_records import encode_prompt_record, read_prompt_records, refuse_mask_token
+from model.export.load import check_vocabulary, load_export_tokenizer
 
 SUFFIX = ".jsonl"
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def open_row_prompts(
     prompt_tokens: of a text. chat_template: as DrafterConfig.chat_template; only its generation prompt is needed, so
     it need not mark answers. Raises: UserError naming the row that is no prompt, or if no prompt is left.
     """
-    tokenizer = load_tokenizer(checkpoint)
+    tokenizer = load_export_tokenizer(checkpoint)
     check_vocabulary(checkpoint, tokenizer, read_checkpoint_value(checkpoint, "vocab_size"))
     if chat_template is not None:
         with name_own_keys():
@@ -117,9 +117,9 @@ def open_row_prompts(
     mask_token_id = read_checkpoint_value(checkpoint, "mask_token_id")
     tokens, lengths, num_rows = array("i"), array("q"), 0
     for file in files:
-        for place, row in read_rows(file):
-            prompt = encode_row(row, place, tokenizer, prompt_tokens=prompt_tokens)
-            check_mask(prompt, place, mask_token_id)
+        for place, row in read_prompt_records(file):
+            prompt = encode_prompt_record(row, place, tokenizer, prompt_tokens=prompt_tokens)
+            refuse_mask_token(prompt, place, mask_token_id)
             num_rows += 1
             if len(prompt) < sequence_length:
                 tokens.extend(prompt)

@@ -16,7 +16,7 @@ from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
 from data_pipeline.prepare.plan import build_plan
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
 from data_pipeline.storage.manifest import MANIFEST_NAME
-from model.export.prompt_rows import lacks_answer, read_rows
+from model.commands.prompt_records import lacks_response, read_prompt_records
 
 CONFIG_NAME = "config.json"
 # Keys of another command, which messages of prepare name.
@@ -104,13 +104,13 @@ def _refuse_prompts(rows: Path) -> None:
     files = [] if is_saved_dataset(rows) else list_input_files(str(rows))
     for file in files:
         first = _read_first(file.path) if file.suffix == ".jsonl" else []
-        if 2 * sum(map(lacks_answer, first)) > len(first):
+        if 2 * sum(map(lacks_response, first)) > len(first):
             raise UserError(f"{file.path} holds prompts without answers: {ANSWER_THEM}, or give answers")
 
 
 def _read_first(path: Path) -> list[dict[str, Any]]:
     try:
-        return [row for _, row in islice(read_rows(path), NUM_FIRST_ROWS)]
+        return [row for _, row in islice(read_prompt_records(path), NUM_FIRST_ROWS)]
     except UserError:  # prepare counts broken lines, and says so
         return []
 

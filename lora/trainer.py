@@ -20,9 +20,9 @@ from lora.output import check_output, draw_run_id
 from lora.run_state import RunFacts, check_version, read_state
 from lora.step import DraftStep
 from model.checkpoint.checksums import SUMS_NAME
-from model.checkpoint.identity import identify_checkpoint
 from model.checkpoint.layout import find_newest_complete
-from model.export.load import check_export, check_vocabulary, load_export, load_tokenizer
+from model.export.draft_adapter import identify_checkpoint
+from model.export.load import check_export, check_vocabulary, load_export, load_export_tokenizer
 from pretrain.checkpointing.integrity import find_intact_checkpoint
 from pretrain.reporting.metrics import MetricsWriter
 from pretrain.reporting.reporters import open_reporters
@@ -69,7 +69,7 @@ def build_trainer(config: DrafterConfig, device: torch.device) -> DrafterTrainer
     block_size = config.block_size or model.config.block_size
     check_lengths(config, block_size, model.config.max_position_embeddings)
     check_rank(config, model.config)
-    check_vocabulary(checkpoint, load_tokenizer(checkpoint), model.config.vocab_size)
+    check_vocabulary(checkpoint, load_export_tokenizer(checkpoint), model.config.vocab_size)
     with console.answers():
         data = answer_data(config, data, model, identity, console.answered)
     adapted = attach_new_adapter(model, config.adapter, config.train.seed)

@@ -22,10 +22,9 @@ MAY_IMPORT = {
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
-        *("model.checkpoint.layout", "model.checkpoint.checksums", "model.export.draft_adapter", "model.hf"),
-        *("model.evaluate", "model.checkpoint.identity", "model.export.load", "model.export.prompt_rows"),
+        *("model.checkpoint", "model.commands", "model.evaluate", "model.export", "model.hf"),
     ),
-    "launch": ("conf", "data_pipeline", "model.export.draft_adapter", "model.evaluate", "model.hf", "launch"),
+    "launch": ("conf", "data_pipeline", "model.commands", "model.evaluate", "model.export", "model.hf", "launch"),
     "launch/plan": (
         "conf",
         "launch.plan",

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
-from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER, QUADRATIC
+from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER, QUADRATIC
 from model.evaluate.statistics import compute_distinct_share
 from model.export.draft_adapter import ADAPTER_FOLDER, check_adapter
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.system.entry import exit_status, quiet_libraries
-from model.evaluate import command
+from model.evaluate import command_line
 from model.evaluate.options import EvaluationOptions
 from model.export.draft_adapter import ADAPTER_FOLDER
 
@@ -24,7 +24,7 @@ EXAMPLES = f"""examples:
   # another adapter, a quick look
   python -m lora.evaluate exports/nld_8b_sft --adapter runs/drafter/adapter --prompts chats.jsonl --limit 20
 
-{command.PROMPT_ROWS}
+{command_line.PROMPT_FORMAT}
 Every prompt is decoded greedily three times: autoregressively, and by linear self-speculation without and with the
 adapter. Exit status 1 if speculation does not give AR's tokens (in fp32; bf16 promises nothing and is only counted).
 Code in the checkpoint's directory is not executed.
@@ -39,44 +39,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = command.make_parser(
+    parser = command_line.make_parser(
         "python -m lora.evaluate",
         "Measure what a draft adapter gains: tokens per forward with and without it.",
         EXAMPLES,
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help=f"default: EXPORT/{ADAPTER_FOLDER}")
-    command.add_prompt_options(parser)
-    command.add_decoding_options(parser.add_argument_group("decoding"))
-    command.add_report_options(parser.add_argument_group("report"), "evaluation.json", "evaluation.png")
+    command_line.add_prompt_options(parser)
+    command_line.add_decoding_options(parser.add_argument_group("decoding"))
+    command_line.add_report_options(parser.add_argument_group("report"), "evaluation.json", "evaluation.png")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files. Raises: UserError if something given cannot work."""
-    output = command.choose_output(options.export, options.output)
+    output = command_line.choose_output(options.export, options.output)
     quiet_libraries("deepspeed", "transformers")
-    adapter = command.choose_adapter(options.export, options.adapter)
+    adapter = command_line.choose_adapter(options.export, options.adapter)
     evaluation = _evaluate(options, adapter)
 
     from lora.evaluate.report import describe, save_evaluation
     from lora.evaluate.table import build_table
 
-    about = command.describe_inputs(options, adapter, PACKAGES)
+    about = command_line.describe_inputs(options, adapter, PACKAGES)
     report, table = describe(evaluation, about), build_table(evaluation)
-    command.publish(
+    command_line.publish(
         options, report, [table], lambda: save_evaluation(evaluation, output, about), f"numbers and picture: {output}"
     )
-    return command.report_differences(evaluation.differences)
+    return command_line.report_differences(evaluation.differences)
 
 
 def _evaluate(options: argparse.Namespace, adapter: Path) -> "DrafterEvaluation":
     from lora.evaluate.run import evaluate_drafter
 
-    loaded = command.load(options, adapter)
+    loaded = command_line.load(options, adapter)
     decoding = EvaluationOptions(
         max_new_tokens=options.max_new_tokens, block_length=options.block_length, resamples=options.resamples
     )
-    return evaluate_drafter(loaded.model, loaded.prompts, decoding, track=command.track)
+    return evaluate_drafter(loaded.model, loaded.prompts, decoding, track=command_line.track)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ from typing import Any
 
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.evaluate.records import LINEAR, LINEAR_ADAPTER
-from model.evaluate.style import (
+from model.commands.modes import LINEAR, LINEAR_ADAPTER
+from model.evaluate.picture_style import (
     DASHES,
     GRID,
     INK,

@@ -9,7 +9,8 @@ from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from lora.evaluate.plot import draw_evaluation
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER, DecodedBatch
+from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluate.judging import JudgedBatch
 from model.evaluate.statistics import AgreementCounts, ModeNumbers
 
 REPORT_FILE, PICTURE_FILE = "evaluation.json", "evaluation.png"
@@ -67,7 +68,7 @@ def _describe_mode(numbers: ModeNumbers) -> dict[str, Any]:
     }
 
 
-def _describe_prompt(batch: DecodedBatch) -> dict[str, Any]:
+def _describe_prompt(batch: JudgedBatch) -> dict[str, Any]:
     """Counts alone: texts are the user's."""
     modes: dict[str, Any] = {}
     for name, output in batch.decoded.items():

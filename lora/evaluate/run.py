@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora.evaluate.statistics import GroupGain, summarize_gain
+from model.commands.modes import AR, LINEAR, choose_variants
+from model.evaluate.decoder import Track
+from model.evaluate.evaluation import evaluate_modes
+from model.evaluate.judging import JudgedBatch
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.records import AR, LINEAR, DecodedBatch, Prompt, choose_variants
-from model.evaluate.run import Track, evaluate_modes
+from model.evaluate.prompts import EvaluationPrompt
 
 # Settings that say how the numbers came about; the others have no effect here.
 SETTINGS = ("dtype", "device", "block_length", "max_new_tokens", "resamples")
@@ -22,14 +25,14 @@ class DrafterEvaluation:
 
     overall: GroupGain
     groups: dict[str, GroupGain]
-    batches: list[DecodedBatch]
+    batches: list[JudgedBatch]
     settings: dict[str, Any]
     differences: list[tuple[str, str]]
 
 
 def evaluate_drafter(
     model: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[EvaluationPrompt],
     options: EvaluationOptions | None = None,
     *,
     stop_ids: tuple[int, ...] | None = None,

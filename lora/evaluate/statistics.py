@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER, DecodedBatch
+from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluate.judging import JudgedBatch
 from model.evaluate.statistics import (
     GroupNumbers,
     ModeNumbers,
@@ -38,7 +39,7 @@ class GroupGain:
         return self.modes[AR].distinct_4grams
 
 
-def summarize_gain(batches: Sequence[DecodedBatch], resamples: int, seed: int) -> GroupGain:
+def summarize_gain(batches: Sequence[JudgedBatch], resamples: int, seed: int) -> GroupGain:
     """Gain on one or more prompts, each decoded by itself."""
     before, after = (count_tokens_and_forwards(batches, name) for name in (LINEAR, LINEAR_ADAPTER))
     return GroupGain(

@@ -7,8 +7,8 @@ from rich.text import Text
 from lora.evaluate.report import agreement_of
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER
-from model.evaluate.table import FEW_4GRAMS, describe_agreement, mark_loops
+from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluate.tables import FEW_4GRAMS, describe_agreement, mark_loops
 
 TITLES = {AR: "AR", LINEAR: "linear", LINEAR_ADAPTER: "linear + adapter"}
 LABEL_WIDTH, GAIN_WIDTH = 17, 20

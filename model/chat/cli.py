@@ -16,14 +16,14 @@ from rich.console import Console
 from conf.system.entry import OneLineParser, exit_status
 from conf.system.errors import UserError
 from model.chat.options import ChatOptions, check_text
-from model.evaluate.records import LINEAR, MODES
-from model.export.command_options import (
+from model.commands.decoding_options import (
     add_choice_options,
     add_length_options,
     add_place_options,
     check_modes,
     check_sampling,
 )
+from model.commands.modes import LINEAR, MODES
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession

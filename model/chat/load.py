@@ -13,7 +13,7 @@ from model.export.load import (
     check_vocabulary,
     find_stop_ids,
     load_export,
-    load_tokenizer,
+    load_export_tokenizer,
     resolve_device,
 )
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -50,7 +50,7 @@ def load_chat_model(
 
 
 def _load_chat_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_export_tokenizer(directory)
     if not tokenizer.chat_template:
         raise UserError(
             f"{directory} has no chat_template.jinja (nor a chat_template in tokenizer_config.json): it is a base "

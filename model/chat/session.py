@@ -12,7 +12,7 @@ from conf.system.errors import UserError
 from model.chat.load import ChatModel
 from model.chat.options import ChatOptions, check_text
 from model.chat.stream import AnswerStreamer
-from model.evaluate.records import MODES
+from model.commands.modes import MODES
 from model.export.load import find_think_ids
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
@@ -96,7 +96,7 @@ class ChatSession:
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
         except Exception as error:  # whatever a template raises
-            raise UserError(f"the checkpoint's chat template refuses the messages: {error}") from None
+            raise UserError(f"the checkpoint's chat template rejects the messages: {error}") from None
         return encoded["input_ids"]
 
     def _decode(self, prompt_ids: Tensor, streamer: AnswerStreamer) -> Answer:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from conf.system.errors import UserError
 from model.chat.session import Answer, ChatSession
-from model.evaluate.records import MODES
+from model.commands.modes import MODES
 
 COMMANDS = "/reset, /mode NAME, /exit"
 # Characters that would steer the terminal; new line and tab are text.

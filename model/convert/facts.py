@@ -12,8 +12,9 @@ from conf.schema import DataConfig, ModelConfig, StageConfig
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint
-from model.convert.hf_config import CONFIG_NAME, HfConfig, read_hf_config
+from model.convert.hf_config import HfConfig, read_hf_config
 from model.convert.nld_config import kept_values
+from model.export.shipped_code import CONFIG_NAME
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,8 @@ from typing import Any
 from conf.schema import ModelConfig, RopeConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
+from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
 
-CONFIG_NAME = "config.json"
-NLD_TYPE = "nemotron_labs_diffusion"
 _VISION_TYPE, _TEXT_TYPE = "mistral3", "ministral3"
 
 # Hugging Face name -> field of ModelConfig; every one must be there: a default would be another model.

@@ -5,7 +5,7 @@ from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
-from model.convert.hf_config import NLD_TYPE
+from model.export.shipped_code import NLD_TYPE
 
 CONFIGURATION_MODULE = "configuration_nemotron_labs_diffusion"
 MODELING_MODULE = "modeling_nemotron_labs_diffusion"

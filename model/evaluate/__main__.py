@@ -1,6 +1,6 @@
-"""Every decoding mode of a checkpoint on your prompts: `python -m model.evaluate EXPORT --prompts FILE.jsonl`.
+"""Measure every decoding mode of a checkpoint on your prompts: `python -m model.evaluate EXPORT --prompts FILE.jsonl`.
 
-Torch and transformers are imported once the options are known to be right.
+Torch and transformers are imported after the command line has been checked.
 """
 
 import argparse
@@ -11,19 +11,17 @@ from typing import TYPE_CHECKING
 
 from conf.system.entry import count, exit_status, quiet_libraries
 from conf.system.errors import UserError
-from model.evaluate import command
-from model.evaluate.command import PROMPT_ROWS
+from model.commands.decoding_options import add_choice_options, check_modes, check_sampling, probability
+from model.commands.modes import MODES, SPECULATIVE, choose_variants
+from model.evaluate import command_line
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.records import MODES, SPECULATIVE, choose_variants
-from model.export.command_options import add_choice_options, check_modes, check_sampling
-from model.export.option_types import probability
 
 if TYPE_CHECKING:
-    from model.evaluate.run import Evaluation
+    from model.evaluate.evaluation import Evaluation
 
 PACKAGES = ("torch", "transformers")
 SWEPT_THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
-OWN_ADAPTER = object()  # what --adapter without a folder gives
+OWN_ADAPTER = object()  # the value of --adapter without a folder
 EXAMPLES = f"""examples:
   # all modes, speculative ones without and with the checkpoint's own adapter, and the ceiling of parallel decoding
   python -m model.evaluate exports/nld_8b_sft --adapter --prompts code.jsonl mathematics.jsonl --speed-of-light
@@ -34,30 +32,31 @@ EXAMPLES = f"""examples:
   # sampled, sixteen prompts at a time
   python -m model.evaluate exports/nld_8b_sft --prompts chats.jsonl --temperature 0.8 --top-p 0.95 --batch-size 16
 
-{PROMPT_ROWS}  "answer": "42"                            besides, text, a number or a list of accepted ones: scored by
-                                            exact match (model/evaluate/README.md says what is equal)
+{command_line.PROMPT_FORMAT.rstrip()}
+  "answer": "42"                            optional: text, a number or a list of accepted ones, scored by
+                                            exact match (model/evaluate/README.md says what counts as equal)
 
 Files: modes.json, modes.png, acceptance_length.png, thresholds.png. Exit status 1 if greedy speculation does not give
-AR's tokens (in fp32; bf16 promises nothing and is only counted). Code in the checkpoint's directory is not executed.
+AR's tokens in fp32 (in bf16 differences are only counted). Code in the checkpoint's directory is not executed.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 1 if outputs differ from AR's, 2 after one message, 130."""
+    """Run the command line; return 0, 1 if outputs differ from AR's, 2 after an error message, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
     return exit_status(lambda: run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = command.make_parser(
+    """Build the command line."""
+    parser = command_line.make_parser(
         "python -m model.evaluate",
         "Measure every decoding mode of a checkpoint: speed, forwards, agreement with AR, accuracy.",
         EXAMPLES,
     )
-    command.add_prompt_options(parser)
+    command_line.add_prompt_options(parser)
     parser.add_argument(
-        "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"of {', '.join(MODES)}; default: all"
+        "--modes", type=modes, default=MODES, metavar="MODE,...", help=f"some of {', '.join(MODES)}; default: all"
     )
     parser.add_argument(
         "--adapter",
@@ -65,18 +64,18 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="?",
         const=OWN_ADAPTER,
         metavar="DIR",
-        help="measure speculative modes also with this draft adapter; without DIR the checkpoint's own",
+        help="also measure speculative modes with this draft adapter; without DIR, with the checkpoint's own",
     )
     _add_decoding_options(parser.add_argument_group("decoding"))
     _add_measurement_options(parser.add_argument_group("measurements"))
     report = parser.add_argument_group("report")
-    command.add_report_options(report, "modes.json", "pictures")
-    report.add_argument("--keep-texts", action="store_true", help="write responses to modes.json, too")
+    command_line.add_report_options(report, "modes.json", "pictures")
+    report.add_argument("--keep-texts", action="store_true", help="also write the responses to modes.json")
     return parser
 
 
 def _add_decoding_options(group: argparse._ArgumentGroup) -> None:
-    command.add_decoding_options(group)
+    command_line.add_decoding_options(group)
     group.add_argument("--batch-size", type=count, default=1, metavar="N", help="prompts decoded together; default: 1")
     add_choice_options(group)
 
@@ -86,12 +85,12 @@ def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
         "--answer-pattern",
         type=pattern,
         metavar="REGEX",
-        help="compare its last match (the first group) in a response with the answer; default: all of the response",
+        help="compare its last match (the first group) in a response with the answer; default: the whole response",
     )
     group.add_argument(
         "--speed-of-light",
         action="store_true",
-        help="forwards of an oracle that commits whatever is already greedy AR's: the ceiling of parallel decoding",
+        help="measure the ceiling of parallel decoding: an oracle commits every token that is already greedy AR's",
     )
     group.add_argument(
         "--sweep",
@@ -100,59 +99,59 @@ def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
         const=SWEPT_THRESHOLDS,
         default=(),
         metavar="P,...",
-        help=f"all modes but ar at each threshold; default: {','.join(f'{t:g}' for t in SWEPT_THRESHOLDS)}",
+        help=f"measure all modes but ar at each threshold; default: {','.join(f'{t:g}' for t in SWEPT_THRESHOLDS)}",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Evaluate, print the tables, write the files. Raises: UserError if something given cannot work."""
-    output = command.choose_output(options.export, options.output)
+    """Evaluate, print the tables and write the files. Raises: UserError if something given cannot be used."""
+    output = command_line.choose_output(options.export, options.output)
     check_together(options)
     adapter = None
     if options.adapter is not None:
-        adapter = command.choose_adapter(options.export, None if options.adapter is OWN_ADAPTER else options.adapter)
+        adapter = command_line.choose_adapter(
+            options.export, None if options.adapter is OWN_ADAPTER else options.adapter
+        )
     quiet_libraries("transformers")
     evaluation = _evaluate(options, adapter)
 
-    from model.evaluate.report import describe, save_evaluation
-    from model.evaluate.table import build_tables
+    from model.evaluate.modes_report import describe_evaluation, save_modes_report
+    from model.evaluate.tables import build_tables
 
-    about = command.describe_inputs(options, adapter, PACKAGES)
-    report, tables = describe(evaluation, about), build_tables(evaluation)
-    command.publish(
-        options, report, tables, lambda: save_evaluation(evaluation, output, about), f"numbers and pictures: {output}"
+    about = command_line.describe_inputs(options, adapter, PACKAGES)
+    report, tables = describe_evaluation(evaluation, about), build_tables(evaluation)
+    command_line.publish(
+        options, report, tables, lambda: save_modes_report(evaluation, output, about), f"numbers and pictures: {output}"
     )
-    return command.report_differences(evaluation.differences)
+    return command_line.report_differences(evaluation.differences)
 
 
 def check_together(options: argparse.Namespace) -> None:
-    """Raises: UserError for options that contradict each other or would have no effect."""
+    """Refuse options that contradict each other or have no effect. Raises: UserError."""
     check_sampling(options)
     check_modes(options, options.modes, "sweep", *([] if options.speed_of_light else ["block_length"]))
     if options.speed_of_light and options.temperature > 0:
         raise UserError("--speed-of-light follows greedy AR's text: leave --temperature out")
     if options.speed_of_light and options.thinking_budget is not None:
-        raise UserError(
-            "--speed-of-light is of free text: its oracle knows no --thinking-budget, leave one of them out"
-        )
+        raise UserError("--speed-of-light cannot follow a --thinking-budget: leave one of the two out")
     if options.adapter is not None and not set(options.modes) & set(SPECULATIVE):
-        raise UserError(f"--adapter drafts for {' and '.join(SPECULATIVE)}, neither is in --modes: add one")
+        raise UserError(f"--adapter only drafts for {' and '.join(SPECULATIVE)}: add one of them to --modes")
 
 
 def _evaluate(options: argparse.Namespace, adapter: Path | None) -> "Evaluation":
-    from model.evaluate.run import evaluate_modes
+    from model.evaluate.evaluation import evaluate_modes
 
-    loaded = command.load(options, adapter)
+    loaded = command_line.load(options, adapter)
     variants = choose_variants(options.modes, has_adapter=adapter is not None, thresholds=options.sweep)
     names = EvaluationOptions.__dataclass_fields__.keys() & vars(options).keys()
     chosen = EvaluationOptions(**{name: getattr(options, name) for name in names})
     return evaluate_modes(
-        loaded.model, loaded.prompts, variants, chosen, tokenizer=loaded.tokenizer, track=command.track
+        loaded.model, loaded.prompts, variants, chosen, tokenizer=loaded.tokenizer, track=command_line.track
     )
 
 
 def modes(text: str) -> tuple[str, ...]:
-    """Names of modes, separated by commas."""
+    """Parse names of modes separated by commas."""
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
         if name not in MODES:
@@ -161,7 +160,7 @@ def modes(text: str) -> tuple[str, ...]:
 
 
 def thresholds(text: str) -> tuple[float, ...]:
-    """Probabilities, separated by commas."""
+    """Parse probabilities separated by commas."""
     try:
         return tuple(dict.fromkeys(probability(value) for value in text.split(",")))
     except ValueError:
@@ -171,11 +170,11 @@ def thresholds(text: str) -> tuple[float, ...]:
 
 
 def pattern(text: str) -> str:
-    """A regular expression."""
+    """Check that the text is a regular expression."""
     try:
         re.compile(text)
     except re.error as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
     return text
 
 

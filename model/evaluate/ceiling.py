@@ -1,18 +1,18 @@
-"""The speed of light: how few forwards block diffusion could need for the text that greedy AR writes.
+"""The speed of light: the fewest forwards in which block diffusion could write the text that greedy AR writes.
 
-An oracle that knows this text stands in for the sampler. The prefill yields the first token. Every block begins with a
-known token, its seed; the others are masked. In each denoising forward over the block, behind the true prefix, the
-oracle commits every masked position whose best token is already AR's, and at least one: the first masked position gets
-AR's token where none is right. One causal forward commits a full block and yields the next seed, exactly as in block
-diffusion; behind the last block there is none. So
+An oracle that knows this text replaces the sampler. The prefill yields the first token. Every block begins with a known
+token, its seed; the others are masked. In each denoising forward over the block, given the true prefix, the oracle
+commits every masked position whose best token is already AR's, and at least one: if none is right, the first masked
+position gets AR's token. One causal forward commits a full block and yields the next seed, exactly as in block
+diffusion; the last block needs none. So
 
     forwards = 1 prefill + denoising forwards of all blocks + (blocks - 1) commits,
 
-the counting of every mode here: tokens / forwards may be held against their tokens per forward. A second figure leaves
-out the commits, which a sampler could merge with the first denoising forward of the next block. Which of the two the
-published 7.60 (blocks of 32) is, is not known here.
+which is how every mode here counts, so that tokens / forwards compares with their tokens per forward. A second figure
+leaves out the commits, which a sampler could merge with the first denoising forward of the next block. It is unknown
+which of the two the published 7.60 (blocks of 32) is.
 
-A last block is as long as what is left of max_new_tokens; masked positions behind a stop token are context, not work.
+The last block is as long as what is left of max_new_tokens; masked positions after a stop token are context, not work.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ import torch
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.cache_nemotron_labs_diffusion import PrefixCache
 
-# Known positions of a block [N] -> the best token at every position [N], where what is not known is masked.
+# Known positions of a block [N] -> the best token at every position [N], with the unknown positions masked.
 Predict = Callable[[list[bool]], Sequence[int]]
 # Start of a block among the new tokens, AR's tokens in it, its length [>= their number] -> its predictions.
 OpenBlock = Callable[[int, list[int], int], Predict]
@@ -32,7 +32,7 @@ OpenBlock = Callable[[int, list[int], int], Predict]
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Forwards of the oracle over one or more responses of `new_tokens` together."""
+    """The oracle's forwards over one or more responses that have `new_tokens` tokens together."""
 
     new_tokens: int
     num_prefills: int
@@ -41,7 +41,7 @@ class Ceiling:
 
     @property
     def num_forwards(self) -> int:
-        """As block diffusion counts them."""
+        """All forwards, counted as block diffusion counts them."""
         return self.num_prefills + self.num_denoising + self.num_commits
 
     @property
@@ -56,7 +56,7 @@ class Ceiling:
 
 
 def add_ceilings(ceilings: Sequence[Ceiling]) -> Ceiling:
-    """That of all responses together."""
+    """Return the ceiling of all responses together."""
     return Ceiling(
         sum(c.new_tokens for c in ceilings),
         sum(c.num_prefills for c in ceilings),
@@ -68,13 +68,13 @@ def add_ceilings(ceilings: Sequence[Ceiling]) -> Ceiling:
 def measure_ceiling(
     model: Any, prompt_ids: list[int], response: list[int], *, block_length: int, max_new_tokens: int
 ) -> Ceiling:
-    """The oracle's forwards for a response of greedy AR, stop token included. A draft adapter is not used."""
+    """Count the oracle's forwards for a response of greedy AR, stop token included. A draft adapter is not used."""
     with torch.no_grad(), DraftAdapter(model).suspended():
-        return walk(response, block_length, max_new_tokens, _BlockReader(model, prompt_ids, response).open)
+        return walk_blocks(response, block_length, max_new_tokens, _BlockPredictor(model, prompt_ids, response).open)
 
 
-def walk(response: list[int], block_length: int, max_new_tokens: int, open_block: OpenBlock) -> Ceiling:
-    """Let the oracle fill every block of the response. Blocks are opened from the last one to the first."""
+def walk_blocks(response: list[int], block_length: int, max_new_tokens: int, open_block: OpenBlock) -> Ceiling:
+    """Let the oracle fill every block of the response. Blocks are opened from the last to the first."""
     starts = range(0, len(response), block_length)
     num_denoising = 0
     for start in reversed(starts):
@@ -85,7 +85,7 @@ def walk(response: list[int], block_length: int, max_new_tokens: int, open_block
 
 
 def count_denoising_forwards(target: list[int], predict: Predict) -> int:
-    """Forwards until all of a block is known. target: AR's tokens of it, the first of which is the seed."""
+    """Count forwards until a whole block is known. target: AR's tokens in it, the first of which is the seed."""
     known = [True] + [False] * (len(target) - 1)
     count = 0
     while not all(known):
@@ -98,10 +98,10 @@ def count_denoising_forwards(target: list[int], predict: Predict) -> int:
     return count
 
 
-class _BlockReader:
-    """Predictions of a model for blocks of one response, each behind the true tokens before it.
+class _BlockPredictor:
+    """Predicts blocks of one response, each after the true tokens before it.
 
-    All true tokens are cached by one causal forward and forgotten again from the end, block by block.
+    One causal forward caches all true tokens; the cache is then cropped block by block from the end.
     """
 
     def __init__(self, model: Any, prompt_ids: list[int], response: list[int]):
@@ -113,7 +113,7 @@ class _BlockReader:
         model(tokens, past_key_values=self._cache, logits_to_keep=1)
 
     def open(self, start: int, target: list[int], length: int) -> Predict:
-        """The block of `length` tokens that begins at `start` of the response."""
+        """Return the predictions of the block of `length` tokens that begins at `start` of the response."""
         self._cache.crop(self._prompt_length + start)
 
         def predict(known: list[bool]) -> list[int]:

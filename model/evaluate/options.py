@@ -1,18 +1,29 @@
-"""How an evaluation decodes, scores and resamples. Imports no torch, so that --help can show the defaults."""
+"""How an evaluation decodes, scores and resamples. Imports no torch, so that --help can show the defaults quickly."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is the same for all modes; a mode ignores what it has no use for.
+    """The settings shared by all modes; a mode ignores the ones it does not use.
 
-    max_new_tokens: of one response. batch_size: prompts decoded together. block_length: tokens; None is the
-    checkpoint's block_size. threshold: block_diffusion commits at this probability, speculative drafts end before less
-    probable tokens; None is each mode's own. temperature: 0 is greedy. seed: of sampling; prompt i of the run adds i.
-    mask_groups: of quadratic; None is all. thinking_budget: tokens at most; None is no limit.
-    answer_pattern: see scoring.py. speed_of_light: also measure the ceiling. keep_texts: also keep what was written.
-    resamples, resampling_seed: of the prompts, for confidence intervals.
+    Attributes:
+        max_new_tokens: most tokens of one response.
+        batch_size: prompts decoded together.
+        block_length: tokens per block; None takes the checkpoint's block_size.
+        threshold: block_diffusion commits tokens at least this probable, and a speculative draft ends before a less
+            probable token; None takes each mode's default.
+        temperature: 0 decodes greedily.
+        top_k: sample from so many most probable tokens; None keeps all.
+        top_p: sample from the fewest tokens that together have this probability; None keeps all.
+        seed: seed of sampling; prompt i of the run adds i.
+        mask_groups: mask groups of quadratic speculation; None computes all.
+        thinking_budget: most tokens spent on thinking; None sets no limit.
+        answer_pattern: regular expression that finds the answer in a response; see judging.py.
+        speed_of_light: also measure the ceiling of parallel decoding.
+        keep_texts: also write the responses to the report.
+        resamples: bootstrap resamples of the prompts behind a confidence interval.
+        resampling_seed: seed of those resamples.
     """
 
     max_new_tokens: int = 128

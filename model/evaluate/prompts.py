@@ -1,53 +1,76 @@
-"""Prompts of the user's .jsonl files (see model.prompt_rows) in groups, with the answers that are accepted.
+"""Prompts of an evaluation: read from JSON-lines files, checked against the model, grouped into batches.
 
-`group` (a name) in a row sorts prompts into groups; by default it is the file's name. `answer` (a text or a number, or
-a list any of which will do) says what the response should come to.
+In addition to what model/commands/prompt_records.py describes, a record may hold `group`, the name it is reported under
+(default: the file's name), and `answer`, a text, a number or a list of accepted ones that the response is scored by.
 """
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from conf.system.errors import UserError
-from model.evaluate.records import Prompt
-from model.export.prompt_rows import check_mask, encode_row, read_rows
+from model.commands.prompt_records import encode_prompt_record, read_prompt_records, refuse_mask_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class EvaluationPrompt:
+    """One prompt.
+
+    Attributes:
+        token_ids: the prompt's tokens, at least one.
+        group: the name it is reported under.
+        place: file and line, for error messages.
+        answers: accepted answers; None if the response is not scored.
+    """
+
+    token_ids: list[int]
+    group: str
+    place: str
+    answers: tuple[str, ...] | None = None
 
 
 def read_prompts(
-    paths: Sequence[Path], tokenizer: PreTrainedTokenizerFast, *, prompt_tokens: int, limit: int | None = None
-) -> list[Prompt]:
-    """All prompts, in the order of files and lines.
+    paths: Sequence[Path], tokenizer: "PreTrainedTokenizerFast", *, prompt_tokens: int, limit: int | None = None
+) -> list[EvaluationPrompt]:
+    """Read all prompts in the order of files and lines.
 
-    prompt_tokens: of a text. limit: prompts per group at most, the first ones.
+    Args:
+        paths: .jsonl files.
+        tokenizer: the checkpoint's.
+        prompt_tokens: how many tokens of a `text` are the prompt.
+        limit: take only so many prompts of each group, the first ones.
 
-    Raises: UserError naming file and line of what is no prompt or an empty one, or if there is none at all.
+    Raises:
+        UserError: a record is not a prompt or an empty one (file and line are named), or there are none at all.
     """
-    prompts: list[Prompt] = []
+    prompts: list[EvaluationPrompt] = []
     taken: Counter[str] = Counter()
     for path in paths:
-        for place, row in read_rows(path):
-            group = _read_group(row, place, path.stem)
+        for place, record in read_prompt_records(path):
+            group = _read_group(record, place, path.stem)
             if limit is not None and taken[group] == limit:
                 continue
             taken[group] += 1
-            tokens = encode_row(row, place, tokenizer, prompt_tokens=prompt_tokens)
-            prompts.append(Prompt(tokens, group, place, _read_answers(row, place)))
+            tokens = encode_prompt_record(record, place, tokenizer, prompt_tokens=prompt_tokens)
+            prompts.append(EvaluationPrompt(tokens, group, place, _read_answers(record, place)))
     if not prompts:
         raise UserError(f"there are no prompts in {', '.join(map(str, paths))}: give one JSON object per line")
     return prompts
 
 
-def check_masks(prompts: Sequence[Prompt], mask_token_id: int) -> None:
-    """Raises: UserError if a prompt holds the mask token."""
+def check_masks(prompts: Sequence[EvaluationPrompt], mask_token_id: int) -> None:
+    """Refuse prompts that contain the mask token. Raises: UserError."""
     for prompt in prompts:
-        check_mask(prompt.token_ids, prompt.place, mask_token_id)
+        refuse_mask_token(prompt.token_ids, prompt.place, mask_token_id)
 
 
-def check_room(prompts: Sequence[Prompt], max_new_tokens: int, max_positions: int) -> None:
-    """Raises: UserError if a prompt and its answer do not fit into the model's positions."""
+def check_room(prompts: Sequence[EvaluationPrompt], max_new_tokens: int, max_positions: int) -> None:
+    """Refuse prompts that, with their response, exceed the model's positions. Raises: UserError."""
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     length = len(longest.token_ids)
     if length + max_new_tokens > max_positions:
@@ -57,8 +80,8 @@ def check_room(prompts: Sequence[Prompt], max_new_tokens: int, max_positions: in
         )
 
 
-def _read_group(row: dict[str, Any], place: str, default: str) -> str:
-    group = row.get("group")
+def _read_group(record: dict[str, Any], place: str, default: str) -> str:
+    group = record.get("group")
     if group is None:
         return default
     if not isinstance(group, str) or not group.strip():
@@ -66,8 +89,8 @@ def _read_group(row: dict[str, Any], place: str, default: str) -> str:
     return group
 
 
-def _read_answers(row: dict[str, Any], place: str) -> tuple[str, ...] | None:
-    answer = row.get("answer")
+def _read_answers(record: dict[str, Any], place: str) -> tuple[str, ...] | None:
+    answer = record.get("answer")
     if answer is None:
         return None
     answers = answer if isinstance(answer, list) else [answer]
@@ -80,10 +103,10 @@ def _is_answer(value: Any) -> bool:
     return bool(value.strip()) if isinstance(value, str) else type(value) in (int, float)
 
 
-def make_batches(prompts: Sequence[Prompt], batch_size: int) -> list[list[Prompt]]:
-    """Batches within groups, so that groups have numbers of their own; ordered by their first prompts."""
-    batches: list[list[Prompt]] = []
-    filling: dict[str, list[Prompt]] = {}
+def make_batches(prompts: Sequence[EvaluationPrompt], batch_size: int) -> list[list[EvaluationPrompt]]:
+    """Batch prompts within their groups, so that each group has its own numbers; ordered by first prompt."""
+    batches: list[list[EvaluationPrompt]] = []
+    filling: dict[str, list[EvaluationPrompt]] = {}
     for prompt in prompts:
         batch = filling.get(prompt.group)
         if batch is None or len(batch) == batch_size:

@@ -1,4 +1,4 @@
-"""From decoded batches to numbers: ratios of sums, percentiles, intervals, loops. No torch."""
+"""Turns judged batches into numbers: ratios of sums, percentiles, confidence intervals, repetition."""
 
 import math
 from collections import Counter
@@ -8,15 +8,17 @@ from itertools import chain
 
 import numpy as np
 
-from model.evaluate.records import AR, Agreement, Decoded, DecodedBatch
+from model.commands.modes import AR
+from model.evaluate.decoder import Decoded
+from model.evaluate.judging import Agreement, JudgedBatch, find_first_difference
 
 CONFIDENCE = 0.95
-NORMAL_QUANTILE = 1.959963984540054  # two-sided, of CONFIDENCE
+NORMAL_QUANTILE = 1.959963984540054  # two-sided, at CONFIDENCE
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Over responses."""
+    """Median and 95th percentile over responses."""
 
     p50: float
     p95: float
@@ -24,7 +26,10 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class AgreementCounts:
-    """Responses by Agreement with greedy AR. leading_share: mean share of AR's tokens before the first difference."""
+    """Counts responses by their Agreement with greedy AR.
+
+    leading_share: mean share of AR's tokens before the first difference.
+    """
 
     equal: int
     tie: int
@@ -34,19 +39,19 @@ class AgreementCounts:
 
     @property
     def equals_greedy_ar(self) -> bool:
-        """Every response is AR's, or differs first where AR's two best logits tie."""
+        """Whether every response is AR's, or first differs where AR's two best logits tie."""
         return not (self.rounded or self.different)
 
     @property
     def rate(self) -> float:
-        """Share of responses that are AR's, ties counted as such."""
+        """Share of responses that are AR's; ties count as equal."""
         agreeing = self.equal + self.tie
         return agreeing / (agreeing + self.rounded + self.different)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Responses with an accepted answer among those that are scored. interval: 95%, Wilson's."""
+    """Share of scored responses that give an accepted answer. interval: Wilson's 95% interval."""
 
     num_scored: int
     num_correct: int
@@ -56,27 +61,39 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ModeNumbers:
-    """What one variant of decoding did on all prompts of a group.
+    """What one variant measured on all prompts of a group.
 
-    new_tokens, num_forwards, num_rows, seconds: totals over calls; prefills are forwards and take seconds.
-    forwards: by kind. tokens_per_forward: a response's tokens by the forwards of its call, as a ratio of sums, with the
-    95% bootstrap interval over calls (None for a single one). tokens_per_row: by the token rows that layers computed.
-    tokens_per_second: of all prompts of a call together. commit_ratio: proposed tokens that were kept; None without
-    proposals. acceptance_length: mean tokens of a cycle of draft and verification, the verifier's included; None
-    without cycles. acceptance_counts: cycles by that number. response_seconds: until a response is complete (that of
-    its call). token_seconds: the same by its tokens. agreement: None if decoding is sampled. accuracy: None without
-    answers. distinct_4grams: mean share of different 4-grams in a response; a low one is a loop, which flatters drafts.
+    Attributes:
+        num_responses: responses, one per prompt.
+        new_tokens: tokens of all responses.
+        num_forwards: model calls, prefills included.
+        forwards: model calls by kind.
+        num_positions: token positions that the layers computed.
+        seconds: decoding time, prefills included.
+        tokens_per_forward: a response's tokens by the forwards of its call, as a ratio of sums.
+        tokens_per_forward_interval: its 95% bootstrap interval over calls; None for a single call.
+        tokens_per_position: new tokens by computed token positions.
+        tokens_per_second: new tokens of all prompts of a call together, by its time.
+        commit_ratio: share of the proposed tokens that were committed; None without proposals.
+        acceptance_length: mean tokens per cycle of draft and verification, the verifier's own included; None without
+            cycles.
+        acceptance_counts: number of cycles by the tokens they emitted.
+        response_seconds: time until a response is complete, which is the time of its call.
+        token_seconds: the same, divided by the response's tokens.
+        agreement: comparison with greedy AR; None if decoding is sampled.
+        accuracy: exact match; None without answers.
+        distinct_4grams: mean share of distinct 4-grams in a response. A low share is a loop, which flatters drafts.
     """
 
     num_responses: int
     new_tokens: int
     num_forwards: int
     forwards: dict[str, int]
-    num_rows: int
+    num_positions: int
     seconds: float
     tokens_per_forward: float
     tokens_per_forward_interval: tuple[float, float] | None
-    tokens_per_row: float
+    tokens_per_position: float
     tokens_per_second: float
     commit_ratio: float | None
     acceptance_length: float | None
@@ -90,32 +107,32 @@ class ModeNumbers:
 
 @dataclass(frozen=True)
 class GroupNumbers:
-    """modes: by name of the variant."""
+    """The numbers of one group of prompts. modes: by the variant's name."""
 
     num_prompts: int
     modes: dict[str, ModeNumbers]
 
 
-def summarize(batches: Sequence[DecodedBatch], *, resamples: int, seed: int) -> GroupNumbers:
-    """Numbers of one or more batches."""
+def summarize(batches: Sequence[JudgedBatch], *, resamples: int, seed: int) -> GroupNumbers:
+    """Compute the numbers of one or more batches."""
     modes = {name: _summarize_mode(batches, name, resamples, seed) for name in batches[0].decoded}
     return GroupNumbers(sum(len(batch.prompts) for batch in batches), modes)
 
 
-def count_tokens_and_forwards(batches: Sequence[DecodedBatch], name: str) -> np.ndarray:
-    """[calls, (new tokens, forwards)]; a forward counts once for every prompt it served."""
+def count_tokens_and_forwards(batches: Sequence[JudgedBatch], name: str) -> np.ndarray:
+    """Return [calls, (new tokens, forwards)]; a forward counts once for every prompt it served."""
     calls = [batch.decoded[name] for batch in batches]
     return np.array([(sum(map(len, call.tokens)), call.num_forwards * len(call.tokens)) for call in calls])
 
 
-def _summarize_mode(batches: Sequence[DecodedBatch], name: str, resamples: int, seed: int) -> ModeNumbers:
+def _summarize_mode(batches: Sequence[JudgedBatch], name: str, resamples: int, seed: int) -> ModeNumbers:
     calls = [batch.decoded[name] for batch in batches]
     responses = [tokens for call in calls for tokens in call.tokens]
     forwards: Counter[str] = Counter()
     for call in calls:
         forwards.update(call.forwards)
     counts = count_tokens_and_forwards(batches, name)
-    new_tokens, num_rows = sum(map(len, responses)), sum(call.num_rows for call in calls)
+    new_tokens, num_positions = sum(map(len, responses)), sum(call.num_positions for call in calls)
     seconds, num_proposed = sum(call.seconds for call in calls), sum(call.num_proposed for call in calls)
     cycles = Counter(chain.from_iterable(call.acceptance_lengths for call in calls))
     return ModeNumbers(
@@ -123,11 +140,11 @@ def _summarize_mode(batches: Sequence[DecodedBatch], name: str, resamples: int, 
         new_tokens=new_tokens,
         num_forwards=forwards.total(),
         forwards=dict(forwards),
-        num_rows=num_rows,
+        num_positions=num_positions,
         seconds=seconds,
         tokens_per_forward=float(divide_sums(counts.sum(0))),
         tokens_per_forward_interval=bootstrap(counts, divide_sums, resamples, seed),
-        tokens_per_row=new_tokens / num_rows,
+        tokens_per_position=new_tokens / num_positions,
         tokens_per_second=new_tokens / seconds,
         commit_ratio=sum(call.num_committed for call in calls) / num_proposed if num_proposed else None,
         acceptance_length=sum(n * count for n, count in cycles.items()) / cycles.total() if cycles else None,
@@ -140,7 +157,7 @@ def _summarize_mode(batches: Sequence[DecodedBatch], name: str, resamples: int, 
     )
 
 
-def _count_agreements(batches: Sequence[DecodedBatch], name: str) -> AgreementCounts | None:
+def _count_agreements(batches: Sequence[JudgedBatch], name: str) -> AgreementCounts | None:
     agreements = [agreement for batch in batches for agreement in batch.agreements.get(name, ())]
     if not agreements:
         return None
@@ -150,11 +167,11 @@ def _count_agreements(batches: Sequence[DecodedBatch], name: str) -> AgreementCo
 
 
 def _leading_shares(ar: Decoded, other: Decoded) -> list[float]:
-    pairs = zip(ar.tokens, other.tokens, strict=True)
-    return [find_first_difference(expected, tokens) / len(expected) for expected, tokens in pairs]
+    responses = zip(ar.tokens, other.tokens, strict=True)
+    return [find_first_difference(expected, tokens) / len(expected) for expected, tokens in responses]
 
 
-def _count_correct(batches: Sequence[DecodedBatch], name: str) -> Accuracy | None:
+def _count_correct(batches: Sequence[JudgedBatch], name: str) -> Accuracy | None:
     scored = [correct for batch in batches for correct in batch.correct.get(name, ()) if correct is not None]
     if not scored:
         return None
@@ -164,49 +181,48 @@ def _count_correct(batches: Sequence[DecodedBatch], name: str) -> Accuracy | Non
 
 
 def compute_percentiles(values: Sequence[float]) -> Percentiles:
-    """Linearly interpolated between the two nearest values."""
+    """Compute percentiles, interpolated linearly between the two nearest values."""
     p50, p95 = np.percentile(values, (50, 95)).tolist()
     return Percentiles(p50, p95)
 
 
 def divide_sums(sums: np.ndarray) -> np.ndarray:
-    """First by second of the last dimension: [..., 2] -> [...]."""
+    """Divide the first by the second entry of the last dimension: [..., 2] -> [...]."""
     return sums[..., 0] / sums[..., 1]
 
 
 def bootstrap(
-    rows: np.ndarray, compute: Callable[[np.ndarray], np.ndarray], resamples: int, seed: int
+    calls: np.ndarray, compute: Callable[[np.ndarray], np.ndarray], resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """95% percentile interval of a number that is computed from sums over rows, rows being drawn with replacement.
+    """Return the 95% percentile interval of a number computed from sums over calls drawn with replacement.
 
-    rows: [N, K]. compute: sums [resamples, K] -> [resamples]. None for N = 1, of which nothing can be learnt.
+    Args:
+        calls: [N, K], the counts of each call.
+        compute: sums [resamples, K] -> the number [resamples].
+        resamples: how often N calls are drawn.
+        seed: seed of the draws.
+
+    Returns:
+        The lower and the upper bound, or None for N = 1, which says nothing about the spread.
     """
-    if len(rows) == 1:
+    if len(calls) == 1:
         return None
     generator = np.random.default_rng(seed)
-    sums = np.stack([rows[generator.integers(len(rows), size=len(rows))].sum(0) for _ in range(resamples)])
+    sums = np.stack([calls[generator.integers(len(calls), size=len(calls))].sum(0) for _ in range(resamples)])
     low, high = np.quantile(compute(sums), ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return float(low), float(high)
 
 
 def compute_wilson_interval(num_correct: int, num_scored: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927); sensible also for shares of 0 and 1 and for few trials."""
+    """Compute the 95% interval of a share (Wilson 1927), which holds for shares of 0 and 1 and for few trials, too."""
     z, n, share = NORMAL_QUANTILE, num_scored, num_correct / num_scored
     center = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = ((center + sign * spread) / (1 + z * z / n) for sign in (-1, 1))
-    return min(low, share), max(high, share)  # rounding aside they enclose it
+    return min(low, share), max(high, share)  # they enclose it but for rounding
 
 
 def compute_distinct_share(tokens: list[int], length: int = 4) -> float:
-    """Share of different n-grams among all n-grams of `length`; 1 where there is none."""
+    """Return the share of distinct n-grams among all n-grams of `length`; 1 if there are none."""
     grams = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
-
-
-def find_first_difference(first: list[int], second: list[int]) -> int:
-    """Index of the first differing token; the shorter length if one begins the other."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))

@@ -1,8 +1,10 @@
-"""Whether a folder holds a draft adapter of a checkpoint, read from its configuration and the header of its weights.
+"""Checks that a draft adapter belongs to a checkpoint: its kind, names, shapes, and the weights it was trained for.
 
-Checked before PEFT is asked, whose errors about a wrong adapter are tracebacks or, for missing layers, silence.
+Only the configuration and the header of the weights are read, before PEFT loads anything: PEFT reports a wrong adapter
+with a traceback or, if layers are missing, not at all.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,36 +13,45 @@ from safetensors import SafetensorError, safe_open
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
+from model.export.shipped_code import CONFIG_NAME
 
-ADAPTER_FOLDER = "linear_spec_lora"  # of the released checkpoints, inside them
+ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-RECORD_FILE = "drafter.json"  # beside PEFT's two files: what an adapter of ours was trained with
+RECORD_FILE = "drafter.json"  # next to PEFT's two files: how an adapter of ours was trained
 TARGET = "o_proj"
 KEY_PREFIX = "base_model.model."
+NUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # per weight file, of identify_checkpoint
 
 Shapes = dict[str, list[int]]
 
 
 def check_adapter(folder: Path, config: Any) -> None:
-    """config: of the checkpoint.
+    """Refuse a folder unless it holds a LoRA on every o_proj of the checkpoint and on nothing else.
 
-    Raises: UserError unless `folder` holds a LoRA on all of its o_proj and nothing else.
+    Args:
+        folder: the adapter's.
+        config: the checkpoint's.
+
+    Raises:
+        UserError: the adapter is missing, damaged, of another kind or of another checkpoint.
     """
     if not folder.is_dir():
         raise UserError(f"there is no draft adapter in {folder}: give the folder that holds {CONFIG_FILE}")
-    values = read_json_object(folder / CONFIG_FILE, f"{folder} is no adapter of PEFT: it has no {CONFIG_FILE}")
+    values = read_json_object(folder / CONFIG_FILE, f"{folder} is not a PEFT adapter: it has no {CONFIG_FILE}")
     _check_kind(folder, values)
     _check_weights(folder, values, _read_shapes(folder / WEIGHTS_FILE), config)
 
 
 def _check_kind(folder: Path, values: dict[str, Any]) -> None:
     if values.get("peft_type") != "LORA":
-        raise UserError(f"the adapter in {folder} is no LoRA: {CONFIG_FILE} has peft_type {values.get('peft_type')!r}")
+        raise UserError(
+            f"the adapter in {folder} is not a LoRA: {CONFIG_FILE} has peft_type {values.get('peft_type')!r}"
+        )
     targets = values.get("target_modules")
     names = [str(name) for name in targets] if isinstance(targets, list) else [str(targets or "")]
     if {name.rpartition(".")[2] for name in names} != {TARGET}:
         changed = ", ".join(sorted(names)) or "nothing"
-        raise UserError(f"the adapter in {folder} is no drafter ({TARGET} alone): it changes {changed}")
+        raise UserError(f"the adapter in {folder} is not a drafter: it changes {changed} instead of {TARGET} alone")
 
 
 def _read_shapes(path: Path) -> Shapes:
@@ -48,20 +59,20 @@ def _read_shapes(path: Path) -> Shapes:
         raise UserError(f"{path.parent} has no {WEIGHTS_FILE}: copy or train the adapter again")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: Any) -> None:
-    """Raises: UserError naming the number of layers, the width or the rank that differs."""
+    """Compare tensor names and shapes. Raises: UserError naming the number of layers, width or rank that differs."""
     layers = {name.partition(".layers.")[2].partition(".")[0] for name in found} - {""}
     if not layers:
         raise UserError(f"the draft adapter in {folder} has no tensor of any layer: it is not plain LoRA on {TARGET}")
     if len(layers) != config.num_hidden_layers:
         raise UserError(
             f"the draft adapter in {folder} has {len(layers)} layers, the checkpoint {config.num_hidden_layers}: "
-            "it was made for another one"
+            "it was made for another checkpoint"
         )
     expected = dict(_expected_shapes(values.get("r"), config))
     if other := sorted(expected.keys() ^ found.keys()):
@@ -73,7 +84,7 @@ def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: 
 
 
 def _expected_shapes(rank: Any, config: Any) -> Iterator[tuple[str, list[int]]]:
-    """Names and shapes of the released adapters' tensors. rank: as the adapter's configuration has it."""
+    """Yield the names and shapes of a drafter's tensors. rank: as the adapter's configuration states it."""
     q_width = config.num_attention_heads * config.head_dim
     for layer in range(config.num_hidden_layers):
         prefix = f"{KEY_PREFIX}encoder.layers.{layer}.self_attn.{TARGET}.lora_"
@@ -91,3 +102,37 @@ def _describe_difference(folder: Path, name: str, found: list[int], expected: li
     return (
         f"the draft adapter in {folder} was made for another checkpoint: {name} is {found}, this one needs {expected}"
     )
+
+
+def check_trained_for(adapter: Path, export: Path) -> None:
+    """Refuse an adapter whose record says that it was trained for other weights; not every adapter has a record.
+
+    Raises:
+        UserError: the recorded checkpoint is not `export`.
+    """
+    path = adapter / RECORD_FILE
+    if not path.is_file():
+        return
+    trained_for = read_json_object(path, f"{path} has disappeared").get("checkpoint")
+    if trained_for not in (None, identify_checkpoint(export)):
+        raise UserError(
+            f"the draft adapter in {adapter} was trained for another checkpoint than {export}: train one for this "
+            f"checkpoint (python -m lora.train). If only the files differ but the weights are the same, remove {path}"
+        )
+
+
+def identify_checkpoint(directory: Path) -> str:
+    """Hash an export's configuration, the names and sizes of its weight files, and samples of their bytes.
+
+    Training changes nearly every weight, so samples suffice to distinguish checkpoints; the first sample of each file
+    is its header.
+    """
+    digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for index in range(NUM_SAMPLES):
+                file.seek(size * index // NUM_SAMPLES)
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""An exported checkpoint, loaded with this repository's classes: no code from its directory is executed."""
+"""Loads an exported checkpoint with this repository's classes: no code from its directory is executed."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.convert.hf_config import CONFIG_NAME, NLD_TYPE
 from model.export.draft_adapter import KEY_PREFIX, WEIGHTS_FILE, check_adapter
+from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -21,15 +21,19 @@ from model.hf.options_nemotron_labs_diffusion import resolve_stop_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THINK_TOKENS = ("<think>", "</think>")
-ATTENTION = "sdpa"  # whatever config.json says: for names of hub repositories transformers fetches kernels, code
+ATTENTION = "sdpa"  # config.json must not choose: for the name of a hub repository transformers fetches code
 
 
 def load_export(directory: Path, *, dtype: str | None = None, device: str | None = None) -> NemotronLabsDiffusionModel:
-    """The model of a directory in the exported format, ours or a released one, in eval mode; no adapter is attached.
+    """Load the model of an export, ours or a released one, in eval mode and without an adapter.
 
-    dtype: bf16 or fp32; None is bf16 on a GPU and fp32 on a CPU. device: None is the GPU if there is one.
+    Args:
+        directory: folder in the exported format.
+        dtype: bf16 or fp32; None takes bf16 on a GPU and fp32 on a CPU.
+        device: None takes the GPU if there is one.
 
-    Raises: UserError if the directory is no such checkpoint, is damaged, or does not fit the device.
+    Raises:
+        UserError: the directory is not an export, is damaged, or does not fit the device.
     """
     check_export(directory)
     target = resolve_device(device)
@@ -43,17 +47,17 @@ def load_export(directory: Path, *, dtype: str | None = None, device: str | None
 
 
 def check_export(directory: Path) -> None:
-    """Raises: UserError unless config.json, weights and tokenizer of the exported format are there."""
+    """Check that config.json, weights and tokenizer of an export are there. Raises: UserError."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory: give the folder of an export")
     if (directory / "checkpoints").is_dir():
         raise UserError(f"{directory} is a run: export it first, python -m model.convert --from {directory} --to DIR")
     config = read_json_object(
-        directory / CONFIG_NAME, f"{directory} is no checkpoint in the exported format: it has no {CONFIG_NAME}"
+        directory / CONFIG_NAME, f"{directory} is not an exported checkpoint: it has no {CONFIG_NAME}"
     )
     if config.get("model_type") != NLD_TYPE:
         raise UserError(
-            f"{directory} is no tri-mode checkpoint: {CONFIG_NAME} has model_type {config.get('model_type')!r}, "
+            f"{directory} is not a tri-mode checkpoint: {CONFIG_NAME} has model_type {config.get('model_type')!r}, "
             f"not {NLD_TYPE!r}"
         )
     if not any(directory.glob("*.safetensors")):
@@ -63,7 +67,7 @@ def check_export(directory: Path) -> None:
 
 
 def load_config(directory: Path) -> NemotronLabsDiffusionConfig:
-    """config.json of an export, without its weights. Raises: UserError if it describes no model of this kind."""
+    """Load config.json of an export without its weights. Raises: UserError if it does not describe such a model."""
     quiet_transformers()
     try:
         return NemotronLabsDiffusionConfig.from_pretrained(directory, local_files_only=True)
@@ -71,8 +75,8 @@ def load_config(directory: Path) -> NemotronLabsDiffusionConfig:
         raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of an export. Raises: UserError if its files are damaged."""
+def load_export_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of an export. Raises: UserError if its files are damaged."""
     quiet_transformers()
     try:
         return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
@@ -81,7 +85,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
-    """Raises: UserError if the tokenizer in `directory` has ids that the model does not know."""
+    """Refuse a tokenizer with ids that the model does not have. Raises: UserError."""
     if len(tokenizer) > vocab_size:
         raise UserError(
             f"the tokenizer in {directory} has {len(tokenizer)} tokens, but the model only {vocab_size}: "
@@ -90,9 +94,10 @@ def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_
 
 
 def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
-    """Attach a draft adapter to a model that has none; the decoders switch it on for drafts alone.
+    """Attach a draft adapter to a model that has none; the decode loops switch it on for drafts alone.
 
-    Raises: UserError if `folder` holds no draft adapter, or one that was made for another checkpoint.
+    Raises:
+        UserError: `folder` holds no draft adapter, or one that was made for another checkpoint.
     """
     check_adapter(folder, model.config)
     quiet_transformers()
@@ -104,11 +109,11 @@ def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
         raise UserError(f"the draft adapter {folder} cannot be used: {_first_line(error)}") from None
     _refuse_other_keys(f"the draft adapter's weights in {folder}", report.missing_keys, report.unexpected_keys)
     _restore_adapter_precision(model, folder)
-    assert DraftAdapter(model), "check_adapter accepts o_proj alone"
+    assert DraftAdapter(model), "check_adapter accepts only adapters of o_proj"
 
 
 def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) -> None:
-    """The adapter's weights in fp32, as PEFT itself loads them; transformers rounds them to the model's dtype."""
+    """Load the adapter's weights again in fp32, as PEFT does; transformers rounds them to the model's dtype."""
     stored = load_file(folder / WEIGHTS_FILE)
     for key, weight in stored.items():
         layer, _, side = key.removeprefix(KEY_PREFIX).removesuffix(".weight").rpartition(".")
@@ -117,12 +122,12 @@ def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) 
 
 
 def find_stop_ids(model: NemotronLabsDiffusionModel) -> tuple[int, ...]:
-    """Tokens that end an answer: those of generation_config.json, else of config.json; one or several."""
+    """Return the tokens that end a response: those of generation_config.json, else of config.json."""
     return resolve_stop_ids(model, None)
 
 
 def find_think_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
-    """Ids of <think> and </think>. Raises: UserError if the tokenizer lacks one."""
+    """Return the ids of <think> and </think>. Raises: UserError if the tokenizer lacks one."""
     vocabulary = tokenizer.get_vocab()
     for token in THINK_TOKENS:
         if token not in vocabulary:
@@ -132,7 +137,7 @@ def find_think_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
 
 
 def resolve_device(device: str | None) -> torch.device:
-    """The device named, else the GPU if there is one, else the CPU. Raises: UserError if it is not there."""
+    """Return the device named, else the GPU if there is one, else the CPU. Raises: UserError if it does not exist."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -146,7 +151,7 @@ def resolve_device(device: str | None) -> torch.device:
 
 
 def quiet_transformers() -> None:
-    """What is wrong is said here, in one message."""
+    """Silence transformers: this module reports errors itself, in one message."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -161,7 +166,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionMod
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
-            output_loading_info=True,  # a pair then, which its annotation does not say
+            output_loading_info=True,  # returns two values then, which its annotation does not say
         )
     except torch.OutOfMemoryError:
         raise
@@ -173,7 +178,7 @@ def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionMod
 
 
 def _refuse_other_keys(what: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """What is missing would be random numbers. Raises: UserError naming an example."""
+    """Refuse weights with other names: missing tensors would be random numbers. Raises: UserError naming an example."""
     for problem, keys in (("lack", sorted(missing)), ("have unknown", sorted(unexpected))):
         if keys:
             raise UserError(f"{what} {problem} {len(keys)} of the model's tensors, such as {keys[0]}")

@@ -1,4 +1,4 @@
-"""The Python files that travel with every export: the one list of them, and what Python files import from siblings.
+"""The Python files shipped with every export: which they are, and which files of a folder a Python file needs.
 
 Standard library only. Code is read as text here, never executed.
 """
@@ -7,41 +7,44 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
+CONFIG_NAME = "config.json"
+NLD_TYPE = "nemotron_labs_diffusion"  # model_type in config.json
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
-CODE_PATTERN = "*_nemotron_labs_diffusion.py"
+CODE_PATTERN = f"*_{NLD_TYPE}.py"
 
 
 def list_code_files() -> list[Path]:
-    """The files of model/hf that an export gets, sorted."""
+    """List the files of model/hf that go into an export, sorted."""
     return sorted(CODE_FOLDER.glob(CODE_PATTERN))
 
 
 def find_needed_files(folder: Path, first: Iterable[str]) -> tuple[set[str], set[str]]:
-    """(there, missing): names of `first` and of all that they import from their own folder, one after the other.
+    """Follow imports within a folder from the files `first`; return the names (found, missing).
 
-    Raises: SyntaxError (ValueError for a NUL byte) if a file is no Python.
+    Raises:
+        SyntaxError: a file is not Python (ValueError if it contains a NUL byte).
     """
-    there, missing, waiting = set[str](), set[str](), list(first)
+    found, missing, waiting = set[str](), set[str](), list(first)
     while waiting:
         name = waiting.pop()
-        if name in there | missing:
+        if name in found | missing:
             continue
         if not (folder / name).is_file():
             missing.add(name)
             continue
-        there.add(name)
+        found.add(name)
         waiting += [f"{module}.py" for module in _find_relative_imports(folder / name)]
-    return there, missing
+    return found, missing
 
 
 def defines_class(path: Path, name: str) -> bool:
-    """Whether the file defines class `name` at its top level. Raises: as find_needed_files."""
+    """Return whether the file defines class `name` at its top level. Raises: as find_needed_files."""
     tree = _parse(path)
     return any(isinstance(node, ast.ClassDef) and node.name == name for node in tree.body)
 
 
 def _find_relative_imports(path: Path) -> list[str]:
-    """Modules of `from .module import name` and `from . import module`, wherever they stand."""
+    """Return the modules of `from .module import name` and `from . import module` anywhere in a file."""
     tree = _parse(path)
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
     named = [node.module for node in nodes if node.module]
@@ -51,5 +54,5 @@ def _find_relative_imports(path: Path) -> list[str]:
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), filename=path.name)
-    except (RecursionError, MemoryError):  # which of them depends on what is nested
+    except (RecursionError, MemoryError):  # which of the two depends on what is nested
         raise SyntaxError("nested too deep", (path.name, None, None, None)) from None

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from model.export.draft_adapter import ADAPTER_FOLDER
-from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_tokenizer
+from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_export_tokenizer
 from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
@@ -75,7 +75,9 @@ class TriModeLM(HuggingFaceLM):
             device = None  # the harness's own default is cuda:0, and it too goes on without one
         model = load_export(directory, dtype=dtype, device=device)
         _attach(model, directory, adapter)
-        super().__init__(pretrained=model, tokenizer=load_tokenizer(directory), backend="causal", **harness_options)  # pyright: ignore[reportArgumentType]
+        super().__init__(
+            pretrained=model, tokenizer=load_export_tokenizer(directory), backend="causal", **harness_options
+        )  # pyright: ignore[reportArgumentType]
         self._directory, self._mode = directory, mode
         self._options = DecodeOptions(
             block_length=block_length,

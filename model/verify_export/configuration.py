@@ -8,8 +8,9 @@ from transformers import GenerationConfig
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.convert.hf_config import CONFIG_NAME, HfConfig, read_hf_config
+from model.convert.hf_config import HfConfig, read_hf_config
 from model.convert.safetensors_reader import some
+from model.export.shipped_code import CONFIG_NAME
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.verify_export.check import Check, check_refusal, failed, passed, warned
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from conf.system.errors import UserError
 from model.checkpoint.checksums import SUMS_NAME, hash_files, read_sums
-from model.convert.hf_config import CONFIG_NAME
 from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
 from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from model.export.shipped_code import CONFIG_NAME
 from model.verify_export.check import Check, failed, passed, warned
 
 # Put beside an export by those who fetch it: git and huggingface_hub.

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info, token_text
-from model.export.load import check_vocabulary, load_tokenizer
+from model.export.load import check_vocabulary, load_export_tokenizer
 from model.verify_export.check import Check, check_refusal, failed, passed, warned
 from model.verify_export.configuration import stop_ids_of
 
@@ -24,7 +24,7 @@ def open_tokenizer(directory: Path, vocab_size: int | None) -> tuple[Check, PreT
     def load() -> str:
         if not (directory / "tokenizer.json").is_file():
             raise UserError(f"there is no tokenizer.json: {ANOTHER}")
-        found.append(load_tokenizer(directory))
+        found.append(load_export_tokenizer(directory))
         if vocab_size is not None:
             check_vocabulary(directory, found[0], vocab_size)
         return f"{len(found[0])} tokens" + (f" for {vocab_size} rows of the embedding" if vocab_size else "")

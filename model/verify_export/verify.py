@@ -7,8 +7,9 @@ from typing import Any
 
 from conf.system.errors import UserError
 from model.checkpoint.checksums import save_sums
-from model.convert.hf_config import NLD_TYPE, HfConfig
+from model.convert.hf_config import HfConfig
 from model.export.draft_adapter import ADAPTER_FOLDER, WEIGHTS_FILE
+from model.export.shipped_code import NLD_TYPE
 from model.verify_export import configuration, directory, remote_code, tokenizer, weights
 from model.verify_export.adapter import check_draft_adapter
 from model.verify_export.check import Check, Outcome, failed, skipped

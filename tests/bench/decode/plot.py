@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from model.evaluate.style import COLORS, DASHES, INK, MUTED, OUTLINE, make_figure, save_png, style_axes
+from model.evaluate.picture_style import COLORS, DASHES, INK, MUTED, OUTLINE, make_figure, save_png, style_axes
 from tests.bench.decode.analyse import pick
 from tests.bench.decode.cost import RATIOS, compute_speedup
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from model.evaluate.agreement import AgreementJudge
+from model.evaluate.judging import AgreementJudge
 from model.evaluate.prompts import read_prompts
-from model.export.load import attach_adapter, load_export, load_tokenizer
+from model.export.load import attach_adapter, load_export, load_export_tokenizer
 from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
@@ -61,7 +61,7 @@ def load_model(root: Path) -> Any:
 def decode_prompts(root: Path, *, per_group: int, max_new_tokens: int, num_processes: int) -> list[list[Run]]:
     """Every prompt in every setting, one thread per process."""
     files = sorted((root / "prompts").glob("*.jsonl"))
-    prompts = read_prompts(files, load_tokenizer(root / "export"), prompt_tokens=PROMPT_TOKENS, limit=per_group)
+    prompts = read_prompts(files, load_export_tokenizer(root / "export"), prompt_tokens=PROMPT_TOKENS, limit=per_group)
     tasks = [Task(root, prompt.token_ids, max_new_tokens) for prompt in prompts]
     with ProcessPoolExecutor(num_processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return list(pool.map(decode_prompt, tasks))

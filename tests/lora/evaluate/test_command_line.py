@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from lora.evaluate import __main__ as evaluate
-from model.checkpoint.identity import identify_checkpoint
-from model.evaluate import command, decoding
+from model.evaluate import command_line, decoder
+from model.export.draft_adapter import identify_checkpoint
 from tests.helpers.tiny_exports import TEXT, save_drafting_export
 
 ROOT = Path(__file__).parents[3]
@@ -104,7 +104,7 @@ def test_json_is_all_there_is_on_standard_output(
 def test_other_tokens_than_ars_are_status_1_after_the_table(
     export: Path, prompts: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    real = decoding.decode
+    real = decoder.decode
 
     def differ(model: Any, mode: str, *arguments: Any, **options: Any) -> Any:
         result = real(model, mode, *arguments, **options)
@@ -112,7 +112,7 @@ def test_other_tokens_than_ars_are_status_1_after_the_table(
             result.output_ids[0, -1] = 9
         return result
 
-    monkeypatch.setattr(decoding, "decode", differ)
+    monkeypatch.setattr(decoder, "decode", differ)
     assert run(export, prompts, tmp_path / "out", "--limit", "1") == 1
     shown = capsys.readouterr()
     assert "NO: 1" in shown.out
@@ -140,12 +140,12 @@ def test_mistakes_are_one_message_and_status_2(
     cases: tuple[tuple[Any, str], ...] = (
         ((plain, prompts, tmp_path / "out"), f"{plain} has no linear_spec_lora/: train one"),
         ((tmp_path / "nowhere", prompts, tmp_path / "out"), "nowhere is not a directory"),
-        ((export, prompts, export / "report"), "lies in the checkpoint: choose a folder outside"),
+        ((export, prompts, export / "report"), "is inside the checkpoint: choose a folder outside"),
         ((export, prompts, tmp_path / "file"), "is a file: choose a folder"),
-        ((export, [tmp_path / "none.jsonl"], tmp_path / "out"), "none.jsonl is no file"),
+        ((export, [tmp_path / "none.jsonl"], tmp_path / "out"), "none.jsonl is not a file"),
         ((export, prompts, tmp_path / "out", "--max-new-tokens", "256"), "exceeds the model's 256 positions"),
         ((export, prompts, tmp_path / "out", "--device", "cuda:99"), "there is no device 'cuda:99' here"),
-        ((export, prompts, tmp_path / "out", "--adapter", str(export)), "no adapter of PEFT"),
+        ((export, prompts, tmp_path / "out", "--adapter", str(export)), "not a PEFT adapter"),
     )
     for changed, message in cases:
         assert run(*changed) == 2
@@ -158,7 +158,7 @@ def test_mistakes_are_one_message_and_status_2(
 
 
 def test_the_report_lies_beside_the_checkpoint(tmp_path: Path) -> None:
-    assert command.choose_output(tmp_path / "export", None) == tmp_path.resolve() / "export-evaluation"
+    assert command_line.choose_output(tmp_path / "export", None) == tmp_path.resolve() / "export-evaluation"
 
 
 def test_help_needs_no_torch() -> None:

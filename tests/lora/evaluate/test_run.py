@@ -8,13 +8,14 @@ import pytest
 
 from conf.system.errors import UserError
 from lora.evaluate.run import evaluate_drafter
+from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER, Prompt
+from model.evaluate.prompts import EvaluationPrompt
 from model.export.load import attach_adapter
 from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, save_random_adapter
 
-PROMPT = Prompt([5, 120, 130], "group", "here:1")
+PROMPT = EvaluationPrompt([5, 120, 130], "group", "here:1")
 
 
 @pytest.fixture(scope="module")

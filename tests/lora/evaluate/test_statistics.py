@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from lora.evaluate.statistics import bootstrap_gain, compute_gain_percent, summarize_gain
-from model.evaluate.records import AR, LINEAR, LINEAR_ADAPTER, Agreement, Decoded, DecodedBatch, Prompt
+from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.evaluate.decoder import Decoded
+from model.evaluate.judging import Agreement, JudgedBatch
+from model.evaluate.prompts import EvaluationPrompt
 
 
-def make_decoded(new_tokens: int, cycles: dict[str, int]) -> DecodedBatch:
+def make_decoded(new_tokens: int, cycles: dict[str, int]) -> JudgedBatch:
     """Speculation with these cycles of two forwards; AR with a forward per token. Half a second each."""
     tokens = [list(range(new_tokens))]
     lengths = {mode: [*[1] * (count - 1), new_tokens - count] for mode, count in cycles.items()}
@@ -18,7 +21,7 @@ def make_decoded(new_tokens: int, cycles: dict[str, int]) -> DecodedBatch:
         forwards = {"prefill": 1, "draft": count, "verify": count}
         decoded[mode] = Decoded(tokens, forwards, 1, 1, 1, lengths[mode], 0.5)
     agreements = {mode: [Agreement.equal] for mode in decoded}
-    return DecodedBatch([Prompt([1], "group", "here:1")], decoded, agreements, {}, {})
+    return JudgedBatch([EvaluationPrompt([1], "group", "here:1")], decoded, agreements, {}, {})
 
 
 def test_numbers_are_ratios_of_sums() -> None:

@@ -155,7 +155,7 @@ def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
         (["--json"], "--json needs --prompt"),
         (["--prompt", "x", "--mode", "ar", "--threshold", "0.5"], "--threshold has no effect in mode ar"),
         (["--prompt", "x", "--mode", "ar", "--block-length", "4"], "--block-length has no effect in mode ar"),
-        (["--prompt", "x", "--mask-groups", "2"], "--mask-groups has an effect in mode quadratic alone"),
+        (["--prompt", "x", "--mask-groups", "2"], "--mask-groups only affects mode quadratic"),
         (["--top-k", "5"], "--top-k has no effect without --temperature"),
         (["--prompt", "x", "--top-p", "0.5"], "--top-p has no effect without --temperature"),
         (["--prompt", "x", "--seed", "5"], "--seed has no effect without --temperature"),
@@ -165,8 +165,8 @@ def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
         (["--prompt", "x", "--mode", "cubic"], "invalid choice: 'cubic'"),
         (["--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens: 0 is too small"),
         (["--prompt", "x", "--block-length", "many"], "invalid block_length value: 'many'"),
-        (["--prompt", "x", "--threshold", "1.5"], "1.5 is no probability"),
-        (["--prompt", "x", "--temperature", "nan"], "nan cannot be used"),
+        (["--prompt", "x", "--threshold", "1.5"], "1.5 is not a probability"),
+        (["--prompt", "x", "--temperature", "nan"], "nan is not a temperature"),
         (["--prompt", "x", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
         (["--prompt", "the sea " * 300, "--device", "cpu"], "no more than 256 positions"),
         (["--prompt", "x", "--system", " "], "--system is empty"),
@@ -190,7 +190,7 @@ def status_of(arguments):
 
 def test_a_directory_that_is_no_checkpoint_is_one_line_and_status_2(tmp_path, capsys):
     assert run_chat([str(tmp_path), "--prompt", "x"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is no checkpoint in the exported format")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not an exported checkpoint")
 
 
 def test_characters_that_steer_a_terminal_do_not_reach_it():

@@ -12,7 +12,7 @@ from model.chat.load import load_chat_model
 from model.chat.options import ChatOptions
 from model.chat.session import ChatSession
 from model.chat.stream import AnswerStreamer
-from model.evaluate.records import MODES
+from model.commands.modes import MODES
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_an_answer_ends_where_the_positions_end(chat_model):
 def test_a_template_that_refuses_is_quoted(chat_model, copy_export):
     (copy_export / "chat_template.jinja").write_text("{{ raise_exception('no system messages, please') }}")
     session = make_session(load_chat_model(copy_export, device="cpu"), system="Be brief.")
-    with pytest.raises(UserError, match="chat template refuses the messages: no system messages, please"):
+    with pytest.raises(UserError, match="chat template rejects the messages: no system messages, please"):
         session.ask("Why?")
 
 

@@ -7,11 +7,11 @@ import torch
 
 from model.evaluate.ceiling import (
     Ceiling,
-    _BlockReader,
+    _BlockPredictor,
     add_ceilings,
     count_denoising_forwards,
     measure_ceiling,
-    walk,
+    walk_blocks,
 )
 from model.hf.decoding_nemotron_labs_diffusion import decode
 from model.hf.options_nemotron_labs_diffusion import DecodeOptions
@@ -64,7 +64,7 @@ def test_counts_of_whole_responses(is_right: bool, num_tokens: int, expected: Ce
         assert length == min(8, 40 - start)
         return lambda _: target if is_right else [WRONG] * length
 
-    assert walk(response, 8, 40, open_block) == expected
+    assert walk_blocks(response, 8, 40, open_block) == expected
 
 
 def test_both_ratios_and_sums() -> None:
@@ -107,8 +107,8 @@ def test_blocks_see_what_a_forward_over_the_whole_sequence_shows_them() -> None:
     generator = torch.Generator().manual_seed(0)
     response = torch.randint(120, 300, (19,), generator=generator).tolist()
     with torch.no_grad():
-        reader = _BlockReader(model, PROMPT, response)
-        for start in (16, 8, 0):  # from the last block to the first, as `walk` does
+        reader = _BlockPredictor(model, PROMPT, response)
+        for start in (16, 8, 0):  # from the last block to the first, as `walk_blocks` does
             target = response[start : start + 8]
             length, first = min(8, 24 - start), len(PROMPT) + start
             predict = reader.open(start, target, length)

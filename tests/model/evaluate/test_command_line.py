@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 from model.evaluate import __main__ as evaluate
-from model.evaluate import decoding
+from model.evaluate import decoder
 from tests.helpers.tiny_exports import (
     REPEATED_TOKEN,
     TEXT,
@@ -149,7 +149,7 @@ def test_pictures_of_an_earlier_run_do_not_stay(export: Path, prompts: Path, tmp
 def test_other_tokens_than_ars_are_status_1_after_the_tables(
     export: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    real = decoding.decode
+    real = decoder.decode
 
     def differ(model: Any, mode: str, *arguments: Any, **options: Any) -> Any:
         result = real(model, mode, *arguments, **options)
@@ -157,7 +157,7 @@ def test_other_tokens_than_ars_are_status_1_after_the_tables(
             result.output_ids[0, -1] = REPEATED_TOKEN + 1
         return result
 
-    monkeypatch.setattr(decoding, "decode", differ)
+    monkeypatch.setattr(decoder, "decode", differ)
     assert run(export, prompts, tmp_path / "out", "--limit", "1") == 1
     shown = capsys.readouterr()
     assert "NO: 2" in shown.out
@@ -176,22 +176,22 @@ def test_mistakes_are_one_message_and_status_2(
     cases: tuple[tuple[Any, str], ...] = (
         ((plain, prompts, out, "--adapter"), f"{plain} has no linear_spec_lora/: train one"),
         ((tmp_path / "nowhere", prompts, out), "nowhere is not a directory"),
-        ((export, prompts, export / "report"), "lies in the checkpoint: choose a folder outside"),
+        ((export, prompts, export / "report"), "is inside the checkpoint: choose a folder outside"),
         ((export, prompts, tmp_path / "file"), "is a file: choose a folder"),
-        ((export, tmp_path / "none.jsonl", out), "none.jsonl is no file"),
+        ((export, tmp_path / "none.jsonl", out), "none.jsonl is not a file"),
         ((export, tmp_path / "bad.jsonl", out), 'bad.jsonl:1: "answer" must be text'),
         ((export, prompts, out, "--max-new-tokens", "256"), "exceeds the model's 256 positions"),
         ((export, prompts, out, "--block-length", "512"), "block_length is 512"),
         ((export, prompts, out, "--top-p", "0.5"), "--top-p has no effect without --temperature"),
         ((export, prompts, out, "--seed", "1"), "--seed has no effect without --temperature"),
         ((export, prompts, out, "--speed-of-light", "--temperature", "1"), "follows greedy AR's text"),
-        ((export, prompts, out, "--speed-of-light", "--thinking-budget", "4"), "its oracle knows no --thinking-budget"),
-        ((export, prompts, out, "--modes", "linear", "--mask-groups", "2"), "--mask-groups has an effect in mode quad"),
-        ((export, prompts, out, "--modes", "ar", "--adapter"), "--adapter drafts for linear and quadratic"),
+        ((export, prompts, out, "--speed-of-light", "--thinking-budget", "4"), "cannot follow a --thinking-budget"),
+        ((export, prompts, out, "--modes", "linear", "--mask-groups", "2"), "--mask-groups only affects mode quad"),
+        ((export, prompts, out, "--modes", "ar", "--adapter"), "--adapter only drafts for linear and quadratic"),
         ((export, prompts, out, "--modes", "ar", "--sweep"), "--sweep has no effect in mode ar"),
         ((export, prompts, out, "--modes", "ar", "--block-length", "4"), "--block-length has no effect in mode ar"),
-        ((export, tmp_path / "masked.jsonl", out), "masked.jsonl:2: the prompt holds the mask token"),
-        ((export, prompts, out, "--adapter", str(export)), "no adapter of PEFT"),
+        ((export, tmp_path / "masked.jsonl", out), "masked.jsonl:2: the prompt contains the mask token"),
+        ((export, prompts, out, "--adapter", str(export)), "not a PEFT adapter"),
     )
     for changed, message in cases:
         assert run(*changed) == 2, message
@@ -208,12 +208,12 @@ def test_mistakes_are_one_message_and_status_2(
         (("--modes", "ar,fast"), "there is no mode 'fast': choose from ar, block_diffusion, linear, quadratic"),
         (("--block-length", "1"), "leaves nothing to draft"),
         (("--max-new-tokens", "0"), "0 is too small"),
-        (("--threshold", "1.5"), "1.5 is no probability"),
+        (("--threshold", "1.5"), "1.5 is not a probability"),
         (("--sweep", "0.5,x"), "must be probabilities separated by commas"),
         (("--top-p", "0"), "0 leaves no token to choose"),
-        (("--temperature", "-1"), "-1 cannot be used"),
+        (("--temperature", "-1"), "-1 is not a temperature"),
         (("--thinking-budget", "-1"), "-1 is too small"),
-        (("--answer-pattern", "("), "'(' is no regular expression"),
+        (("--answer-pattern", "("), "'(' is not a regular expression"),
     ],
 )
 def test_options_are_checked_before_anything_is_read(

@@ -10,8 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from conf.system.errors import UserError
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.tokenizer import train_tokenizer
-from model.evaluate.prompts import check_masks, check_room, make_batches, read_prompts
-from model.evaluate.records import Prompt
+from model.evaluate.prompts import EvaluationPrompt, check_masks, check_room, make_batches, read_prompts
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 
 
@@ -66,14 +65,14 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTra
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"rows\.jsonl:2 is no JSON"),
-        ("[1]", r"rows\.jsonl:2 is no JSON object but list"),
+        ("{", r"rows\.jsonl:2 is not JSON"),
+        ("[1]", r"rows\.jsonl:2 is not a JSON object but list"),
         ({"question": "Why?"}, r"rows\.jsonl:2 has none of prompt, messages, text"),
         ({"prompt": "a", "text": "b"}, r"has prompt and text of"),
         ({"prompt": 3}, r'"prompt" must be text, not int'),
         ({"prompt": " \n"}, r'"prompt" is empty'),
         ({"text": ""}, r'"text" is empty'),
-        ('{"text": "\\ud800"}', r"is not valid Unicode"),
+        ('{"text": "\\ud800"}', r"is not valid UTF-8"),
         ({"prompt": "a", "answer": {"b": 1}}, r'"answer" must be text, a number or a list of those'),
         ({"prompt": "a", "answer": []}, r'"answer" must be text, a number or a list of those'),
         ({"prompt": "a", "answer": True}, r'"answer" must be text, a number or a list of those, not True'),
@@ -81,8 +80,8 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTra
         ({"prompt": "a", "group": 1}, r'"group" must be a name, not 1'),
         ({"messages": "Why?"}, r'"messages" must be a list'),
         ({"messages": [{"role": "user"}]}, r'"messages" must be a list of objects with role and content'),
-        ({"messages": []}, r'"messages" holds nothing to answer'),
-        ({"messages": [{"role": "assistant", "content": "No."}]}, r'"messages" holds nothing to answer'),
+        ({"messages": []}, r'"messages" contains nothing to respond to'),
+        ({"messages": [{"role": "assistant", "content": "No."}]}, r'"messages" contains nothing to respond to'),
         ({"messages": [{"role": "user", "content": ""}]}, r"content of the last message is empty"),
     ],
 )
@@ -99,7 +98,7 @@ def test_answers_are_one_or_several_texts_or_numbers(tmp_path: Path, tokenizer: 
 
 
 def test_batches_hold_prompts_of_one_group_in_their_order() -> None:
-    prompts = [Prompt([1], group, str(number)) for number, group in enumerate("abaaba")]
+    prompts = [EvaluationPrompt([1], group, str(number)) for number, group in enumerate("abaaba")]
     batches = make_batches(prompts, 2)
     assert [[(p.group, p.place) for p in batch] for batch in batches] == [
         [("a", "0"), ("a", "2")],
@@ -110,16 +109,16 @@ def test_batches_hold_prompts_of_one_group_in_their_order() -> None:
 
 
 def test_a_prompt_with_a_mask_token_is_named() -> None:
-    check_masks([Prompt([1, 2], "a", "here:1")], 100)
-    with pytest.raises(UserError, match=r"here:2: the prompt holds the mask token \(id 100\)"):
-        check_masks([Prompt([1, 2], "a", "here:1"), Prompt([1, 100], "a", "here:2")], 100)
+    check_masks([EvaluationPrompt([1, 2], "a", "here:1")], 100)
+    with pytest.raises(UserError, match=r"here:2: the prompt contains the mask token \(id 100\)"):
+        check_masks([EvaluationPrompt([1, 2], "a", "here:1"), EvaluationPrompt([1, 100], "a", "here:2")], 100)
 
 
 def test_no_prompts_are_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match=r"no prompts in .*rows\.jsonl"):
         read(tokenizer, write(tmp_path / "rows.jsonl", ""))
     for missing in (tmp_path / "nowhere.jsonl", tmp_path):
-        with pytest.raises(UserError, match="is no file"):
+        with pytest.raises(UserError, match="is not a file"):
             read(tokenizer, missing)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not UTF-8"):
@@ -132,7 +131,7 @@ def test_a_refusing_or_missing_template_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no chat template"):
         read(tokenizer, path)
     tokenizer.chat_template = "{{ raise_exception('system first') }}"
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .* refuses the messages: system first"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .* rejects the messages: system first"):
         read(tokenizer, path)
 
 

@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from model.evaluate.records import AR, LINEAR, Agreement, Decoded, DecodedBatch, Prompt
+from model.commands.modes import AR, LINEAR
+from model.evaluate.decoder import Decoded
+from model.evaluate.judging import Agreement, JudgedBatch
+from model.evaluate.prompts import EvaluationPrompt
 from model.evaluate.statistics import (
     bootstrap,
     compute_distinct_share,
@@ -18,13 +21,13 @@ from model.evaluate.statistics import (
 
 def make_batch(
     lengths: list[int], *, seconds: float, agreements: str = "", correct: list[bool | None] | None = None
-) -> DecodedBatch:
+) -> JudgedBatch:
     """Prompts of one batch with these many new tokens; linear's third token (if any) is wrong unless equal."""
     ar = [list(range(length)) for length in lengths]
     kinds = [Agreement(kind) for kind in agreements.split()] or [Agreement.equal] * len(lengths)
     linear = [row if kind is Agreement.equal else [*row[:2], 99, *row[3:]] for row, kind in zip(ar, kinds, strict=True)]
-    return DecodedBatch(
-        [Prompt([1], "group", f"here:{i}") for i in range(len(lengths))],
+    return JudgedBatch(
+        [EvaluationPrompt([1], "group", f"here:{i}") for i in range(len(lengths))],
         {
             AR: Decoded(ar, {"prefill": 1, "step": max(lengths) - 1}, sum(lengths), 0, 0, [], 1.0),
             LINEAR: Decoded(linear, {"prefill": 1, "draft": 2, "verify": 3}, 60, 20, 5, [1, 3, 3], seconds),
@@ -38,10 +41,10 @@ def make_batch(
 def test_numbers_are_ratios_of_sums() -> None:
     modes = summarize([make_batch([4, 8], seconds=3.0), make_batch([6], seconds=1.0)], resamples=10, seed=0).modes
     linear = modes[LINEAR]
-    assert (linear.num_responses, linear.new_tokens, linear.num_forwards, linear.num_rows) == (3, 18, 12, 120)
+    assert (linear.num_responses, linear.new_tokens, linear.num_forwards, linear.num_positions) == (3, 18, 12, 120)
     assert linear.forwards == {"prefill": 2, "draft": 4, "verify": 6}
     assert linear.tokens_per_forward == 18 / (2 * 6 + 6)  # the forwards of the first call served two prompts
-    assert linear.tokens_per_row == 18 / 120
+    assert linear.tokens_per_position == 18 / 120
     assert linear.tokens_per_second == 18 / 4
     assert linear.commit_ratio == 10 / 40
     assert linear.acceptance_length == 14 / 6

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from conf.system.errors import UserError
-from model.export.load import attach_adapter, check_vocabulary, find_stop_ids, load_export, load_tokenizer
+from model.export.load import attach_adapter, check_vocabulary, find_stop_ids, load_export, load_export_tokenizer
 from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
 from model.hf.autoregressive_nemotron_labs_diffusion import decode_ar
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -64,7 +64,7 @@ def test_what_transformers_cannot_build_is_one_message(export: Path, tmp_path: P
 
 
 def test_a_base_model_needs_no_chat_template(export: Path) -> None:
-    tokenizer = load_tokenizer(export)
+    tokenizer = load_export_tokenizer(export)
     check_vocabulary(export, tokenizer, len(tokenizer))
     with pytest.raises(UserError, match="it belongs to another model"):
         check_vocabulary(export, tokenizer, len(tokenizer) - 1)
@@ -72,7 +72,7 @@ def test_a_base_model_needs_no_chat_template(export: Path) -> None:
 
 def test_a_start_checkpoint_is_no_tri_mode_checkpoint(tmp_path: Path) -> None:
     make_ministral3_vlm(tmp_path, spelling="text")
-    with pytest.raises(UserError, match=r"is no tri-mode checkpoint: config\.json has model_type 'ministral3'"):
+    with pytest.raises(UserError, match=r"is not a tri-mode checkpoint: config\.json has model_type 'ministral3'"):
         load_export(tmp_path)
 
 
@@ -108,7 +108,9 @@ def test_an_adapter_of_another_checkpoint_is_refused(export: Path, tmp_path: Pat
         attach_adapter(model, heads)
     for layers in (1, 3):
         deeper = save_random_adapter(tmp_path / f"layers{layers}", num_hidden_layers=layers)
-        with pytest.raises(UserError, match=f"has {layers} layers, the checkpoint 2: it was made for another one"):
+        with pytest.raises(
+            UserError, match=f"has {layers} layers, the checkpoint 2: it was made for another checkpoint"
+        ):
             attach_adapter(model, deeper)
     assert not find_draft_adapters(model)[1]
 
@@ -123,7 +125,7 @@ def test_an_adapter_whose_rank_is_not_the_one_it_says_is_refused(export: Path, t
 @pytest.mark.parametrize("targets", [("q_proj",), ("q_proj", "o_proj")])
 def test_an_adapter_of_other_projections_is_no_drafter(export: Path, tmp_path: Path, targets: tuple[str, ...]) -> None:
     folder = save_random_adapter(tmp_path / "adapter", targets=targets)
-    with pytest.raises(UserError, match=rf"no drafter \(o_proj alone\): it changes {', '.join(sorted(targets))}"):
+    with pytest.raises(UserError, match=rf"not a drafter: it changes {', '.join(sorted(targets))}"):
         attach_adapter(load_export(export, device="cpu"), folder)
 
 
@@ -131,7 +133,7 @@ def test_a_damaged_adapter_is_refused(export: Path, tmp_path: Path) -> None:
     model = load_export(export, device="cpu")
     with pytest.raises(UserError, match=r"no draft adapter in .*: give the folder that holds adapter_config\.json"):
         attach_adapter(model, tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no adapter of PEFT: it has no adapter_config\.json"):
+    with pytest.raises(UserError, match=r"not a PEFT adapter: it has no adapter_config\.json"):
         attach_adapter(model, export)
     whole = save_random_adapter(tmp_path / "adapter")
     a = "base_model.model.encoder.layers.1.self_attn.o_proj.lora_A.weight"

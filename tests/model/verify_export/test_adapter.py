@@ -55,7 +55,7 @@ def test_an_adapter_cannot_overrule_the_sums_of_the_export(export: Path, adapter
 
 ADAPTER_DEFECTS: list[tuple[Callable[[Path], object], Outcome, str]] = [
     (lambda d: edit_json(d / "adapter_config.json", r=8), Outcome.failed, "says rank 8"),
-    (lambda d: edit_json(d / "adapter_config.json", target_modules=["q_proj"]), Outcome.failed, "no drafter"),
+    (lambda d: edit_json(d / "adapter_config.json", target_modules=["q_proj"]), Outcome.failed, "not a drafter"),
     (lambda d: edit_json(d / "adapter_config.json", target_modules=3), Outcome.failed, "it changes 3"),
     (lambda d: (d / "adapter_model.safetensors").unlink(), Outcome.failed, "has no adapter_model.safetensors"),
     (

@@ -1,4 +1,4 @@
-"""modes.json and the pictures."""
+"""Writes the report of an evaluation: modes.json and the pictures."""
 
 import json
 from dataclasses import asdict
@@ -7,19 +7,21 @@ from typing import Any
 
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from model.evaluate.ceiling import Ceiling
-from model.evaluate.plot import draw_acceptance, draw_modes, draw_thresholds
-from model.evaluate.records import DecodedBatch
-from model.evaluate.run import Evaluation
+from model.evaluate.evaluation import Evaluation
+from model.evaluate.judging import JudgedBatch
+from model.evaluate.pictures import draw_acceptance, draw_modes, draw_thresholds
 from model.evaluate.statistics import GroupNumbers
 
 REPORT_FILE = "modes.json"
+# Names in code -> keys of modes.json, which keep their first spelling for those who read them.
+REPORT_KEYS = {"num_positions": "num_rows", "tokens_per_position": "tokens_per_row"}
 MODES_PICTURE, ACCEPTANCE_PICTURE, THRESHOLDS_PICTURE = "modes.png", "acceptance_length.png", "thresholds.png"
 
 
-def save_evaluation(evaluation: Evaluation, folder: Path, about: dict[str, Any]) -> None:
-    """Write the report and those pictures there are numbers for, each complete or not at all.
+def save_modes_report(evaluation: Evaluation, folder: Path, about: dict[str, Any]) -> None:
+    """Write the report and the pictures that there are numbers for, each complete or not at all.
 
-    A picture of an earlier evaluation that has no counterpart is removed. about: see describe.
+    An earlier evaluation's picture that this one does not draw is removed. about: see describe_evaluation.
     """
     note = _describe_run(evaluation, about)
     pictures = {
@@ -32,11 +34,11 @@ def save_evaluation(evaluation: Evaluation, folder: Path, about: dict[str, Any])
             (folder / name).unlink(missing_ok=True)
         else:
             atomic_write_bytes(folder / name, picture)
-    atomic_write_text(folder / REPORT_FILE, json.dumps(describe(evaluation, about), indent=2) + "\n")
+    atomic_write_text(folder / REPORT_FILE, json.dumps(describe_evaluation(evaluation, about), indent=2) + "\n")
 
 
 def _describe_run(evaluation: Evaluation, about: dict[str, Any]) -> str:
-    """What was measured, in one line."""
+    """Summarize in one line what was measured."""
     settings = evaluation.settings
     num_prompts = sum(len(batch.prompts) for batch in evaluation.batches)
     parts = [Path(str(about.get("checkpoint", ""))).name, f"{num_prompts} prompts"]
@@ -45,10 +47,10 @@ def _describe_run(evaluation: Evaluation, about: dict[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def describe(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
-    """The content of modes.json. about: further settings, such as the checkpoint's name.
+def describe_evaluation(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of modes.json. about: further settings, such as the checkpoint's name.
 
-    overall and groups: numbers by variant (`linear`, `linear+adapter`, `linear+adapter@0.9`); prompts: counts of each.
+    `overall` and `groups` hold numbers by variant (`linear+adapter@0.9`), `prompts` the counts of each prompt.
     """
     overall = evaluation.overall
     lossless = [name for name, variant in evaluation.variants.items() if variant.is_lossless]
@@ -63,12 +65,17 @@ def describe(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
         "groups": {
             name: _describe_group(group, evaluation.add_ceilings(name)) for name, group in evaluation.groups.items()
         },
-        "prompts": [row for batch in evaluation.batches for row in _describe_batch(batch, evaluation.ceilings)],
+        "prompts": [prompt for batch in evaluation.batches for prompt in _describe_batch(batch, evaluation.ceilings)],
     }
 
 
+def rename_report_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values under the keys of modes.json."""
+    return {REPORT_KEYS.get(key, key): value for key, value in values.items()}
+
+
 def describe_ceiling(ceiling: Ceiling | None) -> dict[str, Any] | None:
-    """Counts and both ratios."""
+    """Return the counts and both ratios."""
     if ceiling is None:
         return None
     return {
@@ -81,6 +88,7 @@ def describe_ceiling(ceiling: Ceiling | None) -> dict[str, Any] | None:
 
 def _describe_group(group: GroupNumbers, ceiling: Ceiling | None) -> dict[str, Any]:
     values = asdict(group)
+    values["modes"] = {name: rename_report_keys(numbers) for name, numbers in values["modes"].items()}
     if ceiling is not None:
         values["speed_of_light"] = describe_ceiling(ceiling)
     for name, numbers in group.modes.items():
@@ -92,12 +100,12 @@ def _describe_group(group: GroupNumbers, ceiling: Ceiling | None) -> dict[str, A
     return values
 
 
-def _describe_batch(batch: DecodedBatch, ceilings: dict[str, Ceiling]) -> list[dict[str, Any]]:
-    """Of every prompt; texts (the user's) only if they were kept. What is the batch's own is said of each."""
-    rows = []
+def _describe_batch(batch: JudgedBatch, ceilings: dict[str, Ceiling]) -> list[dict[str, Any]]:
+    """Describe every prompt of a batch; what belongs to the batch as a whole is repeated for each."""
+    prompts = []
     for index, prompt in enumerate(batch.prompts):
         modes = {name: _describe_response(batch, name, index) for name in batch.decoded}
-        row = {
+        values = {
             "place": prompt.place,
             "group": prompt.group,
             "prompt_tokens": len(prompt.token_ids),
@@ -106,18 +114,18 @@ def _describe_batch(batch: DecodedBatch, ceilings: dict[str, Ceiling]) -> list[d
             "modes": modes,
         }
         if prompt.place in ceilings:
-            row["speed_of_light"] = describe_ceiling(ceilings[prompt.place])
-        rows.append(row)
-    return rows
+            values["speed_of_light"] = describe_ceiling(ceilings[prompt.place])
+        prompts.append(values)
+    return prompts
 
 
-def _describe_response(batch: DecodedBatch, name: str, index: int) -> dict[str, Any]:
+def _describe_response(batch: JudgedBatch, name: str, index: int) -> dict[str, Any]:
     decoded = batch.decoded[name]
     values: dict[str, Any] = {
         "new_tokens": len(decoded.tokens[index]),
         "num_forwards": decoded.num_forwards,
         "forwards": decoded.forwards,
-        "num_rows": decoded.num_rows,
+        "num_rows": decoded.num_positions,
         "num_cycles": len(decoded.acceptance_lengths),
         "seconds": decoded.seconds,
     }

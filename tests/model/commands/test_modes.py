@@ -1,7 +1,7 @@
 """The names of modes that command lines know without torch."""
 
 from launch.quickstart import story
-from model.evaluate.records import MODES
+from model.commands.modes import MODES
 from model.hf import decoding_nemotron_labs_diffusion as shipped
 
 

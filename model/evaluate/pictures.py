@@ -1,6 +1,6 @@
-"""The pictures: rates of every mode, distributions of acceptance lengths, what thresholds trade.
+"""The pictures of an evaluation: rates of every mode, acceptance lengths, the trade-off that thresholds make.
 
-note: what was measured, for those who meet a picture without its report.
+Every picture carries a note on what was measured, for those who see it without its report.
 """
 
 import math
@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from model.evaluate.records import AR, Variant
-from model.evaluate.run import Evaluation
-from model.evaluate.statistics import ModeNumbers
-from model.evaluate.style import (
+from model.commands.modes import AR, Variant
+from model.evaluate.evaluation import Evaluation
+from model.evaluate.picture_style import (
     COLORS,
     DASHES,
     INK,
@@ -24,23 +23,27 @@ from model.evaluate.style import (
     save_png,
     style_axes,
 )
+from model.evaluate.statistics import ModeNumbers
 
-INCHES_PER_ROW, INCHES_AROUND = 0.5, 1.7
-LABEL_PIXELS = 34  # apart at least
+INCHES_PER_VARIANT, INCHES_AROUND = 0.5, 1.7
+LABEL_PIXELS = 34  # least distance between two labels
 
-Line = list[tuple[Variant, ModeNumbers]]  # of one mode, by threshold
+Line = list[tuple[Variant, ModeNumbers]]  # one mode in the order of thresholds
 
 
 def draw_modes(evaluation: Evaluation, note: str) -> bytes:
-    """PNG. Tokens per forward (with interval, AR's 1 and the ceiling), per row, per second; variants from the top."""
+    """Draw tokens per forward (with interval, AR's 1 and the ceiling), per position and per second; return a PNG.
+
+    Variants stand from top to bottom.
+    """
     variants = evaluation.plain_variants
     numbers = [evaluation.overall.modes[variant.name] for variant in variants]
-    size = (11.5, INCHES_AROUND + INCHES_PER_ROW * len(variants))
+    size = (11.5, INCHES_AROUND + INCHES_PER_VARIANT * len(variants))
     figure, ((left, middle, right),) = make_figure(1, 3, size, sharey=True)
     colors = [COLORS[variant.name] for variant in variants]
     intervals = [n.tokens_per_forward_interval for n in numbers]
     _draw_bars(left, [n.tokens_per_forward for n in numbers], colors, ".2f", intervals)
-    _draw_bars(middle, [n.tokens_per_row for n in numbers], colors, ".3f")
+    _draw_bars(middle, [n.tokens_per_position for n in numbers], colors, ".3f")
     _draw_bars(right, [n.tokens_per_second for n in numbers], colors, ".0f")
     left.axvline(1, color=MUTED, linewidth=1, linestyle=DASHES, zorder=1)
     if ceiling := evaluation.add_ceilings():
@@ -48,7 +51,7 @@ def draw_modes(evaluation: Evaluation, note: str) -> bytes:
         rate, without = ceiling.tokens_per_forward, ceiling.tokens_per_forward_without_commits
         left.set_title(f"speed of light {rate:.2f} (dashed), {without:.2f} without commits", fontsize=9, color=INK)
     label_rows(left, [variant.name for variant in variants])
-    for axes, label in ((left, "forward (95% interval)"), (middle, "computed row"), (right, "second")):
+    for axes, label in ((left, "forward (95% interval)"), (middle, "computed position"), (right, "second")):
         axes.set_xlabel(f"tokens per {label}", color=INK)
         axes.margins(x=0.16)
         style_axes(axes)
@@ -64,7 +67,7 @@ def _draw_bars(
     form: str,
     intervals: Sequence[tuple[float, float] | None] = (),
 ) -> None:
-    """Horizontal bars from top to bottom with their values behind them, and intervals as lines."""
+    """Draw horizontal bars from top to bottom, their values next to them, and intervals as lines."""
     axes.barh(range(len(values)), values, color=colors, height=0.55, zorder=3)
     for row, (value, interval) in enumerate(zip_longest(values, intervals)):
         if interval is not None:
@@ -75,7 +78,10 @@ def _draw_bars(
 
 
 def draw_acceptance(evaluation: Evaluation, note: str) -> bytes | None:
-    """PNG. Share of the cycles by how many tokens they emitted, a panel per speculative variant; None without any."""
+    """Draw the share of cycles by how many tokens they emitted, with a panel per speculative variant.
+
+    Returns a PNG, or None without speculative variants.
+    """
     found = [
         (variant, numbers)
         for variant in evaluation.plain_variants
@@ -108,14 +114,16 @@ def _draw_histogram(axes: Any, numbers: ModeNumbers, color: str) -> None:
 
 
 def draw_thresholds(evaluation: Evaluation, note: str) -> bytes | None:
-    """PNG. Against tokens per forward: agreement with AR, accuracy where there are answers, tokens per row; a line per
-    mode, a point per threshold. None without a sweep."""
+    """Draw agreement with AR, accuracy (if there are answers) and tokens per position over tokens per forward.
+
+    Each mode is a line with a point per threshold. Returns a PNG, or None without a sweep.
+    """
     lines = _sweep_lines(evaluation)
     if not lines:
         return None
     panels = [("agreement", "share of AR's tokens before the first difference"), ("accuracy", "accuracy")]
     shown = [panel for panel in panels if any(getattr(n, panel[0]) for line in lines.values() for _, n in line)]
-    shown.append(("tokens_per_row", "tokens per computed row"))
+    shown.append(("tokens_per_position", "tokens per computed position"))
     figure, axes = make_figure(1, len(shown), (5.2 * len(shown), 4.6))
     for panel, (what, label) in zip(axes[0], shown, strict=True):
         _draw_trade(panel, evaluation, lines, what)
@@ -129,7 +137,7 @@ def draw_thresholds(evaluation: Evaluation, note: str) -> bytes | None:
 
 
 def _draw_trade(axes: Any, evaluation: Evaluation, lines: dict[str, Line], what: str) -> None:
-    """One panel. Rates are on logarithmic axes, shares on linear ones."""
+    """Draw one panel, with rates on logarithmic axes and shares on linear ones."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     if AR in evaluation.overall.modes:
@@ -137,13 +145,13 @@ def _draw_trade(axes: Any, evaluation: Evaluation, lines: dict[str, Line], what:
         axes.scatter([ar.tokens_per_forward], [_read(ar, what)], marker="*", s=110, color=COLORS[AR], label=AR)
     if ceiling := evaluation.add_ceilings():
         axes.axvline(ceiling.tokens_per_forward, color=INK, linewidth=1.2, linestyle=DASHES, label="speed of light")
-    apart = [name for name, line in lines.items() if line[0][0].is_lossless] if what != "tokens_per_row" else []
+    apart = [name for name, line in lines.items() if line[0][0].is_lossless] if what != "tokens_per_position" else []
     for name, line in lines.items():
-        # Lossless modes have AR's text and would hide each other.
+        # Lossless modes all give AR's text, so their lines would coincide.
         _draw_line(axes, name, line, what, points_down=3 * (1 + apart.index(name)) if name in apart else 0)
     if apart:
-        axes.set_title("self-speculation is drawn a little lower, line by line", fontsize=9, color=INK)
-    scaled = [axes.xaxis, axes.yaxis] if what == "tokens_per_row" else [axes.xaxis]
+        axes.set_title("self-speculation is shifted down, line by line", fontsize=9, color=INK)
+    scaled = [axes.xaxis, axes.yaxis] if what == "tokens_per_position" else [axes.xaxis]
     for axis in scaled:
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -151,18 +159,18 @@ def _draw_trade(axes: Any, evaluation: Evaluation, lines: dict[str, Line], what:
         axis.set_minor_formatter(NullFormatter())
     axes.tick_params(which="minor", length=0)
     axes.margins(x=0.12, y=0.12)
-    if what != "tokens_per_row":
+    if what != "tokens_per_position":
         axes.set_ylim(-0.06, 1.1)
     _label_thresholds(axes, lines, what)
 
 
 def _sweep_lines(evaluation: Evaluation) -> dict[str, Line]:
-    """By name of the mode (with adapter or without), in the order of thresholds."""
+    """Return a line per mode, with and without adapter, in the order of thresholds."""
     lines: dict[str, Line] = {}
     for variant in evaluation.swept_variants:
         mode = Variant(variant.mode, variant.with_adapter).name
         lines.setdefault(mode, []).append((variant, evaluation.overall.modes[variant.name]))
-    return {mode: sorted(line, key=lambda pair: pair[0].threshold or 0) for mode, line in lines.items()}
+    return {mode: sorted(line, key=lambda point: point[0].threshold or 0) for mode, line in lines.items()}
 
 
 def _draw_line(axes: Any, name: str, line: Line, what: str, points_down: float) -> None:
@@ -176,10 +184,13 @@ def _draw_line(axes: Any, name: str, line: Line, what: str, points_down: float) 
 
 
 def _label_thresholds(axes: Any, lines: dict[str, Line], what: str) -> None:
-    """The threshold at its point, where no other stands already; not for speculation where the text is always AR's."""
+    """Write thresholds next to their points where there is room.
+
+    Lossless modes get none where only text is compared, since their text is AR's at every threshold.
+    """
     taken: list[tuple[float, float]] = []
     for name, line in lines.items():
-        if line[0][0].is_lossless and what != "tokens_per_row":
+        if line[0][0].is_lossless and what != "tokens_per_position":
             continue
         for variant, numbers in line:
             point = (numbers.tokens_per_forward, _read(numbers, what))
@@ -191,9 +202,9 @@ def _label_thresholds(axes: Any, lines: dict[str, Line], what: str) -> None:
 
 
 def _read(numbers: ModeNumbers, what: str) -> float:
-    """Of the agreement its leading share, of the accuracy its share."""
-    if what == "tokens_per_row":
-        return numbers.tokens_per_row
+    """Return the number that a panel shows; NaN if there is none."""
+    if what == "tokens_per_position":
+        return numbers.tokens_per_position
     if what == "agreement":
         return numbers.agreement.leading_share if numbers.agreement else math.nan
     return numbers.accuracy.share if numbers.accuracy else math.nan

@@ -1,4 +1,4 @@
-"""The tables in the terminal; they fit 80 columns."""
+"""The tables that an evaluation prints; they fit 80 columns."""
 
 from collections.abc import Iterable
 
@@ -6,18 +6,18 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from model.evaluate.records import AR, Variant
-from model.evaluate.run import Evaluation
+from model.commands.modes import AR, Variant
+from model.evaluate.evaluation import Evaluation
 from model.evaluate.statistics import AgreementCounts, ModeNumbers, Percentiles
 
-FEW_4GRAMS = 0.5  # below, half of what is written repeats itself
+FEW_4GRAMS = 0.5  # below this share half of the text repeats itself
 WIDTH = 80
 NO_BREAK = "\u00a0"
 NARROW_TITLES = {"leading": "lead-\ning", "accuracy": "accu-\nracy", "4-grams": "4-\ngrams"}
 
 
 def build_tables(evaluation: Evaluation) -> list[Table]:
-    """Speed; forwards; text; of several groups tokens per forward of each; of a sweep what each threshold gives."""
+    """Build the tables: speed, forwards, text; groups if there are several, thresholds if they were swept."""
     tables = [_build_speed(evaluation), _build_forwards(evaluation), _build_text(evaluation)]
     if len(evaluation.groups) > 1:
         tables.append(_build_groups(evaluation))
@@ -33,15 +33,16 @@ def _build_speed(evaluation: Evaluation) -> Table:
         "Speed",
         f"{evaluation.overall.num_prompts} prompts, {settings['batch_size']} at a time, {sampling}, "
         f"{settings['dtype']} on {settings['device']}, blocks of {settings['block_length']}, up to "
-        f"{settings['max_new_tokens']} new tokens. In brackets: 95% interval. Latencies: half and 95% of the responses "
-        "are faster; per token: a response's seconds by its tokens.",
+        f"{settings['max_new_tokens']} new tokens. tokens/position: per token position that the layers computed. "
+        "In brackets: 95% interval. P50, P95: half and 95% of the responses are faster; per token: a response's "
+        "seconds by its tokens.",
     )
-    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", "ms/token\nP50 P95", "s/response\nP50 P95"))
+    _add_columns(table, ("tokens/\nforward", "tokens/\nposition", "tok/s", "ms/token\nP50 P95", "s/response\nP50 P95"))
     for name, numbers in _plain_numbers(evaluation).items():
         table.add_row(
             name,
             describe_rate(numbers),
-            f"{numbers.tokens_per_row:.3f}",
+            f"{numbers.tokens_per_position:.3f}",
             f"{numbers.tokens_per_second:.0f}",
             _describe_percentiles(numbers.token_seconds, 1000),
             _describe_percentiles(numbers.response_seconds, 1),
@@ -54,12 +55,12 @@ def _build_speed(evaluation: Evaluation) -> Table:
 
 
 def _build_forwards(evaluation: Evaluation) -> Table:
-    """Forwards by kind, and what came of their proposals."""
+    """Build the table of forwards by kind and of how many proposals were committed."""
     modes = _plain_numbers(evaluation)
     table = make_table(
         "Forwards",
-        "commit ratio: proposed tokens that were kept. accept length: tokens per cycle of draft and verification, the "
-        "verifier's included.",
+        "commit ratio: share of the proposed tokens that were committed. accept length: tokens per cycle of draft and "
+        "verification, the verifier's own included.",
     )
     _add_columns(table, ("forwards by kind", "commit\nratio", "accept\nlength"))
     for name, numbers in modes.items():
@@ -73,14 +74,14 @@ def _build_forwards(evaluation: Evaluation) -> Table:
 
 
 def _build_text(evaluation: Evaluation) -> Table:
-    """Against greedy AR, against the answers, and loops."""
+    """Build the table that compares text with greedy AR and with the answers, and shows loops."""
     modes = _plain_numbers(evaluation)
     titles = _text_titles(modes.values())
     captions = {
         "equals\nAR": "equals AR: responses that are greedy AR's.",
         "leading": "leading: share of AR's tokens before the first difference.",
         "accuracy": "accuracy: exact match, with its 95% interval.",
-        "4-grams": f"4-grams: share of different ones; below {FEW_4GRAMS} the text loops, which flatters drafts.",
+        "4-grams": f"4-grams: share of distinct ones; below {FEW_4GRAMS} the text loops, which flatters drafts.",
     }
     table = make_table("Text", " ".join(captions[title] for title in titles))
     _add_columns(table, titles)
@@ -91,7 +92,7 @@ def _build_text(evaluation: Evaluation) -> Table:
 
 
 def _text_titles(modes: Iterable[ModeNumbers]) -> list[str]:
-    """Columns for which there are numbers."""
+    """Return the columns for which there are numbers."""
     titles = []
     if any(numbers.agreement for numbers in modes):
         titles += ["equals\nAR", "leading"]
@@ -101,7 +102,7 @@ def _text_titles(modes: Iterable[ModeNumbers]) -> list[str]:
 
 
 def _build_thresholds(evaluation: Evaluation) -> Table:
-    """Speed and text of every variant at every threshold."""
+    """Build the table of speed and text of every variant at every threshold."""
     swept = {variant.name: evaluation.overall.modes[variant.name] for variant in evaluation.swept_variants}
     titles = _text_titles(swept.values())
     intervals = " Intervals of the accuracy are in modes.json." if "accuracy" in titles else ""
@@ -110,9 +111,9 @@ def _build_thresholds(evaluation: Evaluation) -> Table:
         f"block_diffusion commits at this probability; speculative drafts end before a less probable token.{intervals}",
     )
     narrow = [NARROW_TITLES.get(title, title) for title in titles]
-    _add_columns(table, ("tokens/\nforward", "tokens/\nrow", "tok/s", *narrow))
+    _add_columns(table, ("tokens/\nforward", "tokens/\nposition", "tok/s", *narrow))
     for name, numbers in swept.items():
-        rates = (f"{numbers.tokens_per_forward:.2f}", f"{numbers.tokens_per_row:.3f}")
+        rates = (f"{numbers.tokens_per_forward:.2f}", f"{numbers.tokens_per_position:.3f}")
         share = "-" if numbers.accuracy is None else f"{numbers.accuracy.share:.0%}"
         cells = _describe_text(evaluation.variants[name], numbers, share)
         table.add_row(name, *rates, f"{numbers.tokens_per_second:.0f}", *(cells.get(title, "-") for title in titles))
@@ -120,7 +121,7 @@ def _build_thresholds(evaluation: Evaluation) -> Table:
 
 
 def _build_groups(evaluation: Evaluation) -> Table:
-    """A column per group; names fold."""
+    """Build the table with one column per group; long names wrap."""
     table = make_table("Tokens per forward by group", "")
     names = list(evaluation.groups)
     _add_columns(table, names)
@@ -138,7 +139,7 @@ def _plain_numbers(evaluation: Evaluation) -> dict[str, ModeNumbers]:
 
 
 def make_table(title: str, caption: str) -> Table:
-    """Empty, in the look of all tables here."""
+    """Return an empty table in the common look."""
     return Table(
         title=title,
         caption=f"{caption}\n",  # a blank line before the next table
@@ -157,14 +158,14 @@ def _add_columns(table: Table, titles: Iterable[str]) -> None:
 
 
 def describe_rate(numbers: ModeNumbers) -> str:
-    """Tokens per forward with the interval."""
+    """Format tokens per forward with their interval."""
     interval = numbers.tokens_per_forward_interval
     bounds = "" if interval is None or interval[0] == interval[1] else f" ({interval[0]:.2f}..{interval[1]:.2f})"
     return f"{numbers.tokens_per_forward:.2f}{bounds}"
 
 
 def describe_accuracy(numbers: ModeNumbers) -> str:
-    """Share of the scored responses with its interval."""
+    """Format the share of correct responses with its interval."""
     if numbers.accuracy is None:
         return "-"
     low, high = numbers.accuracy.interval
@@ -172,8 +173,11 @@ def describe_accuracy(numbers: ModeNumbers) -> str:
 
 
 def describe_agreement(counts: AgreementCounts) -> Text:
-    """Of a lossless mode: yes, the number of ties, the share of equal outputs where the dtype promises nothing, or how
-    many differ."""
+    """Say whether a lossless mode gave AR's text.
+
+    The cell is `yes`, the number of ties, the share of equal responses where the dtype promises nothing, or how many
+    responses differ.
+    """
     if counts.different:
         return Text(f"NO: {counts.different}", style="bold red")
     if counts.rounded:
@@ -184,7 +188,7 @@ def describe_agreement(counts: AgreementCounts) -> Text:
 
 
 def _describe_text(variant: Variant, numbers: ModeNumbers, accuracy: str) -> dict[str, Text | str]:
-    """The cells by their titles."""
+    """Return the cells of a text table by their titles."""
     counts = numbers.agreement
     cells: dict[str, Text | str] = {
         "accuracy": accuracy,
@@ -197,7 +201,7 @@ def _describe_text(variant: Variant, numbers: ModeNumbers, accuracy: str) -> dic
 
 
 def mark_loops(distinct: float) -> Text:
-    """The share of different 4-grams, coloured where it is low."""
+    """Format the share of distinct 4-grams, coloured if it is low."""
     return Text(f"{distinct:.2f}", style="yellow" if distinct < FEW_4GRAMS else "")
 
 
@@ -206,7 +210,7 @@ def _describe_percentiles(values: Percentiles, scale: float) -> str:
 
 
 def _round(value: float) -> str:
-    """About three digits."""
+    """Format a positive number with about three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from conf.system.errors import UserError
-from model.evaluate.decoding import Decoder, pad_left
+from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC, Variant
+from model.evaluate.decoder import BatchDecoder, pad_left
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.records import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC, Prompt, Variant
+from model.evaluate.prompts import EvaluationPrompt
 from model.export.load import attach_adapter
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, make_tiny_model, save_random_adapter
 
-PROMPT = Prompt([5, 120, 130], "group", "here:1")
+PROMPT = EvaluationPrompt([5, 120, 130], "group", "here:1")
 OPTIONS = EvaluationOptions(max_new_tokens=33, block_length=8)
 
 
@@ -25,8 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return model
 
 
-def build_decoder(model: Any, options: EvaluationOptions = OPTIONS) -> Decoder:
-    return Decoder(model, options, stop_ids=())
+def build_decoder(model: Any, options: EvaluationOptions = OPTIONS) -> BatchDecoder:
+    return BatchDecoder(model, options, stop_ids=())
 
 
 def test_counts_of_perfect_and_of_spoilt_drafts(model: Any) -> None:
@@ -35,9 +36,9 @@ def test_counts_of_perfect_and_of_spoilt_drafts(model: Any) -> None:
     spoilt = decoder.decode(Variant(LINEAR, with_adapter=True), [PROMPT])
     assert ar.tokens == linear.tokens == spoilt.tokens == [[REPEATED_TOKEN] * 33]
     assert ar.forwards == {"prefill": 1, "step": 32}
-    assert ar.num_rows == 3 + 32
+    assert ar.num_positions == 3 + 32
     assert linear.forwards == {"prefill": 1, "draft": 4, "verify": 4}
-    assert linear.num_rows == 3 + 4 * (8 + 8)
+    assert linear.num_positions == 3 + 4 * (8 + 8)
     assert (linear.num_proposed, linear.num_committed) == (4 * 7, 4 * 7)
     assert linear.acceptance_lengths == [8] * 4
     assert len(spoilt.acceptance_lengths) == 32
@@ -71,14 +72,16 @@ def test_the_adapter_is_on_only_where_the_variant_says_so(model: Any) -> None:
 
 def test_a_ragged_batch_gives_what_single_prompts_give() -> None:
     decoder = build_decoder(make_tiny_model().double(), EvaluationOptions(max_new_tokens=12, block_length=4))
-    prompts = [Prompt(ids, "group", f"here:{i}") for i, ids in enumerate(([5, 120, 130], [7], [200, 201, 202, 203]))]
+    prompts = [
+        EvaluationPrompt(ids, "group", f"here:{i}") for i, ids in enumerate(([5, 120, 130], [7], [200, 201, 202, 203]))
+    ]
     for mode in MODES:
         batch = decoder.decode(Variant(mode), prompts)
         assert batch.tokens == [decoder.decode(Variant(mode), [prompt]).tokens[0] for prompt in prompts]
 
 
 def test_a_stop_token_ends_a_row_and_is_its_last_token(model: Any) -> None:
-    decoder = Decoder(model, OPTIONS, stop_ids=(REPEATED_TOKEN,))
+    decoder = BatchDecoder(model, OPTIONS, stop_ids=(REPEATED_TOKEN,))
     assert decoder.decode(Variant(AR), [PROMPT, PROMPT]).tokens == [[REPEATED_TOKEN]] * 2
 
 
@@ -98,7 +101,7 @@ def test_no_memory_left_is_said(model: Any, monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("model.evaluate.decoding.decode", fail)
+    monkeypatch.setattr("model.evaluate.decoder.decode", fail)
     with pytest.raises(UserError, match=r"decoding 2 prompts in mode ar does not fit .* lower --batch-size"):
         build_decoder(model).decode(Variant(AR), [PROMPT] * 2)
 

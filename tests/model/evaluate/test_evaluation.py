@@ -7,24 +7,20 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from data_pipeline.tokenizer import train_tokenizer
-from model.evaluate import decoding
+from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC, Variant, choose_variants
+from model.evaluate import decoder
+from model.evaluate.evaluation import evaluate_modes
+from model.evaluate.judging import Agreement, BatchJudge
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.records import (
-    AR,
-    BLOCK_DIFFUSION,
-    LINEAR,
-    MODES,
-    QUADRATIC,
-    Agreement,
-    Prompt,
-    Variant,
-    choose_variants,
-)
-from model.evaluate.run import BatchFinisher, evaluate_modes
+from model.evaluate.prompts import EvaluationPrompt
 from model.export.load import find_think_ids
 from tests.helpers.tiny_exports import REPEATED_TOKEN, TEXT, VOCAB_SIZE, make_repetitive_model
 
-PROMPTS = [Prompt([5, 120, 130], "a", "here:1"), Prompt([7], "b", "here:2"), Prompt([9, 8], "a", "here:3")]
+PROMPTS = [
+    EvaluationPrompt([5, 120, 130], "a", "here:1"),
+    EvaluationPrompt([7], "b", "here:2"),
+    EvaluationPrompt([9, 8], "a", "here:3"),
+]
 PLAIN = [Variant(mode) for mode in MODES]
 
 
@@ -38,7 +34,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer([TEXT], VOCAB_SIZE)
 
 
-def evaluate(model: Any, variants: list[Variant] = PLAIN, prompts: list[Prompt] = PROMPTS, **options: Any) -> Any:
+def evaluate(
+    model: Any, variants: list[Variant] = PLAIN, prompts: list[EvaluationPrompt] = PROMPTS, **options: Any
+) -> Any:
     tokenizer = options.pop("tokenizer", None)
     values: dict[str, Any] = {"max_new_tokens": 17, "resamples": 5}
     chosen = EvaluationOptions(**(values | options))
@@ -80,7 +78,7 @@ def test_samples_are_compared_with_nothing(model: Any) -> None:
     evaluation = evaluate(model, [Variant(LINEAR)], temperature=1.0, seed=0)
     assert list(evaluation.overall.modes) == [LINEAR]
     assert evaluation.overall.modes[LINEAR].agreement is None
-    with pytest.raises(UserError, match="the speed of light is measured along greedy AR"):
+    with pytest.raises(UserError, match="the speed of light follows greedy AR"):
         evaluate(model, temperature=1.0, speed_of_light=True)
 
 
@@ -103,7 +101,7 @@ def test_a_sweep_gives_numbers_at_every_threshold(model: Any) -> None:
 
 
 def test_block_diffusion_may_differ_and_speculation_may_not(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decoding.decode
+    real = decoder.decode
 
     def differ(model: Any, mode: str, *arguments: Any, **options: Any) -> Any:
         result = real(model, mode, *arguments, **options)
@@ -111,7 +109,7 @@ def test_block_diffusion_may_differ_and_speculation_may_not(model: Any, monkeypa
             result.output_ids[:, -1] = 9
         return result
 
-    monkeypatch.setattr(decoding, "decode", differ)
+    monkeypatch.setattr(decoder, "decode", differ)
     evaluation = evaluate(model, [Variant(BLOCK_DIFFUSION), Variant(QUADRATIC)], PROMPTS[:1])
     assert evaluation.batches[0].agreements[BLOCK_DIFFUSION] == [Agreement.different]
     assert evaluation.differences == [("here:1", QUADRATIC)]
@@ -120,7 +118,9 @@ def test_block_diffusion_may_differ_and_speculation_may_not(model: Any, monkeypa
 
 def test_answers_are_scored_and_texts_kept_on_request(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     word = str(tokenizer.decode([REPEATED_TOKEN]))
-    right, wrong = (Prompt([5], "a", f"here:{i}", answers) for i, answers in enumerate([(word * 17,), ("no",)]))
+    right, wrong = (
+        EvaluationPrompt([5], "a", f"here:{i}", answers) for i, answers in enumerate([(word * 17,), ("no",)])
+    )
     evaluation = evaluate(model, prompts=[right, wrong, *PROMPTS], tokenizer=tokenizer, keep_texts=True)
     for numbers in evaluation.overall.modes.values():
         assert (numbers.accuracy.num_correct, numbers.accuracy.num_scored) == (1, 2)
@@ -132,9 +132,9 @@ def test_answers_are_scored_and_texts_kept_on_request(model: Any, tokenizer: Pre
 
 def test_thinking_is_no_part_of_an_answer(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     end = find_think_ids(tokenizer)[1]
-    finisher = BatchFinisher(model, EvaluationOptions(), tokenizer)
-    assert finisher._cut_thinking([1, 2, end, 3, end, 4, 5]) == [4, 5]
-    assert finisher._cut_thinking([1, 2]) == [1, 2]
+    judge = BatchJudge(model, EvaluationOptions(), tokenizer)
+    assert judge._cut_thinking([1, 2, end, 3, end, 4, 5]) == [4, 5]
+    assert judge._cut_thinking([1, 2]) == [1, 2]
     with pytest.raises(UserError, match="has no <think>"):
         find_think_ids(PreTrainedTokenizerFast(tokenizer_object=_plain_tokenizer()))
 
@@ -153,6 +153,6 @@ def test_what_cannot_be_evaluated_is_refused(model: Any) -> None:
         evaluate(model, [Variant(LINEAR, with_adapter=True)])
     with pytest.raises(UserError, match=r"here:1: the prompt has 3 tokens; .* 256 positions"):
         evaluate(model, max_new_tokens=254)
-    masked = Prompt([5, model.config.mask_token_id], "a", "here:9")
-    with pytest.raises(UserError, match=r"here:9: the prompt holds the mask token \(id 100\)"):
+    masked = EvaluationPrompt([5, model.config.mask_token_id], "a", "here:9")
+    with pytest.raises(UserError, match=r"here:9: the prompt contains the mask token \(id 100\)"):
         evaluate(model, prompts=[*PROMPTS, masked])

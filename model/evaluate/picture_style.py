@@ -1,11 +1,11 @@
-"""How the pictures of evaluations look."""
+"""The common look of evaluation pictures."""
 
 import io
 from collections.abc import Sequence
 from typing import Any
 
 INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
-# By name of the variant; the adapter darkens a mode's colour.
+# By the variant's name; the adapter darkens a mode's colour.
 COLORS = {
     "ar": MUTED,
     "block_diffusion": "#d97706",
@@ -15,12 +15,16 @@ COLORS = {
     "quadratic+adapter": "#0f7a4d",
 }
 DASHES = (0, (5, 4))
-OUTLINE = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # of text over lines
+OUTLINE = {
+    "boxstyle": "round,pad=0.1",
+    "facecolor": "white",
+    "edgecolor": "none",
+}  # text over lines
 LABEL_CHARACTERS = 28
 
 
 def make_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
-    """Figure and array of axes [rows, columns]; size in inches."""
+    """Make a figure and an array of axes [rows, columns]; size is in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -30,7 +34,7 @@ def make_figure(rows: int, columns: int, size: tuple[float, float], **options: A
 
 
 def save_png(figure: Any) -> bytes:
-    """The picture; the figure is closed."""
+    """Return the figure as PNG bytes and close it."""
     from matplotlib import pyplot
 
     picture = io.BytesIO()
@@ -40,7 +44,7 @@ def save_png(figure: Any) -> bytes:
 
 
 def style_axes(axes: Any, *, grid: str = "x") -> None:
-    """Light grid along one axis or both, no frame but the bottom line. grid: x, y or both."""
+    """Draw a light grid and only the bottom line of the frame. grid: x, y or both."""
     axes.grid(axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, length=0)
@@ -52,28 +56,28 @@ def style_axes(axes: Any, *, grid: str = "x") -> None:
 
 
 def label_rows(axes: Any, names: Sequence[str]) -> None:
-    """Names from top to bottom at 0, 1, ..."""
+    """Label the vertical axis with names from top to bottom at 0, 1, ..."""
     axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def write(axes: Any, text: str, point: tuple[float, float], points_above: int) -> None:
-    """Over whatever lines pass there."""
+    """Write text above a point, covering the lines there."""
     place = {"xytext": (0, points_above), "textcoords": "offset points", "ha": "center"}
     axes.annotate(text, point, fontsize=8.5, color=INK, bbox=OUTLINE, zorder=2.5, **place)
 
 
 def add_legend(figure: Any, axes: Any, columns: int) -> None:
-    """Below the picture, what the labels of `axes` say."""
+    """Put a legend of the labels of `axes` below the picture."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def add_note(figure: Any, note: str) -> None:
-    """Small print below the picture."""
+    """Put small print below the picture."""
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=MUTED)
 
 
 def shorten(name: str) -> str:
-    """At most LABEL_CHARACTERS of it."""
+    """Cut a name to at most LABEL_CHARACTERS."""
     return name if len(name) <= LABEL_CHARACTERS else name[: LABEL_CHARACTERS - 1] + "…"

@@ -1,4 +1,7 @@
-"""What the command lines of evaluations share. Torch and transformers are imported once a checkpoint is to be read."""
+"""What the command lines of model.evaluate and lora.evaluate share.
+
+Torch and transformers are imported when a checkpoint is loaded, not before.
+"""
 
 import argparse
 import json
@@ -15,39 +18,38 @@ from rich.console import Console, RenderableType
 from conf.schema.drafter import AnswersConfig
 from conf.system.entry import OneLineParser, count
 from conf.system.errors import UserError
-from conf.system.json_file import read_json_object
+from model.commands.decoding_options import add_length_options, add_place_options
 from model.evaluate.options import EvaluationOptions
-from model.export.command_options import add_length_options, add_place_options
-from model.export.draft_adapter import ADAPTER_FOLDER, RECORD_FILE
+from model.export.draft_adapter import ADAPTER_FOLDER, check_trained_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from model.evaluate.records import Prompt
+    from model.evaluate.prompts import EvaluationPrompt
 
 EXIT_DIFFERENCE = 1
 DEFAULTS = EvaluationOptions()
-DEFAULT_PROMPT_TOKENS = AnswersConfig.prompt_tokens  # those a model is trained to answer, unless told otherwise
-PROMPT_ROWS = """prompts, one JSON object per line:
+DEFAULT_PROMPT_TOKENS = AnswersConfig.prompt_tokens  # as in training the drafter
+PROMPT_FORMAT = """prompts, one JSON object per line:
   {"prompt": "def fibonacci("}              encoded as it is, reserved tokens in it included
   {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
-                                            through the chat template; an answer at the end is left out
+                                            through the chat template; a response at the end is left out
   {"text": "..."}                           its first tokens (--prompt-tokens) are continued
-  "group": "code"                           besides, sorts them; without it the name of the file does
+  "group": "code"                           optional: the group it is reported under; default: the file's name
 """
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint on its device, with the adapter attached if one was given, and the prompts in its tokens."""
+    """A loaded checkpoint, its adapter attached if one was given, with its tokenizer and the encoded prompts."""
 
     model: Any
     tokenizer: "PreTrainedTokenizerFast"
-    prompts: list["Prompt"]
+    prompts: list["EvaluationPrompt"]
 
 
 def make_parser(program: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """With EXPORT as its only argument so far; errors are one line."""
+    """Make a parser with EXPORT as its only argument, which reports errors in one line."""
     parser = OneLineParser(
         prog=program,
         description=description,
@@ -59,45 +61,45 @@ def make_parser(program: str, description: str, examples: str) -> argparse.Argum
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """--prompts, --limit, --prompt-tokens."""
+    """Add --prompts, --limit and --prompt-tokens."""
     parser.add_argument("--prompts", type=Path, nargs="+", required=True, metavar="FILE", help=".jsonl files")
-    parser.add_argument("--limit", type=count, metavar="N", help="at most N prompts of each group, the first ones")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N prompts of each group")
     parser.add_argument(
         "--prompt-tokens",
         type=count,
         default=DEFAULT_PROMPT_TOKENS,
         metavar="N",
-        help="of a text; default: %(default)s",
+        help='tokens of a "text" that are the prompt; default: %(default)s',
     )
 
 
 def add_decoding_options(group: argparse._ArgumentGroup) -> None:
-    """--max-new-tokens, --block-length, --device, --dtype."""
+    """Add --max-new-tokens, --block-length, --device and --dtype."""
     add_length_options(group, DEFAULTS.max_new_tokens)
     add_place_options(group)
 
 
 def add_report_options(group: argparse._ArgumentGroup, report: str, pictures: str) -> None:
-    """--output, --resamples, --json. report, pictures: names of the files."""
+    """Add --output, --resamples and --json. report, pictures: the file names to mention in the help."""
     group.add_argument(
-        "--output", type=Path, metavar="DIR", help=f"of {report} and {pictures}; default: EXPORT-evaluation"
+        "--output", type=Path, metavar="DIR", help=f"folder for {report} and {pictures}; default: EXPORT-evaluation"
     )
     group.add_argument(
         "--resamples",
         type=count,
         default=DEFAULTS.resamples,
         metavar="N",
-        help="of the prompts, for the confidence interval; default: %(default)s",
+        help="bootstrap resamples for confidence intervals; default: %(default)s",
     )
-    group.add_argument("--json", action="store_true", help=f"print {report} instead of the table")
+    group.add_argument("--json", action="store_true", help=f"print {report} instead of tables")
 
 
 def choose_output(export: Path, output: Path | None) -> Path:
-    """The folder of the report. Raises: UserError if it is a file or lies in the checkpoint, which stays as it is."""
+    """Choose the folder of the report. Raises: UserError if it is a file, unwritable, or inside the checkpoint."""
     export = export.resolve()
     chosen = export.with_name(f"{export.name}-evaluation") if output is None else output
     if chosen.resolve().is_relative_to(export):
-        raise UserError(f"--output {chosen} lies in the checkpoint: choose a folder outside of it")
+        raise UserError(f"--output {chosen} is inside the checkpoint: choose a folder outside of it")
     if chosen.exists() and not chosen.is_dir():
         raise UserError(f"--output {chosen} is a file: choose a folder")
     _check_writable(chosen)
@@ -105,17 +107,17 @@ def choose_output(export: Path, output: Path | None) -> Path:
 
 
 def _check_writable(folder: Path) -> None:
-    """Raises: UserError now rather than when everything has been measured."""
+    """Check before anything is measured that the folder can be written. Raises: UserError."""
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         with TemporaryDirectory(dir=there):
             pass
     except OSError as error:
-        raise UserError(f"nothing can be written to --output {folder}: {error.strerror}; choose another") from None
+        raise UserError(f"--output {folder} cannot be written: {error.strerror}; choose another folder") from None
 
 
 def choose_adapter(export: Path, adapter: Path | None) -> Path:
-    """The adapter named, else the checkpoint's own. Raises: UserError if neither is there."""
+    """Return the adapter named, else the checkpoint's own. Raises: UserError if there is neither."""
     if adapter is not None:
         return adapter
     folder = export / ADAPTER_FOLDER
@@ -125,11 +127,14 @@ def choose_adapter(export: Path, adapter: Path | None) -> Path:
 
 
 def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
-    """What the options above name; prompts and small files are checked before weights are read.
+    """Load the model, tokenizer and prompts that the options name; everything small is checked before the weights.
 
-    adapter: to attach, if any.
+    Args:
+        options: the parsed command line.
+        adapter: draft adapter to attach, if any.
 
-    Raises: UserError if something given cannot work.
+    Raises:
+        UserError: something given cannot be used.
     """
     from model.evaluate.prompts import check_masks, check_room, read_prompts
     from model.export.load import (
@@ -138,11 +143,11 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
         check_vocabulary,
         load_config,
         load_export,
-        load_tokenizer,
+        load_export_tokenizer,
     )
 
     check_export(options.export)
-    tokenizer = load_tokenizer(options.export)
+    tokenizer = load_export_tokenizer(options.export)
     prompts = read_prompts(options.prompts, tokenizer, prompt_tokens=options.prompt_tokens, limit=options.limit)
     config = load_config(options.export)
     check_vocabulary(options.export, tokenizer, config.vocab_size)
@@ -156,23 +161,8 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
     return Loaded(model, tokenizer, prompts)
 
 
-def check_trained_for(adapter: Path, export: Path) -> None:
-    """Raises: UserError if `adapter` says that it was trained for other weights; not every adapter says."""
-    from model.checkpoint.identity import identify_checkpoint
-
-    path = adapter / RECORD_FILE
-    if not path.is_file():
-        return
-    trained_for = read_json_object(path, f"{path} has gone").get("checkpoint")
-    if trained_for not in (None, identify_checkpoint(export)):
-        raise UserError(
-            f"the draft adapter in {adapter} was trained for another checkpoint than {export}: train one for this one "
-            f"(python -m lora.train). If the same weights only lie in other files, remove {path}"
-        )
-
-
 def describe_inputs(options: argparse.Namespace, adapter: Path | None, packages: Sequence[str]) -> dict[str, Any]:
-    """What was evaluated, for the report. packages: whose versions are told."""
+    """Describe what was evaluated, for the report. packages: those whose versions are recorded."""
     return {
         "checkpoint": str(options.export),
         "adapter": None if adapter is None else str(adapter),
@@ -190,9 +180,17 @@ def publish(
     save: Callable[[], None],
     where: str,
 ) -> None:
-    """Print the tables (with --json the report and nothing else), then save. where: a line about what was saved.
+    """Print the tables (with --json the report and nothing else), then save the files.
 
-    Raises: UserError if it cannot be saved.
+    Args:
+        options: the parsed command line.
+        report: what --json prints.
+        tables: what is printed otherwise.
+        save: writes the files.
+        where: a line that says where they are.
+
+    Raises:
+        UserError: the files cannot be written.
     """
     console = Console(highlight=False)
     if options.json:
@@ -208,7 +206,7 @@ def publish(
 
 
 def track(jobs: Sequence[Any], description: str = "decoding") -> Iterator[Any]:
-    """A progress bar on standard error, gone when all is done."""
+    """Yield the jobs and show a progress bar on standard error, which disappears at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -217,13 +215,13 @@ def track(jobs: Sequence[Any], description: str = "decoding") -> Iterator[Any]:
 
 
 def report_differences(differences: Sequence[tuple[str, str]]) -> int:
-    """The exit status; says where speculation was not lossless. differences: place and mode."""
+    """Report where speculation was not lossless; return the exit status. differences: place and mode."""
     if not differences:
         return 0
     place, mode = differences[0]
     print(
         f"error: {len(differences)} outputs of self-speculation are not greedy AR's, the first one at {place} in mode "
-        f"{mode}: the device computes wrongly, or this is a defect; please report it",
+        f"{mode}: the device computes wrongly, or this is a bug; please report it",
         file=sys.stderr,
     )
     return EXIT_DIFFERENCE

@@ -1,0 +1,153 @@
+"""Prompts from JSON-lines files: one JSON object, called a record, per line.
+
+A record holds one of three things:
+
+    {"prompt": text}      encoded as the tokenizer does it, reserved tokens included
+    {"messages": [...]}   rendered by the chat template up to where the assistant speaks; a final response is left out
+    {"text": text}        encoded as training data is; its first tokens are the prompt
+
+If a record has messages, its prompt and text are ignored: chat data sets often repeat the first question or the whole
+chat there.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.system.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+KINDS = ("prompt", "messages", "text")
+MESSAGE_KEYS = {"role", "content"}
+
+
+def read_prompt_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the place (file and line) and the JSON object of every line that is not blank.
+
+    Raises:
+        UserError: the file cannot be read, or a line (which is named) is not a JSON object.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: give .jsonl files, one prompt per line")
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text: give .jsonl files, one prompt per line") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+def lacks_response(record: dict[str, Any]) -> bool:
+    """Return whether a record is only a prompt: a text continues itself, and a complete chat ends with a response."""
+    messages = record.get("messages")
+    if messages is None:
+        return record.get("text") is None and record.get("prompt") is not None
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") != "assistant"
+
+
+def encode_prompt_record(
+    record: dict[str, Any], place: str, tokenizer: "PreTrainedTokenizerFast", *, prompt_tokens: int
+) -> list[int]:
+    """Return the prompt's token ids, at least one.
+
+    Args:
+        record: one of the three kinds above.
+        place: file and line, for error messages.
+        tokenizer: the checkpoint's.
+        prompt_tokens: how many tokens of a `text` are the prompt.
+
+    Raises:
+        UserError: the record is not a prompt, or an empty one.
+    """
+    kind = _find_kind(record, place)
+    if kind == "messages":
+        token_ids = _encode_chat(record[kind], place, tokenizer)
+    else:
+        token_ids = _encode_text(check_text(record[kind], f'{place}: "{kind}"'), kind, tokenizer, prompt_tokens)
+    if not token_ids:
+        raise UserError(f"{place}: the {kind} gives no tokens: write some text")
+    return token_ids
+
+
+def refuse_mask_token(token_ids: list[int], place: str, mask_token_id: int) -> None:
+    """Refuse a prompt that contains the mask token. Raises: UserError naming its place."""
+    if mask_token_id in token_ids:
+        raise UserError(
+            f"{place}: the prompt contains the mask token (id {mask_token_id}), which marks what is to be predicted: "
+            'remove it, or give the prompt as "text", where reserved tokens are encoded as plain characters'
+        )
+
+
+def check_text(value: Any, what: str) -> str:
+    """Return the text itself. Raises: UserError, naming `what`, unless it is non-blank text that UTF-8 can encode."""
+    if not isinstance(value, str):
+        raise UserError(f"{what} must be text, not {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{what} is empty: write some text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{what} is not valid UTF-8 text") from None
+    return value
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{place} is not a JSON object but {type(record).__name__}")
+    return record
+
+
+def _find_kind(record: dict[str, Any], place: str) -> str:
+    kinds = [kind for kind in KINDS if record.get(kind) is not None]
+    if "messages" in kinds:
+        return "messages"
+    if len(kinds) != 1:
+        raise UserError(f"{place} has {' and '.join(kinds) or 'none'} of {', '.join(KINDS)}: give exactly one")
+    return kinds[0]
+
+
+def _encode_text(text: str, kind: str, tokenizer: "PreTrainedTokenizerFast", prompt_tokens: int) -> list[int]:
+    if kind == "prompt":
+        return tokenizer(text)["input_ids"]  # pyright: ignore[reportReturnType]
+    encoded: Any = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+    return encoded["input_ids"][:prompt_tokens]
+
+
+def _encode_chat(messages: Any, place: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    if not tokenizer.chat_template:
+        raise UserError(
+            f'{place} has "messages", but the checkpoint has no chat template: put chat_template.jinja there (training '
+            'takes chat_template=chatml), or give "prompt" or "text"'
+        )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            _check_messages(messages, place), add_generation_prompt=True, return_dict=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a template may raise anything
+        raise UserError(f"{place}: the checkpoint's chat template rejects the messages: {error}") from None
+    return encoded["input_ids"]
+
+
+def _check_messages(messages: Any, place: str) -> list[dict[str, Any]]:
+    """Return the messages without a response at the end."""
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and m.keys() >= MESSAGE_KEYS for m in messages):
+        raise UserError(f'{place}: "messages" must be a list of objects with role and content')
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages:
+        raise UserError(f'{place}: "messages" contains nothing to respond to')
+    check_text(messages[-1]["content"], f"{place}: content of the last message")
+    return messages

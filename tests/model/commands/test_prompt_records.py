@@ -1,0 +1,55 @@
+"""Which lines of .jsonl files are prompts, and where they stand (their tokens: evaluate/test_prompts.py)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.chat.template import load_chat_template
+from data_pipeline.tokenizer import train_tokenizer
+from model.commands.prompt_records import encode_prompt_record, lacks_response, read_prompt_records
+from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
+
+QUESTION = {"role": "user", "content": "Why?"}
+ANSWER = {"role": "assistant", "content": "Because."}
+
+
+def test_a_line_ends_at_a_line_feed_alone_and_blank_ones_count(tmp_path: Path) -> None:
+    first = json.dumps({"prompt": "one\u2028line\x0b\x85"}, ensure_ascii=False)
+    (tmp_path / "prompts.jsonl").write_bytes(f"\ufeff{first}\r\n\r\n".encode() + b'{"prompt": "two"}')
+    assert list(read_prompt_records(tmp_path / "prompts.jsonl")) == [
+        (f"{tmp_path}/prompts.jsonl:1", {"prompt": "one\u2028line\x0b\x85"}),
+        (f"{tmp_path}/prompts.jsonl:3", {"prompt": "two"}),
+    ]
+
+
+def test_records_are_read_lazily(tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "fine"}\nbroken')
+    assert next(read_prompt_records(tmp_path / "prompts.jsonl"))[1] == {"prompt": "fine"}
+
+
+def test_messages_win_over_what_repeats_them(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
+    tokenizer.chat_template = load_chat_template(tmp_path, "chatml")
+    record = {"messages": [QUESTION]}
+    both = record | {"prompt": "Why?", "text": "Why? Because."}
+    expected = encode_prompt_record(record, "here:1", tokenizer, prompt_tokens=3)
+    assert encode_prompt_record(both, "here:1", tokenizer, prompt_tokens=3) == expected
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"prompt": "Why?"}, True),
+        ({"messages": [QUESTION]}, True),
+        ({"messages": [QUESTION, ANSWER, QUESTION]}, True),
+        ({"messages": [QUESTION, ANSWER], "prompt": "Why?"}, False),
+        ({"messages": [QUESTION], "text": "Why?"}, True),
+        ({"text": "Why?", "prompt": "Why?"}, False),
+        ({"messages": []}, False),
+        ({"question": "Why?"}, False),
+    ],
+)
+def test_a_record_that_lacks_a_response_is_recognised(record: dict[str, Any], expected: bool) -> None:
+    assert lacks_response(record) is expected
