@@ -23,7 +23,7 @@ examples:
   # what would run, without running it
   python -m pretrain.train experiment=nld_8b_joint --cfg job
   # a toy on two CPU processes
-  torchrun --nproc_per_node=2 -m pretrain.train model=tiny parallel=tp2 runtime=cpu precision=fp32 \\
+  torchrun --nproc_per_node=2 -m pretrain.train model=tiny parallel.tensor_parallel=2 runtime=cpu precision=fp32 \\
       data.train=DIR/train data.tokenizer=DIR/tokenizer data.sequence_length=192 \\
       train.tokens=1e6 train.global_batch_size=8
   # the joint stage of the 8B on H100 nodes, from the AR run's weights

@@ -91,11 +91,6 @@ def test_the_stage_table_gives_the_tokens_of_the_quickstart() -> None:
     assert f"| try it | {sum(run.train.tokens for run in runs) / 1e6:.1f}M |" in README
 
 
-def test_the_layout_table_names_every_layout() -> None:
-    table = README.split("## Layouts")[1].split("## ")[0]
-    assert set(re.findall(r"`(\w+)`", table.split("Single degrees")[0])) == set(RUN_TREE.options("parallel"))
-
-
 def lever_rows() -> list[list[str]]:
     table = README.split("| lever |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]

@@ -1,6 +1,6 @@
 """From YAML groups and command-line overrides to typed dataclasses. Knows Hydra; imports no torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -54,14 +54,43 @@ def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictCon
     register_schema(tree)
     try:
         with initialize_config_module(tree.module, version_base="1.3"):
-            return compose(CONFIG_NAME, allow_new_keys(overrides) if tree.has_blends else overrides)
+            composed = compose(CONFIG_NAME, allow_new_keys(overrides) if tree.has_blends else overrides)
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise explain(error, tree) from error
+    refuse_hidden_layout(overrides, composed, tree)
+    return composed
 
 
-def compose_layout(option: str) -> ParallelConfig:
-    """The parallel layout of conf/parallel/<option>.yaml, without a run. Raises ConfigError naming the nearest."""
-    merged = OmegaConf.merge(OmegaConf.structured(ParallelConfig), compose_groups([f"parallel={option}"]).parallel)
+def refuse_hidden_layout(overrides: list[str], composed: DictConfig, tree: ConfigTree) -> None:
+    """Refuse an option of `parallel` that would have no effect because the experiment sets its keys, too.
+
+    An experiment has the last word over options, not over keys. Raises ConfigError with the keys to give.
+    """
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    option = given.get("parallel")
+    if option not in (tree.options("parallel") if "parallel" in tree.groups else ()):
+        return
+    layout = OmegaConf.load(tree.folder / "parallel" / f"{option}.yaml")
+    keys = [
+        OmegaConf.to_yaml(OmegaConf.create({f"parallel.{key}": value})).strip().replace(": ", "=")
+        for key, value in layout.items()
+        if composed.parallel[key] != value and f"parallel.{key}" not in given
+    ]
+    if keys:
+        raise ConfigError(
+            f"parallel={option} has no effect on keys that experiment={given.get('experiment')} sets; give instead: "
+            f"{' '.join(keys)}"
+        )
+
+
+def compose_layout(words: Sequence[str]) -> ParallelConfig:
+    """Compose a parallel layout without a run: `compose_layout(["tensor_parallel=2", "pipeline_parallel=2"])`.
+
+    words: keys of `parallel`, with or without that prefix, or an option of it. Raises ConfigError naming the nearest.
+    """
+    overrides = [f"parallel.{word}" if "=" in word else f"parallel={word}" for word in words]
+    overrides = [override.replace("parallel.parallel", "parallel", 1) for override in overrides]
+    merged = OmegaConf.merge(OmegaConf.structured(ParallelConfig), compose_groups(overrides).parallel)
     return cast(ParallelConfig, OmegaConf.to_object(merged))
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.composition.compose import register_schema, to_config
+from conf.composition.compose import refuse_hidden_layout, register_schema, to_config
 from conf.composition.explain import explain
 from conf.composition.help import help_text
 from conf.composition.sources import allow_new_keys
@@ -67,4 +67,6 @@ def _compose_command_line[Config](tree: ConfigTree[Config]) -> list[Config]:
         raise explain(error, tree) from error
     finally:
         os.environ.pop(FULL_ERROR, None)
+    for composed in compositions:
+        refuse_hidden_layout(sys.argv[1:], composed, tree)
     return [to_config(config, tree) for config in compositions]

@@ -73,6 +73,25 @@ RUN_RENAMES = RenamedNames(
     keys={
         "data.completion_loss": "data.block_padding_loss",
     },
+    options={
+        "parallel": {
+            "tp2": "parallel.tensor_parallel=2",
+            "tp2_sp": "parallel.tensor_parallel=2 parallel.sequence_parallel=true",
+            "tp4": "parallel.tensor_parallel=4",
+            "tp4_sp": "parallel.tensor_parallel=4 parallel.sequence_parallel=true",
+            "tp8": "parallel.tensor_parallel=8",
+            "tp8_sp": "parallel.tensor_parallel=8 parallel.sequence_parallel=true",
+            "pp2": "parallel.pipeline_parallel=2",
+            "pp2_interleaved": "parallel.pipeline_parallel=2 parallel.virtual_pipeline_parallel=2",
+            "tp2_pp2": "parallel.tensor_parallel=2 parallel.pipeline_parallel=2",
+            "tp4_sp_pp2": ("parallel.tensor_parallel=4 parallel.pipeline_parallel=2 parallel.sequence_parallel=true"),
+            "cp2": "parallel.context_parallel=2",
+            "tp2_sp_cp2": "parallel.tensor_parallel=2 parallel.context_parallel=2 parallel.sequence_parallel=true",
+            "tp8_sp_cp4": "parallel.tensor_parallel=8 parallel.context_parallel=4 parallel.sequence_parallel=true",
+            "h100_tp2": "parallel=h100 parallel.tensor_parallel=2 parallel.sequence_parallel=true",
+            "h100_tp4": "parallel=h100 parallel.tensor_parallel=4 parallel.sequence_parallel=true",
+        },
+    },
 )
 DRAFTER_RENAMES = RenamedNames(
     keys={

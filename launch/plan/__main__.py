@@ -20,7 +20,7 @@ TERA = 1e12
 WIDTH = 100
 EXAMPLES = """examples:
   python -m launch.plan experiment=nld_8b_joint --gpus 256
-  python -m launch.plan experiment=nld_8b_sft parallel=tp8_sp train.micro_batch_size=1 --gpus 256 --mfu 0.35
+  python -m launch.plan experiment=nld_8b_sft parallel.tensor_parallel=4 train.micro_batch_size=1 --gpus 256 --mfu 0.35
   python -m launch.plan experiment=nld_14b_joint --gpus 512 --search
   python -m launch.plan stage=joint model=ministral3_3b train.tokens=1e11 --gpus 8 --search --json
 

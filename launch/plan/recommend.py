@@ -1,4 +1,4 @@
-"""The README's table of layouts: `python -m launch.plan.recommend` prints it, in seconds.
+"""The table of recommended layouts: `python -m launch.plan.recommend` prints it, in seconds.
 
 One row per size, stage and number of H100: the fastest layout that the search finds for the released recipe, and what
 is predicted of it.
@@ -8,14 +8,13 @@ import sys
 from collections.abc import Iterator
 
 from conf.composition.compose import compose_size
-from conf.schema import ParallelConfig
+from conf.schema import ParallelConfig, RunConfig
 from conf.system.entry import OneLineParser, exit_status
 from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import Plan
 from launch.plan.search import search_layouts
 
 SIZES, STAGES, GPUS = ("3b", "8b", "14b"), ("ar", "joint"), (8, 64, 256)
-PRESETS = {1: "h100", 2: "h100_tp2", 4: "h100_tp4"}  # conf/parallel, by tensor-parallel degree
 COLUMNS = ("size", "stage", "H100", "layout", "micro batch", "recompute", "GB per GPU", "s per step", "days", "MFU")
 
 
@@ -36,21 +35,28 @@ def _rows() -> Iterator[tuple[str, ...]]:
     for size in SIZES:
         for stage in STAGES:
             for num_gpus in GPUS:
-                yield size, stage, str(num_gpus), *_describe(recommend(size, stage, num_gpus))
+                recipe = compose_recipe(size, stage)
+                yield size, stage, str(num_gpus), *_describe(recommend(recipe, num_gpus), recipe)
 
 
-def recommend(size: str, stage: str, num_gpus: int) -> Plan | None:
-    """The fastest layout that fits, of the recipe experiment=nld_<size>_<stage>; None where none does."""
-    found = search_layouts(compose_size([f"experiment=nld_{size}_{stage}"]), num_gpus, Hardware())
+def compose_recipe(size: str, stage: str) -> RunConfig:
+    """Compose the recipe experiment=nld_<size>_<stage>."""
+    return compose_size([f"experiment=nld_{size}_{stage}"])
+
+
+def recommend(recipe: RunConfig, num_gpus: int) -> Plan | None:
+    """Return the fastest layout of `recipe` that fits; None where none does."""
+    found = search_layouts(recipe, num_gpus, Hardware())
     return found.feasible[0] if found.feasible else None
 
 
-def _describe(plan: Plan | None) -> tuple[str, ...]:
+def _describe(plan: Plan | None, recipe: RunConfig) -> tuple[str, ...]:
     if plan is None:
         return ("none fits", *("-" for _ in range(6)))
     config = plan.config
+    overrides = parallel_overrides(config.parallel, recipe.parallel)
     return (
-        f"`{' '.join(parallel_overrides(config.parallel))}`",
+        f"`{' '.join(overrides)}`" if overrides else "the recipe's",
         str(config.train.micro_batch_size),
         config.parallel.recompute.value,
         f"{plan.worst.total / GIGA:.0f}",
@@ -60,16 +66,17 @@ def _describe(plan: Plan | None) -> tuple[str, ...]:
     )
 
 
-def parallel_overrides(parallel: ParallelConfig) -> list[str]:
-    """The option of conf/parallel with most of a layout, and the keys in which the layout differs from it."""
-    degrees = {
-        "tensor_parallel": (parallel.tensor_parallel, max(d for d in PRESETS if d <= parallel.tensor_parallel)),
-        "context_parallel": (parallel.context_parallel, 1),
-        "pipeline_parallel": (parallel.pipeline_parallel, 1),
-        "virtual_pipeline_parallel": (parallel.virtual_pipeline_parallel, 1),
-    }
-    others = [f"parallel.{name}={value}" for name, (value, preset) in degrees.items() if value != preset]
-    return [f"parallel={PRESETS[degrees['tensor_parallel'][1]]}", *others]
+def parallel_overrides(parallel: ParallelConfig, recipe: ParallelConfig) -> list[str]:
+    """Return the keys to give so that a recipe, whose layout is `recipe`, has the layout `parallel`."""
+    degrees = (
+        "tensor_parallel",
+        "context_parallel",
+        "pipeline_parallel",
+        "virtual_pipeline_parallel",
+        "sequence_parallel",
+    )
+    changed = [name for name in degrees if getattr(parallel, name) != getattr(recipe, name)]
+    return [f"parallel.{name}={str(getattr(parallel, name)).lower()}" for name in changed]
 
 
 if __name__ == "__main__":

@@ -58,7 +58,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at --to")
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights; default: import as is, export bf16")
     parser.add_argument(
-        "--parallel", metavar="GROUP", help="import: cut for this layout of conf/parallel; any loads it"
+        "--parallel",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="import: cut for this layout, such as tensor_parallel=2; any layout loads the result",
     )
     parser.add_argument("--mask-token", help=f"import: text of the mask token (default {DataConfig.mask_token})")
     parser.add_argument("--max-shard-size", help=f"export: for example 500MB (default {DEFAULT_SHARD_SIZE})")
@@ -111,11 +114,11 @@ def parse_size(text: str) -> int:
     return int(match[1]) * UNITS[match[2]]
 
 
-def read_layout(option: str) -> ParallelConfig:
-    """The layout of conf/parallel/<option>.yaml. Raises: UserError naming the nearest option."""
-    from conf.composition.compose import compose_layout  # Hydra: half a second, for one option
+def read_layout(words: list[str]) -> ParallelConfig:
+    """Read a layout given as keys of `parallel`. Raises: UserError naming the nearest key."""
+    from conf.composition.compose import compose_layout  # Hydra takes half a second, and only an import needs it
 
-    return compose_layout(option)
+    return compose_layout(words)
 
 
 class _Bar(Progress):

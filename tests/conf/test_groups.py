@@ -55,7 +55,7 @@ def test_every_yaml_file_says_in_a_comment_what_it_is(group: str, option: str) -
 
 def test_every_group_is_in_the_defaults_list() -> None:
     composed = compose_groups([])
-    chosen = {"stage", "model", "data", "parallel", "optimizer", "schedule", "precision", "runtime", "resume"}
+    chosen = {"stage", "model", "data", "parallel", "schedule", "precision", "runtime", "resume"}
     assert set(RUN_TREE.groups) == chosen | {"experiment"}
     assert chosen | {"experiment"} <= set(composed)
 

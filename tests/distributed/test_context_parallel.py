@@ -18,11 +18,12 @@ from launch.plan.shape import build_shape
 from model.attention.context import CHUNK_ROWS
 from tests.distributed.test_checkpoint import load_tensors
 from tests.distributed.test_layouts import LOSSES
+from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2_SP_CP2, TP8_SP_CP4
 from tests.helpers.processes import load_lines, run_ranks, train_many
 from tests.helpers.toy_data import ToyData, prepare_texts
 
 LENGTH, STEPS = 256, 2
-CP4 = ["parallel=cp2", "parallel.context_parallel=4"]
+CP4 = ["parallel.context_parallel=4"]
 OVERLAPPED = ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"]
 # Texts follow each other (ar), in whole blocks with block padding (joint); chats with padding and contexts (sft).
 CASES = {
@@ -36,17 +37,17 @@ CASES = {
     "sft_32": ["stage=sft", "stage.block_size=32"],
 }
 LAYOUTS = {
-    "cp2": (2, ["parallel=cp2"]),
-    "cp2_full": (2, ["parallel=cp2", "parallel.recompute=full"]),
-    "cp2_selective": (2, ["parallel=cp2", "parallel.recompute=selective"]),
+    "cp2": (2, CP2),
+    "cp2_full": (2, [*CP2, "parallel.recompute=full"]),
+    "cp2_selective": (2, [*CP2, "parallel.recompute=selective"]),
     "cp4": (4, CP4),
-    "cp2_tp2": (4, ["parallel=cp2", "parallel.tensor_parallel=2"]),
-    "cp2_tp2_sp": (4, ["parallel=tp2_sp_cp2"]),
-    "cp2_tp2_sp_full": (4, ["parallel=tp2_sp_cp2", "parallel.recompute=full"]),
-    "cp2_pp2": (4, ["parallel=pp2", "parallel.context_parallel=2"]),
-    "cp2_pp2_interleaved": (4, ["parallel=pp2_interleaved", "parallel.context_parallel=2"]),
-    "cp2_dp2": (4, ["parallel=cp2"]),
-    "cp2_dp2_overlapped": (4, ["parallel=cp2", *OVERLAPPED]),
+    "cp2_tp2": (4, [*CP2, "parallel.tensor_parallel=2"]),
+    "cp2_tp2_sp": (4, TP2_SP_CP2),
+    "cp2_tp2_sp_full": (4, [*TP2_SP_CP2, "parallel.recompute=full"]),
+    "cp2_pp2": (4, [*PP2, "parallel.context_parallel=2"]),
+    "cp2_pp2_interleaved": (4, [*PP2_INTERLEAVED, "parallel.context_parallel=2"]),
+    "cp2_dp2": (4, CP2),
+    "cp2_dp2_overlapped": (4, [*CP2, *OVERLAPPED]),
 }
 CHOSEN = [
     ("cp4", "ar"),
@@ -60,7 +61,7 @@ LONG = ("cp2", "joint_32_rounds")  # long enough for two rounds of chunks
 OTHERS = [(layout, case) for layout in LAYOUTS for case in CASES if (layout, case) not in CHOSEN]
 OTHERS = [pair for pair in OTHERS if pair[1] != LONG[1] or pair == LONG]
 # The layouts of the first step and of the second one, on four ranks.
-DP4, CP2 = ["parallel=single", "train.micro_batch_size=1"], ["parallel=cp2"]
+DP4 = ["parallel=single", "train.micro_batch_size=1"]
 RESUMED = {"from_cp1": (DP4, CP2), "from_cp2": (CP2, DP4)}
 COUNTS = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens", "masked_tokens")
 
@@ -227,7 +228,7 @@ def test_the_joint_stage_sends_what_the_autoregressive_one_does(root: Path, size
 
 
 def test_the_message_is_clean_keys_and_values_of_whole_sequences() -> None:
-    config = compose_size(["experiment=nld_8b_joint", "parallel=tp8_sp_cp4", "data.sequence_length=262144"])
+    config = compose_size(["experiment=nld_8b_joint", *TP8_SP_CP4, "data.sequence_length=262144"])
     # 2 (keys, values) * 262144 tokens * 8 heads / TP 8 * 128 * 2 bytes
     assert clean_keys_bytes(build_shape(config, 32)) == 2 * 262144 * 1 * 128 * 2
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from model.checkpoint.checksums import find_damage
+from tests.helpers.layouts import PP2
 from tests.helpers.processes import (
     ROOT,
     kill_tree,
@@ -47,7 +48,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(toy_data: ToyData, small_disk
     where = [f"run.root={small_disk}", "run.name=run", "stage=joint", "checkpoint.every_steps=2"]
     arguments = [*toy_data.overrides(), *where, tokens_of(4), "evaluation.every_steps=0"]
     done = subprocess.run(
-        torchrun(2, MODULES[case], *arguments, "parallel=pp2"),
+        torchrun(2, MODULES[case], *arguments, *PP2),
         env=rank_environment(),
         cwd=ROOT,
         capture_output=True,
@@ -73,7 +74,7 @@ def test_told_to_go_on_a_run_trains_through_a_full_disk_and_saves_when_there_is_
     toy_data: ToyData, small_disk: Path, asynchronous: str
 ) -> None:
     run_dir = small_disk / "run"
-    where = [f"run.root={small_disk}", "run.name=run", "stage=joint", "parallel=pp2", tokens_of(120)]
+    where = [f"run.root={small_disk}", "run.name=run", "stage=joint", *PP2, tokens_of(120)]
     often = ["checkpoint.every_steps=4", "evaluation.every_steps=0", "checkpoint.on_failure=go_on"]
     arguments = [*toy_data.overrides(), *where, *often, f"checkpoint.asynchronous={asynchronous}"]
     command = torchrun(2, MODULES["met_while_writing"], *arguments)
@@ -144,7 +145,7 @@ def run_with_faults(toy_data: ToyData, root: Path, cases: tuple[tuple[str, int, 
     """
     jobs = []
     for place, rank, asynchronous in cases:
-        where = [f"run.root={root}", f"run.name={place}_{rank}_{asynchronous}", "stage=joint", "parallel=pp2"]
+        where = [f"run.root={root}", f"run.name={place}_{rank}_{asynchronous}", "stage=joint", *PP2]
         often = ["checkpoint.every_steps=2", "evaluation.every_steps=0", "data.heldout=null", tokens_of(5)]
         overrides = [*toy_data.overrides(), *where, *often, f"checkpoint.asynchronous={asynchronous}", *extra]
         jobs.append({"overrides": overrides, "place": place, "rank": rank, "step": 4})

@@ -5,18 +5,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.layouts import PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 
 STAGES = ("ar", "joint", "sft")
 STEPS = 10
 LAYOUTS = {
-    "tp2": (2, ["parallel=tp2"]),
-    "tp2_sp": (2, ["parallel=tp2_sp"]),
-    "tp2_sp_elementwise": (2, ["parallel=tp2_sp", "parallel.recompute=elementwise"]),
-    "pp2_loss_on_the_last_stage_only": (2, ["parallel=pp2"]),
-    "pp2_interleaved": (2, ["parallel=pp2_interleaved"]),
-    "pp2_interleaved_overlapped": (2, ["parallel=pp2_interleaved", "parallel.overlap_pipeline=true"]),
+    "tp2": (2, TP2),
+    "tp2_sp": (2, TP2_SP),
+    "tp2_sp_elementwise": (2, [*TP2_SP, "parallel.recompute=elementwise"]),
+    "pp2_loss_on_the_last_stage_only": (2, PP2),
+    "pp2_interleaved": (2, PP2_INTERLEAVED),
+    "pp2_interleaved_overlapped": (2, [*PP2_INTERLEAVED, "parallel.overlap_pipeline=true"]),
     "dp2_distributed_optimizer": (2, ["parallel=single"]),
     "dp2_overlapped_in_small_buckets": (
         2,
@@ -27,7 +28,7 @@ LAYOUTS = {
             "parallel.bucket_parameters=20000",
         ],
     ),
-    "tp2_pp2": (4, ["parallel=tp2_pp2"]),
+    "tp2_pp2": (4, TP2_PP2),
 }
 SINGLE = {
     "single": ["parallel=single"],

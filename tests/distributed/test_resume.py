@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.layouts import PP2, TP2_SP
 from tests.helpers.processes import kill_tree, kill_when, load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -33,14 +34,14 @@ def curve(run_dir: Path) -> list[tuple[object, ...]]:
 def undisturbed(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run nobody kills, under pipeline parallelism 2."""
     root = tmp_path_factory.mktemp("undisturbed")
-    train_many(2, [overrides(toy_data, root, "run", "parallel=pp2")], root)
+    train_many(2, [overrides(toy_data, root, "run", *PP2)], root)
     return root / "run"
 
 
 def test_killed_during_a_checkpoint_write_it_resumes_bit_for_bit(
     undisturbed: Path, toy_data: ToyData, tmp_path: Path
 ) -> None:
-    arguments = overrides(toy_data, tmp_path, "run", "parallel=pp2")
+    arguments = overrides(toy_data, tmp_path, "run", *PP2)
     kill_when("checkpoints/step_00000008.partial", tmp_path / "run", 2, "pretrain.train", arguments)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*4")] == ["step_00000004"]
     assert not (tmp_path / "run" / "checkpoints" / "step_00000008").exists()
@@ -57,8 +58,8 @@ def test_killed_during_training_it_resumes_under_other_layouts(
 ) -> None:
     """PP2 killed after step 4, then TP2 for four steps, then one process: optimizer state crosses two reshards."""
     arguments = overrides(toy_data, tmp_path, "run")
-    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, "pretrain.train", [*arguments, "parallel=pp2"])
-    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, "pretrain.train", [*arguments, "parallel=tp2_sp"])
+    kill_when("checkpoints/step_00000004", tmp_path / "run", 2, "pretrain.train", [*arguments, *PP2])
+    kill_when("checkpoints/step_00000008", tmp_path / "run", 2, "pretrain.train", [*arguments, *TP2_SP])
     train_many(1, [[*arguments, "parallel=single"]], tmp_path)
     for mine, its in zip(curve(tmp_path / "run"), curve(undisturbed), strict=True):
         assert mine[:3] == pytest.approx(its[:3], rel=1e-5)
@@ -85,7 +86,7 @@ def test_a_finished_run_started_again_changes_nothing(undisturbed: Path, toy_dat
         return [line for line in lines if json.loads(line)["kind"] != "restore"], files
 
     before = content()
-    train_many(2, [overrides(toy_data, undisturbed.parent, "run", "parallel=pp2")], undisturbed.parent)
+    train_many(2, [overrides(toy_data, undisturbed.parent, "run", *PP2)], undisturbed.parent)
     assert content() == before
 
 

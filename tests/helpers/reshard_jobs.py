@@ -1,11 +1,12 @@
 """Loads a checkpoint into a live sharded model and saves it again with megatron-core's own writer.
 
 `torchrun ... -m tests.helpers.reshard_jobs JOBS.json`: a list of {source, run, layout, dtype}. source: Hugging Face
-directory or step directory. run: run folder to write step 0 into. layout: option of conf/parallel.
+directory or step directory. run: run folder to write step 0 into. layout: name in tests/helpers/layouts.py.
 """
 
 from typing import Any
 
+from tests.helpers.layouts import LAYOUTS
 from tests.helpers.worker import take_jobs
 
 
@@ -33,7 +34,7 @@ def reshard(source: str, run: str, layout: str, dtype: str) -> None:
     from model.megatron.build import build_model_chunks
     from model.megatron.shards import iterate_local_shards
 
-    parallel, precision = compose_layout(layout), PrecisionConfig(dtype=Dtype(dtype))
+    parallel, precision = compose_layout(LAYOUTS[layout]), PrecisionConfig(dtype=Dtype(dtype))
     virtual = parallel.virtual_pipeline_parallel
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_parallel,

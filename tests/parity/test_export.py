@@ -22,6 +22,7 @@ from model.convert.load_weights import load_megatron_weights
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
 from pretrain.run.distributed import Ranks
+from tests.helpers.layouts import PP2_INTERLEAVED
 from tests.helpers.packed import pack_chats
 from tests.helpers.processes import train_many
 from tests.helpers.toy_data import SEQUENCE_LENGTH, ToyData, tokens_of
@@ -46,7 +47,7 @@ class Exported:
 def pair(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Trains, exports and loads both sides."""
     root = tmp_path_factory.mktemp("export")
-    short_context = ["model.rope.original_max_position_embeddings=32", "parallel=pp2_interleaved"]
+    short_context = ["model.rope.original_max_position_embeddings=32", *PP2_INTERLEAVED]
     train_many(
         2,
         [[*toy_data.overrides(), "stage=joint", f"run.root={root}", "run.name=run", tokens_of(6), *short_context]],

@@ -23,6 +23,7 @@ from model.convert.load_weights import load_megatron_weights
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
 from pretrain.run.distributed import Ranks
+from tests.helpers.layouts import TP2
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -45,9 +46,7 @@ def instruct(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathF
     root = tmp_path_factory.mktemp("sft")
     joint = [*toy_data.overrides(), "stage=joint", "run.name=joint", tokens_of(4)]
     sft = [*toy_data.overrides(chats=True), "stage=sft", "run.name=sft", tokens_of(6, chats=True)]
-    train_many(
-        2, [[*job, "parallel=tp2", f"run.root={root}"] for job in (joint, [*sft, f"init_from={root}/joint"])], root
-    )
+    train_many(2, [[*job, *TP2, f"run.root={root}"] for job in (joint, [*sft, f"init_from={root}/joint"])], root)
     step = resolve_checkpoint(root / "sft")
     model = model_config_from(load_manifest(step).model, str(step))
     [trained] = build_model_chunks(model, ParallelConfig(), PrecisionConfig(Dtype.fp32), loss_chunk_rows=64)

@@ -12,6 +12,7 @@ import conf.system.entry
 import pretrain.train
 from conf.composition.trees import RUN_TREE
 from conf.system.errors import UserError
+from tests.helpers.layouts import TP8
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=1e6"]
@@ -74,7 +75,7 @@ def test_help_and_cfg_answer_within_two_seconds(arguments: list[str]) -> None:
     assert min(seconds) < 2.0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["train.tokns=1"], [*GIVEN, "parallel=tp8"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["train.tokns=1"], [*GIVEN, *TP8]])
 def test_torch_is_not_imported_before_it_is_needed(arguments: list[str]) -> None:
     code = f"import sys, atexit; atexit.register(lambda: print('torch' in sys.modules)); sys.argv[1:] = {arguments}; "
     code += "import pretrain.train; pretrain.train.main()"
@@ -90,7 +91,7 @@ def test_torch_is_not_imported_before_it_is_needed(arguments: list[str]) -> None
         (["+x=1", *GIVEN], "unknown key 'x'"),
         (["model=3"], "must be a string"),
         ([], "missing required values; give: data.train=... data.tokenizer=... train.tokens=..."),
-        ([*GIVEN, "parallel=tp8"], "parallel.tensor_parallel=8"),
+        ([*GIVEN, *TP8], "parallel.tensor_parallel=8"),
         (["--help", "model=none"], "options of model"),
     ],
 )
@@ -106,7 +107,7 @@ def test_the_traceback_is_there_for_those_who_ask() -> None:
 
 
 def test_hydra_writes_nothing_and_stays_where_it_is(tmp_path: Path) -> None:
-    run_command(*GIVEN, "parallel=tp8", cwd=tmp_path)
+    run_command(*GIVEN, *TP8, cwd=tmp_path)
     run_command(*GIVEN, "--cfg", "job", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
 

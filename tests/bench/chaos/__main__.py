@@ -28,6 +28,7 @@ from tests.bench.chaos.job import NUM_RANKS, SAVE_EVERY, Job, Start
 from tests.bench.chaos.kill import Durations, Outcome, strike
 from tests.bench.chaos.plan import draw_kills
 from tests.bench.chaos.watch import Phase, Watch, read_metrics
+from tests.helpers.layouts import LAYOUTS
 from tests.helpers.toy_data import ToyData, make_toy_data
 
 FOLDER, OUTPUT = Path("runs/bench/chaos"), Path("runs/bench/chaos.json")
@@ -64,7 +65,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--kills", type=count, default=50, help="starts that are killed")
     parser.add_argument("--seed", type=int, default=20261121, help="of ranks, signals, moments, damaged bytes")
     parser.add_argument("--steps", type=count, help="length of the run (default: enough for the kills)")
-    parser.add_argument("--layout", default="pp2", help="option of conf/parallel for two ranks")
+    parser.add_argument(
+        "--layout", default="pp2", choices=LAYOUTS, help="layout of two ranks, by its name in tests/helpers/layouts.py"
+    )
     parser.add_argument("--flips", type=int, default=100, help="flipped bytes; 0: no damaged checkpoints at all")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for data and runs; emptied first")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="file for the results")

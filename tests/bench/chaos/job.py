@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.helpers.layouts import LAYOUTS
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -19,7 +20,7 @@ MARK = "CHAOS_RUN"  # in the environment of every process of one start
 
 @dataclass(frozen=True)
 class Job:
-    """A run under one layout (an option of conf/parallel)."""
+    """A run under one layout, named in tests/helpers/layouts.py."""
 
     data: ToyData
     root: Path
@@ -38,7 +39,7 @@ class Job:
             f"run.root={self.root}",
             f"run.name={self.name}",
             "stage=joint",
-            f"parallel={self.layout}",
+            *LAYOUTS[self.layout],
             tokens_of(self.steps),
             f"checkpoint.every_steps={SAVE_EVERY}",
             f"evaluation.every_steps={EVALUATE_EVERY}",

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from conf.composition.compose import compose_layout, compose_run_config, compose_size, load_run_config
 from conf.schema import Objective, ResumeMode, RunConfig
 from conf.system.errors import ConfigError, UserError
+from tests.helpers.layouts import TP2, TP4
 
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=300e9"]
 
@@ -19,7 +20,7 @@ def refusal(*overrides: str) -> str:
 
 
 def test_the_documented_command_line_composes() -> None:
-    config = compose_run_config(["stage=joint", "model=ministral3_8b", "parallel=tp4", *GIVEN])
+    config = compose_run_config(["stage=joint", "model=ministral3_8b", *TP4, *GIVEN])
     assert isinstance(config, RunConfig)
     assert config.stage.objective is Objective.joint
     assert (config.model.num_layers, config.parallel.tensor_parallel) == (34, 4)
@@ -28,9 +29,19 @@ def test_the_documented_command_line_composes() -> None:
 
 
 def test_an_override_on_the_command_line_beats_the_experiment() -> None:
-    config = compose_run_config([*GIVEN, "experiment=nld_8b_joint", "parallel=tp2", "schedule.peak_lr=3e-6"])
-    assert (config.parallel.tensor_parallel, config.parallel.sequence_parallel) == (2, False)
+    config = compose_run_config([*GIVEN, "experiment=nld_8b_joint", *TP2, "schedule.peak_lr=3e-6"])
+    assert (config.parallel.tensor_parallel, config.parallel.sequence_parallel) == (2, True)
     assert (config.schedule.peak_lr, config.schedule.final_lr) == (3e-6, 1e-6)
+
+
+def test_a_layout_that_a_recipe_would_hide_is_refused_with_the_keys_to_give() -> None:
+    message = refusal("experiment=nld_8b_joint", "parallel=single")
+    assert message.endswith("give instead: parallel.tensor_parallel=1 parallel.sequence_parallel=false")
+    keys = ["parallel.tensor_parallel=1", "parallel.sequence_parallel=false"]
+    assert (
+        compose_run_config([*GIVEN, "experiment=nld_8b_joint", "parallel=single", *keys]).parallel.model_parallel == 1
+    )
+    assert compose_run_config([*GIVEN, "experiment=nld_8b_joint", "parallel=h100"]).parallel.model_parallel == 4
 
 
 def test_resume_is_a_group_and_a_key() -> None:
@@ -112,10 +123,13 @@ def test_an_absent_config_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_layout_composes_outside_a_run() -> None:
-    layout = compose_layout("tp2_pp2")
+    layout = compose_layout(["tensor_parallel=2", "parallel.pipeline_parallel=2"])
     assert (layout.tensor_parallel, layout.pipeline_parallel) == (2, 2)
-    with pytest.raises(ConfigError, match="did you mean parallel=tp2_pp2"):
-        compose_layout("tp2-pp2")
+    assert compose_layout(["h100"]).overlap_grad_reduce
+    with pytest.raises(ConfigError, match=r"did you mean parallel=single"):
+        compose_layout(["singel"])
+    with pytest.raises(ConfigError, match=r"did you mean 'parallel\.tensor_parallel'"):
+        compose_layout(["tensor_paralel=2"])
 
 
 def test_a_recipe_needs_no_data_to_have_a_size() -> None:

@@ -5,9 +5,10 @@ import pytest
 from conf.composition.compose import compose_run_config
 from conf.rules.run import check_rules
 from conf.system.errors import ConfigError
+from tests.helpers.layouts import H100, H100_TP2, H100_TP4, PP2, PP2_INTERLEAVED, TP4, TP4_SP, TP8_SP, TP8_SP_CP4
 
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=1e9", "model=ministral3_8b"]
-SPLIT = ["parallel=h100_tp4"]
+SPLIT = H100_TP4
 OVERLAP = "parallel.overlap_tensor_parallel=true"
 OFFLOAD = "parallel.offload_layers=4"
 FP8 = "precision=fp8"
@@ -16,12 +17,12 @@ FP8 = "precision=fp8"
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["parallel=tp4", OVERLAP], ["parallel.sequence_parallel=true"]),
+        ([*TP4, OVERLAP], ["parallel.sequence_parallel=true"]),
         ([*SPLIT, OVERLAP, "runtime=cpu"], ["runtime.device=cpu", "runtime.device=auto"]),
         ([*SPLIT, OVERLAP, "precision=fp8_blockwise"], ["precision.fp8=blockwise", "precision.fp8=tensorwise"]),
-        (["parallel=pp2", "parallel.overlap_pipeline=true"], ["parallel.virtual_pipeline_parallel of 2"]),
+        ([*PP2, "parallel.overlap_pipeline=true"], ["parallel.virtual_pipeline_parallel of 2"]),
         (["parallel.offload_layers=34"], ["parallel.offload_layers=34", "model.num_layers=34"]),
-        (["parallel=pp2", OFFLOAD], ["parallel.pipeline_parallel=2", "parallel.recompute"]),
+        ([*PP2, OFFLOAD], ["parallel.pipeline_parallel=2", "parallel.recompute"]),
         ([OFFLOAD, "parallel.recompute=selective"], ["parallel.recompute=none"]),
         ([OFFLOAD, "parallel.recompute=elementwise"], ["parallel.recompute=none"]),
         ([OFFLOAD, "runtime=cpu"], ["runtime.device=cpu"]),
@@ -48,8 +49,8 @@ def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(overrides: list[
         [*SPLIT, OVERLAP],
         [*SPLIT, OVERLAP, FP8],
         [*SPLIT, OFFLOAD],
-        ["parallel=tp8_sp_cp4", "precision=fp8_blockwise", "stage=joint"],
-        ["parallel=pp2_interleaved", "parallel.overlap_pipeline=true", "model.num_layers=32"],
+        [*TP8_SP_CP4, "precision=fp8_blockwise", "stage=joint"],
+        [*PP2_INTERLEAVED, "parallel.overlap_pipeline=true", "model.num_layers=32"],
         [FP8, "parallel.recompute=full"],
         [*SPLIT, OVERLAP, "parallel.recompute=elementwise"],
     ],
@@ -61,9 +62,9 @@ def test_what_works_together_is_let_through(overrides: list[str]) -> None:
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "blockwise"])
 @pytest.mark.parametrize("model", ["ministral3_3b", "ministral3_8b", "ministral3_14b"])
-@pytest.mark.parametrize("layout", ["h100", "h100_tp2", "tp4_sp", "tp8_sp"])
-def test_released_sizes_take_every_recipe_in_every_layout(model: str, layout: str, recipe: str) -> None:
-    config = compose_run_config([*GIVEN, f"model={model}", f"parallel={layout}", f"precision.fp8={recipe}"])
+@pytest.mark.parametrize("layout", [H100, H100_TP2, TP4_SP, TP8_SP], ids=" ".join)
+def test_released_sizes_take_every_recipe_in_every_layout(model: str, layout: tuple[str, ...], recipe: str) -> None:
+    config = compose_run_config([*GIVEN, f"model={model}", *layout, f"precision.fp8={recipe}"])
     check_rules(config, config.parallel.model_parallel)
 
 

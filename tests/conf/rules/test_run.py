@@ -13,6 +13,7 @@ from conf.rules.ranges import RUN_RANGES, read_key
 from conf.rules.run import check_rules, data_parallel_size
 from conf.schema import RunConfig
 from conf.system.errors import ConfigError
+from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP_CP2, TP4, TP8
 
 GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.tokens=1e6"]
 
@@ -48,11 +49,11 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
     [
         (["model.num_attention_heads=5"], 1, ["model.num_attention_heads=5", "model.num_key_value_heads=2"]),
         (["model.head_dim=63"], 1, ["model.head_dim=63", "even"]),
-        (["parallel=tp4"], 4, ["model.num_key_value_heads=2", "parallel.tensor_parallel=4", "choose among 1, 2"]),
-        (["parallel=tp2", "model.vocab_size=385"], 2, ["model.vocab_size=385", "parallel.tensor_parallel=2"]),
-        (["parallel=tp2", "model.ffn_hidden_size=511"], 2, ["model.ffn_hidden_size=511"]),
-        (["parallel=pp2", "model.num_layers=5"], 2, ["model.num_layers=5", "parallel.pipeline_parallel=2"]),
-        (["parallel=pp2_interleaved", "model.num_layers=6"], 2, ["parallel.virtual_pipeline_parallel=2"]),
+        (TP4, 4, ["model.num_key_value_heads=2", "parallel.tensor_parallel=4", "choose among 1, 2"]),
+        ([*TP2, "model.vocab_size=385"], 2, ["model.vocab_size=385", "parallel.tensor_parallel=2"]),
+        ([*TP2, "model.ffn_hidden_size=511"], 2, ["model.ffn_hidden_size=511"]),
+        ([*PP2, "model.num_layers=5"], 2, ["model.num_layers=5", "parallel.pipeline_parallel=2"]),
+        ([*PP2_INTERLEAVED, "model.num_layers=6"], 2, ["parallel.virtual_pipeline_parallel=2"]),
         (["parallel.virtual_pipeline_parallel=2"], 1, ["parallel.pipeline_parallel of 2 or more"]),
         (["stage=joint", "data.sequence_length=100"], 1, ["data.sequence_length=100", "stage.block_size=32", "=96"]),
         (["data.sequence_length=16384"], 1, ["data.sequence_length=16384", "model.max_position_embeddings=8192"]),
@@ -60,22 +61,22 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         (["parallel.overlap_param_gather=true"], 1, ["parallel.overlap_grad_reduce=true"]),
         (["parallel.bucket_parameters=1000"], 1, ["no effect", "parallel.overlap_grad_reduce=true"]),
         (["parallel.overlap_grad_reduce=true", "parallel.bucket_parameters=0"], 1, ["must be positive"]),
-        (["stage=joint", "parallel=cp2", "stage.block_size=10", "data.sequence_length=192"], 2, ["length=160"]),
+        (["stage=joint", *CP2, "stage.block_size=10", "data.sequence_length=192"], 2, ["length=160"]),
         (["schedule.final_lr=1"], 1, ["schedule.final_lr=1", "schedule.peak_lr=1e-05"]),
         (["schedule.decay_fraction=0.995"], 1, ["schedule.warmup_fraction=0.01", "schedule.decay_fraction=0.995"]),
         (["model.rope.beta_slow=40"], 1, ["model.rope.beta_fast=32", "model.rope.beta_slow=40"]),
         (["runtime=cpu", "runtime.attention_backend=flex"], 1, ["runtime.attention_backend=split"]),
-        (["parallel=tp2_pp2"], 6, ["6 ranks", "= 4", "--nproc_per_node=4"]),
+        (TP2_PP2, 6, ["6 ranks", "= 4", "--nproc_per_node=4"]),
         (["train.global_batch_size=6", "train.micro_batch_size=2"], 2, ["train.global_batch_size=6", "=4"]),
-        (["parallel=pp2_interleaved", "train.global_batch_size=3"], 2, ["3 microbatches", "pipeline_parallel=2"]),
+        ([*PP2_INTERLEAVED, "train.global_batch_size=3"], 2, ["3 microbatches", "pipeline_parallel=2"]),
         (["run.name=''"], 1, ["run.name is empty"]),
-        (["parallel=cp2", "data.sequence_length=4098", "stage.block_size=2"], 2, ["not a multiple of 4", "=4096"]),
+        ([*CP2, "data.sequence_length=4098", "stage.block_size=2"], 2, ["not a multiple of 4", "=4096"]),
         (
             ["stage=joint", "parallel.context_parallel=4", "data.sequence_length=768", "stage.block_size=64"],
             4,
             ["8 chunks of 96 tokens", "stage.block_size=64", "data.sequence_length=512"],
         ),
-        (["parallel=tp2_sp_cp2"], 6, ["6 ranks", "parallel.context_parallel=2", "--nproc_per_node=4"]),
+        (TP2_SP_CP2, 6, ["6 ranks", "parallel.context_parallel=2", "--nproc_per_node=4"]),
     ],
 )
 def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(
@@ -107,20 +108,18 @@ def test_sequence_parallelism_splits_the_rows_of_a_context_parallel_rank() -> No
 
 
 def test_ranks_that_share_sequences_are_no_data_parallel_ones() -> None:
-    config = compose_run_config([*GIVEN, "parallel=tp2_sp_cp2"])
+    config = compose_run_config([*GIVEN, *TP2_SP_CP2])
     assert data_parallel_size(config, 16) == 4
     assert config.parallel.describe(16) == "TP2 CP2 PP1 DP4 SP"
 
 
 def test_the_other_schedules_and_layouts_are_not_held_to_rules_that_do_not_concern_them() -> None:
     check_rules(compose_run_config([*GIVEN, "schedule=cosine", "schedule.decay_fraction=1"]), 1)
-    check_rules(compose_run_config([*GIVEN, "parallel=pp2", "train.global_batch_size=3"]), 2)
+    check_rules(compose_run_config([*GIVEN, *PP2, "train.global_batch_size=3"]), 2)
 
 
 def test_all_violations_are_listed_at_once() -> None:
-    message = violations(
-        "parallel=tp8", "model.num_attention_heads=4", "data.sequence_length=100", "train.seed=-1", world_size=6
-    )
+    message = violations(*TP8, "model.num_attention_heads=4", "data.sequence_length=100", "train.seed=-1", world_size=6)
     for part in ("5 settings", "train.seed=-1", "num_attention_heads", "num_key_value_heads", "=100", "6 ranks"):
         assert part in message
 
@@ -148,4 +147,4 @@ def test_every_number_of_the_schema_has_a_range() -> None:
 
 
 def test_data_parallelism_takes_the_ranks_that_are_left() -> None:
-    assert data_parallel_size(compose_run_config([*GIVEN, "parallel=tp2_pp2"]), 16) == 4
+    assert data_parallel_size(compose_run_config([*GIVEN, *TP2_PP2]), 16) == 4

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from launch.plan.__main__ import build_parser, run_plan
+from tests.helpers.layouts import TP1, TP4_SP_PP2
 
 RECIPES = [f"nld_{size}_{stage}" for size in ("3b", "8b", "14b") for stage in ("ar", "joint", "sft")]
 SECONDS = 1.5
@@ -40,7 +41,7 @@ def test_a_search_shows_its_best_layouts(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_json_holds_what_the_tables_show(capsys: pytest.CaptureFixture[str]) -> None:
-    run("experiment=nld_8b_joint", "parallel=tp4_sp_pp2", "train.micro_batch_size=2", "--gpus", "256", "--json")
+    run("experiment=nld_8b_joint", *TP4_SP_PP2, "train.micro_batch_size=2", "--gpus", "256", "--json")
     plan = json.loads(capsys.readouterr().out)
     assert plan["layout"] == "TP4 PP2 DP32 SP"
     assert len(plan["memory"]) == 2
@@ -50,7 +51,7 @@ def test_json_holds_what_the_tables_show(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_what_does_not_fit_is_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("experiment=nld_8b_joint", "parallel=single", "--gpus", "256") == 1
+    assert run("experiment=nld_8b_joint", *TP1, "--gpus", "256") == 1
     assert "does not fit" in capsys.readouterr().out
     assert run("experiment=nld_8b_joint", "--gpus", "8", "--gpu-memory-gb", "20", "--search", "--json") == 1
     assert json.loads(capsys.readouterr().out)["nearest"]["memory_bytes"] > 12e9

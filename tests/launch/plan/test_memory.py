@@ -17,6 +17,8 @@ from launch.plan.plan import build_plan
 from launch.plan.shape import build_shape
 from model.attention import split
 from model.megatron import head
+from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_SP
+from tests.helpers.layouts import LAYOUTS as LAYOUTS_BY_NAME
 from tests.helpers.processes import run_ranks
 
 NUM_RANKS = 2
@@ -36,26 +38,26 @@ JOBS = {
     "joint_bf16_selective": ["stage=joint", "parallel=single", "precision=bf16", "parallel.recompute=selective"],
     "joint_bf16_elementwise": ["stage=joint", "parallel=single", "precision=bf16", "parallel.recompute=elementwise"],
     "ar_bf16_vocabulary": ["stage=ar", "parallel=single", "precision=bf16", "model.vocab_size=16384"],
-    "joint_fp32_tp2_vocabulary": ["stage=joint", "parallel=tp2", "precision=fp32", "model.vocab_size=16384"],
-    "joint_bf16_tp2_sp": ["stage=joint", "parallel=tp2_sp", "precision=bf16"],
-    "ar_fp32_tp2_sp_full": ["stage=ar", "parallel=tp2_sp", "precision=fp32", "parallel.recompute=full"],
+    "joint_fp32_tp2_vocabulary": ["stage=joint", *TP2, "precision=fp32", "model.vocab_size=16384"],
+    "joint_bf16_tp2_sp": ["stage=joint", *TP2_SP, "precision=bf16"],
+    "ar_fp32_tp2_sp_full": ["stage=ar", *TP2_SP, "precision=fp32", "parallel.recompute=full"],
     "joint_fp32_tp2_sp_elementwise": [
         "stage=joint",
-        "parallel=tp2_sp",
+        *TP2_SP,
         "precision=fp32",
         "parallel.recompute=elementwise",
     ],
-    "joint_bf16_pp2": ["stage=joint", "parallel=pp2", "precision=bf16"],
-    "ar_fp32_cp2": ["stage=ar", "parallel=cp2", "precision=fp32", "train.micro_batch_size=2"],
-    "joint_bf16_cp2_selective": ["stage=joint", "parallel=cp2", "precision=bf16", "parallel.recompute=selective"],
-    "joint_fp32_cp2_full": ["stage=joint", "parallel=cp2", "precision=fp32", "parallel.recompute=full"],
-    "ar_fp32_pp2_interleaved": ["stage=ar", "parallel=pp2_interleaved", "precision=fp32", "model.num_layers=4"],
+    "joint_bf16_pp2": ["stage=joint", *PP2, "precision=bf16"],
+    "ar_fp32_cp2": ["stage=ar", *CP2, "precision=fp32", "train.micro_batch_size=2"],
+    "joint_bf16_cp2_selective": ["stage=joint", *CP2, "precision=bf16", "parallel.recompute=selective"],
+    "joint_fp32_cp2_full": ["stage=joint", *CP2, "precision=fp32", "parallel.recompute=full"],
+    "ar_fp32_pp2_interleaved": ["stage=ar", *PP2_INTERLEAVED, "precision=fp32", "model.num_layers=4"],
 }
 LAYOUTS = {
-    **{option: [f"parallel={option}"] for option in ("tp2", "tp2_sp", "pp2")},
+    **{option: LAYOUTS_BY_NAME[option] for option in ("tp2", "tp2_sp", "pp2")},
     # Long enough for activations to outweigh the buffers of gloo's collectives.
-    **{option: [f"parallel={option}", "data.sequence_length=512"] for option in ("single", "cp2")},
-    "pp2_interleaved": ["parallel=pp2_interleaved", "model.num_layers=4"],
+    **{option: [*LAYOUTS_BY_NAME[option], "data.sequence_length=512"] for option in ("single", "cp2")},
+    "pp2_interleaved": [*PP2_INTERLEAVED, "model.num_layers=4"],
 }
 EVERY = {
     "_".join(case): [f"stage={case[0]}", *LAYOUTS[case[1]], f"precision={case[2]}", f"parallel.recompute={case[3]}"]

@@ -1,6 +1,4 @@
-"""The README's table of layouts is what the planner says, and its layouts are what the planner found."""
-
-from pathlib import Path
+"""The table of recommended layouts holds what the planner found, and its keys give that layout."""
 
 import pytest
 
@@ -8,24 +6,26 @@ from conf.composition.compose import compose_size
 from conf.rules.run import check_rules
 from launch.plan.hardware import Hardware
 from launch.plan.plan import build_plan
-from launch.plan.recommend import build_table, parallel_overrides, recommend
+from launch.plan.recommend import GPUS, SIZES, STAGES, build_table, compose_recipe, parallel_overrides, recommend
+from tests.helpers.layouts import TP8_SP_CP4
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
-
-def test_the_readme_shows_what_the_command_prints() -> None:
-    assert "\n".join(build_table()) in README
+def test_the_table_has_a_row_for_every_recipe_and_number_of_gpus() -> None:
+    heading, rule, *rows = build_table()
+    assert heading.startswith("| size | stage | H100 |") and set(rule) <= set("| -")
+    assert len(rows) == len(SIZES) * len(STAGES) * len(GPUS)
 
 
 @pytest.mark.parametrize(
     ("size", "stage", "num_gpus"), [("3b", "ar", 8), ("8b", "joint", 8), ("8b", "joint", 256), ("14b", "joint", 64)]
 )
 def test_the_overrides_of_a_row_give_its_prediction(size: str, stage: str, num_gpus: int) -> None:
-    plan = recommend(size, stage, num_gpus)
+    recipe = compose_recipe(size, stage)
+    plan = recommend(recipe, num_gpus)
     assert plan is not None
     given = [
         f"experiment=nld_{size}_{stage}",
-        *parallel_overrides(plan.config.parallel),
+        *parallel_overrides(plan.config.parallel, recipe.parallel),
         f"parallel.recompute={plan.config.parallel.recompute.value}",
         f"train.micro_batch_size={plan.config.train.micro_batch_size}",
     ]
@@ -37,12 +37,13 @@ def test_the_overrides_of_a_row_give_its_prediction(size: str, stage: str, num_g
     assert (again.worst.total, again.time.total) == (plan.worst.total, plan.time.total)
 
 
-def test_a_degree_without_an_option_of_its_own_is_a_key() -> None:
-    parallel = compose_size(["experiment=nld_14b_sft", "parallel=tp8_sp_cp4"]).parallel
-    assert parallel_overrides(parallel) == [
-        "parallel=h100_tp4",
-        "parallel.tensor_parallel=8",
-        "parallel.context_parallel=4",
+def test_only_what_differs_from_the_recipe_is_to_be_given() -> None:
+    parallel = compose_size(["experiment=nld_14b_sft", *TP8_SP_CP4]).parallel
+    recipe = compose_recipe("14b", "sft").parallel
+    assert parallel_overrides(parallel, recipe) == ["parallel.context_parallel=4"]
+    assert parallel_overrides(compose_recipe("3b", "ar").parallel, recipe) == [
+        "parallel.tensor_parallel=1",
+        "parallel.sequence_parallel=false",
     ]
 
 

@@ -8,6 +8,7 @@ from launch.plan.hardware import GIGA, Hardware
 from launch.plan.plan import build_plan
 from launch.plan.search import Search, search_layouts
 from launch.plan.search_report import explain_failure
+from tests.helpers.layouts import H100_TP2
 
 
 def search(*overrides: str, gpus: int = 64, **hardware: float) -> Search:
@@ -63,7 +64,7 @@ def test_without_a_layout_the_rule_is_named() -> None:
 
 
 def test_what_is_computed_again_costs_time_and_frees_memory() -> None:
-    given = ["experiment=nld_8b_joint", "parallel=h100_tp2", "train.micro_batch_size=1"]
+    given = ["experiment=nld_8b_joint", *H100_TP2, "train.micro_batch_size=1"]
     kinds = ("none", "elementwise", "selective", "full")
     plans = {kind: build_plan(compose_size([*given, f"parallel.recompute={kind}"]), 64, Hardware()) for kind in kinds}
     seconds = [plan.time.total for plan in plans.values()]

@@ -9,6 +9,7 @@ from conf.schema import RunConfig
 from launch.preflight import dry_batch
 from launch.preflight.dry_batch import Outcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause
 from launch.preflight.runner import Finding, Gpu, Job, Result
+from tests.helpers.layouts import PP2, PP2_INTERLEAVED, TP2_PP2, TP4
 from tests.helpers.toy_data import ToyData, tokens_of
 
 GPU = Gpu("H100", total_bytes=int(80e9), free_bytes=int(79e9))
@@ -37,25 +38,25 @@ def make_job(num_gpus: int, *extra: str) -> Job:
 @pytest.mark.parametrize(
     ("num_gpus", "overrides", "expected"),
     [
-        (0, ("parallel=tp4",), 0),
-        (3, ("parallel=tp4",), 0),
-        (7, ("parallel=tp4",), 4),
-        (8, ("parallel=tp4",), 8),
-        (0, ("parallel=tp2_pp2", "runtime=cpu"), 4),
+        (0, TP4, 0),
+        (3, TP4, 0),
+        (7, TP4, 4),
+        (8, TP4, 8),
+        (0, (*TP2_PP2, "runtime=cpu"), 4),
     ],
 )
 def test_a_dry_batch_takes_whole_copies_of_the_model(num_gpus: int, overrides: tuple[str, ...], expected: int) -> None:
     assert count_dry_ranks(make_job(num_gpus, *overrides)) == expected
 
 
-@pytest.mark.parametrize(("parallel", "expected"), [("tp4", 1), ("tp2_pp2", 2), ("pp2_interleaved", 4)])
-def test_microbatches_fill_the_pipeline(parallel: str, expected: int) -> None:
-    assert count_microbatches(compose(f"parallel={parallel}"), 32) == expected
+@pytest.mark.parametrize(("parallel", "expected"), [(TP4, 1), (TP2_PP2, 2), (PP2_INTERLEAVED, 4)])
+def test_microbatches_fill_the_pipeline(parallel: tuple[str, ...], expected: int) -> None:
+    assert count_microbatches(compose(*parallel), 32) == expected
 
 
 def judge(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, num_gpus: int = 4) -> Finding:
     monkeypatch.setattr(dry_batch, "run_dry_batch", lambda *_: outcome)
-    (finding,) = check_dry_batch(make_job(num_gpus, "parallel=tp4"))
+    (finding,) = check_dry_batch(make_job(num_gpus, *TP4))
     return finding
 
 
@@ -99,7 +100,7 @@ def test_a_message_for_the_user_is_the_cause() -> None:
 
 @pytest.mark.slow
 def test_real_processes_leave_no_trace(toy_data: ToyData, tmp_path: Path) -> None:
-    options = ["stage=joint", "parallel=pp2", tokens_of(10), f"run.root={tmp_path}", "run.name=run"]
+    options = ["stage=joint", *PP2, tokens_of(10), f"run.root={tmp_path}", "run.name=run"]
     config = compose_run_config([*toy_data.overrides(), *options])
     outcome = dry_batch.run_dry_batch(config, num_ranks=2, num_microbatches=2)
     assert outcome.values is not None and outcome.values["is_finite"], outcome.output

@@ -49,7 +49,7 @@ def test_a_run_that_can_start_has_nothing_to_fix(toy_data: ToyData, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "where", "named"),
     [
-        ("parallel=tp2", "configuration", "nproc_per_node=2"),
+        ("parallel.tensor_parallel=2", "configuration", "nproc_per_node=2"),
         ("data.tokenizer=nowhere", "tokenizer", "nowhere"),
         ("model.vocab_size=200", "tokenizer", "model.vocab_size=200"),
         ("data.train=nowhere", "training data", "nowhere"),

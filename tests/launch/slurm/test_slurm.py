@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.layouts import TP2
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.slurm_cluster import SlurmCluster, wait_for
 from tests.helpers.toy_data import ToyData, tokens_of
@@ -88,7 +89,7 @@ def test_at_its_time_limit_a_run_saves_is_queued_again_and_ends_as_if_undisturbe
     cluster: SlurmCluster, toy_data: ToyData, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    words = [*toy_data.overrides(), "stage=joint", "parallel=tp2", tokens_of(STEPS), "checkpoint.every_steps=10"]
+    words = [*toy_data.overrides(), "stage=joint", *TP2, tokens_of(STEPS), "checkpoint.every_steps=10"]
     limits = ("--time=3", "--signal=USR1@60")  # Slurm counts in minutes; a busy machine needs one to start
     job = submit(cluster, tmp_path, *words, f"run.dir={run_dir}", options=(*TWO_RANKS, *limits))
     hold_until_told_to_stop(run_dir)

@@ -60,7 +60,7 @@ def test_the_direction_follows_from_the_source(saved, tmp_path):
 
 
 def test_a_layout_cuts_the_tensors_for_its_ranks(saved, tmp_path):
-    assert convert(saved / "hf", tmp_path / "tp2", "--parallel", "tp2") == 0
+    assert convert(saved / "hf", tmp_path / "tp2", "--parallel", "tensor_parallel=2") == 0
     one, two = (DistReader(resolve_checkpoint(run)).num_chunks for run in (saved / "run", tmp_path / "tp2"))
     # Embedding, head and per layer four projections are split; fc1 into gate and up parts of both ranks.
     assert (one, two) == (27, 27 + 2 + 4 * (3 + 3))
@@ -77,14 +77,15 @@ def test_options_choose_dtype_and_shard_size(saved, tmp_path):
 
 def test_a_layout_that_does_not_divide_the_model_is_refused(saved, tmp_path, capsys):
     target = tmp_path / "x"
-    refuse(capsys, "parallel.tensor_parallel=4", saved / "hf", target, "--parallel", "tp4")
-    refuse(capsys, "tp2", saved / "hf", target, "--parallel", "tp3")
+    refuse(capsys, "parallel.tensor_parallel=4", saved / "hf", target, "--parallel", "tensor_parallel=4")
+    refuse(capsys, "parallel.tensor_parallel", saved / "hf", target, "--parallel", "tensor_paralel=2")
+    refuse(capsys, "give parallel.tensor_parallel=2", saved / "hf", target, "--parallel", "tp2")
     assert os.listdir(tmp_path) == []
 
 
 def test_options_without_effect_are_refused(saved, tmp_path, capsys):
     target = tmp_path / "x"
-    refuse(capsys, "--parallel has no effect", saved / "run", target, "--parallel", "tp2")
+    refuse(capsys, "--parallel has no effect", saved / "run", target, "--parallel", "tensor_parallel=2")
     refuse(capsys, "--mask-token has no effect", saved / "run", target, "--mask-token", "<x>")
     refuse(capsys, "--max-shard-size has no effect", saved / "hf", target, "--max-shard-size", "1GB")
 

@@ -14,6 +14,7 @@ from pretrain.resume.config_changes import (
     describe_learning_rate,
 )
 from pretrain.run.run_folder import plain
+from tests.helpers.layouts import TP2
 
 GIVEN = ["model=tiny", "train.tokens=1e6", "data.tokenizer=tokenizer", "run.name=run", "data.sequence_length=64"]
 BLEND = "data.train={web: {path: tokens/web, weight: 0.7}, code: {path: tokens/code, weight: 0.3}}"
@@ -35,7 +36,7 @@ def test_the_same_configuration_differs_in_nothing() -> None:
 
 def test_settings_are_named_with_both_values() -> None:
     changes = compare_configs(
-        kept("schedule.peak_lr=1e-5"), resolved("schedule.peak_lr=2e-5", "parallel=tp2", "data.train.web.weight=0.5")
+        kept("schedule.peak_lr=1e-5"), resolved("schedule.peak_lr=2e-5", *TP2, "data.train.web.weight=0.5")
     )
     assert list(describe_changes(changes, 400)) == [
         "resume: 2 settings changed since step 400: data.train.web.weight 0.7 -> 0.5; schedule.peak_lr 1e-05 -> 2e-05",

@@ -14,6 +14,7 @@ from model.convert.conversion import Progress, import_checkpoint
 from pretrain.resume.start import StartPoint, build_manifest, find_start
 from pretrain.run.data import open_data
 from pretrain.run.state import TrainState
+from tests.helpers.layouts import TP2
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, save_tiny_tokenizer
 from tests.helpers.toy_data import ToyData, make_toy_data, tokens_of
 
@@ -45,7 +46,7 @@ def start(config: RunConfig) -> Any:
 
 
 def test_it_resumes_where_the_manifest_says(toy_data: ToyData, used_folder: Path) -> None:
-    found = start(compose(toy_data, used_folder, "parallel=tp2", "schedule.peak_lr=5e-4"))
+    found = start(compose(toy_data, used_folder, *TP2, "schedule.peak_lr=5e-4"))
     assert found.state == TrainState(5, 5 * 512, 40)
     assert list(found.list_changes()) == [
         "parallel.tensor_parallel 1 -> 2",
