@@ -29,9 +29,9 @@ def test_the_documented_command_line_composes() -> None:
 
 
 def test_an_override_on_the_command_line_beats_the_experiment() -> None:
-    config = compose_run_config([*GIVEN, "experiment=nld_8b_joint", *TP2, "schedule.peak_lr=3e-6"])
+    config = compose_run_config([*GIVEN, "experiment=nld_8b_joint", *TP2, "schedule.peak_lr=5e-6"])
     assert (config.parallel.tensor_parallel, config.parallel.sequence_parallel) == (2, True)
-    assert (config.schedule.peak_lr, config.schedule.final_lr) == (3e-6, 1e-6)
+    assert (config.schedule.peak_lr, config.schedule.final_lr) == (5e-6, 3e-6)
 
 
 def test_a_layout_that_a_recipe_would_hide_is_refused_with_the_keys_to_give() -> None:
