@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 
 from data_pipeline.batch import Batch
-from data_pipeline.blending.blend import Blend
+from data_pipeline.dataset import Blend
 
 
 @dataclass

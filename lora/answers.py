@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conf.schema.drafter import AnswersConfig, AnswerSource
 from conf.system.errors import UserError
-from data_pipeline.permutation import derive_key
+from data_pipeline.order import derive_key
 from lora.answer_cache import AnswerCache, AnswerShard
 from lora.examples import Example, ExampleSet, hash_values
 from lora.prompts import PromptSet

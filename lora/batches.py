@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from data_pipeline.permutation import derive_key, permute
+from data_pipeline.order import derive_key, permute
 from lora.blocks import DraftBatch, build_draft_batch
 from lora.examples import ExampleSet
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipeline.permutation import derive_key
+from data_pipeline.order import derive_key
 from lora.examples import Example
 
 

@@ -15,9 +15,8 @@ from conf.schema import DocumentKind
 from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info, token_text
 from data_pipeline.chat.template import load_chat_template
-from data_pipeline.permutation import derive_key, permute
-from data_pipeline.storage.shard import Shard
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.order import derive_key, permute
+from data_pipeline.storage.tokens import Shard, StoredTokens
 from lora.rows import find_tokens, read_checkpoint_value
 
 VERSION = 1  # of what an example is

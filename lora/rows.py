@@ -13,7 +13,7 @@ from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
 from data_pipeline.prepare.identity import PLAN_NAME, BegunOtherwise
 from data_pipeline.prepare.inputs import is_saved_dataset, list_input_files
-from data_pipeline.prepare.plan import build_plan
+from data_pipeline.prepare.plan import plan_source
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
 from data_pipeline.storage.manifest import MANIFEST_NAME
 from model.commands.prompt_records import lacks_response, read_prompt_records
@@ -119,7 +119,7 @@ def _find_kind(rows: Path) -> DocumentKind:
     """Chats if the rows have messages, else texts. Raises: UserError if they have neither."""
     for kind in (DocumentKind.chat, DocumentKind.text):
         try:
-            build_plan(InputConfig(files=str(rows)), DEFAULT_COLUMNS[kind.value], int(PrepareConfig().shard_bytes))
+            plan_source(InputConfig(files=str(rows)), DEFAULT_COLUMNS[kind.value], int(PrepareConfig().shard_bytes))
             return kind
         except UserError as error:
             reason = str(error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from data_pipeline.batch import Batch
-from data_pipeline.blending.blend import Blend
+from data_pipeline.dataset import Blend
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.chat.messages import read_chat
-from data_pipeline.chat.probe import check_template
-from data_pipeline.chat.render import ChatRenderer
-from data_pipeline.chat.reserved import find_reserved_tokens
+from data_pipeline.chat.messages import find_reserved_tokens, read_chat
+from data_pipeline.chat.render import ChatRenderer, check_template
 from data_pipeline.chat.template import describe_chat_template, load_chat_template, read_template_tokens
-from data_pipeline.prepare.encoders import RowEncoder, Segments, Skip, load_tokenizer
+from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, load_tokenizer
 
 
 class ChatEncoder:
-    """Segments of a chat: context, answer, context, answer, ... (see data_pipeline.prepare.encoders.RowEncoder).
+    """DocumentTokens of a chat: context, answer, context, answer, ... (see data_pipeline.encoder.RecordEncoder).
 
     A context ends with the generation prompt, an answer with its end-of-turn token. Every segment is encoded on its
     own, so no token spans the boundary between a prompt and what decoding adds to it.
@@ -36,16 +34,19 @@ class ChatEncoder:
         self._reserved = find_reserved_tokens(tokenizer, mask_token)
         self.block_padding_token_id = check_template(template, self._renderer, tokenizer, name)
 
-    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
-        """See RowEncoder."""
+    def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
+        """See RecordEncoder."""
         chats = [self._split(value) for value in values]
         texts = [text for chat in chats if not isinstance(chat, Skip) for text in chat]
         encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         return [chat if isinstance(chat, Skip) else [next(encodings).ids for _ in chat] for chat in chats]
 
     def settings(self) -> dict:
-        """See RowEncoder. chat_template: in full, as an instruct checkpoint needs it. template_tokens: texts that the
-        template inserts by name."""
+        """See RecordEncoder.
+
+        chat_template: in full, as an instruct checkpoint needs it. template_tokens: texts that the template inserts by
+        name.
+        """
         return {"chat_template": self._template, "template_tokens": self._template_tokens}
 
     def _split(self, value: object) -> list[str] | Skip:
@@ -53,7 +54,7 @@ class ChatEncoder:
         return messages if isinstance(messages, Skip) else self._renderer.split(messages)
 
 
-def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RowEncoder:
+def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RecordEncoder:
     """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
 
     chat_template: null is the tokenizer's own, `chatml` the packaged one, else the path of a jinja file.

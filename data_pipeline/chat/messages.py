@@ -1,22 +1,39 @@
-"""Checking a chat: from whatever a row holds to messages that a template can render, or the reason why not.
+"""Checking a chat: from whatever a record holds to messages that a template can render, or the reason why not.
 
 A message is {role, content}, an assistant's also `reasoning_content` (or `thinking`) and `tool_calls`. Keys that are
 null count as absent, because columnar files give every message every key.
+
+Once a chat is rendered nothing tells a marker of the template from one that somebody wrote: a text with `<|im_end|>`
+in it would end its turn, one with the mask token would be taken for noise. Such chats are refused.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.chat.reserved import ReservedTokens
-from data_pipeline.prepare.encoders import Skip
+from tokenizers import Tokenizer
+
+from data_pipeline.encoder import Skip
 
 ROLES = ("system", "user", "assistant", "tool")
 THINKING_KEYS = ("reasoning_content", "thinking")
 PLAIN_KEYS = ("name", "tool_call_id")  # short texts that some templates write
 ENDINGS = {"user": "the user", "tool": "a tool", "system": "the system"}
 
+THINKING_TOKENS = frozenset({"<think>", "</think>"})
+
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReservedTokens:
+    """Patterns of the tokens a text may not spell. anywhere: in any text. in_answers: in the content of an assistant,
+    which may write its thinking out."""
+
+    anywhere: re.Pattern[str]
+    in_answers: re.Pattern[str]
 
 
 class _Unusable(Exception):
@@ -28,7 +45,7 @@ class _Unusable(Exception):
 
 
 def read_chat(value: object, reserved: ReservedTokens) -> list[Message] | Skip:
-    """Messages of a row's value: a list of messages, or {"messages": such a list}.
+    """Messages of a record's value: a list of messages, or {"messages": such a list}.
 
     Each has `role` and `content` (a string), and only where there is any, `reasoning_content`, `tool_calls`, `name`
     and `tool_call_id`.
@@ -156,3 +173,21 @@ def _is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def find_reserved_tokens(tokenizer: Tokenizer, mask_token: str) -> ReservedTokens:
+    """Special tokens of the tokenizer, thinking tokens and the mask token."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    special = {token.content for token in added if token.special or token.content in THINKING_TOKENS} | {mask_token}
+    return ReservedTokens(re.compile(_alternatives(special)), re.compile(_alternatives(special - THINKING_TOKENS)))
+
+
+def _alternatives(texts: Iterable[str]) -> str:
+    """Regular expression of any of `texts`, common beginnings written once: a thousand tokens in a few comparisons."""
+    rests: dict[str, list[str]] = {}
+    for text in texts:
+        if not text:
+            return ""  # matched so far is enough
+        rests.setdefault(text[0], []).append(text[1:])
+    branches = [re.escape(first) + _alternatives(rests[first]) for first in sorted(rests)]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

@@ -13,8 +13,7 @@ from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import Decoder, IdDecoder, TextDecoder
-from data_pipeline.inspect.histogram import draw_lengths
-from data_pipeline.inspect.lengths import count_lengths
+from data_pipeline.inspect.lengths import count_lengths, draw_lengths
 from data_pipeline.inspect.render import Painter
 from data_pipeline.inspect.samples import read_samples
 from data_pipeline.inspect.statistics import (
@@ -30,9 +29,8 @@ from data_pipeline.inspect.statistics import (
 )
 from data_pipeline.noise import NoiseSource
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path
-from data_pipeline.storage.shard_files import verify_shard
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path, verify_shard
+from data_pipeline.storage.tokens import StoredTokens
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from data_pipeline.inspect.decode import Decoder
 from data_pipeline.inspect.lengths import LengthCounts
 from data_pipeline.inspect.render import make_visible
 from data_pipeline.storage.manifest import DatasetManifest
-from data_pipeline.storage.shard import Shard
-from data_pipeline.storage.stored import SCAN_PIECE_TOKENS, StoredTokens
+from data_pipeline.storage.tokens import SCAN_PIECE_TOKENS, Shard, StoredTokens
 
 FINGERPRINT_CHARACTERS = 12
 SUMMARY = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}  # quantiles

@@ -18,32 +18,12 @@ import numpy as np
 
 from conf.system.atomic import atomic_file, atomic_write_text
 from conf.system.lock import wait_for_lock
-from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts
-from data_pipeline.storage.shard_files import Stamp
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts, PackingIndex
+from data_pipeline.storage.manifest import Stamp
+from data_pipeline.storage.tokens import StoredTokens
 
 VERSION = 1
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PackingIndex:
-    """Where the sequences of a dataset are.
-
-    entries: int32 [n, 2] of all shards, end to end, memory-mapped. entry_starts: [shards + 1] where each shard's lie.
-    sequence_starts: [shards + 1] number of each shard's first sequence. counts: of the whole dataset.
-    """
-
-    entries: np.ndarray
-    entry_starts: list[int]
-    sequence_starts: list[int]
-    counts: PackingCounts
-
-    def find(self, sequence: int) -> tuple[int, np.ndarray, int]:
-        """Shard number, entries of that shard, and number within the shard, of a sequence of the dataset."""
-        shard = int(np.searchsorted(self.sequence_starts, sequence, side="right")) - 1
-        entries = self.entries[self.entry_starts[shard] : self.entry_starts[shard + 1]]
-        return shard, entries, sequence - self.sequence_starts[shard]
 
 
 @dataclass(frozen=True)

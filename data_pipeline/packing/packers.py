@@ -16,7 +16,7 @@ import numpy as np
 from conf.schema import DocumentKind, OverlongChat
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.sequence import Segments, count_rows
-from data_pipeline.storage.shard import Shard
+from data_pipeline.storage.tokens import Shard
 
 DOCUMENTS_PER_PIECE = 1 << 20  # bounds memory while an index is built
 CHATS_PER_WINDOW = 4096  # the last, half-empty sequence of a window costs 1% where 80 chats fill a sequence
@@ -47,6 +47,26 @@ class PackingCounts:
     def __add__(self, other: "PackingCounts") -> "PackingCounts":
         names = [item.name for item in fields(PackingCounts)]
         return PackingCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+
+@dataclass(frozen=True)
+class PackingIndex:
+    """Where the sequences of a dataset are.
+
+    entries: int32 [n, 2] of all shards, end to end, memory-mapped. entry_starts: [shards + 1] where each shard's lie.
+    sequence_starts: [shards + 1] number of each shard's first sequence. counts: of the whole dataset.
+    """
+
+    entries: np.ndarray
+    entry_starts: list[int]
+    sequence_starts: list[int]
+    counts: PackingCounts
+
+    def find(self, sequence: int) -> tuple[int, np.ndarray, int]:
+        """Shard number, entries of that shard, and number within the shard, of a sequence of the dataset."""
+        shard = int(np.searchsorted(self.sequence_starts, sequence, side="right")) - 1
+        entries = self.entries[self.entry_starts[shard] : self.entry_starts[shard + 1]]
+        return shard, entries, sequence - self.sequence_starts[shard]
 
 
 class Packer(Protocol):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from conf.composition.compose import compose_data
 from conf.system.entry import exit_status
-from data_pipeline.prepare.report import print_report
+from data_pipeline.prepare.console import print_report
 from data_pipeline.prepare.run import prepare_sources
 
 EXAMPLES = """examples:
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python -m data_pipeline.prepare --config-dir configs data=web data.prepare.workers=16
 
 An interrupted run continues with the same command; one that is finished does nothing. Settings are described in
-conf/schema/data.py. Rows that give no document are listed in <path>/skipped.jsonl.
+conf/schema/data.py. Records that give no document are listed in <path>/skipped.jsonl.
 """
 
 

@@ -15,8 +15,8 @@ import orjson
 from conf.system.atomic import PARTIAL_SUFFIX, atomic_file
 from conf.system.errors import UserError
 from data_pipeline.prepare.identity import PLAN_NAME
-from data_pipeline.prepare.plan import Part
-from data_pipeline.prepare.shards import WORK_FOLDER, ShardRecord, load_records, skipped_path
+from data_pipeline.prepare.part import Part
+from data_pipeline.prepare.shards import WORK_FOLDER, CompleteShard, load_complete_shards, skipped_path
 from data_pipeline.prepare.writer import writing
 from data_pipeline.storage.manifest import MANIFEST_NAME, ShardManifest, save_shard_manifest
 
@@ -28,62 +28,62 @@ LEFTOVERS = [f".{name}.*{PARTIAL_SUFFIX}" for name in ("shard_*", PLAN_NAME, MAN
 
 
 @dataclass(frozen=True)
-class FinishedShard:
-    """A record with what only the parts before it tell. offset: number of the part's first row in its input."""
+class LocatedShard:
+    """A complete shard and its place in the input. offset: number of the part's first record there."""
 
     part: Part
-    record: ShardRecord
+    shard: CompleteShard
     offset: int
 
 
-def locate_shards(directory: Path, parts: list[Part]) -> list[FinishedShard]:
+def locate_shards(directory: Path, parts: list[Part]) -> list[LocatedShard]:
     """The shards of a source whose parts are all done, in order."""
-    shards: list[FinishedShard] = []
-    rows_before: Counter[str] = Counter()  # in parts of the same input
+    located: list[LocatedShard] = []
+    records_before: Counter[str] = Counter()  # in parts of the same input
     for part in parts:
-        records = load_records(directory, part.number)
-        offset = rows_before[part.path] if part.first_row is None else part.first_row
-        shards += [FinishedShard(part, record, offset) for record in records]
-        rows_before[part.path] = offset + records[-1].end_row
-    return shards
+        complete = load_complete_shards(directory, part.number)
+        offset = records_before[part.path] if part.first_record is None else part.first_record
+        located += [LocatedShard(part, shard, offset) for shard in complete]
+        records_before[part.path] = offset + complete[-1].end_record
+    return located
 
 
-def write_shard_manifests(directory: Path, shards: list[FinishedShard]) -> tuple[ShardManifest, ...]:
+def write_shard_manifests(directory: Path, located: list[LocatedShard]) -> tuple[ShardManifest, ...]:
     """Write the `.json` of every shard that has a document, and return them in order."""
-    manifests = tuple(_manifest(shard) for shard in shards if shard.record.facts.documents)
+    manifests = tuple(_manifest(item) for item in located if item.shard.contents.documents)
     for manifest in manifests:
         save_shard_manifest(directory / manifest.name, manifest)
     return manifests
 
 
-def write_skipped(directory: Path, shards: list[FinishedShard]) -> Path | None:
-    """Write skipped.jsonl, one line per row left out: file, line (or row, from 0), reason and detail, in order.
+def write_skipped(directory: Path, located: list[LocatedShard]) -> Path | None:
+    """Write skipped.jsonl, one line per record left out: file, line (or record, from 0), reason and detail, in order.
 
-    Returns its path, or None where no row was left out.
+    Returns its path, or None where no record was left out.
     """
     path = directory / SKIPPED_NAME
-    if not any(shard.record.skipped for shard in shards):
+    if not any(item.shard.skipped for item in located):
         return None
     with writing(path), atomic_file(path) as file:
-        file.writelines(orjson.dumps(row) + b"\n" for row in _skipped_rows(directory, shards))
+        file.writelines(orjson.dumps(line) + b"\n" for line in _skipped_lines(directory, located))
     return path
 
 
-def refuse_skipped(skipped: int, rows: int, max_share: float, path: Path) -> None:
-    """Raises UserError if more than `max_share` of the rows were left out. path: of the list of them."""
-    if skipped <= max_share * rows:
+def refuse_skipped(skipped: int, records: int, max_share: float, path: Path) -> None:
+    """Raises UserError if more than `max_share` of the records were left out. path: of the list of them."""
+    if skipped <= max_share * records:
         return
     with open(path, encoding="utf-8") as file:
         lines = "".join(f"\n  {_describe(json.loads(line))}" for line in islice(file, NUM_EXAMPLES))
     raise UserError(
-        f"{skipped} of {rows} rows are unusable, more than data.prepare.max_skipped_share={max_share:g}: mend the "
-        f"input, or raise the share to leave them out. All are in {path}. The first:{lines}"
+        f"{skipped} of {records} records are unusable, more than data.prepare.max_skipped_share={max_share:g}: correct "
+        f"the input, or raise the share to leave them out. All are listed in {path}. The first:{lines}"
     )
 
 
-def remove_leftovers(directory: Path, keep_records: bool) -> None:
-    """Delete what runs that were killed left under temporary names, and the records unless they are still needed."""
-    if not keep_records:
+def remove_leftovers(directory: Path, keep_notes: bool) -> None:
+    """Delete what killed runs left under temporary names, and the notes on shards unless they are still needed."""
+    if not keep_notes:
         shutil.rmtree(directory / WORK_FOLDER, ignore_errors=True)
     for pattern in [*LEFTOVERS, f"{WORK_FOLDER}/.*"]:
         for path in directory.glob(pattern):
@@ -91,31 +91,31 @@ def remove_leftovers(directory: Path, keep_records: bool) -> None:
                 path.unlink()
 
 
-def _manifest(shard: FinishedShard) -> ShardManifest:
-    record = shard.record
+def _manifest(item: LocatedShard) -> ShardManifest:
+    shard = item.shard
     return ShardManifest(
-        name=record.name,
-        **asdict(record.facts),
-        input=shard.part.name,
-        first_row=shard.offset + record.first_row,
-        end_row=shard.offset + record.end_row,
-        skipped=record.skipped,
+        name=shard.name,
+        **asdict(shard.contents),
+        input=item.part.name,
+        first_record=item.offset + shard.first_record,
+        end_record=item.offset + shard.end_record,
+        skipped=shard.skipped,
     )
 
 
-def _skipped_rows(directory: Path, shards: list[FinishedShard]) -> Iterator[dict[str, Any]]:
-    for shard in shards:
-        if not shard.record.skipped:
+def _skipped_lines(directory: Path, located: list[LocatedShard]) -> Iterator[dict[str, Any]]:
+    for item in located:
+        if not item.shard.skipped:
             continue
-        with open(skipped_path(directory, shard.record.name), "rb") as file:
+        with open(skipped_path(directory, item.shard.name), "rb") as file:
             for line in file:
-                row = orjson.loads(line)
-                number = shard.offset + row.pop("row")
-                is_line = shard.part.reader in LINE_READERS
+                values = orjson.loads(line)
+                number = item.offset + values.pop("row")
+                is_line = item.part.reader in LINE_READERS
                 place = {"line": number + 1} if is_line else {"row": number}
-                yield {"file": row.pop("file")} | place | row
+                yield {"file": values.pop("file")} | place | values
 
 
-def _describe(row: dict[str, Any]) -> str:
-    place = f"{row['file']}:{row['line']}" if "line" in row else f"{row['file']}, row {row['row']}"
-    return f"{place}: {row['reason']}" + (f" ({row['detail']})" if row["detail"] else "")
+def _describe(line: dict[str, Any]) -> str:
+    place = f"{line['file']}:{line['line']}" if "line" in line else f"{line['file']}, record {line['row']}"
+    return f"{place}: {line['reason']}" + (f" ({line['detail']})" if line["detail"] else "")

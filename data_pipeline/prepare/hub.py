@@ -1,4 +1,4 @@
-"""Rows of a dataset of the Hugging Face hub (or a folder that `datasets` can load), as they stream."""
+"""Records of a dataset of the Hugging Face hub (or a folder that `datasets` can load), as they stream."""
 
 import re
 import time
@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import IterableDataset, load_dataset_builder
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.inputs import sample_sha256
-from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS
-from data_pipeline.prepare.readers import RowBatch, Wanted
-
-if TYPE_CHECKING:
-    from data_pipeline.prepare.plan import Part
+from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted
+from data_pipeline.storage.manifest import sample_sha256
 
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
 # Classes of errors of a connection, or their bases, in the libraries that `datasets` reads the hub with.
@@ -25,8 +21,8 @@ NUM_RETRIES = 4
 RETRY_SECONDS = 1.0  # before the first retry; twice as long before each further one
 
 
-def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
-    """Inputs and parts (see plan.Plan) of `conf.schema.InputConfig`: one part per shard of the hub's files.
+def plan_hub(input_: Any, column: str) -> SourcePlan:
+    """Return the parts and inputs of `conf.schema.InputConfig`: one part per shard of the hub's files.
 
     The commit that the revision names now is kept, so that all workers read the same. Raises UserError if the dataset
     cannot be loaded or has no such column.
@@ -46,45 +42,45 @@ def plan_hub(input_: Any, column: str) -> tuple[list[dict], list[dict]]:
     inputs = [_identify(name) for name in files or [f"{input_.dataset}@{options['revision']}"]]
     names = files if len(files) == dataset.num_shards else [""] * dataset.num_shards
     parts = [
-        {
-            "reader": "hub",
-            "name": name or f"{input_.dataset}:{input_.split}:{shard}",
-            "path": name or f"{input_.dataset}, split {input_.split}, shard {shard}",
-            "start": shard,
-            "end": dataset.num_shards,
-            "first_row": 0,
-            "size": 0,
-            "options": options,
-        }
+        Part(
+            reader="hub",
+            name=name or f"{input_.dataset}:{input_.split}:{shard}",
+            path=name or f"{input_.dataset}, split {input_.split}, shard {shard}",
+            start=shard,
+            end=dataset.num_shards,
+            first_record=0,
+            size=0,
+            options=options,
+        )
         for shard, name in enumerate(names)
     ]
-    return inputs, parts
+    return SourcePlan(parts, inputs, [])
 
 
-def read_hub(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
-    """Rows of one shard from row `skip` on."""
+def read_hub(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
+    """Records of one shard from record `skip` on."""
     end = skip
-    for group in _bounded(_rows(part, skip), wanted):
+    for group in _bounded(_records(part, skip), wanted):
         numbers = [number for number, (value, _) in enumerate(group, end) if wanted.selection.takes_value(value)]
         values = [group[number - end][0] for number in numbers]
         end += len(group)
-        yield RowBatch(numbers, values, end, sum(size for _, size in group), 0)
+        yield RecordBatch(numbers, values, end, sum(size for _, size in group), 0)
 
 
-def _rows(part: "Part", skip: int) -> Iterator[dict]:
-    """Rows of a shard from `skip` on; where the connection fails it is opened again at the row that was next."""
-    row, failures = skip, 0
+def _records(part: Part, skip: int) -> Iterator[dict]:
+    """Records of a shard from `skip` on; where the connection fails it is opened again at the record that was next."""
+    record, failures = skip, 0
     while True:
         try:
             dataset, _ = _open_once(**part.options)
-            # A column that later files lack must be seen as such, so the rows are whole.
+            # A column that later files lack must be seen as such, so the records are whole.
             shard = dataset.shard(num_shards=part.end, index=part.start)
-            for content in shard.skip(row) if row else shard:
+            for content in shard.skip(record) if record else shard:
                 yield content
-                row, failures = row + 1, 0
+                record, failures = record + 1, 0
             return
         except Exception as error:
-            _wait_or_raise(f"{part.path}, row {row}", error, failures)
+            _wait_or_raise(f"{part.path}, record {record}", error, failures)
             failures += 1
 
 
@@ -109,16 +105,16 @@ def _wait_or_raise(what: str, error: Exception, failures: int) -> None:
     time.sleep(RETRY_SECONDS * 2**failures)
 
 
-def _bounded(rows: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, int]]]:
-    """(value, size) of rows, in lists of at most `batch_bytes` and one row."""
+def _bounded(records: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, int]]]:
+    """(value, size) of records, in lists of at most `batch_bytes` and one record."""
     group: list[tuple[Any, int]] = []
     total = 0
-    for row in rows:
-        value = row.get(wanted.column)
+    for record in records:
+        value = record.get(wanted.column)
         size = len(value) if isinstance(value, str) else len(repr(value))
         group.append((value, size))
         total += size
-        if total >= wanted.batch_bytes or len(group) == LARGEST_BATCH_ROWS:
+        if total >= wanted.batch_bytes or len(group) == LARGEST_BATCH_RECORDS:
             yield group
             group, total = [], 0
     if group:

@@ -1,18 +1,16 @@
 """Which files a source names, in which order, and what identifies them."""
 
 import glob
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from conf.system.errors import UserError
-from data_pipeline.storage.manifest import compute_sha256
+from data_pipeline.storage.manifest import compute_sha256, sample_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 GLOB_CHARACTERS = frozenset("*?[")
-NUM_SAMPLED_PIECES, SAMPLED_PIECE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -63,17 +61,6 @@ def list_left_out(files: str) -> list[str]:
     taken = set(paths)
     others = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
     return sorted(path.relative_to(root).as_posix() for path in others if path not in taken)
-
-
-def sample_sha256(path: Path, size: int) -> str:
-    """See InputFile."""
-    stride = max(SAMPLED_PIECE_BYTES, size // NUM_SAMPLED_PIECES)
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for start in range(0, size, stride):
-            file.seek(start)
-            digest.update(file.read(SAMPLED_PIECE_BYTES))
-    return digest.hexdigest()
 
 
 def _find(files: str) -> tuple[Path, list[Path]]:

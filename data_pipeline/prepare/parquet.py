@@ -1,25 +1,22 @@
-"""Rows of parquet files."""
+"""Records of parquet files."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.encoders import Skip
-from data_pipeline.prepare.readers import RowBatch, Selection, Wanted
+from data_pipeline.encoder import Skip
+from data_pipeline.prepare.inputs import InputFile
+from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, Wanted, build_batch
 
-if TYPE_CHECKING:
-    from data_pipeline.prepare.plan import Part
-
-LARGEST_BATCH_ROWS = 1024
-READ_PIECE_BYTES = 1 << 20
+READ_CHUNK_BYTES = 1 << 20
 
 
 def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
-    """(rows, uncompressed bytes of `column`) of every row group. Raises UserError if there is no such column."""
+    """(records, uncompressed bytes of `column`) of every row group. Raises UserError if there is no such column."""
     with _open(path) as file:
         columns = list(file.schema_arrow.names)
         if column not in columns:
@@ -28,18 +25,39 @@ def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
         return [(group.num_rows, _column_bytes(group, column)) for group in groups]
 
 
-def read_row_groups(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
-    """Rows of row groups [part.start, part.end)."""
+def plan_row_groups(file: InputFile, column: str, shard_bytes: int) -> Iterator[Part]:
+    """Yield the parts of a parquet file, of at least `shard_bytes` (the last one: of the rest). Raises as the above."""
+    first_record = 0
+    start, records, size = 0, 0, 0
+    groups = list_row_groups(file.path, column)
+    for number, (group_records, group_bytes) in enumerate(groups):
+        records, size = records + group_records, size + group_bytes
+        if size >= shard_bytes or number == len(groups) - 1:
+            yield Part(
+                reader="parquet",
+                name=file.name,
+                path=str(file.path),
+                start=start,
+                end=number + 1,
+                first_record=first_record,
+                size=size,
+                options={},
+            )
+            start, first_record, records, size = number + 1, first_record + records, 0, 0
+
+
+def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
+    """Records of row groups [part.start, part.end)."""
     end = 0
     with _open(Path(part.path)) as file:
         groups = list(range(part.start, part.end))
-        num_rows = sum(file.metadata.row_group(i).num_rows for i in groups)
-        bytes_per_row = max(1, part.size // max(1, num_rows))
-        batch_rows = max(1, min(LARGEST_BATCH_ROWS, wanted.batch_bytes // bytes_per_row))
+        num_records = sum(file.metadata.row_group(i).num_rows for i in groups)
+        bytes_per_record = max(1, part.size // max(1, num_records))
+        batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
         try:
-            for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[wanted.column]):
+            for batch in file.iter_batches(batch_records, row_groups=groups, columns=[wanted.column]):
                 values = column_values(batch.column(0))
-                yield build_batch(values, end, wanted.selection, bytes_per_row)
+                yield build_batch(values, end, wanted.selection, bytes_per_record)
                 end += len(values)
         except pa.ArrowException as error:
             raise _damaged(Path(part.path), error) from error
@@ -51,13 +69,6 @@ def column_values(array: Any) -> list[Any]:
         return array.to_pylist()
     except UnicodeDecodeError:
         return [_value(scalar) for scalar in array]
-
-
-def build_batch(values: list[Any], start: int, selection: Selection, bytes_per_row: int) -> RowBatch:
-    """Batch of the rows of a part that begin with number `start`."""
-    taken = [i for i, value in enumerate(values) if selection.takes_value(value)]
-    size = len(values) * bytes_per_row
-    return RowBatch([start + i for i in taken], [values[i] for i in taken], start + len(values), size, size)
 
 
 def _value(scalar: Any) -> Any:
@@ -75,7 +86,7 @@ def _column_bytes(group: Any, column: str) -> int:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path, buffer_size=READ_PIECE_BYTES, pre_buffer=False)
+        return pq.ParquetFile(path, buffer_size=READ_CHUNK_BYTES, pre_buffer=False)
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
 

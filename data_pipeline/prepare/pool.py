@@ -14,8 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
-from data_pipeline.prepare.shards import Advance, Job
+from data_pipeline.prepare.shards import Advance, Done, Failed, Job, TokenizeTask
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,51 +13,34 @@ import numpy as np
 from conf.schema import DataConfig, InputConfig, SourceConfig, Split
 from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
+from data_pipeline.encoder import RecordEncoder
 from data_pipeline.prepare import finish
-from data_pipeline.prepare.encoders import RowEncoder, build_encoder
+from data_pipeline.prepare.console import SourceProgress, SourceReport
 from data_pipeline.prepare.identity import begin, lock_directory
 from data_pipeline.prepare.inputs import list_left_out
-from data_pipeline.prepare.messages import TokenizeTask
-from data_pipeline.prepare.plan import Part, Plan, build_plan
+from data_pipeline.prepare.part import Part, Selection, SourcePlan
+from data_pipeline.prepare.plan import plan_source
 from data_pipeline.prepare.pool import WorkerPool, num_cores
-from data_pipeline.prepare.progress import SourceProgress
-from data_pipeline.prepare.readers import Selection
-from data_pipeline.prepare.shards import Job, ShardRecord, check_files, load_records
-from data_pipeline.prepare.writer import choose_dtype
-from data_pipeline.storage.manifest import FORMAT_VERSION, DatasetManifest, load_manifest, manifest_path, save_manifest
-from data_pipeline.storage.shard_files import check_shard_files
+from data_pipeline.prepare.shards import CompleteShard, Job, TokenizeTask, check_files, load_complete_shards
+from data_pipeline.storage.index_file import choose_dtype
+from data_pipeline.storage.manifest import (
+    FORMAT_VERSION,
+    DatasetManifest,
+    check_shard_files,
+    load_manifest,
+    manifest_path,
+    save_manifest,
+)
 
 NAMES_SHOWN = 5
 DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
-
-
-@dataclass(frozen=True)
-class SourceReport:
-    """What was done for a source.
-
-    tokens_per_second, seconds: of this run; 0 where the dataset was there already. skipped: rows by reason.
-    warnings: what is worth a look but no error.
-    """
-
-    name: str
-    path: Path
-    manifest: DatasetManifest
-    skipped: dict[str, int]
-    seconds: float
-    tokens_per_second: float
-    warnings: list[str]
-
-    @property
-    def was_up_to_date(self) -> bool:
-        """Whether there was nothing to do."""
-        return self.seconds == 0
 
 
 def prepare_source(name: str, source: SourceConfig, data: DataConfig) -> DatasetManifest:
     """Make the dataset at `source.path` from `source.input`, or find that it is there.
 
     name: of the source in messages. data: gives the tokenizer, the mask token and `prepare`.
-    Raises UserError: inputs or tokenizer that cannot be used, too many unusable rows, a path that holds something
+    Raises UserError: inputs or tokenizer that cannot be used, too many unusable records, a path that holds something
     else, a disk that is full. Complete shards then stay, and the same call continues.
     """
     return report_source(name, source, data).manifest
@@ -87,7 +70,7 @@ def report_source(name: str, source: SourceConfig, data: DataConfig) -> SourceRe
 
 
 def _named_sources(data: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
-    for part in ("heldout", "train"):  # too few rows to hold some out is known before the long work begins
+    for part in ("heldout", "train"):  # too few records to hold some out is known before the long work begins
         for name, source in (getattr(data, part) or {}).items():
             yield f"data.{part}.{name}", source
 
@@ -113,7 +96,6 @@ class _Preparation:
         tokenizer_dir = Path(data.tokenizer)
         info = read_tokenizer_info(tokenizer_dir, data.mask_token)
         kind, template = self._input.kind.value, data.prepare.chat_template
-        self._encoder: RowEncoder = build_encoder(kind, tokenizer_dir, data.mask_token, template)
         self._fingerprint = info.fingerprint
         self._job = Job(
             directory=self._directory,
@@ -126,20 +108,21 @@ class _Preparation:
             shard_bytes=int(data.prepare.shard_bytes),
             dtype=choose_dtype(info.vocab_size),
         )
+        self._encoder: RecordEncoder = self._job.build_encoder()
 
     def run(self) -> SourceReport:
         """See prepare_source; the directory is locked."""
-        plan = build_plan(self._input, self._job.column, self._job.shard_bytes)
+        plan = plan_source(self._input, self._job.column, self._job.shard_bytes)
         begin(self._directory, self._identity(plan))
         if manifest_path(self._directory).exists():
             return self._up_to_date(plan)
-        finish.remove_leftovers(self._directory, keep_records=True)
+        finish.remove_leftovers(self._directory, keep_notes=True)
         try:
             seconds, tokens = self._tokenize(plan)
         finally:
-            finish.remove_leftovers(self._directory, keep_records=True)
+            finish.remove_leftovers(self._directory, keep_notes=True)
         manifest = self._finish(plan)
-        finish.remove_leftovers(self._directory, keep_records=False)
+        finish.remove_leftovers(self._directory, keep_notes=False)
         return self._report(plan, manifest, seconds, tokens / seconds)
 
     def _check_settings(self) -> None:
@@ -157,8 +140,8 @@ class _Preparation:
     def _settings(self) -> dict[str, Any]:
         """Everything but inputs and tokenizer that decides which tokens there are and in which shards."""
         job = self._job
-        settings: dict[str, Any] = {"column": job.column, "rows": job.selection.rows}
-        if job.selection.rows != "all":
+        settings: dict[str, Any] = {"column": job.column, "rows": job.selection.records}
+        if job.selection.records != "all":
             settings["heldout_every"] = job.selection.every
         for key in ("dataset", "subset", "split") if self._input.dataset else ():
             settings[key] = getattr(self._input, key)
@@ -168,54 +151,54 @@ class _Preparation:
             "encoder": self._encoder.settings(),
         }
 
-    def _identity(self, plan: Plan) -> dict[str, Any]:
+    def _identity(self, plan: SourcePlan) -> dict[str, Any]:
         header = {"format_version": FORMAT_VERSION, "kind": self._job.kind, "tokenizer_fingerprint": self._fingerprint}
         return header | self._settings() | {"inputs": plan.inputs}
 
-    def _up_to_date(self, plan: Plan) -> SourceReport:
-        finish.remove_leftovers(self._directory, keep_records=False)
+    def _up_to_date(self, plan: SourcePlan) -> SourceReport:
+        finish.remove_leftovers(self._directory, keep_notes=False)
         manifest = load_manifest(self._directory)
         for shard in manifest.shards:
             check_shard_files(self._directory, shard, manifest.dtype)
-        skipped, rows = sum(manifest.source["skipped"].values()), manifest.source["num_rows"]
+        skipped, records = sum(manifest.source["skipped"].values()), manifest.source["num_rows"]
         if skipped:
             share, path = self._data.prepare.max_skipped_share, self._directory / finish.SKIPPED_NAME
-            finish.refuse_skipped(skipped, rows, share, path)
+            finish.refuse_skipped(skipped, records, share, path)
         return self._report(plan, manifest, 0.0, 0.0)
 
-    def _tokenize(self, plan: Plan) -> tuple[float, int]:
+    def _tokenize(self, plan: SourcePlan) -> tuple[float, int]:
         """Do the parts that are not done. Returns the seconds it took and the tokens made."""
-        records = {part.number: self._load_records(part) for part in plan.parts}
-        todo = [part for part in plan.parts if not (records[part.number] and records[part.number][-1].is_last)]
-        done = [record for group in records.values() for record in group]
+        complete = {part.number: self._load_complete_shards(part) for part in plan.parts}
+        todo = [part for part in plan.parts if not (complete[part.number] and complete[part.number][-1].is_last)]
+        done = [shard for shards in complete.values() for shard in shards]
         sizes = [part.size for part in plan.parts]
         total = sum(sizes) if all(sizes) else 0
         workers = self._data.prepare.workers or num_cores()
-        progress = SourceProgress(self._name, total, sum(record.progress for record in done))
+        progress = SourceProgress(self._name, total, sum(shard.progress for shard in done))
         with progress, WorkerPool(self._job, workers) as pool:
-            tasks = [_task(part, records[part.number]) for part in todo]
+            tasks = [_task(part, complete[part.number]) for part in todo]
             pool.run(tasks, lambda step: progress.advance(step.progress, step.tokens, step.skipped))
         return progress.seconds, progress.tokens
 
-    def _load_records(self, part: Part) -> list[ShardRecord]:
-        records = load_records(self._directory, part.number)
+    def _load_complete_shards(self, part: Part) -> list[CompleteShard]:
+        shards = load_complete_shards(self._directory, part.number)
         itemsize = np.dtype(self._job.dtype).itemsize
-        for record in records:
-            check_files(self._directory / record.name, record.facts.documents, record.facts.tokens, itemsize)
-        return records
-
-    def _finish(self, plan: Plan) -> DatasetManifest:
-        shards = finish.locate_shards(self._directory, plan.parts)
-        skipped: Counter[str] = Counter()
         for shard in shards:
-            skipped.update(shard.record.skipped)
-        rows = sum(shard.record.rows for shard in shards)
-        path = finish.write_skipped(self._directory, shards)
+            check_files(self._directory / shard.name, shard.contents.documents, shard.contents.tokens, itemsize)
+        return shards
+
+    def _finish(self, plan: SourcePlan) -> DatasetManifest:
+        located = finish.locate_shards(self._directory, plan.parts)
+        skipped: Counter[str] = Counter()
+        for item in located:
+            skipped.update(item.shard.skipped)
+        records = sum(item.shard.num_records for item in located)
+        path = finish.write_skipped(self._directory, located)
         if path:
-            finish.refuse_skipped(sum(skipped.values()), rows, self._data.prepare.max_skipped_share, path)
-        if not any(shard.record.facts.documents for shard in shards):
-            raise UserError(self._no_document(rows))
-        inputs = {"inputs": plan.inputs, "num_rows": rows, "skipped": dict(sorted(skipped.items()))}
+            finish.refuse_skipped(sum(skipped.values()), records, self._data.prepare.max_skipped_share, path)
+        if not any(item.shard.contents.documents for item in located):
+            raise UserError(self._no_document(records))
+        inputs = {"inputs": plan.inputs, "num_rows": records, "skipped": dict(sorted(skipped.items()))}
         manifest = DatasetManifest(
             kind=self._job.kind,
             dtype=self._job.dtype,
@@ -223,25 +206,26 @@ class _Preparation:
             block_padding_token_id=self._encoder.block_padding_token_id,
             source=_plain(self._input) | inputs,
             settings=self._settings(),
-            shards=finish.write_shard_manifests(self._directory, shards),
+            shards=finish.write_shard_manifests(self._directory, located),
         )
         save_manifest(self._directory, manifest)
         return manifest
 
-    def _no_document(self, rows: int) -> str:
+    def _no_document(self, records: int) -> str:
         where, selection = self._input.files or self._input.dataset, self._job.selection
-        if rows or selection.rows == "all":
+        if records or selection.records == "all":
             return f"{where} holds no document"
-        if selection.rows == "train":
+        if selection.records == "train":
             return (
-                f"every row of {where} was held out (copies of a row are on one side), or it holds none: give more rows"
+                f"every record of {where} was held out (copies of a record are on one side), or it holds none: give "
+                "more records"
             )
         return (
-            f"no row of {where} was selected as held-out, which is about one in {selection.every}: lower "
-            "data.prepare.heldout_every, give more rows, or hold nothing out (data.heldout=null)"
+            f"no record of {where} was selected as held-out, which is about one in {selection.every}: lower "
+            "data.prepare.heldout_every, give more records, or hold nothing out (data.heldout=null)"
         )
 
-    def _report(self, plan: Plan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
+    def _report(self, plan: SourcePlan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
         warnings = [f"{path} is empty" for path in plan.empty_inputs]
         if left_out := list_left_out(self._input.files) if self._input.files else []:
             more = ", ..." if len(left_out) > NAMES_SHOWN else ""
@@ -257,9 +241,9 @@ def _check_input(input_: InputConfig | None) -> InputConfig:
     return input_
 
 
-def _task(part: Part, records: list[ShardRecord]) -> TokenizeTask:
-    """What is left of a part."""
-    return TokenizeTask(part, len(records), records[-1].end_row if records else 0)
+def _task(part: Part, complete: list[CompleteShard]) -> TokenizeTask:
+    """Return the task to do what is left of a part."""
+    return TokenizeTask(part, len(complete), complete[-1].end_record if complete else 0)
 
 
 def _plain(input_: InputConfig) -> dict[str, Any]:

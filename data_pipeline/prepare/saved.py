@@ -1,22 +1,19 @@
-"""Rows of a folder that `datasets` wrote with save_to_disk, memory-mapped."""
+"""Records of a folder that `datasets` wrote with save_to_disk, memory-mapped."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.inputs import sample_sha256
-from data_pipeline.prepare.parquet import LARGEST_BATCH_ROWS, build_batch, column_values
-from data_pipeline.prepare.readers import RowBatch, Wanted
-
-if TYPE_CHECKING:
-    from data_pipeline.prepare.plan import Part
+from data_pipeline.prepare.parquet import column_values
+from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted, build_batch
+from data_pipeline.storage.manifest import sample_sha256
 
 
-def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> tuple[list[dict], list[dict]]:
-    """Inputs and parts (see plan.Plan) of a saved dataset. Raises UserError: damaged, no such split or column."""
+def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> SourcePlan:
+    """Return the parts and inputs of a saved dataset. Raises UserError: damaged, no such split or column."""
     dataset = _load(path, split)
     if column not in dataset.column_names:
         columns = ", ".join(dataset.column_names) or "none"
@@ -27,39 +24,39 @@ def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> tuple[l
         {"name": file.name, "bytes": size, "sample_sha256": sample_sha256(file, size)}
         for file, size in zip(files, sizes, strict=True)
     ]
-    bytes_per_row = max(1, sum(sizes) // max(1, len(dataset)))
-    step = max(1, shard_bytes // bytes_per_row)
+    bytes_per_record = max(1, sum(sizes) // max(1, len(dataset)))
+    step = max(1, shard_bytes // bytes_per_record)
     parts = [
-        {
-            "reader": "saved",
-            "name": path.name if dataset.split is None else f"{path.name}/{split}",
-            "path": str(path),
-            "start": start,
-            "end": min(start + step, len(dataset)),
-            "first_row": start,
-            "size": bytes_per_row * (min(start + step, len(dataset)) - start),
-            "options": {"split": split},
-        }
+        Part(
+            reader="saved",
+            name=path.name if dataset.split is None else f"{path.name}/{split}",
+            path=str(path),
+            start=start,
+            end=min(start + step, len(dataset)),
+            first_record=start,
+            size=bytes_per_record * (min(start + step, len(dataset)) - start),
+            options={"split": split},
+        )
         for start in range(0, len(dataset), step)
     ]
-    return inputs, parts
+    return SourcePlan(parts, inputs, [])
 
 
-def read_saved(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
-    """Rows [part.start, part.end)."""
+def read_saved(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
+    """Records [part.start, part.end)."""
     dataset = _load(Path(part.path), part.options["split"]).select_columns([wanted.column]).with_format("arrow")
-    bytes_per_row = max(1, part.size // max(1, part.end - part.start))
-    batch_rows = max(1, min(LARGEST_BATCH_ROWS, wanted.batch_bytes // bytes_per_row))
-    for start in range(part.start, part.end, batch_rows):
-        values = _read_values(dataset, start, min(start + batch_rows, part.end), wanted.column, part.path)
-        yield build_batch(values, start - part.start, wanted.selection, bytes_per_row)
+    bytes_per_record = max(1, part.size // max(1, part.end - part.start))
+    batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
+    for start in range(part.start, part.end, batch_records):
+        values = _read_values(dataset, start, min(start + batch_records, part.end), wanted.column, part.path)
+        yield build_batch(values, start - part.start, wanted.selection, bytes_per_record)
 
 
 def _read_values(dataset: Dataset, start: int, end: int, column: str, path: str) -> list[Any]:
     try:
         table: Any = dataset[start:end]
     except Exception as error:  # as _load
-        raise UserError(f"{path}, row {start}: cannot be read: {error}") from error
+        raise UserError(f"{path}, record {start}: cannot be read: {error}") from error
     return column_values(table.column(column))
 
 

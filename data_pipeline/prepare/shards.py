@@ -1,32 +1,36 @@
-"""A part of a source to its shards, each with a record that says it is complete.
+"""Write the shards of a part, each with a note that says it is complete; and what parent and workers send each other.
 
-While a source is being prepared its folder holds `.work/<shard>.json`, the record of every complete shard, and
-`.work/<shard>.skipped.jsonl`, the rows left out of it. Both number rows from the part's first one: a part of a .jsonl
-does not know how many lines come before it. finish.py knows, when all parts are done.
+While a source is being prepared its folder holds `.work/<shard>.json`, the note on every complete shard, and
+`.work/<shard>.skipped.jsonl`, the records left out of it. Both number records from the part's first one: a part of a
+.jsonl does not know how many lines come before it. finish.py knows, once all parts are done.
 """
 
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from conf.system.errors import UserError
-from data_pipeline.prepare.encoders import RowEncoder, Segments, Skip
-from data_pipeline.prepare.plan import Part
-from data_pipeline.prepare.readers import RowBatch, Selection, Wanted, read_rows
-from data_pipeline.prepare.writer import ShardFacts, ShardWriter, writing
+from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, build_text_encoder
+from data_pipeline.prepare.part import Part, RecordBatch, Selection, Wanted
+from data_pipeline.prepare.plan import read_records
+from data_pipeline.prepare.writer import ShardContents, ShardWriter, writing
+from data_pipeline.storage.manifest import bin_path, index_path
 
 WORK_FOLDER = ".work"
 BATCH_BYTES = 1 << 18
+# Keys of a note that are spelled otherwise on disk, as in the first version of the format.
+KEYS_ON_DISK = {"contents": "facts", "first_record": "first_row", "end_record": "end_row", "num_records": "rows"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all parts of a source have in common. directory: of the dataset. See conf.schema for the rest."""
+    """Settings that all parts of a source share. directory: of the dataset. See conf.schema for the rest."""
 
     directory: Path
     kind: str
@@ -40,55 +44,85 @@ class Job:
 
     @property
     def wanted(self) -> Wanted:
-        """What to read. A batch is never cut, so it must not be larger than a shard."""
+        """Return what to read. A batch is never cut, so it must not be larger than a shard."""
         return Wanted(self.column, self.selection, min(BATCH_BYTES, self.shard_bytes))
+
+    def build_encoder(self) -> RecordEncoder:
+        """Build the encoder of this kind of documents. Raises UserError as its own builder does."""
+        if self.kind == "text":
+            return build_text_encoder(self.tokenizer_dir, self.mask_token)
+        # Imports transformers' template engine, which workers on texts need not wait for.
+        from data_pipeline.chat.encoder import build_chat_encoder
+
+        return build_chat_encoder(self.tokenizer_dir, self.mask_token, self.chat_template)
 
 
 @dataclass(frozen=True)
-class ShardRecord:
-    """A complete shard. first_row, end_row: counted from the part's first row. rows: taken, skipped ones included.
+class TokenizeTask:
+    """Tell a worker to tokenise a part from shard `shard_number` and record `skip` on; see tokenize_part."""
 
-    progress: of Part.size. is_last: whether the part ends here.
-    """
-
-    name: str
-    facts: ShardFacts
-    first_row: int
-    end_row: int
-    rows: int
-    skipped: dict[str, int]
-    progress: int
-    is_last: bool
+    part: Part
+    shard_number: int
+    skip: int
 
 
 @dataclass
 class Advance:
-    """What was done since the last report. progress: of Part.size. skipped: rows."""
+    """Report what was done since the last report. progress: of Part.size. skipped: records."""
 
     progress: int
     tokens: int
     skipped: int
 
 
-def shard_name(part: int, piece: int) -> str:
-    """Name of shard `piece` of part `part`; names sort in the order of the rows."""
-    return f"shard_{part:05d}_{piece:04d}"
+@dataclass(frozen=True)
+class Done:
+    """Report that a task is done."""
 
 
-def tokenize_part(
-    job: Job, part: Part, piece: int, skip: int, encoder: RowEncoder, report: Callable[[Advance], None]
-) -> None:
-    """Write the shards of `part`, from shard `piece` and row `skip` on (both 0 at first).
+@dataclass(frozen=True)
+class Failed:
+    """Report that a task failed. message: for users if is_user_error, else a traceback."""
 
-    report: is told after every batch.
+    message: str
+    is_user_error: bool
+
+
+@dataclass(frozen=True)
+class CompleteShard:
+    """Describe a shard that is on disk.
+
+    first_record, end_record: counted from the part's first record. num_records: taken, skipped ones included.
+    skipped: records left out, by reason. progress: of Part.size. is_last: whether the part ends here.
+    """
+
+    name: str
+    contents: ShardContents
+    first_record: int
+    end_record: int
+    num_records: int
+    skipped: dict[str, int]
+    progress: int
+    is_last: bool
+
+
+def shard_name(part: int, number: int) -> str:
+    """Return the name of shard `number` of part `part`; names sort in the order of the records."""
+    return f"shard_{part:05d}_{number:04d}"
+
+
+def tokenize_part(job: Job, task: TokenizeTask, encoder: RecordEncoder, report: Callable[[Advance], None]) -> None:
+    """Write the shards of the task's part, from its shard and record on (both 0 at first).
+
+    report: is called after every batch.
     Raises UserError if the input cannot be read or a shard cannot be written; complete shards stay.
     """
-    shard = _OpenShard(job, part, piece, skip)
+    shard = _OpenShard(job, task.part, task.shard_number, task.skip)
     try:
-        for batch in read_rows(part, job.wanted, skip):
-            if part.is_stream and shard.text_bytes >= job.shard_bytes:
+        for batch in read_records(task.part, job.wanted, task.skip):
+            if task.part.is_stream and shard.text_bytes >= job.shard_bytes:
                 shard.publish(is_last=False)
-                shard = _OpenShard(job, part, shard.piece + 1, shard.end_row)
+                shard = _OpenShard(job, task.part, shard.number + 1, shard.end_record)
             report(shard.add(batch, encoder))
         shard.publish(is_last=True)
     finally:
@@ -96,57 +130,56 @@ def tokenize_part(
 
 
 class _OpenShard:
-    """A shard being written."""
+    """A shard that is being written."""
 
-    def __init__(self, job: Job, part: Part, piece: int, first_row: int) -> None:
-        self.piece, self.end_row, self.text_bytes = piece, first_row, 0
-        self._job, self._part, self._first_row = job, part, first_row
-        self._name = shard_name(part.number, piece)
+    def __init__(self, job: Job, part: Part, number: int, first_record: int) -> None:
+        self.number, self.end_record, self.text_bytes = number, first_record, 0
+        self._job, self._part, self._first_record = job, part, first_record
+        self._name = shard_name(part.number, number)
         self._writer = ShardWriter(job.directory / self._name, job.dtype, job.kind == "chat")
         self._skipped_lines: list[bytes] = []
         self._skipped: Counter[str] = Counter()
-        self._rows = self._progress = 0
+        self._num_records = self._progress = 0
 
-    def add(self, batch: RowBatch, encoder: RowEncoder) -> Advance:
+    def add(self, batch: RecordBatch, encoder: RecordEncoder) -> Advance:
         """Encode and append the batch."""
         documents, skips = _encode(batch, encoder)
         tokens = self._writer.add(documents)
         for number, skip in skips:
             self._skipped[skip.reason] += 1
-            row = {"file": self._part.name, "row": number, "reason": skip.reason, "detail": skip.detail}
-            self._skipped_lines.append(orjson.dumps(row) + b"\n")
-        self.end_row = batch.end
+            line = {"file": self._part.name, "row": number, "reason": skip.reason, "detail": skip.detail}
+            self._skipped_lines.append(orjson.dumps(line) + b"\n")
+        self.end_record = batch.end
         self.text_bytes += batch.text_bytes
-        self._rows += len(batch.numbers)
+        self._num_records += len(batch.numbers)
         self._progress += batch.progress
         return Advance(batch.progress, tokens, len(skips))
 
     def publish(self, is_last: bool) -> None:
-        """Final names for the files, then the record that says they are complete."""
-        facts = self._writer.publish()
-        work = self._job.directory / WORK_FOLDER
-        record = ShardRecord(
+        """Give the files their final names, then write the note that says they are complete."""
+        shard = CompleteShard(
             name=self._name,
-            facts=facts,
-            first_row=self._first_row,
-            end_row=self.end_row,
-            rows=self._rows,
+            contents=self._writer.publish(),
+            first_record=self._first_record,
+            end_record=self.end_record,
+            num_records=self._num_records,
             skipped=dict(sorted(self._skipped.items())),
             progress=self._progress,
             is_last=is_last,
         )
-        with writing(work):
+        with writing(self._job.directory / WORK_FOLDER):
             if self._skipped_lines:
                 atomic_write_bytes(skipped_path(self._job.directory, self._name), b"".join(self._skipped_lines))
-            atomic_write_text(_record_path(self._job.directory, self._name), json.dumps(asdict(record)) + "\n")
+            note = {KEYS_ON_DISK.get(key, key): value for key, value in asdict(shard).items()}
+            atomic_write_text(_note_path(self._job.directory, self._name), json.dumps(note) + "\n")
 
     def discard(self) -> None:
         """Remove what was not published."""
         self._writer.discard()
 
 
-def _encode(batch: RowBatch, encoder: RowEncoder) -> tuple[list[Segments], list[tuple[int, Skip]]]:
-    """Documents in order, and (row, reason) of the rows without one."""
+def _encode(batch: RecordBatch, encoder: RecordEncoder) -> tuple[list[DocumentTokens], list[tuple[int, Skip]]]:
+    """Return the documents in order, and (number, reason) of the records without one."""
     readable = [value for value in batch.values if not isinstance(value, Skip)]
     encoded = iter(encoder.encode(readable))
     results = [value if isinstance(value, Skip) else next(encoded) for value in batch.values]
@@ -155,25 +188,23 @@ def _encode(batch: RowBatch, encoder: RowEncoder) -> tuple[list[Segments], list[
     return documents, [(number, result) for number, result in numbered if isinstance(result, Skip)]
 
 
-def load_records(directory: Path, part: int) -> list[ShardRecord]:
-    """Records of the complete shards of a part, from its first one to the first that is missing."""
-    records: list[ShardRecord] = []
-    while (path := _record_path(directory, shard_name(part, len(records)))).exists():
-        values = json.loads(path.read_text(encoding="utf-8"))
-        record = ShardRecord(**values | {"facts": ShardFacts(**values["facts"])})
-        records.append(record)
-        if record.is_last:
+def load_complete_shards(directory: Path, part: int) -> list[CompleteShard]:
+    """Return the complete shards of a part, from its first one to the first that is missing."""
+    shards: list[CompleteShard] = []
+    while (path := _note_path(directory, shard_name(part, len(shards)))).exists():
+        shards.append(_read_note(json.loads(path.read_text(encoding="utf-8"))))
+        if shards[-1].is_last:
             break
-    return records
+    return shards
 
 
 def check_files(prefix: Path, documents: int, tokens: int, dtype_bytes: int) -> None:
-    """Raises UserError if the `.bin`/`.idx` pair at `prefix` is not as large as its manifest implies."""
+    """Raise UserError if the `.bin`/`.idx` pair at `prefix` is not as large as its manifest implies."""
     if not documents:
         return
-    bin_file, index_file = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
-    complete = bin_file.is_file() and index_file.is_file() and bin_file.stat().st_size == tokens * dtype_bytes
-    if not complete:
+    tokens_file = bin_path(prefix)
+    complete = tokens_file.is_file() and index_path(prefix).is_file()
+    if not complete or tokens_file.stat().st_size != tokens * dtype_bytes:
         raise UserError(
             f"the files of {prefix} were changed after they were made: delete the folder {prefix.parent} and prepare "
             "the data again"
@@ -181,9 +212,15 @@ def check_files(prefix: Path, documents: int, tokens: int, dtype_bytes: int) -> 
 
 
 def skipped_path(directory: Path, name: str) -> Path:
-    """Rows left out of a shard of an unfinished dataset."""
+    """Return the path of the list of records left out of a shard of an unfinished dataset."""
     return directory / WORK_FOLDER / f"{name}.skipped.jsonl"
 
 
-def _record_path(directory: Path, name: str) -> Path:
+def _read_note(note: dict[str, Any]) -> CompleteShard:
+    values: dict[str, Any] = {item.name: note[KEYS_ON_DISK.get(item.name, item.name)] for item in fields(CompleteShard)}
+    values["contents"] = ShardContents(**values["contents"])
+    return CompleteShard(**values)
+
+
+def _note_path(directory: Path, name: str) -> Path:
     return directory / WORK_FOLDER / f"{name}.json"

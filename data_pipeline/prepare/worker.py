@@ -1,4 +1,4 @@
-"""A worker process: takes tasks from the pipe it was started with, one after another, until the pipe closes.
+"""Run a worker process: it takes tasks from the pipe it was started with, one after another, until the pipe closes.
 
 Started as `python -m data_pipeline.prepare.worker FD` by pool.py. It imports no torch and encodes on one thread. When
 the parent is gone, the next report fails and the worker ends.
@@ -10,15 +10,14 @@ import traceback
 from multiprocessing.connection import Connection
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.encoders import RowEncoder, build_encoder
-from data_pipeline.prepare.messages import Done, Failed, TokenizeTask
-from data_pipeline.prepare.shards import Advance, Job, tokenize_part
+from data_pipeline.encoder import RecordEncoder
+from data_pipeline.prepare.shards import Advance, Done, Failed, Job, TokenizeTask, tokenize_part
 
 REPORT_SECONDS = 0.2
 
 
 class _Reporter:
-    """Sums up what is reported and sends it now and then."""
+    """Add up what is reported and send the sum now and then."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -46,13 +45,15 @@ def main(descriptor: int) -> None:
     connection = Connection(descriptor)
     try:
         job: Job = connection.recv()
-        encoder: RowEncoder | None = None
+        encoder: RecordEncoder | None = None
         while True:
             task: TokenizeTask = connection.recv()
             try:
                 if encoder is None:
-                    encoder = build_encoder(job.kind, job.tokenizer_dir, job.mask_token, job.chat_template)
-                _do(task, job, encoder, connection)
+                    encoder = job.build_encoder()
+                reporter = _Reporter(connection)
+                tokenize_part(job, task, encoder, reporter)
+                reporter.flush()
                 connection.send(Done())
             except UserError as error:
                 connection.send(Failed(str(error), is_user_error=True))
@@ -60,12 +61,6 @@ def main(descriptor: int) -> None:
         return  # the parent has no more to do, or is gone
     except BaseException:
         connection.send(Failed(traceback.format_exc(), is_user_error=False))
-
-
-def _do(task: TokenizeTask, job: Job, encoder: RowEncoder, connection: Connection) -> None:
-    report = _Reporter(connection)
-    tokenize_part(job, task.part, task.piece, task.skip, encoder, report)
-    report.flush()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""One `.bin`/`.idx` pair in megatron-core's format, written without megatron-core: workers start fast and stay small.
-
-The `.bin` file is the tokens of all sequences back to back; index_format describes the `.idx` file.
-"""
+"""Write one `.bin`/`.idx` pair in megatron-core's format (see storage/index_file.py)."""
 
 import hashlib
 import os
@@ -16,22 +13,14 @@ import numpy as np
 
 from conf.system.atomic import atomic_write_bytes, own_partial_path
 from conf.system.errors import UserError
-from data_pipeline.prepare.encoders import Segments
-from data_pipeline.storage.index_format import INDEX_HEADER, INDEX_MAGIC, INDEX_VERSION
+from data_pipeline.encoder import DocumentTokens
+from data_pipeline.storage.index_file import encode_index
 from data_pipeline.storage.manifest import bin_path, index_path
-
-DTYPE_CODES = {"int32": 4, "uint16": 8}  # megatron-core's DType
-LARGEST_UINT16_VOCABULARY = 65499  # megatron-core's DType.optimal_dtype
-
-
-def choose_dtype(vocab_size: int) -> str:
-    """numpy name of the narrowest integer that megatron-core stores ids of a vocabulary in."""
-    return "uint16" if vocab_size <= LARGEST_UINT16_VOCABULARY else "int32"
 
 
 @dataclass(frozen=True)
-class ShardFacts:
-    """What a shard manifest says of the tokens; see data_pipeline.manifest.ShardManifest."""
+class ShardContents:
+    """What a shard holds; see storage.manifest.ShardManifest."""
 
     documents: int
     tokens: int
@@ -61,7 +50,7 @@ class ShardWriter:
         with writing(self._path):
             self._file = open(self._path, "wb")  # noqa: SIM115 (closed by publish or discard)
 
-    def add(self, documents: list[Segments]) -> int:
+    def add(self, documents: list[DocumentTokens]) -> int:
         """Append documents; returns their number of tokens."""
         lengths = [len(segment) for document in documents for segment in document]
         count = sum(lengths)
@@ -81,14 +70,15 @@ class ShardWriter:
         self._scored_tokens += sum(len(s) for d in documents for s in d[1::2]) if self._is_chat else count
         return count
 
-    def publish(self) -> ShardFacts:
+    def publish(self) -> ShardContents:
         """Complete files under their final names; a shard without a document leaves no file."""
-        index = b"".join(self._index_pieces())
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)
+        index = encode_index(self._dtype, lengths, np.frombuffer(self._segments_per_document, dtype=np.int32))
         if not self._tokens:
             self.discard()
         else:
             self._publish_files(index)
-        return ShardFacts(
+        return ShardContents(
             documents=len(self._segments_per_document),
             tokens=self._tokens,
             scored_tokens=self._scored_tokens,
@@ -111,18 +101,6 @@ class ShardWriter:
             self._file.close()
             os.replace(self._path, bin_path(self._prefix))
             atomic_write_bytes(index_path(self._prefix), index)  # flushes the directory too
-
-    def _index_pieces(self) -> Iterator[bytes]:
-        lengths = np.frombuffer(self._lengths, dtype=np.int32)
-        offsets = np.zeros(len(lengths), dtype=np.int64)
-        np.cumsum(lengths[:-1], out=offsets[1:])
-        documents = np.zeros(len(self._segments_per_document) + 1, dtype=np.int64)
-        np.cumsum(np.frombuffer(self._segments_per_document, dtype=np.int32), out=documents[1:])
-        code = DTYPE_CODES[self._dtype.name]
-        yield INDEX_HEADER.pack(INDEX_MAGIC, INDEX_VERSION, code, len(lengths), len(documents))
-        yield lengths.tobytes()
-        yield (offsets * self._dtype.itemsize).tobytes()
-        yield documents.tobytes()
 
 
 @contextmanager

@@ -10,12 +10,26 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
 
 HASH_PIECE_BYTES = 1 << 22
+NUM_SAMPLED_CHUNKS, SAMPLED_CHUNK_BYTES = 64, 1 << 16
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
+# Keys whose spelling on disk is that of the first data folders, which must stay readable. For the same reason `source`
+# and `settings` say `rows` and `num_rows` where the code speaks of records.
+KEYS_ON_DISK = {
+    "block_padding_token_id": "completion_token_id",
+    "first_record": "first_row",
+    "end_record": "end_row",
+}
+
+
+# Sizes (bytes) and modification times (ns) of the two files of a shard: while they stay, the files are taken to stay.
+Stamp = list[int]
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class ShardManifest:
     max_token_id: largest id, so that a vocabulary can be checked without reading the tokens.
     longest_document: tokens.
     sha256: of the `.bin` file. index_sha256: of the `.idx` file.
-    input: name of the file (or hub shard) it was made of. first_row, end_row: rows [first, end) of that input.
+    input: name of the file (or hub shard) it was made of. first_record, end_record: records [first, end) of that input.
     skipped: number of rows left out, by reason.
     """
 
@@ -41,8 +55,8 @@ class ShardManifest:
     sha256: str
     index_sha256: str
     input: str
-    first_row: int
-    end_row: int
+    first_record: int
+    end_record: int
     skipped: dict[str, int] = field(default_factory=dict)
 
 
@@ -118,15 +132,29 @@ def compute_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def sample_sha256(path: Path, size: int) -> str:
+    """Hexadecimal SHA-256 of the size of a file and of pieces spread over it, all of a small one."""
+    stride = max(SAMPLED_CHUNK_BYTES, size // NUM_SAMPLED_CHUNKS)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for start in range(0, size, stride):
+            file.seek(start)
+            digest.update(file.read(SAMPLED_CHUNK_BYTES))
+    return digest.hexdigest()
+
+
 def save_shard_manifest(prefix: Path | str, manifest: ShardManifest) -> None:
     """Write `<prefix>.json`, which declares the shard complete."""
-    atomic_write_text(shard_manifest_path(prefix), json.dumps(asdict(manifest), indent=2) + "\n")
+    atomic_write_text(shard_manifest_path(prefix), json.dumps(_to_disk(manifest), indent=2) + "\n")
 
 
 def save_manifest(directory: Path | str, manifest: DatasetManifest) -> None:
     """Write `manifest.json`, which declares the dataset complete."""
+    shards = [_to_disk(shard) for shard in manifest.shards]
     totals = {"documents": manifest.documents, "tokens": manifest.tokens}
-    atomic_write_text(manifest_path(directory), json.dumps(totals | asdict(manifest), indent=2) + "\n")
+    atomic_write_text(
+        manifest_path(directory), json.dumps(totals | _to_disk(manifest) | {"shards": shards}, indent=2) + "\n"
+    )
 
 
 def load_manifest(directory: Path | str) -> DatasetManifest:
@@ -149,5 +177,67 @@ def load_manifest(directory: Path | str) -> DatasetManifest:
         ) from error
 
 
+def _to_disk(manifest: ShardManifest | DatasetManifest) -> dict[str, Any]:
+    return {KEYS_ON_DISK.get(key, key): value for key, value in asdict(manifest).items()}
+
+
 def _read[T](kind: type[T], values: dict[str, Any]) -> T:
-    return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
+    names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: values[KEYS_ON_DISK.get(name, name)] for name in names})
+
+
+def stamp_shard(directory: Path, shard: ShardManifest, dtype: str) -> Stamp:
+    """Sizes and times of a shard's files. Raises UserError if one is gone or the tokens have another size."""
+    prefix = directory / shard.name
+    stamp: Stamp = []
+    for path in (bin_path(prefix), index_path(prefix)):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            raise UserError(
+                f"{path} does not exist, but {manifest_path(directory)} lists it: {remedy(directory)}"
+            ) from None
+        stamp += [found.st_size, found.st_mtime_ns]
+    expected = shard.tokens * np.dtype(dtype).itemsize
+    if stamp[0] != expected:
+        raise UserError(
+            f"{bin_path(prefix)} has {stamp[0]} bytes, {manifest_path(directory)} describes {expected}: the shard was "
+            f"changed after it was written; {remedy(directory)}"
+        )
+    return stamp
+
+
+def is_newer_than_manifest(directory: Path, shard: ShardManifest) -> bool:
+    """Whether a file of the shard was written after the shard's own manifest, as none is by prepare."""
+    prefix = directory / shard.name
+    try:
+        written = shard_manifest_path(prefix).stat().st_mtime_ns
+    except FileNotFoundError:
+        return True
+    return any(path.stat().st_mtime_ns > written for path in (bin_path(prefix), index_path(prefix)))
+
+
+def check_shard_files(directory: Path, shard: ShardManifest, dtype: str) -> None:
+    """Raises UserError if a shard's files are gone or are not what the manifest describes.
+
+    Their contents are read only if they are newer than the shard's own manifest.
+    """
+    stamp_shard(directory, shard, dtype)
+    if is_newer_than_manifest(directory, shard):
+        verify_shard(directory, shard)
+
+
+def verify_shard(directory: Path, shard: ShardManifest) -> None:
+    """Raises UserError if a shard's tokens or index have another SHA-256 than its manifest says; reads all of them."""
+    prefix = directory / shard.name
+    for path, expected in ((bin_path(prefix), shard.sha256), (index_path(prefix), shard.index_sha256)):
+        if compute_sha256(path) != expected:
+            raise UserError(
+                f"{path} is not what {manifest_path(directory)} describes (its SHA-256 differs): the shard was changed "
+                f"after it was written; {remedy(directory)}"
+            )
+
+
+def remedy(directory: Path) -> str:
+    """What to do about a dataset that was changed."""
+    return f"delete {directory} and prepare the data again, or bring back the former files."

@@ -14,13 +14,10 @@ from transformers import Ministral3Config, Mistral3Config, Mistral3ForConditiona
 
 from conf.schema import DataConfig, ModelConfig, RunConfig
 from conf.system.atomic import atomic_directory, atomic_write_text
-from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.prepare.run import prepare_sources
-from data_pipeline.standard_library import load_standard_library
-from data_pipeline.storage.jsonl import write_jsonl
-from data_pipeline.storage.stored import StoredTokens
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
-from data_pipeline.unigram import unigram_entropy
+from data_pipeline.storage.tokens import StoredTokens
+from data_pipeline.toy.corpus import load_docstring_chats, load_standard_library, write_jsonl
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer, unigram_entropy
 from launch.quickstart.folder import QuickstartFolder
 
 PAD_TOKEN_ID = 11  # as released; an importer must not take it for a padding row of the embedding

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from conf.system.errors import UserError
-from data_pipeline.blending.blend_order import BlendOrder, SourceOrder
+from data_pipeline.order import BlendOrder, SourceOrder
 from model.checkpoint.layout import CheckpointManifest
 from pretrain.run.data import RunData
 

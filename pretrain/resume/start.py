@@ -11,7 +11,7 @@ from typing import Any
 from conf.composition.renamed import RUN_RENAMES
 from conf.schema import Objective, ResumeMode, RunConfig
 from conf.system.errors import UserError
-from data_pipeline.blending.blend_order import BlendOrder
+from data_pipeline.order import BlendOrder
 from model.checkpoint.checksums import SUMS_NAME
 from model.checkpoint.layout import (
     CheckpointManifest,

@@ -10,10 +10,9 @@ from conf.schema import DocumentKind, Objective, RunConfig, SourceConfig
 from conf.system.atomic import atomic_directory
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
-from data_pipeline.blending.blend import Blend, build_blend
-from data_pipeline.dataset import TokenDataset
+from data_pipeline.dataset import Blend, TokenDataset, build_blend
 from data_pipeline.packing.form import build_sequence_form
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.storage.tokens import StoredTokens
 from model.checkpoint.layout import tokenizer_directory
 from model.convert.hf_target import CHAT_TEMPLATE_NAME, write_chat_format
 from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files

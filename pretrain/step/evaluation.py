@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 
 from conf.schema import Objective
 from data_pipeline.batch import Batch
-from data_pipeline.blending.blend import Blend
+from data_pipeline.dataset import Blend
 from pretrain.objective.losses import LossStats
 from pretrain.step.microbatches import MicrobatchBuilder
 from pretrain.step.schedule import run_schedule

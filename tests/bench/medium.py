@@ -11,9 +11,8 @@ from pathlib import Path
 
 from conf.composition.compose import compose_run_config
 from data_pipeline.prepare.run import prepare_sources
-from data_pipeline.standard_library import TextSplit, load_standard_library
-from data_pipeline.storage.jsonl import write_jsonl
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.corpus import TextSplit, load_standard_library, write_jsonl
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from pretrain.reporting.metrics import load_metrics
 from tests.bench.processes import run_all
 

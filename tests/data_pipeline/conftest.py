@@ -9,7 +9,7 @@ import pytest
 
 from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
 from data_pipeline.prepare.run import prepare_source
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}  # the {i}th of them\n" * 4 for i in range(40)]
 SHARD_BYTES = 3000  # the texts become several shards

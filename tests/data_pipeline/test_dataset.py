@@ -12,9 +12,8 @@ import pytest
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.storage.manifest import bin_path, index_path, load_manifest, manifest_path
-from data_pipeline.storage.shard_files import verify_shard
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.storage.manifest import bin_path, index_path, load_manifest, manifest_path, verify_shard
+from data_pipeline.storage.tokens import StoredTokens
 from tests.helpers.stored import random_texts, write_dataset, write_pair
 
 FORM = SequenceForm(32, 8, 8)
@@ -162,7 +161,7 @@ def test_a_copied_dataset_is_read_once_and_then_trusted(own_dataset_dir: Path, m
         file.touch()
     verified = []
     monkeypatch.setattr(
-        "data_pipeline.storage.stored.verify_shard", lambda directory, shard: verified.append(shard.name)
+        "data_pipeline.storage.tokens.verify_shard", lambda directory, shard: verified.append(shard.name)
     )
     for _ in range(2):
         open_dataset(own_dataset_dir)

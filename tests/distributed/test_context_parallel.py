@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor
 
 from conf.composition.compose import compose_size
-from data_pipeline.standard_library import load_standard_library
+from data_pipeline.toy.corpus import load_standard_library
 from launch.plan.communication import clean_keys_bytes, estimate_traffic
 from launch.plan.shape import build_shape
 from model.attention.context import CHUNK_ROWS

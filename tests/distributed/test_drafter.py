@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.toy.corpus import write_jsonl
 from tests.helpers.processes import kill_when, load_lines, train_many
 from tests.helpers.tiny_exports import TEXT, save_tiny_export
 

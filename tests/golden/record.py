@@ -10,7 +10,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import (
     CHAT_SEQUENCE_LENGTH,

@@ -1,7 +1,5 @@
 """Losses of short runs stay those that were written down."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.golden.record import STAGES, load_golden, record_losses

@@ -68,8 +68,8 @@ def _write_shard(directory: Path, number: int, documents: list[Document]) -> Sha
         sha256=compute_sha256(bin_path(prefix)),
         index_sha256=compute_sha256(index_path(prefix)),
         input="test",
-        first_row=0,
-        end_row=len(documents),
+        first_record=0,
+        end_record=len(documents),
     )
     save_shard_manifest(prefix, manifest)
     return manifest

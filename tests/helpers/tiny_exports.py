@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from data_pipeline.chat.template import load_chat_template
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.toy.tokenizer import train_tokenizer
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 

@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.prepare.run import prepare_source
-from data_pipeline.standard_library import load_standard_library
-from data_pipeline.storage.jsonl import write_jsonl
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.corpus import load_docstring_chats, load_standard_library, write_jsonl
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 384
 SEQUENCE_LENGTH, CHAT_SEQUENCE_LENGTH = 64, 192

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data_pipeline.permutation import derive_key
+from data_pipeline.order import derive_key
 from lora.blocks import (
     DraftBatch,
     build_block_mask,

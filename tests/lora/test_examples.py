@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.toy.corpus import write_jsonl
 from lora.examples import StoredExamples, open_examples, select_examples, split_heldout
 from lora.rows import prepare_examples
 from tests.helpers.stored import random_chats, random_texts, write_dataset

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.schema.drafter import AnswersConfig, AnswerSource
 from conf.system.errors import UserError
-from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.toy.corpus import write_jsonl
 from lora.answers import AnswerPlan, answer_prompts, load_answers, plan_answers
 from lora.examples import select_examples, split_heldout
 from lora.prompts import RowPrompts, find_prompt_files, open_row_prompts

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from conf.schema import AttentionBackend, Dtype, ParallelConfig, PrecisionConfig
-from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.chat.template import CHATML_PATH
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.sequence import Segments, lay_out, stack_rows
+from data_pipeline.toy.corpus import load_docstring_chats
 from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder
 from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint

@@ -10,15 +10,12 @@ from statistics import median
 from typing import Any
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.blending.blend import build_blend
-from data_pipeline.chat.docstrings import load_docstring_chats
-from data_pipeline.dataset import TokenDataset
+from data_pipeline.dataset import TokenDataset, build_blend
 from data_pipeline.loader import BatchLoader
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.prepare.run import prepare_source
-from data_pipeline.standard_library import load_standard_library
-from data_pipeline.storage.jsonl import write_jsonl
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.corpus import load_docstring_chats, load_standard_library, write_jsonl
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from pretrain.reporting.metrics import load_metrics
 
 VOCAB_SIZE = 384

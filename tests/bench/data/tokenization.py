@@ -13,8 +13,8 @@ from typing import Any
 from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
 from data_pipeline.prepare.pool import num_cores
 from data_pipeline.prepare.run import prepare_source
-from data_pipeline.standard_library import load_standard_library
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.corpus import load_standard_library
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 16384
 NUM_PAIRS, NUM_COPIES = 5, 6  # copies of the standard library's sources (7 MB each)

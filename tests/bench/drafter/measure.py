@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.toy.corpus import write_jsonl
 from lora.evaluate.report import REPORT_FILE
 from pretrain.reporting.metrics import load_metrics
 from tests.bench.drafter.variants import Variant

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_pipeline.chat.encoder import ChatEncoder, build_chat_encoder
 from data_pipeline.chat.template import CHATML_PATH
-from data_pipeline.tokenizer import MASK_TOKEN, save_tokenizer, train_tokenizer
+from data_pipeline.toy.tokenizer import MASK_TOKEN, save_tokenizer, train_tokenizer
 
 TEXTS = [f"What does function_{i}(x) do?\nIt returns x + {i}, which is the {i}th answer.\n" for i in range(40)]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "zwei\nGröße <&>"}}}

@@ -12,8 +12,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from data_pipeline.chat.encoder import ChatEncoder, build_chat_encoder
 from data_pipeline.chat.template import CHATML_PATH
-from data_pipeline.prepare.encoders import Skip, build_encoder
-from data_pipeline.tokenizer import MASK_TOKEN
+from data_pipeline.encoder import Skip
+from data_pipeline.toy.corpus import load_docstring_chats
+from data_pipeline.toy.tokenizer import MASK_TOKEN
 from tests.data_pipeline.chat.conftest import CHATS
 
 IMPORT_PROBE = """
@@ -69,10 +70,10 @@ def test_no_token_spans_the_boundary_between_prompt_and_answer(
     assert chat_tokenizer.decode(answer) == "\n\n  b<|im_end|>"
 
 
-def test_a_batch_keeps_its_order_around_skipped_rows(encoder: ChatEncoder) -> None:
+def test_a_batch_keeps_its_order_around_skipped_records(encoder: ChatEncoder) -> None:
     chats = list(CHATS.values())
-    rows = [None, *chats, [], "text", chats[0]]
-    result = encoder.encode(rows)
+    records = [None, *chats, [], "text", chats[0]]
+    result = encoder.encode(records)
     assert [isinstance(item, Skip) for item in result] == [True, *[False] * len(chats), True, True, False]
     assert result[1:-3] == [encode_one(encoder, chat) for chat in chats]
     assert encoder.encode([]) == []
@@ -93,7 +94,7 @@ def test_settings_name_the_template(encoder: ChatEncoder, base_tokenizer_dir: Pa
     assert settings["chat_template"] == CHATML_PATH.read_text(encoding="utf-8")
     assert json.loads(json.dumps(settings)) == settings
     (tmp_path / "mine.jinja").write_text(CHATML_PATH.read_text() + "{# mine #}")
-    other = build_encoder("chat", base_tokenizer_dir, MASK_TOKEN, str(tmp_path / "mine.jinja"))
+    other = build_chat_encoder(base_tokenizer_dir, MASK_TOKEN, str(tmp_path / "mine.jinja"))
     assert other.settings() != settings
 
 
@@ -115,3 +116,9 @@ def test_encoding_chats_imports_neither_torch_nor_configuration_libraries(base_t
 def test_long_chats_are_encoded_whole(encoder: ChatEncoder, length: int) -> None:
     segments = encode_one(encoder, CHATS["one turn"] * length)
     assert len(segments) == 2 * length
+
+
+def test_every_docstring_chat_can_be_encoded(encoder: ChatEncoder) -> None:
+    split = load_docstring_chats()
+    chats = split.train[::10] + split.heldout
+    assert [item for item in encoder.encode(chats) if isinstance(item, Skip)] == []

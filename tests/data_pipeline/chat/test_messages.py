@@ -7,10 +7,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from data_pipeline.chat.messages import read_chat
-from data_pipeline.chat.reserved import ReservedTokens, find_reserved_tokens
-from data_pipeline.prepare.encoders import Skip
-from data_pipeline.tokenizer import MASK_TOKEN, reserved_tokens
+from data_pipeline.chat.messages import ReservedTokens, find_reserved_tokens, read_chat
+from data_pipeline.encoder import Skip
+from data_pipeline.toy.tokenizer import MASK_TOKEN, reserved_tokens
 
 USER = {"role": "user", "content": "What?"}
 ANSWER = {"role": "assistant", "content": "That."}

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.chat.docstrings import load_docstring_chats
 from data_pipeline.inspect.__main__ import main
 from data_pipeline.prepare.run import prepare_source
-from data_pipeline.storage.jsonl import write_jsonl
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.corpus import load_docstring_chats, write_jsonl
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from tests.helpers.stored import random_chats, random_texts, write_dataset, write_pair
 
 

@@ -6,7 +6,7 @@ import pytest
 import data_pipeline.inspect.lengths as lengths_module
 from data_pipeline.inspect.lengths import count_lengths
 from data_pipeline.inspect.statistics import count_tokens, describe_bytes, describe_data, describe_vocabulary
-from data_pipeline.storage.stored import StoredTokens
+from data_pipeline.storage.tokens import StoredTokens
 from tests.helpers.stored import Document, random_chats, random_texts, write_dataset, write_pair
 
 

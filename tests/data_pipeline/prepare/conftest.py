@@ -55,7 +55,7 @@ def workshop(tmp_path: Path, tokenizer_dir: Path) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def rows(texts: list[str]) -> list[dict[str, str]]:
+def records(texts: list[str]) -> list[dict[str, str]]:
     return [{"id": str(i), "text": text} for i, text in enumerate(texts)]
 
 

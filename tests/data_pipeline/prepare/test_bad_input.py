@@ -10,16 +10,16 @@ import pytest
 import zstandard
 
 from conf.system.errors import UserError
-from data_pipeline.prepare import readers
-from data_pipeline.prepare.encoders import Skip
-from data_pipeline.prepare.plan import build_plan
-from data_pipeline.prepare.readers import Selection, Wanted, read_rows
+from data_pipeline.encoder import Skip
+from data_pipeline.prepare import jsonl
+from data_pipeline.prepare.part import Selection, Wanted
+from data_pipeline.prepare.plan import plan_source, read_records
 
 GOOD = [{"text": f"line number {i}"} for i in range(200)]
 GOOD_LINE = json.dumps(GOOD[0]).encode() + b"\n"
 BAD_LINES = {
     "broken JSON": b'{"text": "a',
-    "row is no JSON object": b'["text"]',
+    "record is no JSON object": b'["text"]',
     "no column 'text'": b'{"body": "a"}',
     "null text": b'{"text": null}',
     "text is not a string": b'{"text": 3}',
@@ -28,11 +28,11 @@ BAD_LINES = {
 }
 
 
-def lines_of(rows: list[dict]) -> list[bytes]:
-    return [json.dumps(row).encode() for row in rows]
+def lines_of(records: list[dict]) -> list[bytes]:
+    return [json.dumps(record).encode() for record in records]
 
 
-def skipped_rows(workshop) -> list[dict]:
+def skipped_records(workshop) -> list[dict]:
     return [json.loads(line) for line in (workshop.output / "skipped.jsonl").read_text().splitlines()]
 
 
@@ -41,27 +41,27 @@ def test_bad_lines_are_counted_and_listed_with_file_and_line(workshop, suffix) -
     lines = lines_of(GOOD)
     for place, line in enumerate(BAD_LINES.values()):
         lines.insert(20 * place + 1, line)
-    lines.insert(3, b"  ")  # blank: no row, no error
+    lines.insert(3, b"  ")  # blank: no record, no error
     packed = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix.removeprefix(".jsonl")]
     workshop.write("a" + suffix, packed(b"\n".join(lines)))
     report = workshop.prepare(max_skipped_share=0.1, shard_bytes=700)
     assert report.manifest.documents == len(GOOD)
     assert report.skipped == dict.fromkeys(sorted(BAD_LINES), 1)
-    found = [(row["file"], row["line"], row["reason"]) for row in skipped_rows(workshop)]
+    found = [(record["file"], record["line"], record["reason"]) for record in skipped_records(workshop)]
     assert found == [("a" + suffix, lines.index(line) + 1, reason) for reason, line in BAD_LINES.items()]
     assert report.manifest.source["num_rows"] == len(GOOD) + len(BAD_LINES)
 
 
 def test_more_than_the_allowed_share_is_an_error_that_a_larger_share_resolves(workshop) -> None:
     workshop.write("a.jsonl", b"\n".join([*lines_of(GOOD), b"{"]))
-    with pytest.raises(UserError, match=r"1 of 201 rows.*max_skipped_share=0.001(.|\n)*a.jsonl:201: broken JSON"):
+    with pytest.raises(UserError, match=r"1 of 201 records.*max_skipped_share=0.001(.|\n)*a.jsonl:201: broken JSON"):
         workshop.prepare()
     times = {path: path.stat().st_mtime_ns for path in workshop.output.glob("*.bin")}
     assert workshop.prepare(max_skipped_share=0.01).skipped == {"broken JSON": 1}
     assert times == {path: path.stat().st_mtime_ns for path in workshop.output.glob("*.bin")}
 
 
-def test_bad_rows_at_the_beginning_do_not_end_a_run_that_is_good_in_all(workshop) -> None:
+def test_bad_records_at_the_beginning_do_not_end_a_run_that_is_good_in_all(workshop) -> None:
     workshop.write("a.jsonl", b"\n".join([b"{" * 600] * 150 + lines_of(GOOD) * 15))
     report = workshop.prepare(shard_bytes=20_000, max_skipped_share=0.1)
     assert report.skipped == {"broken JSON": 150}
@@ -70,17 +70,17 @@ def test_bad_rows_at_the_beginning_do_not_end_a_run_that_is_good_in_all(workshop
 @pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
 @pytest.mark.parametrize("shard_bytes", [100, 1000, 100_000])
 def test_a_line_that_is_too_long_is_skipped_without_being_held(workshop, suffix, shard_bytes, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "LARGEST_LINE_BYTES", 500)
-    monkeypatch.setattr(readers, "READ_PIECE_BYTES", 100)
+    monkeypatch.setattr(jsonl, "LARGEST_LINE_BYTES", 500)
+    monkeypatch.setattr(jsonl, "READ_CHUNK_BYTES", 100)
     long_line = json.dumps({"text": "a" * 1000}).encode()
     content = b"\n".join([long_line, *lines_of(GOOD[:5]), long_line, *lines_of(GOOD[5:10]), long_line])
     path = workshop.write("a" + suffix, gzip.compress(content) if suffix.endswith("gz") else content)
     values = []
-    for part in build_plan(workshop.source().input, "text", shard_bytes).parts:
-        for batch in read_rows(part, Wanted("text", Selection("all", 2), 2000), skip=0):
+    for part in plan_source(workshop.source().input, "text", shard_bytes).parts:
+        for batch in read_records(part, Wanted("text", Selection("all", 2), 2000), skip=0):
             values += batch.values
     too_long = Skip("line too long", "more than 500 bytes")
-    texts = [row["text"] for row in GOOD[:10]]
+    texts = [record["text"] for record in GOOD[:10]]
     assert values == [too_long, *texts[:5], too_long, *texts[5:], too_long], path
 
 
@@ -89,12 +89,12 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(workshop, content) -> 
     path = workshop.write("a.jsonl", GOOD_LINE + b'{"text": "b"}\n')
     for shard_bytes in (1, 1000):
         path.write_bytes(GOOD_LINE + b'{"text": "b"}\n')
-        *_, part = build_plan(workshop.source().input, "text", shard_bytes).parts
+        *_, part = plan_source(workshop.source().input, "text", shard_bytes).parts
         path.write_bytes(content)
         if len(content) == part.end - part.start:
             continue
         with pytest.raises(UserError, match=r"a.jsonl changed while it was read"):
-            list(read_rows(part, Wanted("text", Selection("all", 2), 2000), skip=0))
+            list(read_records(part, Wanted("text", Selection("all", 2), 2000), skip=0))
 
 
 def test_a_window_larger_than_zstandard_allows_by_itself_is_read(workshop) -> None:
@@ -120,11 +120,14 @@ def test_a_wrong_column_is_an_error_that_lists_the_columns(workshop) -> None:
         workshop.prepare(input_={"files": str(workshop.folder / "b.parquet")})
 
 
-def test_parquet_nulls_and_broken_utf8_are_skipped_by_row(workshop) -> None:
+def test_parquet_nulls_and_broken_utf8_are_skipped_by_record(workshop) -> None:
     broken = pa.array([b"good", None, b"\xff", b"good"], pa.binary()).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": broken}), workshop.write("a.parquet", b""))
     assert workshop.prepare(max_skipped_share=0.5).skipped == {"invalid UTF-8": 1, "null text": 1}
-    assert [(row["row"], row["reason"]) for row in skipped_rows(workshop)] == [(1, "null text"), (2, "invalid UTF-8")]
+    assert [(record["row"], record["reason"]) for record in skipped_records(workshop)] == [
+        (1, "null text"),
+        (2, "invalid UTF-8"),
+    ]
 
 
 def test_an_empty_file_is_a_warning_and_nothing_else_an_error(workshop) -> None:

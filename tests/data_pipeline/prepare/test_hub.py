@@ -6,8 +6,8 @@ import pytest
 
 from conf.system.errors import UserError
 from data_pipeline.prepare import hub
-from data_pipeline.prepare.plan import Part, build_plan
-from data_pipeline.prepare.readers import Selection, Wanted, read_rows
+from data_pipeline.prepare.part import Part, Selection, Wanted
+from data_pipeline.prepare.plan import plan_source, read_records
 
 WANTED = Wanted("text", Selection("all", 2), 100)
 
@@ -17,7 +17,7 @@ class TransportError(Exception):
 
 
 class Stream:
-    """A dataset of ten rows; `errors` are raised at row 4, one each time it is reached."""
+    """A dataset of ten records; `errors` are raised at record 4, one each time it is reached."""
 
     num_shards = 1
 
@@ -34,26 +34,26 @@ class Stream:
         for number in range(self.first, 10):
             if number == 4 and self.errors:
                 raise self.errors.pop(0)
-            yield {"text": f"row {number}"}
+            yield {"text": f"record {number}"}
 
 
 def read(errors: list[Exception], monkeypatch) -> list[str]:
     monkeypatch.setattr(hub, "_open_once", lambda **options: (Stream(errors), []))
     monkeypatch.setattr(hub.time, "sleep", lambda seconds: None)
-    part = Part(0, "hub", "web", "web, shard 0", 0, 1, 0, 0, {})
-    return [value for batch in read_rows(part, WANTED, skip=0) for value in batch.values]
+    part = Part("hub", "web", "web, shard 0", 0, 1, 0, 0, {})
+    return [value for batch in read_records(part, WANTED, skip=0) for value in batch.values]
 
 
 @pytest.mark.parametrize("error", [ConnectionResetError(), TimeoutError(), TransportError()])
-def test_a_lost_connection_is_opened_again_at_the_same_row(monkeypatch, error) -> None:
-    assert read([error] * hub.NUM_RETRIES, monkeypatch) == [f"row {number}" for number in range(10)]
-    with pytest.raises(UserError, match=r"web, shard 0, row 4 cannot be loaded: .*the same command continues"):
+def test_a_lost_connection_is_opened_again_at_the_same_record(monkeypatch, error) -> None:
+    assert read([error] * hub.NUM_RETRIES, monkeypatch) == [f"record {number}" for number in range(10)]
+    with pytest.raises(UserError, match=r"web, shard 0, record 4 cannot be loaded: .*the same command continues"):
         read([error] * (hub.NUM_RETRIES + 1), monkeypatch)
 
 
 def test_any_other_error_is_a_message_at_once(monkeypatch) -> None:
     errors: list[Exception] = [pa.ArrowInvalid("bad magic")] * 2
-    with pytest.raises(UserError, match=r"web, shard 0, row 4 cannot be loaded: ArrowInvalid: bad magic"):
+    with pytest.raises(UserError, match=r"web, shard 0, record 4 cannot be loaded: ArrowInvalid: bad magic"):
         read(errors, monkeypatch)
     assert len(errors) == 1
 
@@ -73,7 +73,7 @@ def test_a_worker_lists_a_dataset_once(workshop, monkeypatch) -> None:
     calls = []
     real = hub.load_dataset_builder
     monkeypatch.setattr(hub, "load_dataset_builder", lambda *a, **o: calls.append(a) or real(*a, **o))
-    parts = build_plan(workshop.source(dataset=str(workshop.folder / "in")).input, "text", 100).parts
-    texts = [value for part in parts for batch in read_rows(part, WANTED, skip=0) for value in batch.values]
+    parts = plan_source(workshop.source(dataset=str(workshop.folder / "in")).input, "text", 100).parts
+    texts = [value for part in parts for batch in read_records(part, WANTED, skip=0) for value in batch.values]
     assert texts == [f"{number} {i}" for number in range(3) for i in range(5)]
     assert len(calls) == 2  # by the plan and by the worker

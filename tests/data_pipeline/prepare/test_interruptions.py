@@ -21,9 +21,9 @@ SHARD_BYTES = 20_000
 
 
 @pytest.fixture
-def corpus(workshop, rows):
+def corpus(workshop, records):
     """Some 25 shards of plain and as many of compressed text: about a second of work."""
-    plain = workshop.write("a.jsonl", [{"text": f"{i} {rows[i % 40]['text'] * 4}"} for i in range(600)])
+    plain = workshop.write("a.jsonl", [{"text": f"{i} {records[i % 40]['text'] * 4}"} for i in range(600)])
     workshop.write("b.jsonl.gz", gzip.compress(plain.read_bytes()))
     return workshop
 
@@ -123,8 +123,8 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_full_disk_is_a_message_and_the_run_continues_when_there_is_room(workshop, rows, tree) -> None:
-    workshop.write("a.jsonl", [{"text": row["text"] * 100} for row in rows])
+def test_a_full_disk_is_a_message_and_the_run_continues_when_there_is_room(workshop, records, tree) -> None:
+    workshop.write("a.jsonl", [{"text": record["text"] * 100} for record in records])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # workers inherit it: a write beyond it fails
     try:
@@ -139,25 +139,25 @@ def test_a_full_disk_is_a_message_and_the_run_continues_when_there_is_room(works
     assert tree(workshop.output) == tree(undisturbed_output)
 
 
-def test_two_runs_do_not_share_a_folder(workshop, rows) -> None:
-    workshop.write("a.jsonl", rows)
+def test_two_runs_do_not_share_a_folder(workshop, records) -> None:
+    workshop.write("a.jsonl", records)
     with lock_directory(workshop.output), pytest.raises(UserError, match="another run of prepare"):
         workshop.prepare()
 
 
 @pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
-def test_a_file_system_without_locks_is_a_warning(workshop, rows, monkeypatch, caplog, error) -> None:
+def test_a_file_system_without_locks_is_a_warning(workshop, records, monkeypatch, caplog, error) -> None:
     def refuse(file, operation):
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    workshop.write("a.jsonl", rows)
-    assert workshop.prepare().manifest.documents == len(rows)
+    workshop.write("a.jsonl", records)
+    assert workshop.prepare().manifest.documents == len(records)
     assert "cannot be locked" in caplog.text
 
 
-def test_a_path_that_cannot_be_written_is_named(workshop, rows) -> None:
-    workshop.write("a.jsonl", rows)
+def test_a_path_that_cannot_be_written_is_named(workshop, records) -> None:
+    workshop.write("a.jsonl", records)
     workshop.output.write_text("a file")
     with pytest.raises(UserError, match=r"out cannot be written"):
         workshop.prepare()

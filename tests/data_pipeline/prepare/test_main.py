@@ -14,8 +14,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-def test_own_groups_are_prepared_and_reported(workshop, rows) -> None:
-    workshop.write("a.jsonl", rows)
+def test_own_groups_are_prepared_and_reported(workshop, records) -> None:
+    workshop.write("a.jsonl", records)
     group = workshop.folder / "configs" / "data" / "web.yaml"
     group.parent.mkdir(parents=True)
     group.write_text(

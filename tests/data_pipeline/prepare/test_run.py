@@ -19,11 +19,11 @@ from conf.schema import DocumentKind, Split
 from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 from data_pipeline.prepare.run import prepare_source, prepare_sources
-from data_pipeline.storage.manifest import compute_sha256, load_manifest
+from data_pipeline.storage.manifest import KEYS_ON_DISK, compute_sha256, load_manifest
 
 
-def jsonl(workshop, rows) -> bytes:
-    return workshop.write("plain.jsonl", rows).read_bytes()
+def jsonl(workshop, records) -> bytes:
+    return workshop.write("plain.jsonl", records).read_bytes()
 
 
 def expected(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
@@ -31,38 +31,38 @@ def expected(tokenizer_dir: Path, texts: list[str]) -> list[list[int]]:
     return [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts]
 
 
-def write_plain(folder: Path, content: bytes, rows: list[dict]) -> None:
+def write_plain(folder: Path, content: bytes, records: list[dict]) -> None:
     (folder / "a.jsonl").write_bytes(content)
 
 
-def write_gzip(folder: Path, content: bytes, rows: list[dict]) -> None:
+def write_gzip(folder: Path, content: bytes, records: list[dict]) -> None:
     half = content.index(b"\n", len(content) // 2) + 1
     (folder / "a.jsonl.gz").write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
 
 
-def write_zstd(folder: Path, content: bytes, rows: list[dict]) -> None:
+def write_zstd(folder: Path, content: bytes, records: list[dict]) -> None:
     half = len(content) // 2
     (folder / "a.jsonl.zst").write_bytes(zstandard.compress(content[:half]) + zstandard.compress(content[half:]))
 
 
-def write_parquet(folder: Path, content: bytes, rows: list[dict]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), folder / "a.parquet", row_group_size=7)
+def write_parquet(folder: Path, content: bytes, records: list[dict]) -> None:
+    pq.write_table(pa.Table.from_pylist(records), folder / "a.parquet", row_group_size=7)
 
 
-def write_saved(folder: Path, content: bytes, rows: list[dict]) -> None:
-    Dataset.from_list(rows).save_to_disk(folder)
+def write_saved(folder: Path, content: bytes, records: list[dict]) -> None:
+    Dataset.from_list(records).save_to_disk(folder)
 
 
-def write_saved_splits(folder: Path, content: bytes, rows: list[dict]) -> None:
-    splits = [("test", Dataset.from_list(rows[:1])), ("train", Dataset.from_list(rows))]
+def write_saved_splits(folder: Path, content: bytes, records: list[dict]) -> None:
+    splits = [("test", Dataset.from_list(records[:1])), ("train", Dataset.from_list(records))]
     DatasetDict(splits).save_to_disk(folder)
 
 
-def write_mixture(folder: Path, content: bytes, rows: list[dict]) -> None:
+def write_mixture(folder: Path, content: bytes, records: list[dict]) -> None:
     lines = io.BytesIO(content).readlines()
     (folder / "a.jsonl").write_bytes(b"".join(lines[:9]))
     (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[9:15])))
-    pq.write_table(pa.Table.from_pylist(rows[15:30]), folder / "c.parquet")
+    pq.write_table(pa.Table.from_pylist(records[15:30]), folder / "c.parquet")
     (folder / "d").mkdir()
     (folder / "d" / "last.jsonl").write_bytes(b"".join(lines[30:]))
 
@@ -72,28 +72,28 @@ WRITERS = [write_plain, write_gzip, write_zstd, write_parquet, write_saved, writ
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_every_format_gives_the_ids_that_transformers_encodes(
-    write, workshop, rows, texts, tokenizer_dir, read_documents
+    write, workshop, records, texts, tokenizer_dir, read_documents
 ) -> None:
-    content = jsonl(workshop, rows)
+    content = jsonl(workshop, records)
     folder = workshop.folder / "formats"
     folder.mkdir()
-    write(folder, content, rows)
+    write(folder, content, records)
     manifest = workshop.prepare(input_={"files": str(folder)}).manifest
     assert read_documents(workshop.output) == expected(tokenizer_dir, texts)
     assert manifest.documents == len(texts)
     assert len(manifest.shards) > 1
 
 
-def test_a_dataset_is_read_as_it_streams(workshop, rows, texts, tokenizer_dir, read_documents) -> None:
+def test_a_dataset_is_read_as_it_streams(workshop, records, texts, tokenizer_dir, read_documents) -> None:
     for half in range(2):
-        workshop.write(f"train-{half}.jsonl", rows[20 * half : 20 * half + 20])
+        workshop.write(f"train-{half}.jsonl", records[20 * half : 20 * half + 20])
     workshop.prepare(input_={"dataset": str(workshop.folder / "in"), "split": "train"}, shard_bytes=2500)
     assert read_documents(workshop.output) == expected(tokenizer_dir, texts)
     assert len(load_manifest(workshop.output).shards) > 2
 
 
-def test_manifests_describe_the_files(workshop, rows, texts, tokenizer_dir, read_documents) -> None:
-    jsonl(workshop, rows)
+def test_manifests_describe_the_files(workshop, records, texts, tokenizer_dir, read_documents) -> None:
+    jsonl(workshop, records)
     manifest = workshop.prepare().manifest
     assert manifest == load_manifest(workshop.output)
     documents = read_documents(workshop.output)
@@ -104,17 +104,18 @@ def test_manifests_describe_the_files(workshop, rows, texts, tokenizer_dir, read
     end = 0
     for shard in manifest.shards:
         prefix = workshop.output / shard.name
-        assert asdict(shard) == json.loads(Path(f"{prefix}.json").read_text())
+        on_disk = {KEYS_ON_DISK.get(key, key): value for key, value in asdict(shard).items()}
+        assert on_disk == json.loads(Path(f"{prefix}.json").read_text())
         assert shard.sha256 == compute_sha256(Path(f"{prefix}.bin"))
         assert shard.index_sha256 == compute_sha256(Path(f"{prefix}.idx"))
-        assert (shard.input, shard.first_row, shard.scored_tokens) == ("plain.jsonl", end, shard.tokens)
-        end = shard.end_row
-    assert end == len(rows)
+        assert (shard.input, shard.first_record, shard.scored_tokens) == ("plain.jsonl", end, shard.tokens)
+        end = shard.end_record
+    assert end == len(records)
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(workshop, rows, tree) -> None:
-    content = jsonl(workshop, rows)
-    write_gzip(workshop.folder / "in", content[:-1] + b" \n", rows)
+def test_the_bytes_do_not_depend_on_the_number_of_workers(workshop, records, tree) -> None:
+    content = jsonl(workshop, records)
+    write_gzip(workshop.folder / "in", content[:-1] + b" \n", records)
     one, three = workshop.folder / "one", workshop.folder / "three"
     workshop.prepare(one, workers=1)
     workshop.prepare(three, workers=3)
@@ -131,11 +132,13 @@ def test_text_that_spells_a_reserved_token_stays_text(workshop, tokenizer_dir, r
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_held_out_rows_are_those_that_training_leaves(write, workshop, rows, texts, tokenizer_dir, read_documents):
-    content = jsonl(workshop, rows)
+def test_held_out_records_are_those_that_training_leaves(
+    write, workshop, records, texts, tokenizer_dir, read_documents
+):
+    content = jsonl(workshop, records)
     folder = workshop.folder / "formats"
     folder.mkdir()
-    write(folder, content, rows)
+    write(folder, content, records)
     found = []
     for split, shard_bytes in (("train", 3000), ("heldout", 700)):  # what is held out does not depend on the parts
         output = workshop.folder / split
@@ -147,9 +150,9 @@ def test_held_out_rows_are_those_that_training_leaves(write, workshop, rows, tex
     assert 5 <= len(heldout) <= 22  # of 40
 
 
-def test_files_shorter_than_heldout_every_hold_out_rows_too(workshop) -> None:
+def test_files_shorter_than_heldout_every_hold_out_records_too(workshop) -> None:
     for number in range(4):
-        workshop.write(f"{number}.jsonl", [{"text": f"row {number} {i}"} for i in range(90)])
+        workshop.write(f"{number}.jsonl", [{"text": f"record {number} {i}"} for i in range(90)])
     counts = [
         workshop.prepare(workshop.folder / split, {"rows": Split(split)}, heldout_every=100).manifest.documents
         for split in ("train", "heldout")
@@ -158,35 +161,35 @@ def test_files_shorter_than_heldout_every_hold_out_rows_too(workshop) -> None:
     assert 1 <= counts[1] <= 15
 
 
-def test_rows_of_which_none_is_held_out_say_so(workshop) -> None:
+def test_records_of_which_none_is_held_out_say_so(workshop) -> None:
     workshop.write("a.jsonl", [{"text": "a"}])
-    with pytest.raises(UserError, match=r"no row of .* was selected as held-out.*lower data.prepare.heldout_every"):
+    with pytest.raises(UserError, match=r"no record of .* was selected as held-out.*lower data.prepare.heldout_every"):
         workshop.prepare(input_={"rows": Split.heldout}, heldout_every=1_000_000)
 
 
-def test_a_second_run_does_nothing(workshop, rows) -> None:
-    jsonl(workshop, rows)
+def test_a_second_run_does_nothing(workshop, records) -> None:
+    jsonl(workshop, records)
     assert not workshop.prepare().was_up_to_date
     times = {path: path.stat().st_mtime_ns for path in workshop.output.rglob("*")}
     assert workshop.prepare(workers=3, max_skipped_share=0.5).was_up_to_date
     assert times == {path: path.stat().st_mtime_ns for path in workshop.output.rglob("*")}
 
 
-def test_other_settings_and_inputs_are_refused_by_name(workshop, rows) -> None:
-    path = workshop.write("plain.jsonl", rows)
+def test_other_settings_and_inputs_are_refused_by_name(workshop, records) -> None:
+    path = workshop.write("plain.jsonl", records)
     workshop.prepare()
     with pytest.raises(UserError, match="shard_bytes was 3000, now 4000"):
         workshop.prepare(shard_bytes=4000)
     with pytest.raises(UserError, match="column was 'text', now 'id'"):
         workshop.prepare(input_={"column": "id"})
     path.write_bytes(path.read_bytes().replace(b"function_7", b"function_8", 1))
-    workshop.write("new.jsonl", rows[:1])
+    workshop.write("new.jsonl", records[:1])
     with pytest.raises(UserError, match=r"changed since: plain.jsonl; new: new.jsonl"):
         workshop.prepare()
 
 
-def test_a_folder_with_other_files_is_refused(workshop, rows) -> None:
-    jsonl(workshop, rows)
+def test_a_folder_with_other_files_is_refused(workshop, records) -> None:
+    jsonl(workshop, records)
     workshop.output.mkdir()
     (workshop.output / "thesis.tex").touch()
     with pytest.raises(UserError, match="thesis"):
@@ -195,8 +198,8 @@ def test_a_folder_with_other_files_is_refused(workshop, rows) -> None:
 
 @pytest.mark.parametrize("suffix", ["bin", "idx"])
 @pytest.mark.parametrize("change", [lambda data: data + b"\0\0", lambda data: data[:-1] + b"\x7f", lambda data: b""])
-def test_a_shard_that_was_changed_is_noticed(workshop, rows, suffix, change) -> None:
-    jsonl(workshop, rows)
+def test_a_shard_that_was_changed_is_noticed(workshop, records, suffix, change) -> None:
+    jsonl(workshop, records)
     shard = workshop.prepare().manifest.shards[0]
     path = workshop.output / f"{shard.name}.{suffix}"
     path.write_bytes(change(path.read_bytes()))
@@ -204,8 +207,8 @@ def test_a_shard_that_was_changed_is_noticed(workshop, rows, suffix, change) -> 
         workshop.prepare()
 
 
-def test_a_finished_dataset_that_cannot_be_written_is_up_to_date(workshop, rows, monkeypatch) -> None:
-    jsonl(workshop, rows)
+def test_a_finished_dataset_that_cannot_be_written_is_up_to_date(workshop, records, monkeypatch) -> None:
+    jsonl(workshop, records)
     workshop.prepare()
     (workshop.output / ".shard_00000_0000.bin.1.partial").touch()
 
@@ -223,8 +226,8 @@ def test_a_finished_dataset_that_cannot_be_written_is_up_to_date(workshop, rows,
     assert workshop.prepare().was_up_to_date
 
 
-def test_the_index_of_a_training_stays(workshop, rows) -> None:
-    jsonl(workshop, rows)
+def test_the_index_of_a_training_stays(workshop, records) -> None:
+    jsonl(workshop, records)
     workshop.prepare()
     path = workshop.output / "packing_text.host.1.partial"
     path.touch()
@@ -232,8 +235,8 @@ def test_the_index_of_a_training_stays(workshop, rows) -> None:
     assert path.exists()
 
 
-def test_all_sources_with_an_input_are_prepared_once(workshop, rows) -> None:
-    jsonl(workshop, rows)
+def test_all_sources_with_an_input_are_prepared_once(workshop, records) -> None:
+    jsonl(workshop, records)
     data = workshop.data()
     data.train = {"a": workshop.source(), "made": workshop.source()}
     data.train["made"].input = None
@@ -260,15 +263,15 @@ def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
     assert segments[1][-1] == manifest.block_padding_token_id == 11
 
 
-def test_files_that_are_not_read_are_named(workshop, rows) -> None:
-    jsonl(workshop, rows)
-    (workshop.folder / "in" / "notes.txt").write_text("not a row")
+def test_files_that_are_not_read_are_named(workshop, records) -> None:
+    jsonl(workshop, records)
+    (workshop.folder / "in" / "notes.txt").write_text("not a record")
     assert "1 files are not read: notes.txt" in workshop.prepare().warnings
 
 
 @pytest.mark.parametrize("files", ["in", "in/*"])
-def test_a_saved_dataset_among_other_files_is_refused(workshop, rows, files: str) -> None:
-    jsonl(workshop, rows)
-    write_saved(workshop.folder / "in" / "saved", b"", rows)
+def test_a_saved_dataset_among_other_files_is_refused(workshop, records, files: str) -> None:
+    jsonl(workshop, records)
+    write_saved(workshop.folder / "in" / "saved", b"", records)
     with pytest.raises(UserError, match="make it a source of its own"):
         workshop.prepare(input_={"files": str(workshop.folder / files)})

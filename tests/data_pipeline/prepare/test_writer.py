@@ -8,7 +8,8 @@ import torch
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.writer import ShardWriter, choose_dtype
+from data_pipeline.prepare.writer import ShardWriter
+from data_pipeline.storage.index_file import choose_dtype
 
 TEXTS = [[[5, 6, 7, 2]], [[70000 % 65500, 2]], [[2]]]
 CHATS = [[[1, 2, 3], [4], [5, 6], [7, 8]], [[9], [10, 11]]]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conf.system.errors import UserError
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart import measure
 from model.export.load import attach_adapter, load_export
 from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance

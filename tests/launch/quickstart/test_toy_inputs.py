@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from conf.composition.compose import compose_run_config
 from conf.schema import ModelConfig
-from data_pipeline.tokenizer import save_tokenizer, train_tokenizer
+from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart.toy_inputs import write_start_checkpoint
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.chat.template import load_chat_template
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.toy.tokenizer import train_tokenizer
 from model.commands.prompt_records import encode_prompt_record, lacks_response, read_prompt_records
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 

@@ -6,7 +6,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.toy.tokenizer import train_tokenizer
 from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC, Variant, choose_variants
 from model.evaluate import decoder
 from model.evaluate.evaluation import evaluate_modes

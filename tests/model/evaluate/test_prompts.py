@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from data_pipeline.chat.template import load_chat_template
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.toy.tokenizer import train_tokenizer
 from model.evaluate.prompts import EvaluationPrompt, check_masks, check_room, make_batches, read_prompts
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 

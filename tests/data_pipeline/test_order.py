@@ -1,4 +1,7 @@
-"""Whatever is changed on resume, every source is read 0, 1, 2, ...; and without a change nothing changes."""
+"""The order is a permutation of any number of items and differs from key to key.
+
+Whatever is changed on resume, every source is read 0, 1, 2, ...; and without a change nothing changes.
+"""
 
 import json
 import random
@@ -6,10 +9,47 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from conf.system.errors import UserError
-from data_pipeline.blending import blend_order
-from data_pipeline.blending.blend_order import BlendOrder, SourceOrder
+from data_pipeline import order as sample_order
+from data_pipeline.order import BlendOrder, SourceOrder, derive_key, permute
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 64, 65, 1000, 4097])
+def test_every_item_comes_exactly_once(size: int) -> None:
+    assert sorted(permute(i, size, key=17) for i in range(size)) == list(range(size))
+
+
+def test_other_keys_give_other_orders() -> None:
+    orders = {
+        tuple(permute(i, 100, derive_key(seed, epoch)) for i in range(100)) for seed in (0, 1) for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+def test_order_is_as_uncorrelated_as_torchs_own() -> None:
+    size = 20_000
+    ours = torch.tensor([permute(i, size, key=5) for i in range(size)], dtype=torch.float64)
+    theirs = torch.randperm(size, generator=torch.Generator().manual_seed(0)).double()
+    identity = torch.arange(size, dtype=torch.float64)
+    for order in (ours, theirs):
+        shifted = torch.corrcoef(torch.stack((order[1:], order[:-1])))[0, 1]
+        assert abs(torch.corrcoef(torch.stack((order, identity)))[0, 1]) < 5 / size**0.5
+        assert abs(shifted) < 5 / size**0.5
+
+
+def test_order_of_two_items_depends_on_the_key() -> None:
+    firsts = [permute(0, 2, derive_key(seed, 0)) for seed in range(200)]
+    assert 60 < sum(firsts) < 140
+
+
+def test_a_trillion_items_cost_nothing() -> None:
+    size = 10**12 + 39
+    items = {permute(i, size, key=3) for i in range(100)}
+    assert len(items) == 100
+    assert all(0 <= item < size for item in items)
+
 
 ROUND = 128
 SIZES = {"a1": 40, "b2": 75, "c3": 9, "d4": 300, "e5": 31}  # sequences of an epoch, by content
@@ -17,10 +57,10 @@ SIZES = {"a1": 40, "b2": 75, "c3": 9, "d4": 300, "e5": 31}  # sequences of an ep
 
 @pytest.fixture(autouse=True)
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(blend_order, "ROUND_SLOTS", ROUND)
-    blend_order._order_round.cache_clear()
+    monkeypatch.setattr(sample_order, "ROUND_SLOTS", ROUND)
+    sample_order._order_round.cache_clear()
     yield
-    blend_order._order_round.cache_clear()
+    sample_order._order_round.cache_clear()
 
 
 def fresh(slots: dict[str, int], seed: int = 3, names: dict[str, str] | None = None, scale: int = 1) -> BlendOrder:
@@ -139,7 +179,7 @@ def test_a_fraction_of_a_sequence_counts_as_read() -> None:
 
 def test_the_first_order_of_a_run_is_what_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints of ORDER_VERSION 1 depend on these."""
-    monkeypatch.setattr(blend_order, "ROUND_SLOTS", 1 << 16)
+    monkeypatch.setattr(sample_order, "ROUND_SLOTS", 1 << 16)
     slots = (21846, 21845, 21845)
     order = BlendOrder(1234, tuple(SourceOrder(str(n), str(n), count, 100) for n, count in enumerate(slots)))
     located = [order.locate(sample) for sample in (0, 1, 2, 3, 4, 70000)]

@@ -9,9 +9,8 @@ import pytest
 
 from conf.schema import SourceConfig
 from conf.system.errors import UserError
-from data_pipeline.blending import blend_order
-from data_pipeline.blending.blend import build_blend
-from data_pipeline.dataset import TokenDataset
+from data_pipeline import order as sample_order
+from data_pipeline.dataset import TokenDataset, build_blend
 from data_pipeline.packing.form import SequenceForm
 from tests.helpers.stored import random_texts, write_dataset
 
@@ -20,10 +19,10 @@ FORM = SequenceForm(16, 4, 4)
 
 @pytest.fixture
 def small_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(blend_order, "ROUND_SLOTS", 128)
-    blend_order._order_round.cache_clear()
+    monkeypatch.setattr(sample_order, "ROUND_SLOTS", 128)
+    sample_order._order_round.cache_clear()
     yield 128
-    blend_order._order_round.cache_clear()
+    sample_order._order_round.cache_clear()
 
 
 @pytest.fixture

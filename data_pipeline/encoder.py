@@ -11,14 +11,14 @@ from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 
 # One document. A text is one segment; a chat is an even number of them, context and answer alternating.
-Segments = list[list[int]]
+DocumentTokens = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A row that gives no document.
+    """A record that gives no document.
 
-    reason: short and the same for all rows of the kind; what is counted. detail: of this row.
+    reason: short and the same for all records of the kind; what is counted. detail: of this record.
     """
 
     reason: str
@@ -28,8 +28,8 @@ class Skip:
         return f"{self.reason} ({self.detail})" if self.detail else self.reason
 
 
-class RowEncoder(Protocol):
-    """Turns rows into documents.
+class RecordEncoder(Protocol):
+    """Turns records into documents.
 
     block_padding_token_id: the token that completes the last block of a document: end-of-sequence of texts, end-of-turn
     of chats.
@@ -37,7 +37,7 @@ class RowEncoder(Protocol):
 
     block_padding_token_id: int
 
-    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
+    def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
         """One document or reason per value, in order; values are the column's content as read."""
         ...
 
@@ -56,24 +56,24 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self.block_padding_token_id = eos_token_id
 
-    def encode(self, values: Sequence[object]) -> list[Segments | Skip]:
-        """See RowEncoder."""
+    def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
+        """See RecordEncoder."""
         texts = [value for value in values if isinstance(value, str)]
         encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         return [self._document(next(encodings).ids) if isinstance(value, str) else _no_text(value) for value in values]
 
     def settings(self) -> dict:
-        """See RowEncoder."""
+        """See RecordEncoder."""
         return {}
 
-    def _document(self, ids: list[int]) -> Segments | Skip:
+    def _document(self, ids: list[int]) -> DocumentTokens | Skip:
         if not ids:
             return Skip("empty text")
         ids.append(self.block_padding_token_id)
         return [ids]
 
 
-def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RowEncoder:
+def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RecordEncoder:
     """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
 
     Raises UserError if the directory is no tokenizer's, or it has no mask token or no end-of-sequence token.
@@ -82,15 +82,6 @@ def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RowEncoder:
     if info.eos_token_id is None:
         raise UserError(f"the tokenizer in {tokenizer_dir} names no eos_token: set it in its tokenizer_config.json")
     return TextEncoder(load_tokenizer(tokenizer_dir), info.eos_token_id)
-
-
-def build_encoder(kind: str, tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RowEncoder:
-    """Encoder of a kind of documents (conf.schema.DocumentKind). Raises UserError as its own builder does."""
-    if kind == "text":
-        return build_text_encoder(tokenizer_dir, mask_token)
-    from data_pipeline.chat.encoder import build_chat_encoder  # imports a template engine
-
-    return build_chat_encoder(tokenizer_dir, mask_token, chat_template)
 
 
 def load_tokenizer(tokenizer_dir: Path) -> Tokenizer:

@@ -1,14 +1,81 @@
-"""Real chats that are on every machine: questions about the standard library, answered by its own docstrings."""
+"""Build toy corpora from what is on every machine: texts and chats of the standard library of the running Python."""
 
 import ast
+import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from conf.system.atomic import atomic_write_bytes
 from conf.system.errors import UserError
-from data_pipeline.standard_library import HELDOUT_EVERY, default_root, list_source_files
+
+# Not prose-like source: generated tables, test suites, and packages that distributions add or drop at will.
+EXCLUDED_FOLDERS = frozenset(
+    {
+        "__phello__",
+        "__pycache__",
+        "dist-packages",
+        "encodings",
+        "ensurepip",
+        "idlelib",
+        "lib2to3",
+        "pydoc_data",
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    }
+)
+# Written when Python was built on this machine, so different everywhere.
+EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
+HELDOUT_EVERY = 10
+
+
+@dataclass
+class TextSplit:
+    """Documents (one source file each) to train on and documents kept for evaluation."""
+
+    train: list[str]
+    heldout: list[str]
+
+
+def default_root() -> Path:
+    """Folder of the running interpreter's standard library."""
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def list_source_files(root: Path) -> list[Path]:
+    """Python files under `root` without the excluded folders, in the order of their relative POSIX paths."""
+    relative = [path.relative_to(root) for path in root.rglob("*.py")]
+    return [root / path for path in sorted(filter(_is_wanted, relative), key=Path.as_posix)]
+
+
+def _is_wanted(relative_path: Path) -> bool:
+    return not any(part in EXCLUDED_FOLDERS or part.startswith(EXCLUDED_PREFIXES) for part in relative_path.parts)
+
+
+def load_standard_library(root: Path | None = None) -> TextSplit:
+    """Sources under `root` (default: this Python's library); every tenth file, the first included, is held out.
+
+    Empty files are left out before the split. Raises UserError where there are too few sources for a split.
+    """
+    root = root or default_root()
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in list_source_files(root)]
+    texts = [text for text in texts if text.strip()]
+    if len(texts) < HELDOUT_EVERY:
+        raise UserError(
+            f"{root} holds {len(texts)} usable Python sources, at least {HELDOUT_EVERY} are needed: "
+            "use a Python that ships the sources of its standard library."
+        )
+    return TextSplit(
+        train=[text for i, text in enumerate(texts) if i % HELDOUT_EVERY],
+        heldout=texts[::HELDOUT_EVERY],
+    )
+
 
 type Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -122,3 +189,8 @@ def _describe_arguments(entry: _Entry) -> str:
 
 def _turn(question: str, answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]], path: Path | str) -> None:
+    """One JSON object per line, in UTF-8; the file appears complete or not at all. For rows that fit in memory."""
+    atomic_write_bytes(Path(path), b"".join(orjson.dumps(row) + b"\n" for row in rows))

@@ -1,17 +1,23 @@
-"""How far a source is: a bar in a terminal, else a line now and then."""
+"""How far a source is: a bar in a terminal, else a line now and then; and what was made, as a table."""
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
+
+from data_pipeline.storage.manifest import DatasetManifest
 
 LINE_SECONDS = 10.0
 
 
 class SourceProgress:
-    """Bytes read of `total` (0: unknown) and tokens made, rows left out, on standard error. A context manager."""
+    """Bytes read of `total` (0: unknown) and tokens made, records left out, on standard error. A context manager."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done = name, total, done
@@ -38,7 +44,7 @@ class SourceProgress:
         return time.monotonic() - self._begin
 
     def advance(self, read: int, tokens: int, skipped: int) -> None:
-        """`read` more bytes, `tokens` more tokens, `skipped` more rows left out."""
+        """`read` more bytes, `tokens` more tokens, `skipped` more records left out."""
         self._done += read
         self.tokens += tokens
         self._skipped += skipped
@@ -50,7 +56,7 @@ class SourceProgress:
             self._console.print(self._line(), markup=False)
 
     def _title(self) -> str:
-        return f"prepare {self._name}" + (f" ({self._skipped:,} rows skipped)" if self._skipped else "")
+        return f"prepare {self._name}" + (f" ({self._skipped:,} records skipped)" if self._skipped else "")
 
     def _line(self) -> str:
         rate = self.tokens / self.seconds
@@ -75,3 +81,47 @@ class _RateColumn(TextColumn):
 def _build_bar(console: Console) -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _RateColumn(), TimeRemainingColumn()
     return Progress(*columns, console=console)
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """What was done for a source.
+
+    tokens_per_second, seconds: of this run; 0 where the dataset was there already. skipped: records by reason.
+    warnings: what is worth a look but no error.
+    """
+
+    name: str
+    path: Path
+    manifest: DatasetManifest
+    skipped: dict[str, int]
+    seconds: float
+    tokens_per_second: float
+    warnings: list[str]
+
+    @property
+    def was_up_to_date(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.seconds == 0
+
+
+def print_report(reports: list[SourceReport]) -> None:
+    """One record per source on standard output, warnings below."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title="prepared data")
+    for heading in ("source", "documents", "tokens", "skipped", "tokens/s", "path"):
+        is_text = heading in ("source", "skipped", "path")
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
+    for report in reports:
+        table.add_row(*map(escape, _cells(report)))
+    console.print(table)
+    for report in reports:
+        for warning in report.warnings:
+            console.print(f"warning: {report.name}: {warning}", markup=False)
+
+
+def _cells(report: SourceReport) -> tuple[str, ...]:
+    skipped = "\n".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
+    rate = "up to date" if report.was_up_to_date else f"{report.tokens_per_second:,.0f}"
+    counts = (f"{report.manifest.documents:,}", f"{report.manifest.tokens:,}")
+    return (report.name, *counts, skipped or "0", rate, str(report.path))

@@ -1,4 +1,7 @@
-"""Chats made of the standard library's docstrings."""
+"""The corpus is deterministic, leaves out tables and tests, and keeps every tenth file for evaluation.
+
+Chats made of the standard library's docstrings.
+"""
 
 import inspect
 import json
@@ -8,11 +11,45 @@ from pathlib import Path
 import pytest
 
 from conf.system.errors import UserError
-from data_pipeline.chat.docstrings import ChatSplit, load_docstring_chats
-from data_pipeline.chat.encoder import ChatEncoder
-from data_pipeline.prepare.encoders import Skip
-from data_pipeline.standard_library import load_standard_library
-from data_pipeline.storage.jsonl import write_jsonl
+from data_pipeline.toy.corpus import (
+    ChatSplit,
+    default_root,
+    list_source_files,
+    load_docstring_chats,
+    load_standard_library,
+    write_jsonl,
+)
+
+
+def write_sources(root: Path, names: list[str]) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"# {name}\n")
+
+
+def test_every_tenth_file_is_held_out_and_none_is_lost(tmp_path: Path) -> None:
+    names = [f"m{i:02d}.py" for i in range(25)]
+    write_sources(tmp_path, names)
+    split = load_standard_library(tmp_path)
+    assert split.heldout == [f"# m{i:02d}.py\n" for i in (0, 10, 20)]
+    assert sorted(split.train + split.heldout) == [f"# {name}\n" for name in names]
+
+
+def test_tables_tests_and_machine_dependent_files_are_left_out(tmp_path: Path) -> None:
+    write_sources(tmp_path, ["a/b.py", "json/x.py", "test/t.py", "a/test/t.py", "encodings/e.py", "site-packages/s.py"])
+    write_sources(tmp_path, ["_sysconfigdata__linux_.py", "config-3.12/c.py"])
+    assert list_source_files(tmp_path) == [tmp_path / "a/b.py", tmp_path / "json/x.py"]
+
+
+def test_this_pythons_library_is_a_corpus_of_megabytes() -> None:
+    files = list_source_files(default_root())
+    assert len(files) > 300
+    assert sum(file.stat().st_size for file in files) > 4e6
+
+
+def test_a_python_without_sources_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ships the sources"):
+        load_standard_library(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +83,6 @@ def test_answers_are_what_python_itself_says(split: ChatSplit) -> None:
     answers = [chat[-1]["content"] for chat in chats if "textwrap.dedent" in chat[-2]["content"]]
     paragraph = inspect.cleandoc(textwrap.dedent.__doc__ or "").split("\n\n")[0]
     assert answers == [" ".join(paragraph.split())]
-
-
-def test_every_chat_can_be_encoded(split: ChatSplit, encoder: ChatEncoder) -> None:
-    chats = split.train[::10] + split.heldout
-    assert [item for item in encoder.encode(chats) if isinstance(item, Skip)] == []
 
 
 def test_files_held_out_as_text_are_held_out_as_chats(library: Path) -> None:
@@ -88,8 +120,8 @@ def test_a_library_without_docstrings_is_refused(tmp_path: Path) -> None:
         load_docstring_chats(tmp_path)
 
 
-def test_rows_are_written_as_lines(tmp_path: Path) -> None:
-    rows = [{"messages": [{"role": "user", "content": "ä\n\u2028"}]}, {"messages": []}]
-    write_jsonl(rows, tmp_path / "folder" / "chats.jsonl")
+def test_records_are_written_as_lines(tmp_path: Path) -> None:
+    records = [{"messages": [{"role": "user", "content": "ä\n\u2028"}]}, {"messages": []}]
+    write_jsonl(records, tmp_path / "folder" / "chats.jsonl")
     lines = (tmp_path / "folder" / "chats.jsonl").read_bytes().splitlines()
-    assert [json.loads(line) for line in lines] == rows
+    assert [json.loads(line) for line in lines] == records

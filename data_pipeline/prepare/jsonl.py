@@ -1,109 +1,28 @@
-"""Rows of a part, in batches of bounded size. Imported by worker processes: no torch, no configuration libraries.
-
-A row's number counts from 0 within its part. In .jsonl it is the number of the line; a blank line has a number and is
-no row.
-"""
+"""Read .jsonl files, plain or compressed. Imported by worker processes: no torch, no configuration libraries."""
 
 import gzip
-import hashlib
 import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 import zstandard
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.encoders import Skip
+from data_pipeline.encoder import Skip
+from data_pipeline.prepare.inputs import InputFile
+from data_pipeline.prepare.part import Part, RecordBatch, Wanted
 
-if TYPE_CHECKING:
-    from data_pipeline.prepare.plan import Part
-
-READ_PIECE_BYTES = 1 << 18
-COMPRESSED_PIECE_BYTES = 1 << 14  # what is decompressed at once; small, because it may expand a lot
+READ_CHUNK_BYTES = 1 << 18
+COMPRESSED_CHUNK_BYTES = 1 << 14  # what is decompressed at once; small, because it may expand a lot
 LARGEST_LINE_BYTES = 1 << 28  # a document of this size is a mistake, and would be held in memory
 LARGEST_WINDOW_BYTES = 1 << 31  # of zstandard: what `zstd --ultra --long=31` writes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BROKEN_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to read of a part. batch_bytes: of text, about as much as is read before it is encoded."""
-
-    column: str
-    selection: "Selection"
-    batch_bytes: int
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Rows to take. rows: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
-
-    The hash of a row's content decides: so neither the name of its file nor the rows before it matter, and copies of a
-    document are not on both sides.
-    """
-
-    rows: str
-    every: int
-
-    def takes(self, content: bytes) -> bool:
-        """Whether the row with this content is taken."""
-        if self.rows == "all":
-            return True
-        number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-        return (number % self.every == 0) == (self.rows == "heldout")
-
-    def takes_value(self, value: object) -> bool:
-        """`takes` where a row is known by its column's content alone."""
-        return self.rows == "all" or self.takes(repr(value).encode())
-
-
-@dataclass
-class RowBatch:
-    """Rows of a part that come one after another.
-
-    numbers, values: of the rows taken; a value is the column's content, or Skip where there is none.
-    end: number of the row after the last one read. text_bytes: read, taken or not. progress: of Part.size.
-    """
-
-    numbers: list[int]
-    values: list[Any]
-    end: int
-    text_bytes: int
-    progress: int
-
-
-def read_rows(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
-    """Batches of the rows of `part` from number `skip` on.
-
-    Raises UserError naming the input if it cannot be read or is not what its name says.
-    """
-    with reading(part.path):
-        yield from _read(part, wanted, skip)
-
-
-def _read(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
-    if part.reader == "jsonl":
-        return _read_range(part, wanted)
-    if part.reader == "stream":
-        return _read_stream(part, wanted, skip)
-    if part.reader == "parquet":
-        from data_pipeline.prepare.parquet import read_row_groups
-
-        return read_row_groups(part, wanted)
-    if part.reader == "saved":
-        from data_pipeline.prepare.saved import read_saved
-
-        return read_saved(part, wanted)
-    from data_pipeline.prepare.hub import read_hub
-
-    return read_hub(part, wanted, skip)
 
 
 @contextmanager
@@ -122,24 +41,57 @@ def open_lines(path: str | Path) -> tuple[io.BufferedReader, Any]:
     raw = open(path, "rb")  # noqa: SIM115 (closed with the reader that owns it)
     name = str(path)
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_PIECE_BYTES), raw  # type: ignore[arg-type]
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), READ_CHUNK_BYTES), raw  # type: ignore[arg-type]
     if name.endswith(".zst"):
-        return io.BufferedReader(ZstdFile(raw), READ_PIECE_BYTES), raw
+        return io.BufferedReader(ZstdFile(raw), READ_CHUNK_BYTES), raw
     return raw, raw
 
 
 def check_first_line(path: Path, column: str) -> None:
-    """Raises UserError if the first row of a .jsonl file, compressed or not, is an object without `column`."""
+    """Raises UserError if the first record of a .jsonl file, compressed or not, is an object without `column`."""
     with reading(path):
         file, raw = open_lines(path)
         with raw, file:
             first = next((line for line in iter(partial(_read_line, file), b"") if not line.isspace()), b"")
     try:
-        row = orjson.loads(first.removeprefix(BYTE_ORDER_MARK))
+        record = orjson.loads(first.removeprefix(BYTE_ORDER_MARK))
     except orjson.JSONDecodeError:
         return  # counted like any other broken line
-    if isinstance(row, dict) and column not in row:
-        raise UserError(f"{path} has no column {column!r} but {', '.join(row) or 'none'}: set input.column")
+    if isinstance(record, dict) and column not in record:
+        raise UserError(f"{path} has no column {column!r} but {', '.join(record) or 'none'}: set input.column")
+
+
+def plan_lines(file: InputFile, column: str, shard_bytes: int) -> Iterator[Part]:
+    """Yield the parts of a .jsonl file: byte ranges of a plain one, the whole of a compressed one.
+
+    Raises UserError if its first record lacks `column`.
+    """
+    check_first_line(file.path, column)
+    is_plain = file.suffix == ".jsonl"
+    for start, end in cut_lines(file.path, file.size, shard_bytes) if is_plain else [(0, file.size)]:
+        yield Part(
+            reader="jsonl" if is_plain else "stream",
+            name=file.name,
+            path=str(file.path),
+            start=start,
+            end=end,
+            first_record=0 if start == 0 else None,
+            size=end - start,
+            options={},
+        )
+
+
+def cut_lines(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
+    """Byte ranges [start, end) of at least `shard_bytes` (the last one: of the rest) that end at line ends."""
+    start = 0
+    with open(path, "rb") as file:
+        while start < size:
+            end = min(start + shard_bytes, size)
+            file.seek(end - 1)
+            skip_line(file)  # the rest of the one that the byte before `end` is on
+            end = min(file.tell(), size)
+            yield start, end
+            start = end
 
 
 def parse_line(line: bytes, column: str) -> Any:
@@ -147,14 +99,14 @@ def parse_line(line: bytes, column: str) -> Any:
     if len(line) > LARGEST_LINE_BYTES:
         return Skip("line too long", f"more than {LARGEST_LINE_BYTES} bytes")
     try:
-        row = orjson.loads(line)
+        record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return _explain_broken(line, error)
-    if not isinstance(row, dict):
-        return Skip("row is no JSON object", f"but {type(row).__name__}")
-    if column not in row:
-        return Skip(f"no column {column!r}", f"but {', '.join(row) or 'none'}"[:200])
-    return row[column]
+    if not isinstance(record, dict):
+        return Skip("record is no JSON object", f"but {type(record).__name__}")
+    if column not in record:
+        return Skip(f"no column {column!r}", f"but {', '.join(record) or 'none'}"[:200])
+    return record[column]
 
 
 def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
@@ -167,7 +119,7 @@ def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
 
 def skip_line(file: io.BufferedReader) -> None:
     """Read to the end of the line, without holding it."""
-    while (piece := file.readline(READ_PIECE_BYTES)) and not piece.endswith(b"\n"):
+    while (piece := file.readline(READ_CHUNK_BYTES)) and not piece.endswith(b"\n"):
         pass
 
 
@@ -191,7 +143,7 @@ def _read_lines(file: io.BufferedReader, num_bytes: int) -> list[bytes]:
     return lines
 
 
-def _read_range(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
+def read_range(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
     """Lines of bytes [part.start, part.end), which begin and end at line ends."""
     position, end = part.start, 0
     with open(part.path, "rb") as file:
@@ -208,7 +160,7 @@ def _read_range(part: "Part", wanted: Wanted) -> Iterator[RowBatch]:
         raise UserError(f"{part.path} changed while it was read: prepare it when nobody writes to it")
 
 
-def _read_stream(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
+def read_stream(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
     """Lines of a compressed file; the first `skip` are only decompressed."""
     file, raw = open_lines(part.path)
     with raw, file:
@@ -225,7 +177,7 @@ def _read_stream(part: "Part", wanted: Wanted, skip: int) -> Iterator[RowBatch]:
             yield batch
 
 
-def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RowBatch:
+def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RecordBatch:
     """Batch of lines whose numbers in the part begin with `start`; sizes are left to the caller."""
     taken = [
         (number, line)
@@ -233,7 +185,7 @@ def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RowBatch:
         if not line.isspace() and wanted.selection.takes(line.rstrip())
     ]
     values = [parse_line(line, wanted.column) for _, line in taken]
-    return RowBatch([number for number, _ in taken], values, start + len(lines), 0, 0)
+    return RecordBatch([number for number, _ in taken], values, start + len(lines), 0, 0)
 
 
 class ZstdFile(io.RawIOBase):
@@ -251,7 +203,7 @@ class ZstdFile(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """See io.RawIOBase. Raises EOFError if the file ends within a frame, ZstdError if it is damaged."""
         while not self._ready:
-            piece = self._raw.read(COMPRESSED_PIECE_BYTES)
+            piece = self._raw.read(COMPRESSED_CHUNK_BYTES)
             if not piece:
                 if self._frame is not None:
                     raise EOFError("the file ends within a compressed frame")
