@@ -1,0 +1,1 @@
+"""Start runs: launchers, environment set-up, planning, preflight checks and the quickstart."""

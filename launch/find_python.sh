@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Print the path of a CPython 3.12 that really runs, or obtain one; otherwise fail and say what to do.
-# A name on PATH proves nothing (version-manager shims exist for versions that are not installed): every candidate is run.
+# Print the path of a working CPython 3.12, install one if there is none, or fail with a message that says what to do.
+# Version managers put shims on PATH for versions that are not installed, so every candidate is run.
 #
 #   PYTHON=/path/to/python3.12   use exactly this one
 #   OBTAIN=0                     never install one
@@ -12,7 +12,7 @@ if sys.implementation.name == "cpython" and sys.version_info[:2] == (3, 12):
     print(sys.executable)
 '
 
-works() { # print the real path of candidate $1 if it is what we need
+works() { # print the real path of candidate $1 if it is a CPython 3.12 with ensurepip and venv
   local path
   path=$(timeout 20 "$1" -I -c "$CHECK" 2>/dev/null) && [ -n "$path" ] && echo "$path"
 }
@@ -25,7 +25,7 @@ first_working() {
   return 1
 }
 
-newest_first() { # the existing files among the arguments, highest version first
+newest_first() { # print the executables among the arguments, highest version first
   local path
   for path in "$@"; do
     [ -x "$path" ] && echo "$path"
@@ -47,7 +47,7 @@ mapfile -t installed < <(newest_first "$PYENV_VERSIONS"/3.12*/bin/python3.12 "$U
   /opt/conda/{,envs/*/}bin/python3.12 /usr/local/bin/python3.12 /usr/bin/python3.12 /opt/homebrew/bin/python3.12)
 first_working python3.12 python3 python ${installed[@]+"${installed[@]}"} && exit 0
 
-obtain() { # run a tool that can install CPython 3.12, its output on stderr, then look where it puts it
+obtain() { # run a tool that can install CPython 3.12, with its output on stderr
   echo "no CPython 3.12 found; trying: $*" >&2
   timeout 900 "$@" >&2
 }
@@ -68,9 +68,12 @@ if [ "${OBTAIN:-1}" = 1 ]; then
 fi
 
 cat >&2 <<'MESSAGE'
-CPython 3.12 with venv and ensurepip is needed (megatron-core 0.19 requires 3.12), and none was found that runs. Either
-  uv python install 3.12      or   pyenv install 3.12      or   conda create -n py312 python=3.12
-  or your system's packages   (Debian, Ubuntu: python3.12 and python3.12-venv)
-and run this again, or name one: PYTHON=/path/to/python3.12 make setup
+CPython 3.12 with venv and ensurepip is needed (megatron-core 0.19 requires 3.12), and no working one was found. Run
+one of
+  uv python install 3.12
+  pyenv install 3.12
+  conda create -n py312 python=3.12
+or install your system's packages (Debian, Ubuntu: python3.12 and python3.12-venv), and run this again.
+An interpreter elsewhere: PYTHON=/path/to/python3.12 make setup
 MESSAGE
 exit 1

@@ -1,7 +1,7 @@
-"""Where a command puts its run: `WORLD_SIZE=16 python -m launch.run_dir pretrain.train [overrides]` prints the folder.
+"""Print the run folder of a command: `WORLD_SIZE=16 python -m launch.run_dir pretrain.train [overrides]`.
 
-The launchers ask before the first rank starts, because that is where they put logs. It needs no torch: a mistake in the
-overrides is one message before anything is occupied, and so is a WORLD_SIZE (when given) that does not fit the layout.
+The launchers call it before the first rank starts, because they put logs into that folder. It imports no torch, so a
+mistake in the overrides is one message before a GPU is occupied, as is a WORLD_SIZE that does not fit the layout.
 """
 
 import os
@@ -17,9 +17,9 @@ from conf.system.entry import OneLineParser
 
 
 def main() -> None:
-    """Exit status 0 and one line on standard output, or 2 and one message."""
+    """Print one line and exit with 0, or print one message and exit with 2."""
     parser = OneLineParser(prog="python -m launch.run_dir", description="Print the run folder of a command.")
-    parser.add_argument("module", choices=("pretrain.train", "lora.train"), help="what will run")
+    parser.add_argument("module", choices=("pretrain.train", "lora.train"), help="module that will run")
     parser.add_argument("overrides", nargs="...", help="its command line")
     arguments = parser.parse_args()
     sys.argv[1:] = arguments.overrides  # where Hydra reads them

@@ -1,21 +1,22 @@
 #!/usr/bin/env bash
-# The whole story under Slurm, each stage a job that waits for the one before: launch/stages.sh SIZE [overrides]
+# Submit all stages to Slurm, each a job that waits for the previous one: launch/stages.sh SIZE [overrides]
 #
 #   launch/stages.sh 8b ar.init_from=checkpoints/Ministral-3-8B-Base-2512 \
 #       data.tokenizer=checkpoints/Ministral-3-8B-Base-2512 data.train=corpus/train data.heldout=corpus/heldout \
 #       sft.data.train=tokens/chats sft.data.heldout=null drafter.data=prompts.jsonl drafter.answers.source=greedy
-#   launch/stages.sh quickstart            # the toy, on what `make quickstart` has made: text and start checkpoint
+#   launch/stages.sh quickstart            # at toy size, with the text and start checkpoint of `make quickstart`
 #   launch/stages.sh --dry-run 8b ...      # print the sbatch commands
 #
-# AR, joint, SFT (experiments nld_<SIZE>_ar and so on), export of the instruct checkpoint, its draft adapter. Overrides
-# are for the three training stages; those that begin with ar., joint., sft. or drafter. are for that stage alone.
-# Prints "<stage> <job id>" per job. A job that is queued again (time limit, preemption) keeps its id, and the next one
-# goes on waiting; where one fails, those behind it are cancelled. Started again, finished stages pass in a minute.
+# The stages: AR, joint, SFT (experiments nld_<SIZE>_ar and so on), export of the instruct checkpoint, its draft adapter.
+# Overrides are for the three training stages; those that begin with ar., joint., sft. or drafter. are for that stage only.
+# Prints "<stage> <job id>" per job. A job that is requeued (time limit, preemption) keeps its id, and the next one keeps
+# waiting; if one fails, the later ones are cancelled. Submitted again, finished stages take a minute each.
 #
 #   STAGE_OPTIONS    sbatch options of the training stages, such as "--nodes=16 --partition=h100"
-#   EXPORT_OPTIONS   of the export: one task without GPU       DRAFTER_OPTIONS  of the drafter: one node
-#   EXPORT           folder to export to (exports/nld_<SIZE>)
-#   CONTAINER_IMAGE, CONTAINER_MOUNTS and the other variables of launch/slurm.sbatch hold for all jobs.
+#   EXPORT_OPTIONS   sbatch options of the export (default: one task without GPU)
+#   DRAFTER_OPTIONS  sbatch options of the drafter (default: one node)
+#   EXPORT           folder to export to (default: exports/nld_<SIZE>)
+#   CONTAINER_IMAGE, CONTAINER_MOUNTS and the other variables of launch/slurm.sbatch apply to all jobs.
 set -euo pipefail
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -33,7 +34,7 @@ while [[ ${1:-} = -* ]]; do
   case $1 in
     --dry-run) dry_run=true ;;
     -h | --help) usage; exit 0 ;;
-    *) fail "unknown option $1 (--help shows what there is)" ;;
+    *) fail "unknown option $1 (--help shows all)" ;;
   esac
   shift
 done
@@ -45,7 +46,7 @@ shift
 drafter_base=run.name=${prefix}_drafter
 [ "$size" != quickstart ] || drafter_base=experiment=quickstart
 
-select_overrides() { # words for stage $1: those for all training stages, unless it is the drafter, then its own
+select_overrides() { # print the overrides of stage $1: its own and, unless it is the drafter, those without a prefix
   local stage=$1 word
   shift
   for word in "$@"; do
@@ -63,7 +64,7 @@ mapfile -d '' -t sft < <(printf '%s\0' "experiment=${prefix}_sft" && select_over
 mapfile -d '' -t drafter < <(printf '%s\0' "$drafter_base" "checkpoint=$EXPORT" &&
   select_overrides drafter "$@")
 
-run_dir() { # stage, module, words: all mistakes in the overrides now, not when a stage's turn comes
+run_dir() { # stage, module, overrides: report mistakes now, not when the stage's turn comes
   "$PYTHON" -m launch.run_dir "${@:2}" || fail "nothing was submitted; the message above is about stage $1"
 }
 run_dir ar pretrain.train "${ar[@]}" >/dev/null
@@ -72,7 +73,7 @@ sft_dir=$(run_dir sft pretrain.train "${sft[@]}") || exit 2
 run_dir drafter lora.train "${drafter[@]}" >/dev/null
 
 previous=
-submit() { # stage, variables for the job, sbatch's options, words of the job
+submit() { # stage, variables for the job, sbatch's options, arguments of the job
   local stage=$1 variables=$2 options=$3 job command
   shift 3
   command=(sbatch --parsable --job-name="${prefix}_$stage" --export="ALL,REPOSITORY=$REPOSITORY,$variables")
@@ -85,7 +86,7 @@ submit() { # stage, variables for the job, sbatch's options, words of the job
     previous="JOB_OF_$stage"
     return
   fi
-  job=$("${command[@]}") || fail "sbatch did not take the job of stage $stage"
+  job=$("${command[@]}") || fail "sbatch refused the job of stage $stage"
   previous=${job%%;*} # ";cluster" follows on federated clusters
   echo "$stage $previous"
 }
@@ -94,7 +95,7 @@ submit ar MODULE=pretrain.train "$STAGE_OPTIONS" "${ar[@]}"
 submit joint MODULE=pretrain.train "$STAGE_OPTIONS" "${joint[@]}"
 submit sft MODULE=pretrain.train "$STAGE_OPTIONS" "${sft[@]}"
 if [ -e "$EXPORT/config.json" ]; then
-  echo "export: $EXPORT is there already and stays as it is" >&2
+  echo "export: $EXPORT exists and is left unchanged" >&2
 else
   submit export "MODULE=model.convert,LOG_DIR=$sft_dir/logs_of_export" "$EXPORT_OPTIONS" --from "$sft_dir" --to "$EXPORT"
 fi

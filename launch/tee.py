@@ -1,4 +1,4 @@
-"""A copy of everything that this process and its children print, in a log file, while the terminal stays a terminal."""
+"""Copy the output of this process and its children to a log file, while children still see a terminal."""
 
 import fcntl
 import os
@@ -13,15 +13,15 @@ from pathlib import Path
 
 STDOUT, STDERR = 1, 2
 TERMINAL_CODE = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
-LONGEST_LINE = 1 << 16  # bytes; a progress bar redraws itself for days without ending its line
+LONGEST_LINE = 1 << 16  # bytes; a progress bar may redraw itself for days without ending its line
 SECONDS_TO_DRAIN = 5.0
 
 
 @contextmanager
 def tee_output(log: Path | None) -> Iterator[None]:
-    """While the block runs, standard output and error also go to `log`, appended; without one nothing changes.
+    """Append standard output and error to `log` as well while the block runs; with None, change nothing.
 
-    What was a terminal is one for the children too (progress bars work), and their bars stay out of the log.
+    A terminal stays a terminal for the children, so that progress bars work, and the bars stay out of the log.
     """
     if log is None:
         yield
@@ -43,12 +43,12 @@ def _tee(stream: int, log: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(original, stream)  # closes the last writer of this process: the thread sees the end
-        thread.join(SECONDS_TO_DRAIN)  # a stray child may hold another
+        os.dup2(original, stream)  # closes the last writer of this process, so that the thread sees the end
+        thread.join(SECONDS_TO_DRAIN)  # a stray child may hold another writer
 
 
 def _open_terminal(original: int) -> tuple[int, int]:
-    """A pseudo-terminal as wide as the original, which passes on what is written as it is."""
+    """Open a pseudo-terminal as wide as the original that passes bytes on unchanged."""
     reader, writer = pty.openpty()
     tty.setraw(writer)
     fcntl.ioctl(writer, termios.TIOCSWINSZ, fcntl.ioctl(original, termios.TIOCGWINSZ, bytes(8)))
@@ -56,7 +56,7 @@ def _open_terminal(original: int) -> tuple[int, int]:
 
 
 def _copy(reader: int, original: int, log: int) -> None:
-    """Until the last writer is gone."""
+    """Copy to the original and the log until the last writer is gone."""
     pending = b""
     while chunk := _read(reader):
         _write(original, chunk)
@@ -69,7 +69,7 @@ def _copy(reader: int, original: int, log: int) -> None:
 
 
 def _log_line(line: bytes, log: int) -> None:
-    """What a line shows in the end, without colours, and without what was overwritten in it."""
+    """Log what a line finally shows, without colours and overwritten parts."""
     text = TERMINAL_CODE.sub(b"", line).rstrip(b"\r").rsplit(b"\r", 1)[-1]
     if text or not line:
         _write(log, text + b"\n")
@@ -78,12 +78,12 @@ def _log_line(line: bytes, log: int) -> None:
 def _read(reader: int) -> bytes:
     try:
         return os.read(reader, 1 << 16)
-    except OSError:  # how a pseudo-terminal says that its last writer is gone
+    except OSError:  # a pseudo-terminal reports in this way that its last writer is gone
         return b""
 
 
 def _write(target: int, data: bytes) -> None:
-    """A console that went away or a full disk must not end the training."""
+    """Write all bytes, and ignore errors: a closed console or a full disk must not end the training."""
     try:
         while data:
             data = data[os.write(target, data) :]

@@ -1,11 +1,11 @@
-"""torchrun for runs that save when they are told to stop: `python -m launch.torchrun [torchrun options] -m MODULE ...`.
+"""Run torchrun so that ranks can save before they stop: `python -m launch.torchrun [torchrun options] -m MODULE ...`.
 
-The same options, the same agent. Three things differ:
+Options and agent are torchrun's. Three things differ:
 - SIGTERM, SIGUSR1 and SIGINT go to the ranks, which finish their step, save and exit in their own time; torchrun itself
   would kill them 30 seconds later.
-- The ranks' exit status is handed on (0 complete, 2 user error, 75 start me again, 130 interrupted, else 1) without
-  torchrun's table; of a crash, one line per rank that went first.
-- With LOG_DIR in the environment every rank's output is appended to LOG_DIR/rank_<r>.log; rank 0's is shown, too.
+- The exit status is the ranks' own (0 complete, 2 user error, 75 start again, 130 interrupted, otherwise 1) without
+  torchrun's table; after a crash one line names the rank that ended first.
+- With LOG_DIR in the environment every rank's output is appended to LOG_DIR/rank_<r>.log; rank 0's is also shown.
 """
 
 import argparse
@@ -31,23 +31,23 @@ STOP_STATUS: dict[int, int] = {
 RANK_SCRIPT = Path(__file__).with_name("rank.sh")
 EXIT_CRASHED = 1
 ONE_NODE = ("1", "1:1")
-# The agent announces how it ends processes; what matters of that is told here, in one line.
-CHATTY = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
+# These loggers announce how the agent ends processes; this module prints one line instead.
+CHATTY_LOGGERS = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 SECONDS_FOR_OTHER_NODES = 10.0
-SECONDS_ALONE = 60.0  # without ranks, before a host gives up on hearing from the others
+SECONDS_ALONE = 60.0  # that a host whose ranks have ended waits for the others
 
 
 def main() -> None:
-    """Exit with the ranks' status."""
+    """Start the ranks and exit with their status."""
     for number in STOP_STATUS:
         signal.signal(number, _forward)
-    from torch.distributed.run import get_args_parser  # seconds; a signal is understood by now
+    from torch.distributed.run import get_args_parser  # takes seconds; signals are handled by now
 
     parser = get_args_parser()
     parser.prog = "python -m launch.torchrun"
     arguments = parser.parse_args()
     if not arguments.module:
-        parser.error("name what to run as a module: -m MODULE [arguments]")
+        parser.error("give the module to run: -m MODULE [arguments]")
     words = [arguments.training_script, *arguments.training_script_args]
     with tee_output(_console_log(arguments.nnodes, words)):
         status = run_ranks(arguments)
@@ -55,16 +55,16 @@ def main() -> None:
 
 
 def run_ranks(arguments: argparse.Namespace) -> int:
-    """Start the ranks, wait for them and return their status. arguments: what torchrun's parser made."""
+    """Start the ranks, wait for them and return their status. arguments: parsed by torchrun's parser."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.run import run
 
     arguments.training_script_args = [arguments.training_script, *arguments.training_script_args]
     arguments.training_script, arguments.module, arguments.no_python = str(RANK_SCRIPT), False, True
-    arguments.signals_to_handle = "SIGQUIT"  # the others are handled here
+    arguments.signals_to_handle = "SIGQUIT"  # this module handles the others
     os.environ["PYTHON"] = sys.executable
-    for name in CHATTY:
+    for name in CHATTY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if arguments.nnodes not in ONE_NODE:
         threading.Thread(target=_give_up_alone, daemon=True).start()
@@ -76,7 +76,7 @@ def run_ranks(arguments: argparse.Namespace) -> int:
         if status == EXIT_CRASHED:
             print(f"error: {describe_crash(exits)}", file=sys.stderr, flush=True)
         if arguments.nnodes not in ONE_NODE:
-            # Here, where the error still holds the agent: the others' need its store until their ranks have ended.
+            # The error keeps the agent alive: other hosts need its store until their ranks have ended.
             time.sleep(SECONDS_FOR_OTHER_NODES)
         return status
     except RendezvousError as error:
@@ -87,8 +87,10 @@ def run_ranks(arguments: argparse.Namespace) -> int:
 
 
 def _give_up_alone() -> None:
-    """Ends this process when its ranks have ended and it does not: on a host that is cut off, torchrun's agent asks the
-    others for minutes what to do."""
+    """End this process some time after its ranks have ended.
+
+    On a host that is cut off, torchrun's agent would ask the others for minutes what to do.
+    """
     last_seen: float | None = None
     while last_seen is None or time.monotonic() - last_seen < SECONDS_ALONE:
         time.sleep(1)
@@ -102,9 +104,12 @@ def _give_up_alone() -> None:
 
 
 def sort_exits(failures: dict[int, tuple[int, int]]) -> dict[int, int]:
-    """Rank to exit code, the cause first. failures: rank to exit code and time in seconds.
+    """Sort ranks by their likelihood of being the cause, and return rank to exit code.
 
-    A rank that is killed breaks its peers' connections: they may be noticed in the same moment, with a status.
+    A rank that is killed breaks its peers' connections, and they may end in the same moment with a status of their own.
+
+    Args:
+        failures: Rank to exit code and time in seconds.
     """
     first = min(seconds for _, seconds in failures.values())
 
@@ -116,10 +121,13 @@ def sort_exits(failures: dict[int, tuple[int, int]]) -> dict[int, int]:
 
 
 def choose_status(exits: list[int]) -> int:
-    """One status for all ranks. exits: of those that failed, the first one first; negative: killed by that signal.
+    """Choose one exit status for all ranks.
 
-    Only the first one counts as a crash or as stopped: the agent ends the rest. A user error and Ctrl-C are nobody's
-    consequence, they count wherever they are.
+    The agent ends all ranks after the first one, so only the first decides between crashed and stopped. A user error or
+    Ctrl-C is never a consequence, so it counts for any rank.
+
+    Args:
+        exits: Exit codes of the ranks that failed, the first one first; negative: killed by that signal.
     """
     statuses = [STOP_STATUS.get(-code, code) if code < 0 else code for code in exits]
     for status in (EXIT_USER_ERROR, EXIT_INTERRUPTED):
@@ -129,7 +137,7 @@ def choose_status(exits: list[int]) -> int:
 
 
 def describe_crash(exits: dict[int, int]) -> str:
-    """The rank that ended first, how, and where it says more. exits: rank to exit code, the first one first."""
+    """Name the rank that ended first, how, and its log. exits: rank to exit code, the first one first."""
     rank, code = next(iter(exits.items()))
     how = f"with status {code}" if code >= 0 else f"by signal {signal.Signals(-code).name}"
     folder = os.environ.get("LOG_DIR")
@@ -138,7 +146,7 @@ def describe_crash(exits: dict[int, int]) -> str:
 
 
 def find_children(pid: int) -> list[int]:
-    """Processes whose parent is `pid`, from /proc."""
+    """Return the processes whose parent is `pid`, from /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -151,7 +159,7 @@ def find_children(pid: int) -> list[int]:
 
 
 def _forward(number: int, frame: FrameType | None) -> None:
-    """To every rank of this node; before there are any, this process ends instead."""
+    """Pass a signal on to every rank of this node; before there are any, end this process."""
     ranks = find_children(os.getpid())
     if not ranks:
         sys.exit(STOP_STATUS[number])
@@ -163,7 +171,7 @@ def _forward(number: int, frame: FrameType | None) -> None:
 
 
 def _console_log(nnodes: str, words: list[str]) -> Path | None:
-    """Where this console is copied to: rank 0's log, or, where it may be another node's, one of this host."""
+    """Return the file that this console is copied to: rank 0's log, or with several hosts a file of this one."""
     if not os.environ.get("LOG_DIR"):
         return None
     name = "rank_0.log" if nnodes in ONE_NODE else f"console_{socket.gethostname()}.log"

@@ -1,7 +1,8 @@
-"""A rank without torch: `python -m tests.helpers.fake_rank FOLDER PLAN...`, one word of PLAN per rank.
+"""Act as a rank without torch: `python -m tests.helpers.fake_rank FOLDER PLAN...`, one word of PLAN per rank.
 
-exit:N      exits with status N               kill:N     dies by signal N
-wait:N      says it is ready (FOLDER/ready_<r>), waits for a signal, notes it (FOLDER/signal_<r>), exits with status N
+exit:N      exit with status N
+kill:N      die by signal N
+wait:N      write FOLDER/ready_<r>, wait for a signal, write its name to FOLDER/signal_<r>, exit with status N
 """
 
 import os
@@ -14,7 +15,7 @@ SECONDS_AT_MOST = 60
 
 
 def main() -> None:
-    """Does what the word of this rank says."""
+    """Do what the word of this rank says."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     kind, number = sys.argv[2 + rank].split(":")
     where = ", to a terminal" if sys.stdout.isatty() else ""

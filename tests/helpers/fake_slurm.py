@@ -1,4 +1,4 @@
-"""Slurm's commands as scripts on PATH: they note how they were called, and srun ends as the test says."""
+"""Replace Slurm's commands by scripts on PATH that record their calls; srun runs what the test says."""
 
 import os
 import subprocess
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.helpers.processes import ROOT
 
-# What they answer, for a job of two tasks. RANKS: what the ranks do, as shell; it may `save step_00000010`. Asked for
-# the run folder (one task, in a container), srun runs what it is given.
+# The scripts act as for a job of two tasks. RANKS: shell code of the ranks, which may `save step_00000010`. With one
+# task (the run folder, asked for in a container) srun runs the command it is given.
 SCRIPTS = {
     "srun": 'save() { mkdir -p "$LOG_DIR/checkpoints/$1"; }; [ "$1" = --nodes=1 ] && exec "${@:6}"; eval "$RANKS"',
     "scontrol": 'case "$1 $2" in "show hostnames") echo node7; echo node8 ;; "show job") echo " JobState=$JOB_STATE "; '
@@ -15,11 +15,11 @@ SCRIPTS = {
     "sbatch": 'echo "$(($(wc -l <"$CALLS")))"',
     "sleep": "exit 0",
 }
-OUTSIDE = ("SLURM_", "RANK", "WORLD_SIZE", "MASTER_", "LOCAL_RANK", "TORCHELASTIC_", "LOG_DIR", "MODULE")
+REMOVED_VARIABLES = ("SLURM_", "RANK", "WORLD_SIZE", "MASTER_", "LOCAL_RANK", "TORCHELASTIC_", "LOG_DIR", "MODULE")
 
 
 class FakeSlurm:
-    """folder: of the scripts and of `calls`, one line per call."""
+    """Hold the scripts and `calls`, a line per call, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,14 +31,14 @@ class FakeSlurm:
             path.chmod(0o755)
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """A script of ours from the repository's root. environment: in addition to one without anything of Slurm."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(OUTSIDE)}
+        """Run a command in the repository's root. environment: added to one without Slurm's variables."""
+        outside = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED_VARIABLES)}
         paths = {"PATH": f"{self.folder}:{os.environ['PATH']}", "CALLS": str(self.log), "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            command, cwd=ROOT, env=kept | paths | environment, capture_output=True, text=True, timeout=120
+            command, cwd=ROOT, env=outside | paths | environment, capture_output=True, text=True, timeout=120
         )
 
     def calls(self, name: str) -> list[str]:
-        """Arguments of every call of a command."""
+        """Return the arguments of every call of a command."""
         lines = self.log.read_text().splitlines()
         return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]

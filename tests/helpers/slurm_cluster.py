@@ -1,7 +1,7 @@
-"""A Slurm of one's own on this machine: munged, slurmctld and slurmd from Debian packages, in a temporary folder.
+"""Run a private Slurm on this machine: munged, slurmctld and slurmd from Debian packages, in a temporary folder.
 
-No systemd, no cgroups, no database; own key, sockets and ports, so that a Slurm that runs here already is not touched.
-Root is needed for the packages and for slurmd.
+It needs no systemd, cgroups or database, and has its own key, sockets and ports, so that it does not touch a Slurm that
+runs here already. Root is needed for the packages and for slurmd.
 """
 
 import os
@@ -19,9 +19,11 @@ from tests.helpers.processes import ROOT
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
-DEVICES = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")]  # its GPUs: any will do
+DEVICES = [
+    f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")
+]  # stand for its GPUs; any device will do
 NUM_TASKS = 8  # the node claims as many cores, so that two jobs of two tasks never wait for each other
-CREDENTIAL_SECONDS = 5  # a requeued job is held back for so long; the least that Slurm takes, its default is 120
+CREDENTIAL_SECONDS = 5  # how long a requeued job is held; Slurm's minimum, its default is 120
 CONFIG = """\
 ClusterName=toy
 SlurmctldHost={host}(127.0.0.1)
@@ -63,7 +65,10 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptM
 
 
 class SlurmCluster:
-    """Started by `start`, gone after `stop`, also where starting failed. folder: short (sockets lie in it) and new."""
+    """Manage a cluster between `start` and `stop`, which also cleans up after a failed start.
+
+    folder: new, and with a short path, because sockets lie in it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -72,7 +77,7 @@ class SlurmCluster:
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Installs what is missing, writes the configuration, starts the daemons and waits for the node."""
+        """Install what is missing, write the configuration, start the daemons and wait for the node."""
         install_packages()
         for name in ("munge", "state", "spool"):
             (self.folder / name).mkdir(mode=0o700)
@@ -86,7 +91,7 @@ class SlurmCluster:
         wait_for("the node", lambda: "idle" in self.ask("sinfo", "--noheader", "--format=%T"), 60)
 
     def stop(self) -> None:
-        """Cancels every job, ends the daemons and whatever they started."""
+        """Cancel every job, and end the daemons and all their processes."""
         if len(self._daemons) == 3:
             self._cancel_all()
         for daemon in reversed(self._daemons):
@@ -102,12 +107,12 @@ class SlurmCluster:
         psutil.wait_procs(left, 10)
 
     def submit(self, *words: str, **environment: str) -> int:
-        """sbatch from the repository's root; the job's number. The options of a toy node are in front."""
+        """Run sbatch in the repository's root and return the job's number."""
         output = self.run("sbatch", "--parsable", *words, **environment)
         return int(output.strip())
 
     def run(self, *command: str, **environment: str) -> str:
-        """A command of Slurm, or one that calls them; its standard output. Raises AssertionError if it fails."""
+        """Run a command of Slurm, or one that calls such, and return its output. Raises AssertionError if it fails."""
         result = subprocess.run(
             command, cwd=ROOT, env=self.environment | environment, capture_output=True, text=True, timeout=60
         )
@@ -115,20 +120,20 @@ class SlurmCluster:
         return result.stdout
 
     def ask(self, *command: str) -> str:
-        """Output of a command that may fail while the daemons start."""
+        """Return the output of a command that may fail while the daemons start."""
         result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
         return result.stdout
 
     def show(self, job: int | str) -> dict[str, str]:
-        """What scontrol knows of a job."""
+        """Return what scontrol knows about a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", "--oneliner", str(job))))
 
     def state(self, job: int | str) -> str:
-        """PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT ..."""
+        """Return PENDING, RUNNING, COMPLETED, FAILED, CANCELLED, TIMEOUT ..."""
         return self.show(job)["JobState"]
 
     def wait(self, job: int | str, state: str, seconds: float = 300) -> dict[str, str]:
-        """Until the job is in `state`; raises AssertionError if it ends in another one."""
+        """Wait until the job is in `state`. Raises AssertionError if it ends in another one."""
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"} - {state}
 
         def reached() -> bool:
@@ -140,14 +145,14 @@ class SlurmCluster:
         return self.show(job)
 
     def logs(self) -> str:
-        """The ends of the daemons' logs."""
+        """Return the last part of the daemons' logs."""
         paths = [self.folder / "slurmctld.log", self.folder / "slurmd.log"]
         return "\n".join(f"--- {path}\n{path.read_text()[-3000:]}" for path in paths if path.exists())
 
     def processes(self) -> list[psutil.Process]:
-        """Everything alive that belongs to this cluster: the folder is in its command, environment or open files.
+        """Return all live processes with the cluster's folder in their command, environment or open files.
 
-        (slurmstepd writes its title over both of the former.)
+        The open files are needed because slurmstepd overwrites the other two with its title.
         """
         return [process for process in psutil.process_iter() if process.pid != os.getpid() and self._owns(process)]
 
@@ -177,7 +182,7 @@ class SlurmCluster:
         (self.folder / "gres.conf").write_text(f"AutoDetect=off\n{gpus}")
 
     def _launch(self, *command: str) -> None:
-        """A daemon in the foreground, which the kernel ends should this process be killed."""
+        """Start a daemon in the foreground; the kernel ends it if this process is killed."""
         program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
         log = (self.folder / f"{command[0]}.out").open("wb")
         words = ["setpriv", "--pdeathsig", "KILL", program, *command[1:]]
@@ -194,7 +199,7 @@ class SlurmCluster:
 
 
 def install_packages() -> None:
-    """Debian's Slurm, if it is not there. Raises AssertionError with apt's output if that fails."""
+    """Install Debian's Slurm if it is missing. Raises AssertionError with apt's output if that fails."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     if all(shutil.which(program) for program in PROGRAMS):
         return
@@ -205,16 +210,16 @@ def install_packages() -> None:
 
 
 def why_not() -> str | None:
-    """Why this machine can have no Slurm of its own, or None."""
+    """Return why this machine cannot run a private Slurm, or None."""
     if os.geteuid() != 0:
-        return "a Slurm of one's own needs root: it installs packages and runs slurmd"
+        return "a private Slurm needs root to install packages and run slurmd"
     if not shutil.which("apt-get") and not shutil.which("slurmctld"):
-        return "neither slurmctld nor apt-get to install it with"
+        return "slurmctld is not installed, and there is no apt-get to install it"
     return None
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
-    """Raises AssertionError if it takes longer."""
+    """Wait until the condition holds. Raises AssertionError if it takes longer."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
@@ -222,7 +227,7 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> None:
 
 
 def find_free_port() -> int:
-    """A TCP port nobody listens on."""
+    """Return a TCP port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

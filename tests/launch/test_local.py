@@ -26,7 +26,7 @@ def shell(tmp_path: Path) -> FakeSlurm:
         (["experiment=quickstart_ar", "run.root=/proc/no"], {"NPROC_PER_NODE": "2"}, "logs cannot be written"),
     ],
 )
-def test_mistakes_are_told_before_a_rank_starts(
+def test_mistakes_are_reported_before_a_rank_starts(
     shell: FakeSlurm, words: list[str], environment: dict[str, str], message: str
 ) -> None:
     result = shell.run("launch/local.sh", *words, **environment)
@@ -42,7 +42,7 @@ def test_help_and_the_composed_configuration_start_no_rank(shell: FakeSlurm) -> 
 
 
 def test_paths_are_relative_to_where_the_user_is(shell: FakeSlurm, tmp_path: Path) -> None:
-    """The interpreter stands for the launcher: it prints what it is given."""
+    """Put a script in place of the interpreter: it prints its arguments."""
     recorder = tmp_path / "python"
     recorder.write_text(f'#!/bin/sh\n[ "$2" = launch.run_dir ] && exec {sys.executable} "$@"\necho "$LOG_DIR: $*"\n')
     recorder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""launch/rank.sh: what srun or torchrun say about a rank, as torch.distributed wants it; its output and its end."""
+"""launch/rank.sh: variables of srun or torchrun become those of torch.distributed; output and exit status."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Set-up of the environment: interpreters are proven by running them, and a complete environment is left alone."""
+"""Set-up of the environment: interpreters are tested by running them, and a complete environment is left alone."""
 
 import os
 import shutil

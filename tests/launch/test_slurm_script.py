@@ -1,4 +1,4 @@
-"""launch/slurm.sbatch with a Slurm made of scripts: what starts, and what follows when the ranks have ended.
+"""launch/slurm.sbatch with a Slurm made of scripts: what starts, and what follows when the ranks have exited.
 
 With a real Slurm: tests/launch/slurm/.
 """
@@ -33,7 +33,7 @@ def slurm(tmp_path: Path) -> FakeSlurm:
 def run_job(
     slurm: FakeSlurm, tmp_path: Path, ranks: str, *words: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """The batch script. Without words it runs a module that has no run folder, and LOG_DIR, tmp_path/run, is its."""
+    """Run the batch script; without words, with a module that has no run folder and logs to tmp_path/run."""
     variables = JOB | {"RANKS": ranks} | environment
     if not words:
         variables |= {"MODULE": "some.module", "LOG_DIR": str(tmp_path / "run")}
@@ -53,9 +53,9 @@ def test_every_script_is_bash(script: Path) -> None:
     ("ranks", "status", "requeued", "said"),
     [
         ("exit 0", 0, False, "complete"),
-        ("exit 75", 75, True, "queued again"),
-        ("exit 138", 138, True, "queued again"),  # SIGUSR1 before anyone listened
-        ("exit 2", 2, False, "says what to mend"),
+        ("exit 75", 75, True, ": requeued\n"),
+        ("exit 138", 138, True, ": requeued\n"),  # SIGUSR1 before it was handled
+        ("exit 2", 2, False, "says what to fix"),
         ("exit 130", 130, False, "interrupted"),
         ("save step_00000020; exit 1", 1, True, "crashed with status 1"),
         ("exit 1", 1, False, "no checkpoint was completed since the start at step 10"),
@@ -74,7 +74,7 @@ def test_what_follows_on_the_ranks_status(
 def test_a_job_that_was_cancelled_is_not_revived(slurm: FakeSlurm, tmp_path: Path) -> None:
     result = run_job(slurm, tmp_path, "exit 75", JOB_STATE="COMPLETING")
     assert (result.returncode, was_requeued(slurm)) == (75, False)
-    assert "not queued again" in result.stdout
+    assert "not requeued" in result.stdout
 
 
 def test_rank_0s_output_is_shown_and_kept(slurm: FakeSlurm, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_dry_run_prints_the_commands_and_submits_nothing(slurm: FakeSlurm) -> 
         (["quickstart", "drafter.train.step=1"], "about stage drafter"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_submitted(slurm: FakeSlurm, words: list[str], message: str) -> None:
+def test_mistakes_are_reported_before_anything_is_submitted(slurm: FakeSlurm, words: list[str], message: str) -> None:
     result = slurm.run("launch/stages.sh", *words)
     assert result.returncode == 2 and message in result.stderr
     assert slurm.calls("sbatch") == []
@@ -69,7 +69,7 @@ def test_an_export_that_is_there_is_not_made_again(slurm: FakeSlurm, tmp_path: P
     (tmp_path / "config.json").touch()
     result = slurm.run("launch/stages.sh", "quickstart", EXPORT=str(tmp_path))
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ar", "joint", "sft", "drafter"]
-    assert "is there already" in result.stderr
+    assert "is left unchanged" in result.stderr
     assert "afterok:3" in slurm.calls("sbatch")[3]
 
 

@@ -1,4 +1,4 @@
-"""The copy of the console: whole lines, without a progress bar's drawings, and never in the way of what is copied."""
+"""The copy of the console has whole lines without progress bars, and never disturbs the original."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""launch.torchrun: signals reach the ranks, their exit status is handed on, their output is kept."""
+"""launch.torchrun: signals reach the ranks, their exit status is passed on, their output is logged."""
 
 import os
 import pty
@@ -24,13 +24,13 @@ KILLED, TERMINATED = -signal.SIGKILL, -signal.SIGTERM
     [
         ([75, 75], 75),
         ([75, KILLED], 75),  # the second did not end in the time that is left after the first
-        ([TERMINATED, 75], 75),  # one was told to stop before it listened
+        ([TERMINATED, 75], 75),  # one was sent the signal before it handled signals
         ([130, 130], 130),
         ([75, 130], 130),
         ([-signal.SIGINT, 1], 130),
         ([2, KILLED], 2),
         ([1, 2], 2),  # a peer of the rank with the user error lost its connection
-        ([1, 75], 1),  # the agent told the others to stop after the crash
+        ([1, 75], 1),  # the agent stopped the others after the crash
         ([KILLED, TERMINATED], 1),
         ([7], 1),
     ],
@@ -58,7 +58,7 @@ def test_children_are_found_in_proc() -> None:
 def start(
     folder: Path, *plan: str, output: int = subprocess.PIPE, options: tuple[str, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """The launcher with one rank per word of `plan`, its logs in folder/logs. output: where both streams go."""
+    """Start the launcher with one rank per word of `plan` and logs in folder/logs. output: of both streams."""
     command = [sys.executable, "-m", "launch.torchrun", f"--nproc-per-node={len(plan)}", *options, "-m"]
     return subprocess.Popen(
         [*command, "tests.helpers.fake_rank", str(folder), *plan],
@@ -70,7 +70,7 @@ def start(
 
 
 def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Exit status and output."""
+    """Wait, and return exit status and output."""
     try:
         output, _ = process.communicate(timeout=120)
     finally:
@@ -109,10 +109,10 @@ def test_a_killed_rank_is_named_and_the_others_are_ended(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_hosts_that_end_one_after_the_other_hand_on_the_same_status(tmp_path: Path) -> None:
-    """The host where all meet ends first, and its store with it: not before the others have had time to end, too."""
-    meeting = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{find_free_port()}", "--rdzv-id=test")
-    options = ("--nnodes=2", "--nproc-per-node=1", *meeting)
+def test_hosts_that_stop_one_after_the_other_exit_with_the_same_status(tmp_path: Path) -> None:
+    """The host with the store stops first, but must not exit before the other had time to stop."""
+    rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{find_free_port()}", "--rdzv-id=test")
+    options = ("--nnodes=2", "--nproc-per-node=1", *rendezvous)
     hosts = [start(tmp_path, "wait:75", "wait:75", options=options) for _ in range(2)]
     wait_until(lambda: (tmp_path / "ready_0").exists() and (tmp_path / "ready_1").exists())
     for host in hosts:

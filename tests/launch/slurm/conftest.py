@@ -1,4 +1,4 @@
-"""A Slurm of our own for the tests of this folder; without root they are skipped, saying so."""
+"""A private Slurm for the tests of this folder; without root they are skipped with the reason."""
 
 import shutil
 import signal
@@ -14,11 +14,11 @@ from tests.helpers.slurm_cluster import SlurmCluster, why_not
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
-    """Runs while the tests do; whatever happens to them, nothing of it stays."""
+    """Run a cluster during the tests, and leave nothing of it behind whatever happens."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # or nothing would be taken down
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the cluster is stopped
     folder = Path(tempfile.mkdtemp(prefix="slurm_"))  # short: sockets lie in it
     cluster = SlurmCluster(folder)
     try:

@@ -24,12 +24,12 @@ TWO_RANKS = (*NODE, "--ntasks-per-node=2", "--time=20")
 def submit(
     cluster: SlurmCluster, folder: Path, *words: str, options: tuple[str, ...] = TWO_RANKS, **environment: str
 ) -> int:
-    """slurm.sbatch with `words`; its output in folder/out_<job>."""
+    """Submit slurm.sbatch with `words`; its output goes to folder/out_<job>."""
     return cluster.submit(*options, f"--output={folder}/out_%j", "launch/slurm.sbatch", *words, **environment)
 
 
 def submit_fake(cluster: SlurmCluster, folder: Path, *plan: str) -> int:
-    """The same with ranks that do what `plan` says (tests/helpers/fake_rank.py); those that wait are ready."""
+    """Submit ranks that do what `plan` says (tests/helpers/fake_rank.py), and wait until those that wait are ready."""
     words, logs = (str(folder), *plan), str(folder / "logs")
     job = submit(cluster, folder, *words, MODULE="tests.helpers.fake_rank", LOG_DIR=logs, SECONDS_FOR_OTHERS="3")
     if plan[0].startswith("wait"):
@@ -38,7 +38,7 @@ def submit_fake(cluster: SlurmCluster, folder: Path, *plan: str) -> int:
 
 
 def wait_until_ready(folder: Path) -> None:
-    """Both fake ranks listen."""
+    """Wait until both fake ranks handle signals."""
     wait_for("the ranks", lambda: all((folder / f"ready_{rank}").exists() for rank in (0, 1)), 120)
 
 
@@ -47,36 +47,38 @@ def output(folder: Path, job: int) -> str:
 
 
 def curve(run_dir: Path) -> list[tuple[object, ...]]:
-    """Everything of a step that must be reproduced."""
+    """Return the values of every step that must be reproduced."""
     keys = ("step", "tokens_seen", "loss", "ar_loss", "diffusion_loss", "masking_ratio", "grad_norm", "lr")
     train = [tuple(line[key] for key in keys) for line in load_lines(run_dir, "train")]
     return train + [(line["step"], line["loss"], line["ar_loss"]) for line in load_lines(run_dir, "heldout")]
 
 
 def ranks_of(run_dir: Path) -> list[psutil.Process]:
-    """The processes that train the run."""
+    """Return the processes that train the run."""
     words = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     return [process for process, line in words if f"run.dir={run_dir}" in line and "pretrain.train" in line[:4]]
 
 
-def hold_until_told_to_stop(run_dir: Path) -> None:
-    """Ranks that have begun to train stand still until Slurm's early warning waits for them: also a fast machine is
-    then in the middle of its run when the limit is near, and a slow one need not be waited for."""
+def suspend_until_warned(run_dir: Path) -> None:
+    """Suspend the ranks of a run after three steps until Slurm's early warning is pending.
+
+    So even on a fast machine the run is unfinished when the limit is near, without waiting for a slow one.
+    """
     metrics = run_dir / "metrics.jsonl"
     wait_for("three steps", lambda: metrics.exists() and metrics.read_text().count('"kind": "train"') >= 3, 300)
     ranks = ranks_of(run_dir)
     for process in ranks:
         process.suspend()
     try:
-        wait_for("SIGUSR1", lambda: all(map(_was_told, ranks)), 240)
+        wait_for("SIGUSR1", lambda: all(map(_was_warned, ranks)), 240)
     finally:
         for process in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
 
-def _was_told(process: psutil.Process) -> bool:
-    """SIGUSR1 waits for the process, or Slurm has also let it go on and it has ended."""
+def _was_warned(process: psutil.Process) -> bool:
+    """Return whether SIGUSR1 is pending, or the process has ended (Slurm may also have resumed it)."""
     try:
         lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -92,13 +94,13 @@ def test_at_its_time_limit_a_run_saves_is_queued_again_and_ends_as_if_undisturbe
     words = [*toy_data.overrides(), "stage=joint", *TP2, tokens_of(STEPS), "checkpoint.every_steps=10"]
     limits = ("--time=3", "--signal=USR1@60")  # Slurm counts in minutes; a busy machine needs one to start
     job = submit(cluster, tmp_path, *words, f"run.dir={run_dir}", options=(*TWO_RANKS, *limits))
-    hold_until_told_to_stop(run_dir)
+    suspend_until_warned(run_dir)
     wait_for("the requeue", lambda: cluster.show(job)["Restarts"] != "0", 120)
     [saved] = (run_dir / "checkpoints").glob("step_????????")
     assert saved.name not in ("step_00000010", "step_00000020", f"step_{STEPS:08}")
     assert cluster.wait(job, "COMPLETED")["ExitCode"] == "0:0"
     text = output(tmp_path, job)
-    assert text.count("queued again") == int(cluster.show(job)["Restarts"]) and "resuming" in text
+    assert text.count(": requeued\n") == int(cluster.show(job)["Restarts"]) and "resuming" in text
     assert len(list((run_dir / "starts").iterdir())) == 2
     train_many(2, [[*words, f"run.dir={tmp_path}/undisturbed"]], tmp_path)
     assert curve(run_dir) == curve(tmp_path / "undisturbed")
@@ -109,7 +111,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(cluster: SlurmCluster, tmp_pa
     cluster.run("scancel", str(job))
     cluster.wait(job, "CANCELLED", 90)
     assert (tmp_path / "signal_0").read_text() == "SIGTERM"
-    assert "not queued again" in output(tmp_path, job)
+    assert "not requeued" in output(tmp_path, job)
     time.sleep(8)  # longer than a requeued job is held back
     assert cluster.state(job) == "CANCELLED"
 
@@ -130,9 +132,9 @@ def test_a_preempted_job_saves_and_runs_again_when_there_is_room(cluster: SlurmC
 @pytest.mark.parametrize(
     ("plan", "code", "said"),
     [
-        (("exit:2", "exit:2"), "2:0", "says what to mend"),
+        (("exit:2", "exit:2"), "2:0", "says what to fix"),
         (("kill:9", "wait:75"), "137:0", "no checkpoint was completed since the start"),
-        (("wait:130", "wait:130"), "130:0", "interrupted: not started again"),
+        (("wait:130", "wait:130"), "130:0", "interrupted: not requeued"),
     ],
 )
 def test_what_must_not_start_again_does_not(
@@ -205,7 +207,7 @@ def test_the_chain_of_stages_runs_in_order_to_a_draft_adapter(
     assert (export / "linear_spec_lora" / "adapter_model.safetensors").exists()
 
 
-def test_where_a_stage_fails_those_behind_it_are_cancelled(cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_where_a_stage_fails_the_later_ones_are_cancelled(cluster: SlurmCluster, tmp_path: Path) -> None:
     options = f"--output={tmp_path}/out_%j " + " ".join(TWO_RANKS)
     words = ("launch/stages.sh", "quickstart", f"run.root={tmp_path}")
     names = ("STAGE_OPTIONS", "EXPORT_OPTIONS", "DRAFTER_OPTIONS")
