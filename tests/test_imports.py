@@ -6,6 +6,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,23 @@ def assert_none(wrong: list[Import]) -> None:
     assert not wrong, "\n".join(str(found) for found in wrong)
 
 
+def module_name(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported_modules(file: str, modules: set[str]) -> set[str]:
+    """Return the modules of ours that the file imports anywhere, in functions and relatively as well."""
+    package = module_name(file) if file.endswith("/__init__.py") else module_name(file).rpartition(".")[0]
+    names = [found.module for found in absolute_imports(file)]
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""])
+            names += [f"{base.rstrip('.')}.{alias.name}" for alias in node.names]
+    # `from a import b` means module a.b where there is one, else module a.
+    found = {name if name in modules else name.rpartition(".")[0] for name in names}
+    return (found & modules) - {module_name(file)}
+
+
 def declared_modules() -> set[str]:
     """Top-level module names of the distributions in pyproject.toml, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -140,6 +158,16 @@ def test_a_library_is_imported_only_where_it_belongs(library: str) -> None:
     users = [found for found in ALL_IMPORTS if found.is_within(library) and not found.is_within(*narrower)]
     strangers = [found for found in users if not found.lies_in(*homes) or found.lies_in("model/hf")]
     assert_none([found for found in strangers if not ("entry" in homes and is_entry(found.file))])
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    modules = {module_name(file) for file in source_files()}
+    graph = {module_name(file): imported_modules(file, modules) for file in source_files()}
+    assert sum(map(len, graph.values())) > 500
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" -> ".join(error.args[1])) from None
 
 
 def test_configuration_needs_no_torch() -> None:
