@@ -23,8 +23,8 @@ from data_pipeline.order import derive_key
 from lora.answer_cache import AnswerCache, AnswerShard
 from lora.examples import Example, ExampleSet, hash_values
 from lora.prompts import PromptSet
-from model.hf.autoregressive_nemotron_labs_diffusion import decode_ar
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode_ar
+from model.hf.options import DecodeOptions
 
 VERSION = 1  # of how prompts are chosen, ordered and answered
 logger = logging.getLogger(__name__)

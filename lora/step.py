@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from conf.schema.drafter import DraftObjectiveConfig
 from lora.blocks import DraftBatch, build_block_mask, build_block_positions, build_block_tokens, gather_targets
 from lora.objective import score_drafts
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.cache_nemotron_labs_diffusion import PrefixCache
-from model.hf.visibility_nemotron_labs_diffusion import Visibility, build_visibility
+from model.hf.attention_mask import Visibility, build_visibility
+from model.hf.cache import PrefixCache
+from model.hf.layers import DraftAdapter
 
 NUM_SUMS = 4  # loss, blocks, tokens accepted under greedy decoding, expected under rejection sampling
 

@@ -16,7 +16,7 @@ from conf.composition.compose import compose_data, compose_run_config
 from conf.composition.trees import RUN_TREE
 from conf.rules.run import check_rules
 from data_pipeline.storage.manifest import load_manifest
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.options import DecodeOptions
 from tests.helpers.toy_data import ToyData
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +159,7 @@ def test_the_blend_example_composes(tmp_path: Path) -> None:
 
 def test_the_decoding_example_calls_what_an_export_has() -> None:
     (example,) = [block for block in code_blocks("python") if "ar_generate" in block]
-    shipped = ast.parse((ROOT / "model/hf/generation_nemotron_labs_diffusion.py").read_text(encoding="utf-8"))
+    shipped = ast.parse((ROOT / "model/hf/modeling_nemotron_labs_diffusion.py").read_text(encoding="utf-8"))
     options = {field.name for field in fields(DecodeOptions)}
     parameters = {
         node.name: {argument.arg for argument in node.args.args + node.args.kwonlyargs} | options

@@ -1,6 +1,6 @@
 """Decode held-out text in every mode with an export known only by its directory, and count tokens and forwards."""
 
-import importlib
+import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -17,9 +17,10 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
-from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, LINEAR_ADAPTER, QUADRATIC
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.statistics import compute_distinct_share
 from model.export.draft_adapter import ADAPTER_FOLDER, check_adapter
+from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC
 
 NUM_PROMPTS = 8
 PROMPT_TOKENS = 96
@@ -28,7 +29,8 @@ NUM_CONTEXTS = 800
 CONTEXTS_PER_CALL = 50
 # A draft and its verification; quadratic speculation does both in one forward.
 FORWARDS_PER_CYCLE = {LINEAR: 2, LINEAR_ADAPTER: 2, QUADRATIC: 1}
-SPECULATION_MODULE = "speculation_nemotron_labs_diffusion"
+# Where an export has real_context_acceptance; older exports have it under the second name.
+SPECULATION_MODULES = ("speculation", "speculation_nemotron_labs_diffusion")
 
 Generate = Callable[..., tuple[Tensor, int]]
 
@@ -162,7 +164,8 @@ def measure_real_context_acceptance(model: Any, contexts: Iterable[Tensor]) -> f
     The function that computes it is shipped with the export.
     """
     package = type(model).__module__.rpartition(".")[0]
-    speculation = importlib.import_module(f"{package}.{SPECULATION_MODULE}")
+    names = [f"{package}.{module}" for module in SPECULATION_MODULES]
+    speculation = importlib.import_module(next(name for name in names if importlib.util.find_spec(name)))
     counts = [speculation.real_context_acceptance(model, group, model.config.block_size) for group in contexts]
     return float(torch.cat(counts).double().mean())
 

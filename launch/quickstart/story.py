@@ -28,7 +28,7 @@ from launch.quickstart.phases import (
 )
 from launch.quickstart.summary import build_summary, save_summary
 from launch.quickstart.summary_table import print_summary
-from model.commands.modes import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC
+from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC
 
 STAGES = ("ar", "joint", "sft")
 DRAFTER_PREFIX = "drafter."

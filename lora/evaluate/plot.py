@@ -4,7 +4,7 @@ from typing import Any
 
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.commands.modes import LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.picture_style import (
     DASHES,
     GRID,
@@ -17,6 +17,7 @@ from model.evaluate.picture_style import (
     style_axes,
     write,
 )
+from model.hf.options import LINEAR
 
 WITHOUT, WITH = "#94a3b8", "#2563eb"
 INCHES_PER_GROUP, INCHES_AROUND = 0.55, 1.9

@@ -9,9 +9,10 @@ from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from lora.evaluate.plot import draw_evaluation
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.judging import JudgedBatch
 from model.evaluate.statistics import AgreementCounts, ModeNumbers
+from model.hf.options import AR, LINEAR
 
 REPORT_FILE, PICTURE_FILE = "evaluation.json", "evaluation.png"
 TOTALS = ("new_tokens", "num_forwards", "seconds", "tokens_per_forward", "tokens_per_second", "acceptance_length")

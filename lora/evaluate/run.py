@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora.evaluate.statistics import GroupGain, summarize_gain
-from model.commands.modes import AR, LINEAR, choose_variants
+from model.commands.modes import choose_variants
 from model.evaluate.decoder import Track
 from model.evaluate.evaluation import evaluate_modes
 from model.evaluate.judging import JudgedBatch
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.hf.options import AR, LINEAR
 
 # Settings that say how the numbers came about; the others have no effect here.
 SETTINGS = ("dtype", "device", "block_length", "max_new_tokens", "resamples")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.judging import JudgedBatch
 from model.evaluate.statistics import (
     GroupNumbers,
@@ -15,6 +15,7 @@ from model.evaluate.statistics import (
     divide_sums,
     summarize,
 )
+from model.hf.options import AR, LINEAR
 
 
 @dataclass(frozen=True)

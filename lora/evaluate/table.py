@@ -7,8 +7,9 @@ from rich.text import Text
 from lora.evaluate.report import agreement_of
 from lora.evaluate.run import DrafterEvaluation
 from lora.evaluate.statistics import GroupGain
-from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.tables import FEW_4GRAMS, describe_agreement, mark_loops
+from model.hf.options import AR, LINEAR
 
 TITLES = {AR: "AR", LINEAR: "linear", LINEAR_ADAPTER: "linear + adapter"}
 LABEL_WIDTH, GAIN_WIDTH = 17, 20

@@ -23,7 +23,7 @@ from model.commands.decoding_options import (
     check_modes,
     check_sampling,
 )
-from model.commands.modes import LINEAR, MODES
+from model.hf.options import LINEAR, MODES
 
 if TYPE_CHECKING:
     from model.chat.session import ChatSession

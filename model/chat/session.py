@@ -12,10 +12,9 @@ from conf.system.errors import UserError
 from model.chat.load import ChatModel
 from model.chat.options import ChatOptions, check_text
 from model.chat.stream import AnswerStreamer
-from model.commands.modes import MODES
 from model.export.load import find_think_ids
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from conf.system.errors import UserError
 from model.chat.session import Answer, ChatSession
-from model.commands.modes import MODES
+from model.hf.options import MODES
 
 COMMANDS = "/reset, /mode NAME, /exit"
 # Characters that would steer the terminal; new line and tab are text.

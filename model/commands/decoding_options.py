@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from conf.system.entry import count
 from conf.system.errors import UserError
-from model.commands.modes import AR, QUADRATIC
+from model.hf.options import AR, QUADRATIC
 
 
 def add_length_options(group: argparse._ArgumentGroup, max_new_tokens: int) -> None:

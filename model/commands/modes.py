@@ -1,10 +1,10 @@
-"""The decoding modes by name, for code that must not import torch to know them."""
+"""Ways to decode that commands compare: a mode, perhaps with the draft adapter or a threshold of its own. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MODES = AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC = "ar", "block_diffusion", "linear", "quadratic"
-SPECULATIVE = (LINEAR, QUADRATIC)
+from model.hf.options import AR, BLOCK_DIFFUSION, SPECULATIVE
+
 LINEAR_ADAPTER, QUADRATIC_ADAPTER = (f"{mode}+adapter" for mode in SPECULATIVE)
 
 

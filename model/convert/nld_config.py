@@ -5,10 +5,7 @@ from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
-from model.export.shipped_code import NLD_TYPE
-
-CONFIGURATION_MODULE = "configuration_nemotron_labs_diffusion"
-MODELING_MODULE = "modeling_nemotron_labs_diffusion"
+from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE
 
 # Keys of the released format that no field of the manifest decides. An imported export gives back its own values.
 _RELEASED_VALUES: dict[str, Any] = {

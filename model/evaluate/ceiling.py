@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.cache_nemotron_labs_diffusion import PrefixCache
+from model.hf.cache import PrefixCache
+from model.hf.layers import DraftAdapter
 
 # Known positions of a block [N] -> the best token at every position [N], with the unknown positions masked.
 Predict = Callable[[list[bool]], Sequence[int]]

@@ -14,9 +14,9 @@ from conf.system.errors import UserError
 from model.commands.modes import Variant
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.layers import DraftAdapter
+from model.hf.options import DecodeOptions
 
 PADDING_ID = 0  # the attention mask hides it, so any id will do
 # Wraps a list of jobs in a progress bar.

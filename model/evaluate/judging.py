@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from model.commands.modes import AR
 from model.evaluate.decoder import Decoded
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
 from model.export.load import THINK_TOKENS
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
+from model.hf.layers import DraftAdapter
+from model.hf.options import AR
 
 # Rounding may decide between tokens whose logits are this close; in float64 nothing is close enough.
 TIE_MARGINS = {torch.float32: 1e-5, torch.float64: 0.0}

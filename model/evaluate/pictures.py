@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from model.commands.modes import AR, Variant
+from model.commands.modes import Variant
 from model.evaluate.evaluation import Evaluation
 from model.evaluate.picture_style import (
     COLORS,
@@ -24,6 +24,7 @@ from model.evaluate.picture_style import (
     style_axes,
 )
 from model.evaluate.statistics import ModeNumbers
+from model.hf.options import AR
 
 INCHES_PER_VARIANT, INCHES_AROUND = 0.5, 1.7
 LABEL_PIXELS = 34  # least distance between two labels

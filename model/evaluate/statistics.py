@@ -8,9 +8,9 @@ from itertools import chain
 
 import numpy as np
 
-from model.commands.modes import AR
 from model.evaluate.decoder import Decoded
 from model.evaluate.judging import Agreement, JudgedBatch, find_first_difference
+from model.hf.options import AR
 
 CONFIDENCE = 0.95
 NORMAL_QUANTILE = 1.959963984540054  # two-sided, at CONFIDENCE

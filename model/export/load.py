@@ -14,10 +14,10 @@ from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.export.draft_adapter import KEY_PREFIX, WEIGHTS_FILE, check_adapter
 from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.layers import DraftAdapter
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.hf.options_nemotron_labs_diffusion import resolve_stop_ids
+from model.hf.options import resolve_stop_ids
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THINK_TOKENS = ("<think>", "</think>")

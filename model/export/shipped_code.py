@@ -10,12 +10,13 @@ from pathlib import Path
 CONFIG_NAME = "config.json"
 NLD_TYPE = "nemotron_labs_diffusion"  # model_type in config.json
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
-CODE_PATTERN = f"*_{NLD_TYPE}.py"
+# The files that auto_map in config.json names; they import the others.
+CONFIGURATION_MODULE, MODELING_MODULE = f"configuration_{NLD_TYPE}", f"modeling_{NLD_TYPE}"
 
 
 def list_code_files() -> list[Path]:
     """List the files of model/hf that go into an export, sorted."""
-    return sorted(CODE_FOLDER.glob(CODE_PATTERN))
+    return sorted(path for path in CODE_FOLDER.glob("*.py") if path.name != "__init__.py")
 
 
 def find_needed_files(folder: Path, first: Iterable[str]) -> tuple[set[str], set[str]]:

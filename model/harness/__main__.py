@@ -31,9 +31,9 @@ from torch import Tensor
 from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_export_tokenizer
 from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions, check_options
+from model.hf.decoding import decode
+from model.hf.layers import DraftAdapter
+from model.hf.options import MODES, DecodeOptions, check_options
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p")
 HuggingFaceLM: Any = HFLM  # the decorator hides types

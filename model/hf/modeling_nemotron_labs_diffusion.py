@@ -11,16 +11,20 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .cache_nemotron_labs_diffusion import PrefixCache
+from .attention_mask import build_visibility
+from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .generation_nemotron_labs_diffusion import DecodingEntryPoints
-from .layers_nemotron_labs_diffusion import NemotronLabsDiffusionEncoder
-from .visibility_nemotron_labs_diffusion import build_visibility
+from .decoding import decode
+from .layers import NemotronLabsDiffusionEncoder
+from .options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, DecodeOptions
 
 Rows = int | slice | Tensor
 
+# What callers of any model pass; nothing here depends on it.
+IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 
-class NemotronLabsDiffusionModel(DecodingEntryPoints, PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
+
+class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation."""
 
     config_class = NemotronLabsDiffusionConfig
@@ -143,6 +147,112 @@ class NemotronLabsDiffusionModel(DecodingEntryPoints, PreTrainedModel, Generatio
         )
         return output.to_tuple() if return_dict is False else output
 
+    def ar_generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = DecodeOptions.max_new_tokens,
+        temperature: float = DecodeOptions.temperature,
+        eos_token_id: int | list[int] | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, int]:
+        """Decode one token per forward. See `decode_ar`; returns (output_ids with the prompt, number of forwards)."""
+        given = options | {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
+        return self._decode(AR, prompt_ids, attention_mask, given)
+
+    def generate(
+        self,
+        prompt_ids: Tensor | None = None,
+        max_new_tokens: int = DecodeOptions.max_new_tokens,
+        block_length: int | None = None,
+        threshold: float | None = None,
+        causal_context: bool = DecodeOptions.causal_context,
+        temperature: float | None = None,
+        eos_token_id: int | list[int] | None = None,
+        *,
+        mode: str = BLOCK_DIFFUSION,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        do_sample: bool | None = None,
+        return_dict_in_generate: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Decode in any mode (ar, block_diffusion, linear, quadratic); returns (output_ids with the prompt, forwards).
+
+        Takes what a tokenizer returns: `generate(**tokenizer(text, return_tensors="pt"), mode="linear")`.
+        temperature: None is 0, or 1 with do_sample=True; do_sample=False is greedy whatever the temperature.
+        return_dict_in_generate: return the DecodeResult instead.
+        """
+        if (prompt_ids is None) == (input_ids is None):
+            raise ValueError("give the prompts once, as prompt_ids or as input_ids")
+        given = {name: value for name, value in options.items() if name not in IGNORED} | {
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "threshold": threshold,
+            "causal_context": causal_context,
+            "temperature": _resolve_temperature(temperature, do_sample),
+            "eos_token_id": eos_token_id,
+        }
+        prompts: Any = input_ids if prompt_ids is None else prompt_ids
+        if return_dict_in_generate:
+            return decode(self, mode, prompts, _make_options(given), attention_mask)
+        return self._decode(mode, prompts, attention_mask, given)
+
+    def linear_spec_generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = DecodeOptions.max_new_tokens,
+        block_length: int | None = None,
+        temperature: float = DecodeOptions.temperature,
+        mask_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        threshold: float | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, int]:
+        """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards)."""
+        given = options | {
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "temperature": temperature,
+            "mask_token_id": mask_token_id,
+            "eos_token_id": eos_token_id,
+            "threshold": threshold,
+        }
+        return self._decode(LINEAR, prompt_ids, attention_mask, given)
+
+    def quadratic_spec_generate(
+        self,
+        prompt_ids: Tensor,
+        max_new_tokens: int = DecodeOptions.max_new_tokens,
+        block_length: int | None = None,
+        temperature: float = DecodeOptions.temperature,
+        mask_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        threshold: float | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, int]:
+        """Decode by quadratic self-speculation. See `decode_quadratic_speculation`; returns (output_ids, forwards)."""
+        given = options | {
+            "max_new_tokens": max_new_tokens,
+            "block_length": block_length,
+            "temperature": temperature,
+            "mask_token_id": mask_token_id,
+            "eos_token_id": eos_token_id,
+            "threshold": threshold,
+        }
+        return self._decode(QUADRATIC, prompt_ids, attention_mask, given)
+
+    def _decode(
+        self, mode: str, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
+    ) -> tuple[Tensor, int]:
+        result = decode(self, mode, prompt_ids, _make_options(given), attention_mask)
+        return result.output_ids, result.num_forwards
+
 
 def select_rows(hidden: Tensor, rows: Rows) -> Tensor:
     """Rows of hidden [B, N, hidden] that reach the head; `rows` as logits_to_keep in the model's forward."""
@@ -173,6 +283,20 @@ def _check_forward(
         raise ValueError("labels need the logits of all rows: leave logits_to_keep at 0")
     if output_attentions:
         raise ValueError("output_attentions is not available: attention runs in fused kernels that keep no weights")
+
+
+def _make_options(given: dict[str, Any]) -> DecodeOptions:
+    """TypeError naming the options that do not exist."""
+    known = DecodeOptions.__dataclass_fields__
+    if unknown := sorted(given.keys() - known.keys()):
+        raise TypeError(f"there is no option {', '.join(unknown)}: these models take {', '.join(known)}")
+    return DecodeOptions(**given)
+
+
+def _resolve_temperature(temperature: float | None, do_sample: bool | None) -> float:
+    if do_sample is False:
+        return 0.0
+    return temperature if temperature is not None else float(bool(do_sample))
 
 
 # save_pretrained then writes auto_map and copies this file and those it imports.

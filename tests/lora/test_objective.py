@@ -85,7 +85,7 @@ def test_gradients_equal_finite_differences_and_vanish_where_nothing_counts(
 
 
 def test_expected_acceptance_is_that_of_rejection_sampling(logits: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    from model.hf.sampling_nemotron_labs_diffusion import Draft, Sampler
+    from model.hf.sampling import Draft, Sampler
 
     draft, teacher, targets, scored = (tensor[:1] for tensor in logits)
     rounds = 40_000

@@ -13,7 +13,7 @@ from lora.blocks import DraftBatch, build_draft_batch, gather_targets
 from lora.examples import Example
 from lora.objective import score_drafts
 from lora.step import DraftStep
-from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
+from model.hf.speculation import real_context_acceptance
 from tests.helpers.tiny_exports import make_tiny_model
 
 BLOCK = 8

@@ -219,8 +219,8 @@ def test_auto_model_loads_releases_with_the_shipped_code(exported: dict[str, Pat
 def test_a_checkpoint_without_a_tensor_or_a_code_file_is_refused(exported: dict[str, Path], tmp_path: Path) -> None:
     tensor, code = (Path(shutil.copytree(exported["base"], tmp_path / name)) for name in ("no_tensor", "no_code"))
     edit_tensors(tensor / "model.safetensors", lambda tensors: tensors.pop(UP))
-    (code / "rope_nemotron_labs_diffusion.py").unlink()
-    assert "rope_nemotron_labs_diffusion.py" in load_elsewhere(tmp_path, code)[0]
+    (code / "rope.py").unlink()
+    assert "rope.py" in load_elsewhere(tmp_path, code)[0]
     load_export(code, device="cpu")  # runs this repository's code
     with pytest.raises(UserError, match=f"lack 1 of the model's tensors, such as {UP}"):
         load_export(tensor, device="cpu")

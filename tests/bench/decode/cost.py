@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.session_nemotron_labs_diffusion import DecodeSession
+from model.hf.options import DecodeOptions
+from model.hf.session import DecodeSession
 from tests.bench.timing import time_interleaved
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 272)  # 272: all groups of a block of 16

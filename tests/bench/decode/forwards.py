@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.session_nemotron_labs_diffusion import DecodeSession
-from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
+from model.hf.attention_mask import make_group_layout
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions
+from model.hf.session import DecodeSession
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model
 from tests.bench.timing import time_interleaved
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.bench.decode.loops import LOOPS
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model, make_twin
 from tests.bench.timing import time_interleaved

@@ -14,9 +14,9 @@ import torch
 from model.evaluate.judging import AgreementJudge
 from model.evaluate.prompts import read_prompts
 from model.export.load import attach_adapter, load_export, load_export_tokenizer
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.layers import DraftAdapter
+from model.hf.options import DecodeOptions
 from tests.bench.decode.settings import Setting, list_settings
 
 PROMPT_TOKENS = 64

@@ -10,7 +10,7 @@ from conf.system.errors import UserError
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from launch.quickstart import measure
 from model.export.load import attach_adapter, load_export
-from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
+from model.hf.speculation import real_context_acceptance
 from tests.helpers.tiny_exports import make_repetitive_model, save_random_adapter
 from tests.helpers.toy_data import prepare_texts
 

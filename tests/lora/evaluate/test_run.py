@@ -8,11 +8,12 @@ import pytest
 
 from conf.system.errors import UserError
 from lora.evaluate.run import evaluate_drafter
-from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
 from model.export.load import attach_adapter
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
+from model.hf.layers import find_draft_adapters
+from model.hf.options import AR, LINEAR
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, save_random_adapter
 
 PROMPT = EvaluationPrompt([5, 120, 130], "group", "here:1")

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lora.evaluate.statistics import bootstrap_gain, compute_gain_percent, summarize_gain
-from model.commands.modes import AR, LINEAR, LINEAR_ADAPTER
+from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.decoder import Decoded
 from model.evaluate.judging import Agreement, JudgedBatch
 from model.evaluate.prompts import EvaluationPrompt
+from model.hf.options import AR, LINEAR
 
 
 def make_decoded(new_tokens: int, cycles: dict[str, int]) -> JudgedBatch:

@@ -12,7 +12,7 @@ from model.chat.load import load_chat_model
 from model.chat.options import ChatOptions
 from model.chat.session import ChatSession
 from model.chat.stream import AnswerStreamer
-from model.commands.modes import MODES
+from model.hf.options import MODES
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
-"""The names of modes that command lines know without torch."""
+"""The decoding modes have one set of names, and each has a decoder."""
 
 from launch.quickstart import story
-from model.commands.modes import MODES
-from model.hf import decoding_nemotron_labs_diffusion as shipped
+from model.hf.decoding import DECODERS
+from model.hf.options import MODES
 
 
 def test_modes_are_the_shipped_ones() -> None:
-    assert shipped.MODES == MODES
+    assert tuple(DECODERS) == MODES
     assert set(story.CHAT_MODES) <= set(MODES)

@@ -13,8 +13,8 @@ from model.evaluate.ceiling import (
     measure_ceiling,
     walk_blocks,
 )
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, make_tiny_model
 
 PROMPT = [5, 120, 130]

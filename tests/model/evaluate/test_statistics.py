@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 
-from model.commands.modes import AR, LINEAR
 from model.evaluate.decoder import Decoded
 from model.evaluate.judging import Agreement, JudgedBatch
 from model.evaluate.prompts import EvaluationPrompt
@@ -17,6 +16,7 @@ from model.evaluate.statistics import (
     divide_sums,
     summarize,
 )
+from model.hf.options import AR, LINEAR
 
 
 def make_batch(

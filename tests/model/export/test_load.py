@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from conf.system.errors import UserError
 from model.export.load import attach_adapter, check_vocabulary, find_stop_ids, load_export, load_export_tokenizer
-from model.hf.adapter_nemotron_labs_diffusion import find_draft_adapters
-from model.hf.autoregressive_nemotron_labs_diffusion import decode_ar
+from model.hf.decoding import decode_ar
+from model.hf.layers import find_draft_adapters
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
+from model.hf.options import DecodeOptions
+from model.hf.speculation import real_context_acceptance
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm
 from tests.helpers.tiny_exports import make_tiny_model, save_random_adapter, save_tiny_export
 

@@ -4,15 +4,28 @@ from pathlib import Path
 
 import pytest
 
-from model.export.shipped_code import CODE_FOLDER, defines_class, find_needed_files, list_code_files
+from model.export.shipped_code import (
+    CODE_FOLDER,
+    CONFIGURATION_MODULE,
+    MODELING_MODULE,
+    NLD_TYPE,
+    defines_class,
+    find_needed_files,
+    list_code_files,
+)
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 
-FIRST = ("configuration_nemotron_labs_diffusion.py", "modeling_nemotron_labs_diffusion.py")
+FIRST = (f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py")
 
 
 def test_every_shipped_file_is_needed_and_every_needed_file_is_shipped() -> None:
     there, missing = find_needed_files(CODE_FOLDER, FIRST)
     assert there == {path.name for path in list_code_files()}
     assert not missing
+
+
+def test_the_model_type_is_that_of_the_shipped_configuration() -> None:
+    assert NemotronLabsDiffusionConfig.model_type == NLD_TYPE
 
 
 def test_imports_are_followed_wherever_they_stand(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from conf.system.errors import UserError
 from model.export.load import find_stop_ids
 from model.harness.__main__ import TriModeLM, _read_sampling
 from model.harness.stop_strings import StopStrings
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions
 from tests.helpers.tiny_exports import save_random_adapter, save_tiny_export
 
 WORDS = ("sea", "ships", "sea is wide")

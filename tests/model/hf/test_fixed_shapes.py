@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.hf import session_nemotron_labs_diffusion as session
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf import session as session
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.model.hf.modes import ALL, pad_left
 from tests.model.hf.scripted_model import make_scripted_model
 

@@ -7,10 +7,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
+from model.hf.decoding import decode
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.session_nemotron_labs_diffusion import DecodeResult
+from model.hf.options import MODES, DecodeOptions
+from model.hf.session import DecodeResult
 from tests.helpers.tiny_exports import save_tiny_export
 
 ENTRY_POINTS = {"ar": "ar_generate", "linear": "linear_spec_generate", "quadratic": "quadratic_spec_generate"}

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, GenerationMixin, StaticCache
 
-from model.hf.cache_nemotron_labs_diffusion import PrefixCache
+from model.hf.cache import PrefixCache
 
 
 def tokens(*shape, seed=0):

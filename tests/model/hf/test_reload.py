@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from model import hf
+from model.export.shipped_code import list_code_files
 
 LOAD_AND_DECODE = """
 import json, sys, torch
@@ -80,7 +79,6 @@ def test_a_saved_directory_holds_code_config_and_9_tensors_per_layer_plus_3(save
     expected = {f"encoder.layers.{layer}.{part}.weight" for layer in range(2) for part in parts}
     assert names == expected | {"encoder.embed_tokens.weight", "encoder.norm.weight", "diffusion_head.weight"}
     assert len(names) == 9 * 2 + 3
-    shipped = Path(hf.__file__).parent.glob("*_nemotron_labs_diffusion.py")
     assert {file.name: file.read_text() for file in path.glob("*.py")} == {
-        file.name: file.read_text() for file in shipped
+        file.name: file.read_text() for file in list_code_files()
     }

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.hf import sampling_nemotron_labs_diffusion as sampling
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf import sampling as sampling
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.model.hf.adapters import attach_adapter
 from tests.model.hf.distributions import compare_total_variation, compute_exact, compute_p_value, count_cells
 

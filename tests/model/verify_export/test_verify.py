@@ -81,8 +81,8 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("code is complete", lambda d: (d / MODELING).unlink(), f"missing, though auto_map needs it: {MODELING}"),
     (
         "code is complete",
-        lambda d: (d / "cache_nemotron_labs_diffusion.py").unlink(),
-        "missing, though auto_map needs it: cache_nemotron_labs_diffusion.py",
+        lambda d: (d / "cache.py").unlink(),
+        "missing, though auto_map needs it: cache.py",
     ),
     ("code is complete", lambda d: (d / MODELING).write_text("def broken(:"), f"{MODELING} is no Python"),
     ("code is complete", lambda d: (d / MODELING).write_text("import torch"), "classes that are not there"),

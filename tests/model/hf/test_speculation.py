@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from model.hf import speculation_nemotron_labs_diffusion as speculation
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.sampling_nemotron_labs_diffusion import Draft
-from model.hf.session_nemotron_labs_diffusion import DecodeSession
-from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
+from model.hf import speculation as speculation
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
+from model.hf.sampling import Draft
+from model.hf.session import DecodeSession
+from model.hf.speculation import real_context_acceptance
 
 MASK = 60
 

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .options_nemotron_labs_diffusion import DecodeOptions, check_options, resolve_block_length
-from .sampling_nemotron_labs_diffusion import Draft, Verdict
-from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
-from .speculation_nemotron_labs_diffusion import (
+from .attention_mask import TokenLayout, make_group_layout, make_prefill_layout
+from .options import DecodeOptions, check_options, resolve_block_length
+from .sampling import Draft, Verdict
+from .session import DecodeResult, DecodeSession
+from .speculation import (
     count_proposed,
     emit_all,
     judge,
     make_empty_draft,
     verify_draft,
 )
-from .visibility_nemotron_labs_diffusion import TokenLayout, make_group_layout, make_prefill_layout
 
 MAX_ROWS = 1 << 13  # of a forward: the mask between them grows with their square
 

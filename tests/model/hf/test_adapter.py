@@ -5,14 +5,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import nn
 
-from model.hf import speculation_nemotron_labs_diffusion as speculation
-from model.hf.adapter_nemotron_labs_diffusion import DraftAdapter
-from model.hf.cache_nemotron_labs_diffusion import PrefixCache
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.session_nemotron_labs_diffusion import DecodeSession
-from model.hf.speculation_nemotron_labs_diffusion import real_context_acceptance
-from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
+from model.hf import speculation as speculation
+from model.hf.attention_mask import make_group_layout
+from model.hf.cache import PrefixCache
+from model.hf.decoding import decode
+from model.hf.layers import DraftAdapter
+from model.hf.options import DecodeOptions
+from model.hf.session import DecodeSession
+from model.hf.speculation import real_context_acceptance
 from tests.model.hf.adapters import attach_adapter, fill_adapter
 from tests.model.hf.modes import SPECULATIVE
 from tests.model.hf.restated import make_exact

@@ -7,24 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
-from .adapter_nemotron_labs_diffusion import NO_ROWS, DraftAdapter
-from .cache_nemotron_labs_diffusion import PrefixCache
-from .options_nemotron_labs_diffusion import (
+from .attention_mask import MaskBuilder, TokenLayout, make_causal_layout
+from .cache import PrefixCache
+from .layers import NO_ROWS, DraftAdapter
+from .options import (
     DecodeOptions,
     check_options,
     check_stop_ids,
-    is_stop,
-    make_generator,
     resolve_block_length,
     resolve_mask_token_id,
     resolve_stop_ids,
 )
-from .prompt_nemotron_labs_diffusion import Prompt, prepare_prompt
-from .sampling_nemotron_labs_diffusion import Sampler
-from .streaming_nemotron_labs_diffusion import TokenStream
-from .thinking_nemotron_labs_diffusion import ThinkingBudget
-from .visibility_nemotron_labs_diffusion import MaskBuilder, TokenLayout, make_causal_layout
+from .sampling import Sampler, ThinkingBudget, make_generator
 
 FIRST_CAPACITY = 1024  # tokens of room behind the prompt to begin with; the cache doubles when it is full
 
@@ -228,3 +224,136 @@ class DecodeSession:
             int(self.num_committed),
             acceptance_lengths,
         )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Checked prompts on the model's device.
+
+    given: [B, P] as the caller has them. tokens: [B, P], padded on the right with the row's last token.
+    lengths: of each row without padding, at least 1.
+    """
+
+    given: Tensor
+    tokens: Tensor
+    lengths: list[int]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether rows differ in length."""
+        return min(self.lengths) < self.tokens.shape[1]
+
+    def last_tokens(self) -> Tensor:
+        """[B, 1], the last token of each row."""
+        return self.tokens[:, -1:]  # padding repeats it
+
+
+def prepare_prompt(
+    model: Any, prompt_ids: Tensor, attention_mask: Tensor | None, *, mask_token_id: int, max_new_tokens: int
+) -> Prompt:
+    """Check prompt_ids [B, P] and attention_mask [B, P], zero on left padding, or None.
+
+    Raises:
+        ValueError: no token ids of the vocabulary, a mask token among them, an empty prompt, padding elsewhere than on
+            the left, or a context that prompt and new tokens overflow.
+    """
+    _check_ids(prompt_ids)
+    mask = torch.ones_like(prompt_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
+    mask = mask.to(prompt_ids.device)
+    _check_padding(prompt_ids, mask)
+    lengths: list[int] = mask.sum(1).tolist()
+    _check_tokens(prompt_ids, mask, model.config.vocab_size, mask_token_id)
+    longest, limit = max(lengths), model.config.max_position_embeddings
+    if longest + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} positions: "
+            "shorten the prompt or lower max_new_tokens"
+        )
+    width = prompt_ids.shape[1]
+    slots = torch.arange(longest, device=prompt_ids.device) + (width - mask.sum(1, keepdim=True))
+    tokens = prompt_ids.gather(1, slots.clamp(max=width - 1))
+    device = model.get_input_embeddings().weight.device
+    return Prompt(prompt_ids.to(device), tokens.to(device), lengths)
+
+
+def _check_ids(prompt_ids: Tensor) -> None:
+    if not isinstance(prompt_ids, Tensor) or prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
+        got = f"{prompt_ids.dtype} {list(prompt_ids.shape)}" if isinstance(prompt_ids, Tensor) else type(prompt_ids)
+        raise ValueError(f"prompt_ids must be token ids [batch, length], got {got}")
+    if prompt_ids.numel() == 0:
+        raise ValueError(
+            f"prompt_ids is empty {list(prompt_ids.shape)}: give at least one token, such as the bos token"
+        )
+
+
+def _check_padding(prompt_ids: Tensor, mask: Tensor) -> None:
+    if mask.shape != prompt_ids.shape:
+        raise ValueError(f"attention_mask is {list(mask.shape)}, prompt_ids {list(prompt_ids.shape)}: they must agree")
+    if not bool(mask.any(1).all()):
+        row = int(mask.any(1).long().argmin())
+        raise ValueError(f"row {row} of prompt_ids is empty, all of it padding: give at least one token")
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        row = int((mask[:, :-1] & ~mask[:, 1:]).any(1).long().argmax())
+        raise ValueError(
+            f"row {row} of attention_mask has zeros behind a token: pad on the left (tokenizer.padding_side = 'left')"
+        )
+
+
+def _check_tokens(prompt_ids: Tensor, mask: Tensor, vocab_size: int, mask_token_id: int) -> None:
+    tokens = prompt_ids[mask]
+    low, high = (int(limit) for limit in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"prompt_ids holds id {low if low < 0 else high}, the vocabulary is 0..{vocab_size - 1}")
+    masked = (prompt_ids == mask_token_id) & mask
+    if bool(masked.any()):
+        row, position = masked.nonzero()[0].tolist()
+        raise ValueError(
+            f"prompt_ids holds the mask token (id {mask_token_id}) in row {row} at index {position}: it stands for "
+            "what is to be predicted and is no text; remove it"
+        )
+
+
+class TokenStream:
+    """What a decode has committed, as transformers' `generate` streams it; does nothing without a streamer.
+
+    The streamer's `put` gets the prompt [1, P] first, then new tokens [n] in their order, int64 on the CPU: put
+    together they are `output_ids`, the stop token included. `end` follows the last ones; not after an exception.
+    """
+
+    def __init__(self, streamer: BaseStreamer | None, prompt_ids: Tensor):
+        """prompt_ids [B, P]. Raises ValueError for several rows: they would be mixed up in one stream."""
+        if streamer is not None and len(prompt_ids) != 1:
+            raise ValueError(
+                f"a streamer takes one prompt at a time, got {len(prompt_ids)}: call it per prompt, or leave it out"
+            )
+        self._streamer = streamer
+        if streamer is not None:
+            streamer.put(prompt_ids.cpu())
+
+    def put(self, tokens: Tensor | Sequence[int], stop_ids: tuple[int, ...]) -> None:
+        """Stream committed tokens ([1, N], or a list) up to and including the first stop id."""
+        if self._streamer is None:
+            return  # before anything moves to the host
+        values = tokens[0].tolist() if isinstance(tokens, Tensor) else list(tokens)
+        self._streamer.put(torch.tensor(cut_at_stop(values, stop_ids), dtype=torch.long))
+
+    def end(self) -> None:
+        """Nothing more follows."""
+        if self._streamer is not None:
+            self._streamer.end()
+
+
+def cut_at_stop(tokens: list[int], stop_ids: tuple[int, ...]) -> list[int]:
+    """The tokens up to and including the first stop id."""
+    for index, token in enumerate(tokens):
+        if token in stop_ids:
+            return tokens[: index + 1]
+    return tokens
+
+
+def is_stop(tokens: Tensor, stop_ids: tuple[int, ...]) -> Tensor:
+    """Bool, where tokens (any shape) hold a stop id."""
+    found = torch.zeros_like(tokens, dtype=torch.bool)
+    for stop_id in stop_ids:
+        found |= tokens == stop_id
+    return found

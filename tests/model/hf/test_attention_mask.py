@@ -3,13 +3,8 @@
 import pytest
 import torch
 
-from model.hf.layers_nemotron_labs_diffusion import NemotronLabsDiffusionAttention
-from model.hf.visibility_nemotron_labs_diffusion import (
-    MaskBuilder,
-    TokenLayout,
-    make_causal_layout,
-    make_group_layout,
-)
+from model.hf.attention_mask import MaskBuilder, TokenLayout, make_causal_layout, make_group_layout
+from model.hf.layers import NemotronLabsDiffusionAttention
 
 CPU = torch.device("cpu")
 

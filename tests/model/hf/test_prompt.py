@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.prompt_nemotron_labs_diffusion import prepare_prompt
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions
+from model.hf.session import prepare_prompt
 
 
 def prepare(model, ids, mask=None):

@@ -3,7 +3,7 @@
 import torch
 from transformers.models.ministral3.modeling_ministral3 import Ministral3RMSNorm
 
-from model.hf.layers_nemotron_labs_diffusion import NemotronLabsDiffusionRMSNorm
+from model.hf.layers import NemotronLabsDiffusionRMSNorm
 
 
 def make_norms(dtype):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.quadratic_nemotron_labs_diffusion import decode_quadratic_speculation
-from model.hf.visibility_nemotron_labs_diffusion import make_group_layout
+from model.hf.attention_mask import make_group_layout
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
+from model.hf.quadratic import decode_quadratic_speculation
 from tests.model.hf.restated import Oracle, make_exact, restate_quadratic
 from tests.model.hf.scripted_model import make_scripted_model
 

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .adapter_nemotron_labs_diffusion import ALL_ROWS
-from .options_nemotron_labs_diffusion import DecodeOptions
-from .sampling_nemotron_labs_diffusion import Draft, Verdict
-from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
-from .streaming_nemotron_labs_diffusion import cut_at_stop
+from .layers import ALL_ROWS
+from .options import DecodeOptions
+from .sampling import Draft, Verdict
+from .session import DecodeResult, DecodeSession, cut_at_stop
 
 # seed [B, 1], tokens wanted at most -> what the verifier says of a draft behind the seed, and how much was proposed [B]
 Cycle = Callable[[Tensor, int], tuple[Verdict, Tensor]]

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
-from model.hf.streaming_nemotron_labs_diffusion import TokenStream
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
+from model.hf.session import TokenStream
 
 ENTRY_POINTS = ("ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate")
 

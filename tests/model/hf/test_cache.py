@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.hf.cache_nemotron_labs_diffusion import PrefixCache
+from model.hf.cache import PrefixCache
 
 CPU = torch.device("cpu")
 

@@ -1,12 +1,14 @@
-"""What a decode can be asked for, checked: one set of options for all modes."""
+"""What a decode can be asked for, checked: its modes, and one set of options for all of them. Imports no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+MODES = AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC = "ar", "block_diffusion", "linear", "quadratic"
+SPECULATIVE = (LINEAR, QUADRATIC)
 
 BLOCK_DIFFUSION_THRESHOLD = 0.9  # of the released models
 WHOLE_NUMBERS = ("max_new_tokens", "block_length", "top_k", "mask_groups", "thinking_budget", "seed")
@@ -43,7 +45,7 @@ class DecodeOptions:
     mask_groups: int | None = None
     thinking_budget: int | None = None
     think_token_ids: tuple[int, int] = (12, 13)
-    streamer: BaseStreamer | None = None
+    streamer: "BaseStreamer | None" = None
 
 
 def check_options(config: Any, options: DecodeOptions) -> None:
@@ -110,19 +112,19 @@ def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
     return resolved
 
 
-def resolve_stop_ids(model: Any, eos_token_id: int | Iterable[int] | Tensor | None) -> tuple[int, ...]:
+def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
     """Ids that end a row: the given one or ones, else those of generation_config.json, else of config.json.
 
     An empty list means never.
     """
     generation = getattr(model, "generation_config", None)
-    eos: Any = eos_token_id
+    eos = eos_token_id
     for source in (generation, model.config):
         eos = getattr(source, "eos_token_id", None) if eos is None else eos
-    if isinstance(eos, Tensor):
-        eos = eos.tolist()
     if eos is None:
         return ()
+    if hasattr(eos, "tolist"):  # a tensor
+        eos = eos.tolist()
     return (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
 
 
@@ -133,16 +135,3 @@ def check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, mask_token_id: in
             raise ValueError(f"eos_token_id {stop_id} is outside the vocabulary 0..{vocab_size - 1}")
         if stop_id == mask_token_id:
             raise ValueError(f"eos_token_id {stop_id} is the mask token, which is never chosen")
-
-
-def make_generator(seed: int | None, device: torch.device) -> torch.Generator | None:
-    """A generator on `device` seeded with `seed`; None (torch's global one) for None."""
-    return None if seed is None else torch.Generator(device).manual_seed(seed)
-
-
-def is_stop(tokens: Tensor, stop_ids: tuple[int, ...]) -> Tensor:
-    """Bool, where tokens (any shape) hold a stop id."""
-    found = torch.zeros_like(tokens, dtype=torch.bool)
-    for stop_id in stop_ids:
-        found |= tokens == stop_id
-    return found

@@ -1,13 +1,41 @@
-"""Block diffusion: several tokens per forward, most certain ones first."""
+"""All modes behind one function."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .options_nemotron_labs_diffusion import BLOCK_DIFFUSION_THRESHOLD, DecodeOptions, is_stop
-from .sampling_nemotron_labs_diffusion import compute_confidence
-from .session_nemotron_labs_diffusion import DecodeResult, DecodeSession
+from .options import AR, BLOCK_DIFFUSION, BLOCK_DIFFUSION_THRESHOLD, LINEAR, MODES, QUADRATIC, DecodeOptions
+from .quadratic import decode_quadratic_speculation
+from .sampling import compute_confidence
+from .session import DecodeResult, DecodeSession, is_stop
+from .speculation import decode_linear_speculation
+
+
+@torch.no_grad()
+def decode_ar(
+    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+) -> DecodeResult:
+    """One token per forward; the prefill yields the first. A draft adapter, if attached, is not used.
+
+    prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets each token.
+
+    Raises:
+        ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
+    """
+    session = DecodeSession(model, prompt_ids, attention_mask, options)
+    tokens = session.prefill()
+    new_tokens = [tokens]
+    session.stream.put(tokens, session.stop_ids)
+    finished = is_stop(tokens, session.stop_ids)
+    while len(new_tokens) < options.max_new_tokens and not (session.stop_ids and bool(finished.all())):
+        tokens = session.choose_next(session.encode_context("step", tokens))
+        new_tokens.append(tokens)
+        session.stream.put(tokens, session.stop_ids)
+        if session.stop_ids:
+            finished |= is_stop(tokens, session.stop_ids)
+    return session.finish(torch.cat(new_tokens, dim=1), [])
 
 
 @torch.no_grad()
@@ -94,3 +122,24 @@ def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Ten
         session.num_committed = session.num_committed + chosen.sum()
         masked = masked & ~chosen & ~_behind_stop(session, block)
     return block, masked
+
+
+DECODERS: dict[str, Callable[..., DecodeResult]] = {
+    AR: decode_ar,
+    BLOCK_DIFFUSION: decode_block_diffusion,
+    LINEAR: decode_linear_speculation,
+    QUADRATIC: decode_quadratic_speculation,
+}
+
+
+def decode(
+    model: Any, mode: str, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+) -> DecodeResult:
+    """Decode prompt_ids [B, P] in one of MODES; attention_mask [B, P], zero on left padding.
+
+    Raises:
+        ValueError: an unknown mode, or prompts or options that cannot be decoded.
+    """
+    if mode not in DECODERS:
+        raise ValueError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
+    return DECODERS[mode](model, prompt_ids, options, attention_mask)

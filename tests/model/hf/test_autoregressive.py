@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.model.hf.restated import Oracle, restate_ar
 
 MASK = 60

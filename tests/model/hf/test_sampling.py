@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.hf.sampling_nemotron_labs_diffusion import Draft, Sampler, compute_confidence
+from model.hf.sampling import Draft, Sampler, compute_confidence
 from tests.model.hf.distributions import warp
 
 GREEDY = Sampler(0.0)

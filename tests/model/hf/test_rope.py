@@ -5,7 +5,7 @@ import torch
 from transformers import Ministral3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from model.hf.rope_nemotron_labs_diffusion import RotaryEmbedding, compute_attention_factor, compute_inverse_frequencies
+from model.hf.rope import RotaryEmbedding, compute_attention_factor, compute_inverse_frequencies
 
 CASES = [
     {},

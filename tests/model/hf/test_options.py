@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions, make_generator, resolve_stop_ids
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions, resolve_stop_ids
+from model.hf.sampling import make_generator
 
 PROMPT = torch.tensor([[3, 4, 5]])
 

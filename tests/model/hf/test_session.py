@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import DecodeOptions
 from tests.model.hf.modes import ALL, pad_left
 from tests.model.hf.scripted_model import make_scripted_model
 
@@ -104,7 +104,7 @@ def test_results_add_up(tiny):
 @pytest.mark.parametrize(("mode", "extra"), ALL, ids=str)
 def test_caches_grow_without_changing_anything(tiny, monkeypatch, mode, extra):
     """Room for two tokens to begin with, and doubling, against room for all."""
-    from model.hf import session_nemotron_labs_diffusion as session
+    from model.hf import session as session
 
     model, (prompt, mask) = tiny.model(), pad_left(torch.arange(3, 15).view(3, 4), [4, 1, 3])
     expected = run(model, mode, prompt, mask, max_new_tokens=70, **extra)

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.hf.decoding_nemotron_labs_diffusion import MODES, decode
-from model.hf.options_nemotron_labs_diffusion import DecodeOptions
+from model.hf.decoding import decode
+from model.hf.options import MODES, DecodeOptions
 from tests.model.hf.scripted_model import make_scripted_model
 
 MASK = 60
