@@ -1,4 +1,4 @@
-"""Rules of what makes a step faster or smaller on a GPU: overlap, offload, 8-bit products.
+"""Rules of what makes a step faster or smaller on a GPU: overlap, offload, 8-bit matmuls.
 
 What the machine must have for them is checked when the model is built (model/megatron/kernels.py).
 """
@@ -7,6 +7,19 @@ from collections.abc import Callable, Iterator
 
 from conf.rules.violations import Violations
 from conf.schema import Device, Dtype, Fp8Recipe, Objective, Recompute, RunConfig
+
+
+def _parameter_overlap_needs_gradient_overlap(config: RunConfig) -> Violations:
+    parallel = config.parallel
+    if parallel.overlap_grad_reduce:
+        return
+    if parallel.overlap_param_gather:
+        yield "parallel.overlap_param_gather=true needs parallel.overlap_grad_reduce=true; set it or switch it off"
+    if parallel.bucket_parameters is not None:
+        yield (
+            f"parallel.bucket_parameters={parallel.bucket_parameters} has no effect without "
+            "parallel.overlap_grad_reduce=true; set that, or parallel.bucket_parameters=null"
+        )
 
 
 def _tensor_overlap_splits_the_sequence(config: RunConfig) -> Violations:
@@ -53,7 +66,7 @@ def _offloading_has_room_to_wait(config: RunConfig) -> Violations:
         )
     if parallel.recompute is not Recompute.none:
         yield (
-            f"{asked} keeps what parallel.recompute={parallel.recompute.value} computes again; use "
+            f"{asked} saves what parallel.recompute={parallel.recompute.value} recomputes; use "
             "parallel.recompute=none or parallel.offload_layers=0"
         )
     if config.runtime.device is Device.cpu:
@@ -75,17 +88,17 @@ def _fp8_fits_the_run(config: RunConfig) -> Violations:
             yield f"{asked} needs multiples of {precision.fp8.multiple}, and {name} = {value}; {remedy}"
 
 
-def _products_keep_what_they_read(config: RunConfig) -> Violations:
+def _fp8_saves_inputs_anyway(config: RunConfig) -> Violations:
     fp8 = config.precision.fp8
     if fp8 is not None and config.parallel.recompute is Recompute.elementwise:
         yield (
-            f"parallel.recompute=elementwise gains nothing with precision.fp8={fp8.value}, whose products keep 8-bit "
-            "copies of what they read; use parallel.recompute=none, selective or full"
+            f"parallel.recompute=elementwise gains nothing with precision.fp8={fp8.value}, whose matmuls save 8-bit "
+            "copies of their inputs; use parallel.recompute=none, selective or full"
         )
 
 
 def _fp8_dimensions(config: RunConfig) -> Iterator[tuple[str, int]]:
-    """Rows and columns of a layer's products on one rank."""
+    """Yield (description, size) for rows and columns of a layer's matmuls on one rank."""
     model, parallel = config.model, config.parallel
     degree = parallel.tensor_parallel
     split = f" / parallel.tensor_parallel={degree}" if degree > 1 else ""
@@ -93,22 +106,23 @@ def _fp8_dimensions(config: RunConfig) -> Iterator[tuple[str, int]]:
     yield f"model.ffn_hidden_size={model.ffn_hidden_size}{split}", model.ffn_hidden_size // degree
     heads = f"model.num_attention_heads={model.num_attention_heads} * model.head_dim={model.head_dim}{split}"
     yield heads, model.query_width // degree
-    pairs = f"keys and values of model.num_key_value_heads={model.num_key_value_heads}"
-    yield f"queries of {heads} with {pairs}", (model.query_width + 2 * model.key_value_width) // degree
+    keys = f"keys and values of model.num_key_value_heads={model.num_key_value_heads}"
+    yield f"queries of {heads} with {keys}", (model.query_width + 2 * model.key_value_width) // degree
     twice = " * 2, noisy and clean" if config.stage.objective is Objective.joint else ""
     yield (
         (
-            f"rows of a rank (train.micro_batch_size={config.train.micro_batch_size} * "
+            f"positions of a rank (train.micro_batch_size={config.train.micro_batch_size} * "
             f"data.sequence_length={config.data.sequence_length}{twice}, over context and sequence parallel ranks)"
         ),
-        config.forward_rows // (degree if parallel.sequence_parallel else 1),
+        config.positions_per_forward // (degree if parallel.sequence_parallel else 1),
     )
 
 
 LEVER_RULES: list[Callable[[RunConfig], Violations]] = [
+    _parameter_overlap_needs_gradient_overlap,
     _tensor_overlap_splits_the_sequence,
     _pipeline_overlap_needs_interleaving,
     _offloading_has_room_to_wait,
     _fp8_fits_the_run,
-    _products_keep_what_they_read,
+    _fp8_saves_inputs_anyway,
 ]

@@ -185,10 +185,10 @@ class RunConfig:
         return self.train.global_batch_size * self.data.sequence_length
 
     @property
-    def forward_rows(self) -> int:
-        """Rows of one forward on the ranks of a tensor-parallel group together."""
-        rows = self.train.micro_batch_size * self.stage.rows_per_token * self.data.sequence_length
-        return rows // self.parallel.context_parallel
+    def positions_per_forward(self) -> int:
+        """Positions of one forward, all sequences of a microbatch together, on a context-parallel rank."""
+        positions = self.train.micro_batch_size * self.stage.positions_per_token * self.data.sequence_length
+        return positions // self.parallel.context_parallel
 
     @property
     def num_steps(self) -> int:

@@ -42,6 +42,6 @@ class StageConfig:
     loss_normalization: LossNormalization = LossNormalization.global_average
 
     @property
-    def rows_per_token(self) -> int:
-        """Rows of a forward for every clean token: its own, and a noisy one in the joint stage."""
+    def positions_per_token(self) -> int:
+        """Positions of a forward per clean token: its own, and a noisy one in the joint stage."""
         return 2 if self.objective is Objective.joint else 1

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from conf.rules.run import data_parallel_size, num_microbatches
+from conf.rules.layout import data_parallel_size, num_microbatches
 from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
 
 FP32 = Dtype.fp32.num_bytes  # of gradients, optimizer state and statistics
@@ -95,6 +95,6 @@ def build_shape(config: RunConfig, num_gpus: int) -> Shape:
         sequence_length=config.data.sequence_length,
         block_size=config.stage.block_size,
         doubled=config.stage.objective is Objective.joint,
-        scored_rows=config.forward_rows,
+        scored_rows=config.positions_per_forward,
         chunk_rows=config.runtime.loss_chunk_rows,
     )

@@ -38,7 +38,7 @@ def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWor
     documents = split_into_documents(config, document_tokens)
     pairs = sequences * sum(count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
     tokens = config.tokens_per_step
-    rows = tokens * config.stage.rows_per_token
+    rows = tokens * config.stage.positions_per_token
     # A document's first token has no row before it. Masking probabilities are uniform in [epsilon, 1].
     masked = length * (1 + config.stage.noise_epsilon) / 2 if doubled else 0
     scored = sequences * (length - len(documents) + masked)

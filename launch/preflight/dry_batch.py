@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.rules.run import num_microbatches
+from conf.rules.layout import num_microbatches
 from conf.schema import RunConfig
 from launch.preflight.runner import Finding, Job, failed, ok, warning
 from pretrain.dry_batch import REPORT_FILE

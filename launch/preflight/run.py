@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from conf.rules.run import check_rules, num_microbatches
+from conf.rules.layout import num_microbatches
+from conf.rules.run import check_rules
 from conf.system.lock import try_lock
 from launch.preflight.runner import Finding, Job, failed, ok, warning
 from model.checkpoint.layout import list_complete_steps

@@ -39,7 +39,7 @@ class ContextShard:
     def count_rounds(self, sequence_length: int) -> int:
         """As many as leave chunks of whole blocks that are long enough; at least 1."""
         chunk, rest = divmod(sequence_length, 2 * self.size)
-        assert rest == 0, "conf/rules/run.py lets no such sequence through"
+        assert rest == 0, "conf/rules/layout.py lets no such sequence through"
         rounds = range(chunk // self.chunk_rows, 1, -1)
         return next((count for count in rounds if chunk % (count * self.block_size) == 0), 1)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as RichProgress
 
-from conf.rules.run import check_layout
+from conf.rules.layout import check_layout
 from conf.schema import DataConfig, ParallelConfig
 from conf.system.entry import exit_status
 from conf.system.errors import UserError

@@ -36,7 +36,7 @@ def userbuffers(config: RunConfig) -> Iterator[None]:
 
 def _start(engine: Any, config: RunConfig) -> None:
     modes = engine.UserBufferQuantizationMode
-    rows, hidden = config.forward_rows, config.model.hidden_size
+    rows, hidden = config.positions_per_forward, config.model.hidden_size
     try:
         engine.initialize_ub(
             shape=[rows, hidden],

@@ -31,7 +31,7 @@ FP8 = "precision=fp8"
         ([FP8, "parallel.recompute=elementwise"], ["precision.fp8=tensorwise", "parallel.recompute=none"]),
         ([FP8, "model.hidden_size=4088"], ["multiples of 16", "model.hidden_size=4088"]),
         ([*SPLIT, FP8, "model.ffn_hidden_size=14368"], ["model.ffn_hidden_size=14368 / ", "= 3592"]),
-        ([FP8, "data.sequence_length=4104", "stage.block_size=8"], ["rows of a rank", "= 4104"]),
+        ([FP8, "data.sequence_length=4104", "stage.block_size=8"], ["positions of a rank", "= 4104"]),
         (["precision=fp8_blockwise", "model.hidden_size=4160"], ["multiples of 128", "model.hidden_size=4160"]),
     ],
 )

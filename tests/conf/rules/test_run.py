@@ -9,8 +9,9 @@ import pytest
 from conf.composition.compose import compose_run_config
 from conf.composition.sources import ANY_NAME
 from conf.composition.trees import RUN_TREE
+from conf.rules.layout import data_parallel_size
 from conf.rules.ranges import RUN_RANGES, read_key
-from conf.rules.run import check_rules, data_parallel_size
+from conf.rules.run import check_rules
 from conf.schema import RunConfig
 from conf.system.errors import ConfigError
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP_CP2, TP4, TP8
@@ -90,8 +91,8 @@ def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(
 def test_sequence_parallelism_splits_both_halves_of_the_joint_stage() -> None:
     layout = ["parallel.tensor_parallel=4", "parallel.sequence_parallel=true", "model.num_key_value_heads=4"]
     odd = [*layout, "data.sequence_length=6", "stage.block_size=2"]
-    check_rules(compose_run_config([*GIVEN, *odd, "stage=joint"]), 4)  # 12 rows
-    assert "splits 6 rows" in violations(*odd, "stage=ar", world_size=4)
+    check_rules(compose_run_config([*GIVEN, *odd, "stage=joint"]), 4)  # 12 positions
+    assert "splits 6 positions" in violations(*odd, "stage=ar", world_size=4)
 
 
 def test_without_noise_context_parallelism_may_cut_blocks() -> None:
@@ -99,12 +100,12 @@ def test_without_noise_context_parallelism_may_cut_blocks() -> None:
     check_rules(compose_run_config([*GIVEN, *layout, "stage=ar"]), 4)
 
 
-def test_sequence_parallelism_splits_the_rows_of_a_context_parallel_rank() -> None:
+def test_sequence_parallelism_splits_the_positions_of_a_context_parallel_rank() -> None:
     layout = ["parallel.tensor_parallel=4", "parallel.sequence_parallel=true", "model.num_key_value_heads=4"]
     message = violations(
         *layout, "parallel.context_parallel=2", "stage=ar", "data.sequence_length=4", "stage.block_size=1", world_size=8
     )
-    assert "splits 2 rows (1 * data.sequence_length / parallel.context_parallel=2)" in message
+    assert "splits 2 positions (1 * data.sequence_length / parallel.context_parallel=2)" in message
 
 
 def test_ranks_that_share_sequences_are_no_data_parallel_ones() -> None:
