@@ -72,6 +72,8 @@ def _walk(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 RUN_RENAMES = RenamedNames(
     keys={
         "data.completion_loss": "data.block_padding_loss",
+        "data.train.<source>.input.rows": "data.train.<source>.input.records",
+        "data.heldout.<source>.input.rows": "data.heldout.<source>.input.records",
     },
     options={
         "parallel": {

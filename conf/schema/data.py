@@ -15,9 +15,9 @@ class DocumentKind(Enum):
 
 
 class Split(Enum):
-    """Rows prepare takes of an input. all; heldout: about one in `data.prepare.heldout_every`; train: the others.
+    """Records that prepare takes of an input: all, heldout (one in `data.prepare.heldout_every`) or train (the others).
 
-    The hash of a row's content decides (of the line in .jsonl, of the column's content elsewhere).
+    The hash of a record's content decides (of the line in .jsonl, of the column's content elsewhere).
     """
 
     all = "all"
@@ -40,7 +40,7 @@ class InputConfig:
         with save_to_disk.
     dataset, subset, split, revision: a dataset of the Hugging Face hub, read as it streams.
     column: of the text or the messages; null means `text` or `messages`.
-    rows: which rows are taken.
+    records: which records are taken.
     licence: of the data, for the record.
     """
 
@@ -51,7 +51,7 @@ class InputConfig:
     split: str = "train"
     revision: Optional[str] = None
     column: Optional[str] = None
-    rows: Split = Split.all
+    records: Split = Split.all
     licence: Optional[str] = None
 
 
@@ -77,8 +77,8 @@ class PrepareConfig:
 
     workers: processes; 0 means one per core.
     shard_bytes: of input text per shard; a shard is what an interrupted run may have to do again.
-    heldout_every: `input.rows: heldout` takes about one row in so many, chosen by its hash; `train` takes the others.
-    max_skipped_share: of a source's rows, 0..1; more unusable rows than this are an error.
+    heldout_every: `input.records: heldout` takes about one record in so many, by its hash; `train` takes the others.
+    max_skipped_share: of a source's records, 0..1; more unusable records than this are an error.
     chat_template: of chats: null is the tokenizer's own, `chatml` the one of the model family, else a jinja file.
     """
 

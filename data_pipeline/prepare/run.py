@@ -104,7 +104,7 @@ class _Preparation:
             mask_token=data.mask_token,
             chat_template=template,
             column=self._input.column or DEFAULT_COLUMNS[kind],
-            selection=Selection(self._input.rows.value, data.prepare.heldout_every),
+            selection=Selection(self._input.records.value, data.prepare.heldout_every),
             shard_bytes=int(data.prepare.shard_bytes),
             dtype=choose_dtype(info.vocab_size),
         )
@@ -130,7 +130,7 @@ class _Preparation:
         rules = {
             "workers": settings.workers >= 0,
             "shard_bytes": 1 <= settings.shard_bytes < float("inf"),
-            "heldout_every": settings.heldout_every >= 2 or self._input.rows is Split.all,
+            "heldout_every": settings.heldout_every >= 2 or self._input.records is Split.all,
             "max_skipped_share": 0 <= settings.max_skipped_share <= 1,
         }
         for key, holds in rules.items():
@@ -204,7 +204,7 @@ class _Preparation:
             dtype=self._job.dtype,
             tokenizer_fingerprint=self._fingerprint,
             block_padding_token_id=self._encoder.block_padding_token_id,
-            source=_plain(self._input) | inputs,
+            source=_describe_input(self._input) | inputs,
             settings=self._settings(),
             shards=finish.write_shard_manifests(self._directory, located),
         )
@@ -246,5 +246,7 @@ def _task(part: Part, complete: list[CompleteShard]) -> TokenizeTask:
     return TokenizeTask(part, len(complete), complete[-1].end_record if complete else 0)
 
 
-def _plain(input_: InputConfig) -> dict[str, Any]:
-    return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(input_).items()}
+def _describe_input(input_: InputConfig) -> dict[str, Any]:
+    """Return the input as JSON values, under the keys that manifests have had from the first version on."""
+    plain = {key: value.value if isinstance(value, Enum) else value for key, value in asdict(input_).items()}
+    return {"rows" if key == "records" else key: value for key, value in plain.items()}

@@ -61,7 +61,7 @@ def check_heldout_data(job: Job) -> Iterator[Finding]:
     if has_training_data:
         job.data = data
         for line in describe_overlap(data):
-            yield warning(f"{line}; prepare them with input.rows=train and input.rows=heldout")
+            yield warning(f"{line}; prepare them with input.records=train and input.records=heldout")
     yield _describe_evaluation(config, data)
 
 

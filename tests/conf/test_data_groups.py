@@ -57,7 +57,7 @@ def test_nemotron_sources_name_dataset_column_and_licence(option: str) -> None:
     for name, read in inputs(compose_complete(option)).items():
         assert re.fullmatch(r"nvidia/(Llama-)?Nemotron-[\w.-]+", read.dataset or ""), name
         assert read.licence and read.column and read.files is None, name
-        assert (read.kind, read.rows) == (kind, Split.train), name
+        assert (read.kind, read.records) == (kind, Split.train), name
 
 
 @pytest.mark.parametrize("option", NEMOTRON)
@@ -68,13 +68,13 @@ def test_nemotron_sources_are_listed_once_and_without_metadata(option: str) -> N
 
 
 @pytest.mark.parametrize("option", [*NEMOTRON, "text"])
-def test_held_out_rows_are_those_that_training_leaves(option: str) -> None:
+def test_held_out_records_are_those_that_training_leaves(option: str) -> None:
     config = compose_complete(option)
     assert config.heldout
     for name, source in config.heldout.items():
         train, held = config.train[name].input, source.input
-        assert (train.rows, held.rows) == (Split.train, Split.heldout)
-        assert {**vars(train), "rows": None} == {**vars(held), "rows": None}, name
+        assert (train.records, held.records) == (Split.train, Split.heldout)
+        assert {**vars(train), "records": None} == {**vars(held), "records": None}, name
 
 
 @pytest.mark.parametrize("option", NEMOTRON)

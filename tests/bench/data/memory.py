@@ -23,7 +23,7 @@ request = json.loads(sys.argv[1])
 if request["limit_bytes"]:
     resource.setrlimit(resource.RLIMIT_DATA, (request["limit_bytes"], request["limit_bytes"]))
 source = SourceConfig(
-    path=request["output"], input=InputConfig(files=request["corpus"], rows=Split(request["rows"]))
+    path=request["output"], input=InputConfig(files=request["corpus"], records=Split(request["records"]))
 )
 settings = PrepareConfig(shard_bytes=request["shard_bytes"], heldout_every=request["heldout_every"])
 prepare_source("memory", source, DataConfig(tokenizer=request["tokenizer"], prepare=settings))
@@ -45,11 +45,16 @@ def measure_memory() -> dict[str, Any]:
 
 
 def measure_peak(
-    corpus: Path, tokenizer_dir: Path, output: Path, limit_bytes: int = 0, rows: str = "all", heldout_every: int = 1000
+    corpus: Path,
+    tokenizer_dir: Path,
+    output: Path,
+    limit_bytes: int = 0,
+    records: str = "all",
+    heldout_every: int = 1000,
 ) -> int:
     """Largest peak RSS, in bytes, of any process that prepares `corpus`.
 
-    limit_bytes: of private memory each process may have (RLIMIT_DATA); 0: no limit. rows, heldout_every: see
+    limit_bytes: of private memory each process may have (RLIMIT_DATA); 0: no limit. records, heldout_every: see
     conf.schema. Raises CalledProcessError if a process needs more.
     """
     request = {
@@ -58,7 +63,7 @@ def measure_peak(
         "output": str(output),
         "limit_bytes": limit_bytes,
         "shard_bytes": SHARD_BYTES,
-        "rows": rows,
+        "records": records,
         "heldout_every": heldout_every,
     }
     root = Path(__file__).resolve().parents[3]

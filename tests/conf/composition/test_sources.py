@@ -36,7 +36,7 @@ def test_a_blend_has_typed_sources() -> None:
     ).data
     assert data.train["web"] == SourceConfig(path="a", weight=2.0)
     assert data.train["chats"].input.kind is DocumentKind.chat
-    assert data.train["chats"].input.rows is Split.all
+    assert data.train["chats"].input.records is Split.all
 
 
 def test_one_source_of_a_group_can_be_overridden() -> None:

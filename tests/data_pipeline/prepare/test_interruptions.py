@@ -33,7 +33,7 @@ def command(workshop, output: Path, workers: int = 2) -> list[str]:
         f"data.tokenizer={workshop.tokenizer_dir}",
         f"data.train.text.path={output}",
         f"data.train.text.input.files={workshop.folder / 'in'}",
-        "data.train.text.input.rows=all",
+        "data.train.text.input.records=all",
         "~data.heldout.text",
         f"data.prepare.shard_bytes={SHARD_BYTES}",
         f"data.prepare.workers={workers}",

@@ -16,7 +16,7 @@ def test_a_corpus_larger_than_the_memory_is_read(tmp_path: Path, tokenizer_dir: 
     corpus = tmp_path / "corpus.jsonl"
     with open(corpus, "w", encoding="utf-8") as file:
         file.writelines(f'{{"text": "{number} {text}"}}\n' for number in range(LIMIT_BYTES // len(text)))
-    peak = measure_peak(corpus, tokenizer_dir, tmp_path / "out", LIMIT_BYTES, rows="heldout", heldout_every=1000)
+    peak = measure_peak(corpus, tokenizer_dir, tmp_path / "out", LIMIT_BYTES, records="heldout", heldout_every=1000)
     assert peak < LIMIT_BYTES < corpus.stat().st_size
     assert 50 < load_manifest(tmp_path / "out").documents < 200
 

@@ -143,7 +143,7 @@ def test_held_out_records_are_those_that_training_leaves(
     for split, shard_bytes in (("train", 3000), ("heldout", 700)):  # what is held out does not depend on the parts
         output = workshop.folder / split
         settings = {"heldout_every": 3, "shard_bytes": shard_bytes}
-        workshop.prepare(output, {"files": str(folder), "rows": Split(split)}, **settings)
+        workshop.prepare(output, {"files": str(folder), "records": Split(split)}, **settings)
         found.append(read_documents(output))
     train, heldout = found
     assert sorted(train + heldout) == sorted(expected(tokenizer_dir, texts))
@@ -154,7 +154,7 @@ def test_files_shorter_than_heldout_every_hold_out_records_too(workshop) -> None
     for number in range(4):
         workshop.write(f"{number}.jsonl", [{"text": f"record {number} {i}"} for i in range(90)])
     counts = [
-        workshop.prepare(workshop.folder / split, {"rows": Split(split)}, heldout_every=100).manifest.documents
+        workshop.prepare(workshop.folder / split, {"records": Split(split)}, heldout_every=100).manifest.documents
         for split in ("train", "heldout")
     ]
     assert sum(counts) == 360
@@ -164,7 +164,7 @@ def test_files_shorter_than_heldout_every_hold_out_records_too(workshop) -> None
 def test_records_of_which_none_is_held_out_say_so(workshop) -> None:
     workshop.write("a.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match=r"no record of .* was selected as held-out.*lower data.prepare.heldout_every"):
-        workshop.prepare(input_={"rows": Split.heldout}, heldout_every=1_000_000)
+        workshop.prepare(input_={"records": Split.heldout}, heldout_every=1_000_000)
 
 
 def test_a_second_run_does_nothing(workshop, records) -> None:
