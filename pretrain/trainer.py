@@ -17,7 +17,7 @@ from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
-from model.checkpoint.layout import load_manifest
+from model.checkpoint.layout import load_checkpoint_manifest
 from model.megatron.build import build_model_chunks, count_parameters
 from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.build import build_evaluation, build_loader, build_microbatch_builder, build_report
@@ -246,7 +246,7 @@ class Trainer:
         if step_dir is None:
             self.report.say_event("rollback", self.state, "there is no checkpoint yet to go back to")
             return
-        manifest, left_at = load_manifest(step_dir), self.state.step
+        manifest, left_at = load_checkpoint_manifest(step_dir), self.state.step
         left_out = range(manifest.samples_seen, self.state.samples_seen)
         load_checkpoint(step_dir, self.model, self.optimizer)
         self.state = TrainState(manifest.step, manifest.tokens_seen, self.state.samples_seen)

@@ -1,11 +1,11 @@
-"""SHA-256 sums of a directory's files: what tells a damaged or changed one from a good one. Standard library only.
+"""SHA-256 sums of a directory's files, which reveal damaged or changed ones. Standard library only.
 
     <step>/SHA256SUMS     one line per other file, as `sha256sum` writes them (`sha256sum -c SHA256SUMS` checks them)
 
-Step directories have it, and so do exports and, for themselves, the draft adapters that are put into exports later.
+Step directories and exports have this file; draft adapters, which may be added to an export later, have their own.
 
-It is written last, so a directory that has it has everything. Every byte of every file counts, its own included: a
-line that does not parse, a file too many or too few is damage as well.
+It is written last, so a directory that has it is complete. Every byte counts, also in SHA256SUMS: a line that does not
+parse and a file too many or too few are damage, too.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from pathlib import Path
 from conf.system.atomic import atomic_write_text
 
 SUMS_NAME = "SHA256SUMS"
-PART_SUFFIX = ".sums"  # what one writer of several has summed so far; gone in a complete directory
+PART_SUFFIX = ".sums"  # sums by one of several writers; a complete directory has none
 _LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
-_READERS = 8
+_NUM_THREADS = 8
 
 
 def hash_file(path: Path | str) -> str:
-    """SHA-256 of a file in hexadecimal. Raises: OSError if it cannot be read."""
+    """Compute the SHA-256 of a file in hexadecimal. Raises: OSError if it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_files(directory: Path | str) -> list[str]:
-    """Files below `directory` that have a sum, relative to it, sorted."""
+    """List the files below `directory` that have a sum, relative to it, sorted."""
     directory = Path(directory)
     found = (path for path in directory.rglob("*") if path.is_file())
     names = (path.relative_to(directory).as_posix() for path in found)
@@ -37,14 +37,14 @@ def list_files(directory: Path | str) -> list[str]:
 
 
 def write_part(directory: Path | str, names: Iterable[str], writer: int) -> None:
-    """Sum the files that `writer` wrote, in a process of its own perhaps; write_sums takes them over."""
+    """Sum the files that `writer`, perhaps another process, has written; write_sums collects the parts."""
     directory = Path(directory)
     lines = [f"{hash_file(directory / name)}  {name}\n" for name in names]
     atomic_write_text(directory / f"{writer}{PART_SUFFIX}", "".join(lines))
 
 
 def write_sums(directory: Path | str) -> None:
-    """Write SHA256SUMS: the sums of write_part, and those of files that have none yet."""
+    """Write SHA256SUMS from the parts of write_part; files without a sum are summed now."""
     directory = Path(directory)
     sums: dict[str, str] = {}
     for part in sorted(directory.glob(f"*{PART_SUFFIX}")):
@@ -56,13 +56,13 @@ def write_sums(directory: Path | str) -> None:
 
 
 def save_sums(directory: Path | str, sums: dict[str, str]) -> None:
-    """Write `sums`, file name -> sum, as the SHA256SUMS of `directory`."""
+    """Write `sums` (file name -> sum) as the SHA256SUMS of `directory`."""
     text = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
     atomic_write_text(Path(directory) / SUMS_NAME, text)
 
 
 def read_sums(directory: Path | str) -> dict[str, str] | None:
-    """File name -> sum; None if SHA256SUMS is missing or damaged."""
+    """Read SHA256SUMS as file name -> sum; None if it is missing or damaged."""
     try:
         return _parse((Path(directory) / SUMS_NAME).read_bytes().decode("utf-8"))
     except (FileNotFoundError, UnicodeDecodeError):
@@ -70,7 +70,7 @@ def read_sums(directory: Path | str) -> dict[str, str] | None:
 
 
 def find_wrong_names(directory: Path | str) -> str | None:
-    """What is wrong with the list of files of a directory that should have SHA256SUMS, or None; reads only that."""
+    """Say which files are missing from or unknown to SHA256SUMS, or return None. Reads no other file."""
     sums = read_sums(directory)
     if sums is None:
         return f"{SUMS_NAME} is missing or damaged"
@@ -80,20 +80,20 @@ def find_wrong_names(directory: Path | str) -> str | None:
 
 
 def find_changed(directory: Path | str, sums: dict[str, str], names: Iterable[str]) -> str | None:
-    """What is wrong with the content of files `names`, or None. Raises: OSError if one cannot be read."""
+    """Say which of the files `names` has changed, or return None. Raises: OSError if one cannot be read."""
     found = (name for name, now in hash_files(directory, names).items() if now != sums[name])
     changed = next(found, None)
     return changed and f"{changed} has another checksum than when it was written"
 
 
 def find_damage(directory: Path | str) -> str | None:
-    """What is wrong with a directory, or None, for a reader of all its files. Raises: OSError if one cannot be read."""
+    """Read all files and say what is wrong, or return None. Raises: OSError if one cannot be read."""
     sums = read_sums(directory) or {}
     return find_wrong_names(directory) or find_changed(directory, sums, sums)
 
 
 def share_of(sizes: dict[str, int], reader: int, num_readers: int) -> list[str]:
-    """Files that one of several readers looks at: all are read once, and each reads about as many bytes.
+    """Return the files that one of several readers checks, so that each file is read once and the load is even.
 
     sizes: bytes of every file.
     """
@@ -108,8 +108,8 @@ def share_of(sizes: dict[str, int], reader: int, num_readers: int) -> list[str]:
 
 
 def hash_files(directory: Path | str, names: Iterable[str]) -> dict[str, str]:
-    """Name -> sum of each file. Raises: OSError if one cannot be read."""
-    with ThreadPoolExecutor(_READERS) as threads:
+    """Hash files in parallel; return name -> sum. Raises: OSError if one cannot be read."""
+    with ThreadPoolExecutor(_NUM_THREADS) as threads:
         return dict(threads.map(lambda name: (name, hash_file(Path(directory, name))), list(names)))
 
 

@@ -1,14 +1,14 @@
-"""Where checkpoints lie on disk and what is written beside the weights. Standard library and conf only: no torch.
+"""Where checkpoints lie on disk and what stands next to the weights. Standard library and conf only: no torch.
 
     <run>/tokenizer/                          the tokenizer the weights were trained with
     <run>/checkpoints/step_00000100/          one step directory: a megatron torch_dist checkpoint ...
     <run>/checkpoints/step_00000100/checkpoint.json           ... and its CheckpointManifest
     <run>/checkpoints/step_00000100/SHA256SUMS                ... and the sums of all its files (checksums.py)
-    <run>/checkpoints/step_00000200.partial/  being written (or left by a killed process); nobody reads it
+    <run>/checkpoints/step_00000200.partial/  being written, or left by a killed process; never read
     <run>/checkpoints/step_00000300.corrupt/  set aside because a file had changed since it was written
 
-A step directory is renamed to its final name when everything in it is on disk, the sums last: a final name means a
-complete checkpoint.
+A step directory gets its final name when everything in it is on disk, the sums last: a final name means a complete
+checkpoint.
 """
 
 import json
@@ -31,23 +31,31 @@ CORRUPT_SUFFIX = ".corrupt"
 TOKENIZER_FOLDER = "tokenizer"
 
 _STEP_NAME = re.compile(r"step_(\d{8,})")
-# Labels and claims: two models that differ in these compute the same thing from the same weights.
+# Labels and limits: models that differ only in these compute the same from the same weights.
 _NOT_THE_MODEL = frozenset({"name", "init_std", "max_position_embeddings"})
 
 
 @dataclass
 class CheckpointManifest:
-    """What a checkpoint says about itself (checkpoint.json).
+    """The content of checkpoint.json: what a checkpoint states about itself.
 
-    step: optimizer steps done. tokens_seen: clean tokens trained on. samples_seen: sequences trained on.
-    stage: name of the stage that wrote it (`import` for a converted checkpoint).
-    block_size: tokens per diffusion block the weights were trained for; the export's default for decoding.
-    model: asdict(ModelConfig). tokenizer: {fingerprint, mask_token_id, vocab_size}.
-    data: fingerprint of the dataset, or {}. data_position: where each source is read on, or {}.
-    config: the resolved configuration of the run, or {}. guard: what the loss guard remembers, or {}.
-    eos_token_id: what the export declares as the end of an answer.
-    export: keys of an imported Hugging Face config that ModelConfig does not hold but an export gives back.
-    versions: package name -> version that wrote the checkpoint. dtype: `bfloat16` or `float32`, of the weights.
+    Attributes:
+        step: optimizer steps done.
+        tokens_seen: clean tokens trained on.
+        samples_seen: sequences trained on.
+        stage: name of the stage that wrote it (`import` for a converted checkpoint).
+        block_size: tokens per diffusion block in training, which is the export's default for decoding.
+        model: asdict(ModelConfig).
+        tokenizer: {fingerprint, mask_token_id, vocab_size}.
+        eos_token_id: what the export declares as the end of a response.
+        dtype: `bfloat16` or `float32`, of the weights.
+        data: fingerprint of the dataset, or {}.
+        data_position: where reading continues in each source, or {}.
+        config: the resolved configuration of the run, or {}.
+        guard: state of the loss guard, or {}.
+        export: keys of an imported Hugging Face config that ModelConfig does not hold but an export restores.
+        versions: package name -> version that wrote the checkpoint.
+        format_version: version of this format.
     """
 
     step: int
@@ -69,27 +77,27 @@ class CheckpointManifest:
 
 
 def step_directory(run_dir: Path | str, step: int) -> Path:
-    """Final path of the checkpoint after `step` optimizer steps."""
+    """Return the final path of the checkpoint after `step` optimizer steps."""
     return Path(run_dir) / CHECKPOINTS_FOLDER / f"step_{step:08d}"
 
 
 def tokenizer_directory(run_dir: Path | str) -> Path:
-    """Folder of the run's own copy of its tokenizer."""
+    """Return the folder of the run's own copy of its tokenizer."""
     return Path(run_dir) / TOKENIZER_FOLDER
 
 
 def partial_directory(step_dir: Path | str) -> Path:
-    """Path under which a step directory is written until it is complete."""
+    """Return the path under which a step directory is written until it is complete."""
     return partial_path(step_dir)
 
 
 def run_directory_of(step_dir: Path | str) -> Path:
-    """The run folder a step directory belongs to."""
+    """Return the run folder that a step directory belongs to."""
     return Path(step_dir).resolve().parent.parent
 
 
 def step_of(step_dir: Path | str) -> int:
-    """Optimizer steps done, read from the directory's name. Raises: UserError if the name is not a step's."""
+    """Read the number of steps from a step directory's name. Raises: UserError if it is not such a name."""
     match = _STEP_NAME.fullmatch(Path(step_dir).name)
     if match is None:
         raise UserError(f"{step_dir} is not named like a step directory (step_00000100)")
@@ -97,9 +105,9 @@ def step_of(step_dir: Path | str) -> int:
 
 
 def list_complete_steps(run_dir: Path | str) -> list[Path]:
-    """Complete step directories of a run, oldest first. A run without checkpoints gives an empty list.
+    """List the complete step directories of a run, oldest first; none if the run has no checkpoints.
 
-    One that has lost its manifest and kept its sums counts: it is damaged, and must not look as if it had never been.
+    A directory that has lost its manifest but still has its sums is listed, too: it is damaged, not absent.
     """
     folder = Path(run_dir) / CHECKPOINTS_FOLDER
     if not folder.is_dir():
@@ -110,37 +118,37 @@ def list_complete_steps(run_dir: Path | str) -> list[Path]:
 
 
 def find_newest_complete(run_dir: Path | str) -> Path | None:
-    """The complete step directory with the most steps, or None."""
+    """Return the complete step directory with the most steps, or None."""
     steps = list_complete_steps(run_dir)
     return steps[-1] if steps else None
 
 
 def list_set_aside(run_dir: Path | str) -> list[Path]:
-    """Step directories of a run that were found damaged."""
+    """List the step directories of a run that were found damaged."""
     return sorted((Path(run_dir) / CHECKPOINTS_FOLDER).glob(f"step_*{CORRUPT_SUFFIX}"))
 
 
 def set_aside(step_dir: Path) -> Path:
-    """Take a damaged step directory out of the way of resuming, keeping it; an earlier one of its name is deleted."""
+    """Rename a damaged step directory so that resuming ignores it; an earlier one of that name is deleted."""
     target = step_dir.with_name(step_dir.name + CORRUPT_SUFFIX)
     publish_directory(step_dir, target)
     return target
 
 
 def begin_step(partial: Path) -> None:
-    """An empty folder, and nothing left of saves that were killed: they may never be written again."""
+    """Make an empty folder and delete what killed saves have left, which might never be written again."""
     for leftover in partial.parent.glob(f"step_*{PARTIAL_SUFFIX}"):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
 
 
 def publish_step(partial: Path, final: Path, keep: int) -> None:
-    """Sum the files of a complete step directory and give it its final name; the run's newest `keep` stay."""
+    """Sum the files of a complete step directory and give it its final name; only the newest `keep` remain."""
     write_sums(partial)
     fsync_tree(partial)
     publish_directory(partial, final)
     for old in list_complete_steps(run_directory_of(final))[:-keep]:
-        # Not in place: what is half deleted must not look like a checkpoint, and a file in use is no failed save.
+        # Rename first: a half-deleted folder must not look like a checkpoint. A file in use must not fail the save.
         doomed = partial_path(old)
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(old, doomed)
@@ -148,9 +156,10 @@ def publish_step(partial: Path, final: Path, keep: int) -> None:
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
-    """Step directory meant by `path`: itself, or the newest complete one of a run folder.
+    """Return the step directory that `path` means: itself, or the newest complete one of a run folder.
 
-    Raises: UserError if there is no complete checkpoint at or below `path`.
+    Raises:
+        UserError: there is no complete checkpoint at or below `path`.
     """
     path = Path(path)
     if path.name.endswith(PARTIAL_SUFFIX):
@@ -164,11 +173,11 @@ def resolve_checkpoint(path: Path | str) -> Path:
 
 
 def check_intact(step_dir: Path) -> None:
-    """Read every file of a step directory and compare its sum. Raises: UserError naming what has changed."""
+    """Compare every file of a step directory with its sum. Raises: UserError naming what has changed."""
     try:
         damage = find_damage(step_dir)
     except OSError as error:
-        raise UserError(f"{step_dir} cannot be read: {error}. Mend that, then give the same command again.") from error
+        raise UserError(f"{step_dir} cannot be read: {error}. Fix that, then give the same command again.") from error
     if damage:
         raise UserError(f"{step_dir} is damaged: {damage}. Use another step of the run, or a copy of this one.")
 
@@ -180,15 +189,16 @@ def _what_is_missing(path: Path) -> str:
     return f"{ours}; a Hugging Face directory would have a config.json"
 
 
-def save_manifest(directory: Path | str, manifest: CheckpointManifest) -> None:
+def save_checkpoint_manifest(directory: Path | str, manifest: CheckpointManifest) -> None:
     """Write checkpoint.json into `directory` (normally the partial directory, as its last file)."""
     atomic_write_text(Path(directory) / MANIFEST_NAME, json.dumps(asdict(manifest), indent=2, sort_keys=True) + "\n")
 
 
-def load_manifest(step_dir: Path | str) -> CheckpointManifest:
+def load_checkpoint_manifest(step_dir: Path | str) -> CheckpointManifest:
     """Read checkpoint.json of a step directory.
 
-    Raises: UserError if it is missing, unreadable, of another format version, or lacks or adds a field.
+    Raises:
+        UserError: the file is missing, unreadable, of another format version, or lacks or adds a field.
     """
     path = Path(step_dir) / MANIFEST_NAME
     try:
@@ -210,9 +220,9 @@ def load_manifest(step_dir: Path | str) -> CheckpointManifest:
 
 
 def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
-    """ModelConfig from the `model` dictionary of a manifest. Raises: UserError if a field is missing or unknown.
+    """Build ModelConfig from the `model` dictionary of a manifest. Raises: UserError if a field is missing or unknown.
 
-    where: what the values were read from, for the message.
+    where: the source of the values, for the message.
     """
     values = dict(_exact_fields(ModelConfig, values, f"model of {where}"))
     rope = _exact_fields(RopeConfig, values.pop("rope"), f"model.rope of {where}")
@@ -220,9 +230,15 @@ def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
 
 
 def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str) -> None:
-    """Refuse weights of another model. Names, init_std and max_position_embeddings may differ: they compute nothing.
+    """Refuse weights of another model; only name, init_std and max_position_embeddings may differ.
 
-    where: what `checkpoint` was read from. Raises: UserError listing every field that differs with both values.
+    Args:
+        checkpoint: the model of the weights.
+        requested: the model of the run.
+        where: the source of `checkpoint`, for the message.
+
+    Raises:
+        UserError: lists every field that differs, with both values.
     """
     ours, theirs = _flat(requested), _flat(checkpoint)
     differing = [f"  {key}: {theirs[key]} there, {ours[key]} requested" for key in ours if ours[key] != theirs[key]]
@@ -235,14 +251,14 @@ def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str
 
 
 def _flat(model: ModelConfig) -> dict[str, Any]:
-    """Fields that decide what the model computes, by the name used in overrides."""
+    """Return the fields that decide what the model computes, by their names in overrides."""
     values = {f"model.{key}": value for key, value in asdict(model).items() if key not in _NOT_THE_MODEL}
     rope = values.pop("model.rope")
     return values | {f"model.rope.{key}": value for key, value in rope.items()}
 
 
 def _exact_fields(cls: type, values: Any, where: str) -> dict[str, Any]:
-    """`values` if it has exactly the fields of dataclass `cls`. Raises: UserError naming missing and unknown ones."""
+    """Check that `values` has exactly the fields of a dataclass. Raises: UserError naming missing and unknown ones."""
     if not isinstance(values, dict):
         raise UserError(f"{where} is not a JSON object")
     expected = {item.name for item in fields(cls)}

@@ -1,7 +1,7 @@
-"""Reading a megatron torch_dist checkpoint tensor by tensor, whatever layout it was saved in.
+"""Reads a megatron torch_dist checkpoint tensor by tensor, whatever layout it was saved in.
 
-The format is torch.distributed.checkpoint's: `.metadata` says which chunks make up a tensor and in which file and at
-which bytes each lies; a chunk is a torch.save stream.
+The format is torch.distributed.checkpoint's: `.metadata` states which chunks make up a tensor, and the file and bytes
+of each; a chunk is a torch.save stream.
 """
 
 import io
@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStora
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from conf.system.errors import UserError
-from model.convert.mapping import Entry
+from model.convert.mapping import TensorEntry
 from model.convert.safetensors_reader import some
 
 # Keys under these modules are weights; everything else in a checkpoint is training state (optimizer, RNG, ...).
@@ -26,10 +26,10 @@ _EXTRA_STATE = "_extra_state"  # Transformer Engine's FP8 scales; empty otherwis
 
 
 class DistReader:
-    """Weights of one step directory. `num_skipped` counts entries that are not weights.
+    """Reads the weights of one step directory. `num_skipped` counts entries that are not weights.
 
-    Raises: UserError if the directory is not a readable torch_dist checkpoint, or (check) holds other tensors than
-    the table's.
+    Raises:
+        UserError: the directory is not a readable torch_dist checkpoint.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -43,19 +43,14 @@ class DistReader:
         self._storage = metadata.storage_data
         self.num_skipped = len(metadata.state_dict_metadata.keys() - self._tensors.keys() - {COMMON_KEY})
 
-    @property
-    def num_chunks(self) -> int:
-        """Stored pieces of all weights: shows the layout the checkpoint was written for."""
-        return sum(len(value.chunks) for value in self._tensors.values())
-
-    def check(self, table: list[Entry], dtype: torch.dtype | None = None) -> None:
-        """Raises: UserError unless the weights are exactly those of `table` (and of `dtype`, if given)."""
+    def check(self, table: list[TensorEntry], dtype: torch.dtype | None = None) -> None:
+        """Check that the weights are exactly those of `table` (and of `dtype`, if given). Raises: UserError."""
         expected = {entry.megatron for entry in table}
         missing, extra = sorted(expected - self._tensors.keys()), sorted(self._tensors.keys() - expected)
         if missing or extra:
             raise UserError(
                 f"{self.directory} does not hold the weights of the model in its checkpoint.json: missing "
-                f"{some(missing) or 'none'}; not of the model {some(extra) or 'none'}"
+                f"{some(missing) or 'none'}; unknown {some(extra) or 'none'}"
             )
         for entry in table:
             stored = self._tensors[entry.megatron]
@@ -70,7 +65,7 @@ class DistReader:
         self._check_files()
 
     def _check_files(self) -> None:
-        """Every chunk must lie within an existing file."""
+        """Check that every chunk lies within an existing file. Raises: UserError."""
         ends: dict[str, int] = {}
         for key, stored in self._tensors.items():
             for chunk in stored.chunks:
@@ -84,7 +79,7 @@ class DistReader:
                 raise UserError(f"{path} is cut off: {path.stat().st_size} of {end} bytes; copy the checkpoint again")
 
     def read(self, key: str) -> Tensor:
-        """The whole tensor on the CPU. Memory: the tensor, and at most its largest chunk once more."""
+        """Return the whole tensor on the CPU. Memory: the tensor, and at most its largest chunk once more."""
         stored = self._tensors[key]
         if len(stored.chunks) == 1 and stored.chunks[0].sizes == stored.size:
             return self._read_chunk(key, stored.chunks[0])
@@ -106,7 +101,7 @@ class DistReader:
 
 
 class _FileSlice(io.RawIOBase):
-    """Bytes [offset, offset + length) of a file as a file of their own; torch.load reads tensors straight from it."""
+    """Presents bytes [offset, offset + length) of a file as a file, from which torch.load reads tensors directly."""
 
     def __init__(self, path: Path, offset: int, length: int) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)

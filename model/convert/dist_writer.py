@@ -1,6 +1,6 @@
-"""Writing a megatron torch_dist checkpoint tensor by tensor, without a process group.
+"""Writes a megatron torch_dist checkpoint tensor by tensor, without a process group.
 
-torch.distributed.checkpoint's own writer keeps every tensor of a file alive until the file is complete; this one
+torch.distributed.checkpoint's own writer holds every tensor of a file in memory until the file is complete; this one
 appends chunks to bounded files and leaves only the index to that library. `dist_checkpointing.load` reads the result
 into any layout, because it reshards by the index.
 """
@@ -26,20 +26,24 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from model.convert.dist_reader import COMMON_KEY
-from model.convert.mapping import Entry, Rule
+from model.convert.mapping import Rule, TensorEntry
 from model.convert.safetensors_reader import compute_checksum
 
 _MAX_FILE_BYTES = 5_000_000_000
-# Two things megatron-core expects in each checkpoint, written as its 0.19 does (importing it takes seconds):
-# metadata.json, and a common dictionary. Ours is empty: what the checkpoint says about itself is in checkpoint.json.
+# megatron-core expects two more things in each checkpoint: metadata.json and a common dictionary. They are written as
+# its 0.19 does, without importing it, which takes seconds. The dictionary is empty: checkpoint.json describes the
+# checkpoint.
 _BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 
 
 class DistWriter:
-    """Writes weights into `directory`. Use as a context manager; the index is written when the block succeeds.
+    """Writes weights into `directory`. Use it as a context manager; the index is written when the block succeeds.
 
-    tensor_parallel: chunks per split tensor. A rank of that layout then reads only its own part; any other
-    layout loads too, reading the chunks that overlap with its own. checksums: key -> checksum of what was added.
+    Attributes:
+        directory: the step directory.
+        tensor_parallel: chunks per split tensor. A rank of that layout reads only its own part; in any other layout a
+            rank reads the chunks that overlap with its own.
+        checksums: key -> checksum of the tensor that was added.
     """
 
     def __init__(self, directory: Path, tensor_parallel: int = 1) -> None:
@@ -63,7 +67,7 @@ class DistWriter:
         elif self._file is not None:
             self._file.close()
 
-    def add(self, entry: Entry, tensor: Tensor) -> None:
+    def add(self, entry: TensorEntry, tensor: Tensor) -> None:
         """Append one tensor, in chunks."""
         assert tuple(tensor.shape) == entry.megatron_shape
         self.checksums[entry.megatron] = compute_checksum(tensor)
@@ -71,7 +75,7 @@ class DistWriter:
         for chunk in chunks:
             place = tuple(slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True))
             part = tensor[place]
-            # torch.save writes the whole storage of a view: give a part one of its own.
+            # torch.save writes the whole storage of a view, so a part needs its own.
             self._append(MetadataIndex(entry.megatron, chunk.offsets), part if len(chunks) == 1 else part.clone())
         properties = TensorProperties.create_from_tensor(tensor)
         self._tensors[entry.megatron] = TensorStorageMetadata(properties, tensor.size(), chunks)
@@ -108,8 +112,8 @@ class DistWriter:
             self._file = None
 
 
-def plan_chunks(entry: Entry, tensor_parallel: int) -> list[ChunkStorageMetadata]:
-    """Equal slices along the tensor-parallel axis; for gate_up, slices of the gate rows and of the up rows."""
+def plan_chunks(entry: TensorEntry, tensor_parallel: int) -> list[ChunkStorageMetadata]:
+    """Cut a tensor into equal slices along its tensor-parallel axis; of gate_up both halves are cut."""
     axis, shape = entry.tensor_parallel_axis, entry.megatron_shape
     if axis is None:
         return [ChunkStorageMetadata(torch.Size([0] * len(shape)), torch.Size(shape))]

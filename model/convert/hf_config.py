@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face checkpoint, read into ModelConfig.
+"""Reads config.json of a Hugging Face checkpoint into ModelConfig.
 
 Accepted: the vision-language wrapper of Ministral 3 (`mistral3`, decoder in text_config), its text model
 (`ministral3`) and the tri-mode export (`nemotron_labs_diffusion`). Read without transformers; a test compares every
@@ -32,7 +32,7 @@ _OPTIONAL = {
     "max_position_embeddings": "max_position_embeddings",
     "initializer_range": "init_std",
 }
-# Settings whose other values are another architecture: key -> values that mean "not used".
+# Settings that would make another architecture: key -> the values that leave them unused.
 _MUST_BE = {
     "hidden_act": (None, "silu"),
     "sliding_window": (None,),
@@ -56,16 +56,21 @@ _ROPE_KEYS = {
     "partial_rotary_factor",
 }
 _ROPE_WORDS = {"rope_type", "type", "truncate"}  # the others are numbers
-_BESIDE_ROPE = ("rope_theta", "original_max_position_embeddings")  # where some files have them
-_TRANSFORMERS_THETA = 10_000.0  # transformers' base where a config gives rotary parameters without one
+_BESIDE_ROPE = ("rope_theta", "original_max_position_embeddings")  # some files have them outside of the parameters
+_TRANSFORMERS_THETA = 10_000.0  # transformers' base if the rotary parameters name none
 
 
 @dataclass(frozen=True)
 class HfConfig:
-    """What config.json says.
+    """The content of config.json.
 
-    is_nld: a tri-mode export, not Ministral 3. tied: the head is the embedding.
-    values: the decoder's part of the file, as it is there (text_config of the wrapper).
+    Attributes:
+        model: dimensions of the text decoder.
+        is_nld: whether this is a tri-mode export and not Ministral 3.
+        tied: whether the head is the embedding.
+        bos_token_id: the first, if there are several.
+        eos_token_id: the first, if there are several.
+        values: the decoder's part of the file, unchanged (text_config of the wrapper).
     """
 
     model: ModelConfig
@@ -79,8 +84,9 @@ class HfConfig:
 def read_hf_config(directory: Path | str) -> HfConfig:
     """Read config.json of a checkpoint directory.
 
-    Raises: UserError if it is missing, damaged, of another model type, quantised, or describes a decoder that this
-    project does not compute (the message names the key).
+    Raises:
+        UserError: the file is missing, damaged, of another model type, quantised, or describes a decoder that this
+            project does not compute (the message names the key).
     """
     path = Path(directory) / CONFIG_NAME
     top = _load(path)
@@ -103,7 +109,7 @@ def read_hf_config(directory: Path | str) -> HfConfig:
 
 
 def refuse_quantized(values: dict[str, Any], path: Path) -> None:
-    """Raises: UserError if the config (or its text_config) says the weights are quantised."""
+    """Refuse a config (or text_config) that declares quantised weights. Raises: UserError."""
     nested = values.get("text_config")
     for part in (values, nested if isinstance(nested, dict) else {}):
         quantization = part.get("quantization_config")
@@ -143,7 +149,7 @@ def _model_config(values: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _rope_config(values: dict[str, Any], max_positions: int, path: Path) -> RopeConfig:
-    """RopeConfig from `rope_parameters`, or `rope_scaling` and `rope_theta` as older files have them."""
+    """Build RopeConfig from `rope_parameters`, or from `rope_scaling` and `rope_theta` of older files."""
     rope = values.get("rope_scaling") or values.get("rope_parameters")
     if rope is None:
         return RopeConfig()  # transformers' Ministral 3 defaults; a test compares them
@@ -190,7 +196,7 @@ def _check_rope(rope: Any, path: Path) -> None:
 
 
 def _refuse_non_numbers(values: dict[str, Any], path: Path) -> None:
-    """Raises: UserError unless each value is a number, or None."""
+    """Refuse values that are neither numbers nor None. Raises: UserError."""
     for key, value in values.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not is_number:
@@ -198,7 +204,7 @@ def _refuse_non_numbers(values: dict[str, Any], path: Path) -> None:
 
 
 def _original_max_positions(values: dict[str, Any], rope: dict[str, Any], max_positions: int, path: Path) -> int:
-    """Context of the first training; some files give it beside the rotary parameters instead of in them."""
+    """Return the context of the first training; some files state it outside of the rotary parameters."""
     key = "original_max_position_embeddings"
     inside, beside = rope.get(key), values.get(key)
     if inside is not None and beside is not None and inside != beside:
@@ -207,17 +213,19 @@ def _original_max_positions(values: dict[str, Any], rope: dict[str, Any], max_po
 
 
 def _check_attention_factor(given: float | None, rope: RopeConfig, path: Path) -> None:
-    """An explicit attention_factor must be the one that mscale, mscale_all_dim and factor imply."""
+    """Check that an explicit attention_factor is the one implied by mscale, mscale_all_dim and factor."""
 
     def scale(weight: float) -> float:
         return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
 
     implied = scale(rope.mscale) / scale(rope.mscale_all_dim)
     if given is not None and not math.isclose(given, implied, rel_tol=1e-6):
-        raise UserError(f"{path} has attention_factor {given}, but its mscale values imply {implied}: only that works")
+        raise UserError(
+            f"{path} has attention_factor {given}, but its mscale values imply {implied}: only that is computed"
+        )
 
 
 def _first_id(value: Any) -> int | None:
-    """A token id; of a list of them (several ends of text) the first."""
+    """Return a token id; the first of a list (several ends of text)."""
     value = value[0] if isinstance(value, list) and value else value
     return value if isinstance(value, int) else None

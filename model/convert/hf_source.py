@@ -1,6 +1,6 @@
-"""A Hugging Face checkpoint as a source of Megatron tensors, assembled one at a time.
+"""Reads a Hugging Face checkpoint as Megatron tensors, assembled one at a time.
 
-Opening checks everything that names, shapes and formats can tell, before anybody writes a byte.
+Opening it checks all names, shapes and formats before anything is written.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from model.convert.mapping import (
     MINISTRAL_SPELLINGS,
     NLD,
     VISION_PREFIXES,
-    Entry,
     Spelling,
-    build_table,
+    TensorEntry,
+    build_tensor_table,
     split_views,
 )
 from model.convert.safetensors_reader import DTYPES, SafetensorsReader, some
@@ -29,16 +29,19 @@ _SCALE_SUFFIXES = ("weight_scale_inv", "weight_scale", "activation_scale", "inpu
 
 
 class HfSource:
-    """Checked on opening; `read(entry)` gives one Megatron tensor. Use as a context manager.
+    """A checked Hugging Face directory; `read(entry)` returns one Megatron tensor. Use it as a context manager.
 
-    config: what config.json says. table: entries of its model. num_skipped: tensors of the image encoder.
-    dtype: of bf16 and fp32 the narrowest that holds every tensor without loss (bf16 for the releases).
+    Attributes:
+        config: the content of config.json.
+        table: the tensors of its model.
+        num_skipped: tensors of the image encoder.
+        dtype: the narrower of bf16 and fp32 that holds every tensor without loss (bf16 for the releases).
     """
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory)
         self.config: HfConfig = read_hf_config(self.directory)
-        self.table = build_table(self.config.model)
+        self.table = build_tensor_table(self.config.model)
         self._reader = SafetensorsReader(self.directory)
         _refuse_fp8(self._reader, self.directory)
         self.spelling = _find_spelling(self._reader, self.config, self.directory)
@@ -57,12 +60,14 @@ class HfSource:
 
     @property
     def head_is_copied(self) -> bool:
-        """The checkpoint has no head of its own: it is the embedding."""
+        """Whether the checkpoint has no head of its own because the embedding serves as head."""
         return self.config.tied and self.spelling.head not in self._reader.records
 
-    def read(self, entry: Entry, dtype: torch.dtype | None = None) -> Tensor:
-        """The Megatron tensor of `entry`, in `dtype` (default: the source's). Memory: the tensor, and at most its
-        largest part once more."""
+    def read(self, entry: TensorEntry, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the Megatron tensor of `entry`, in `dtype` (default: the source's).
+
+        Memory: the tensor, and at most its largest part once more.
+        """
         fused = torch.empty(entry.megatron_shape, dtype=dtype or self.dtype)
         for suffix, view in zip(entry.hf, split_views(fused, entry, self.config.model), strict=True):
             self._reader.read_into(self._stored_name(suffix), view)
@@ -84,12 +89,12 @@ class HfSource:
             )
         if missing:
             raise UserError(
-                f"{self.directory} lacks tensors of its config.json's model: {some(missing)}; download it again"
+                f"{self.directory} lacks tensors of the model in its config.json: {some(missing)}; download it again"
             )
         if extra:
             raise UserError(
-                f"{self.directory} has tensors that the model of its config.json has not: {some(extra)}; is it "
-                "another architecture, or num_hidden_layers too small?"
+                f"{self.directory} has tensors that the model in its config.json does not have: {some(extra)}; "
+                "is it another architecture, or num_hidden_layers too small?"
             )
 
     def _check_shapes(self) -> None:
@@ -113,7 +118,7 @@ def _refuse_fp8(reader: SafetensorsReader, directory: Path) -> None:
 
 
 def _find_spelling(reader: SafetensorsReader, config: HfConfig, directory: Path) -> Spelling:
-    """The spelling whose embedding is there, among those that go with the config's model type."""
+    """Return the spelling whose embedding is there, among those of the config's model type."""
     candidates = (NLD,) if config.is_nld else MINISTRAL_SPELLINGS
     found = [spelling for spelling in candidates if spelling.name(EMBEDDING) in reader.records]
     if len(found) != 1:

@@ -1,7 +1,7 @@
-"""Writing a tri-mode (NLD) directory: weights tensor by tensor, config.json, tokenizer and the model's own code.
+"""Writes a tri-mode (NLD) directory: weights tensor by tensor, config.json, tokenizer and the model's own code.
 
-Serving software skips names it does not know without a word, so the directory is read back and compared before it
-is called done: check_export().
+Serving software silently skips names it does not know, so conversion.verify_written_export() reads the directory back
+before it gets its final name.
 """
 
 import json
@@ -18,7 +18,7 @@ from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
 from model.checkpoint.layout import CheckpointManifest
-from model.convert.mapping import NLD, Entry, split_views
+from model.convert.mapping import NLD, TensorEntry, split_views
 from model.convert.nld_config import build_nld_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
 from model.export.shipped_code import list_code_files
@@ -26,7 +26,7 @@ from model.export.shipped_code import list_code_files
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
-# What makes up a tokenizer folder; everything else in it stays where it is.
+# The files of a tokenizer; nothing else is copied.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,12 +41,14 @@ TOKENIZER_FILES = (
 )
 
 
-def build_specs(table: list[Entry], dtype: torch.dtype) -> list[TensorSpec]:
-    """The export's tensors in file order: 9 per layer and 3 more."""
+def build_specs(table: list[TensorEntry], dtype: torch.dtype) -> list[TensorSpec]:
+    """List the export's tensors in file order: 9 per layer and 3 more."""
     return [TensorSpec(NLD.name(suffix), shape, dtype) for entry in table for suffix, shape in entry.hf.items()]
 
 
-def add_entry(writer: SafetensorsWriter, entry: Entry, fused: Tensor, model: ModelConfig, dtype: torch.dtype) -> None:
+def add_entry(
+    writer: SafetensorsWriter, entry: TensorEntry, fused: Tensor, model: ModelConfig, dtype: torch.dtype
+) -> None:
     """Write the Hugging Face tensors of one Megatron tensor, rounded to nearest (ties to even) if `dtype` is narrower.
 
     Memory: `fused`, and its largest part in `dtype`.
@@ -56,15 +58,15 @@ def add_entry(writer: SafetensorsWriter, entry: Entry, fused: Tensor, model: Mod
 
 
 def write_config_files(directory: Path, manifest: CheckpointManifest, model: ModelConfig, dtype: torch.dtype) -> None:
-    """config.json and generation_config.json."""
+    """Write config.json and generation_config.json."""
     config = build_nld_config(manifest, model, DTYPE_WORDS[dtype])
     generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", generation)
 
 
-def copy_tokenizer(source: Path, directory: Path) -> None:
-    """Copy the tokenizer files that are there. Raises: UserError if there is no tokenizer.json."""
+def copy_tokenizer_files(source: Path, directory: Path) -> None:
+    """Copy the tokenizer's files. Raises: UserError if there is no tokenizer.json."""
     if not (source / "tokenizer.json").is_file():
         raise UserError(f"{source} has no tokenizer.json: put the tokenizer's files there")
     directory.mkdir(parents=True, exist_ok=True)
@@ -74,20 +76,21 @@ def copy_tokenizer(source: Path, directory: Path) -> None:
 
 
 def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> None:
-    """Make the tokenizer in `directory` one of chats: its template, and the end of a turn as its end of sequence.
+    """Give the tokenizer in `directory` a chat template, and the end of a turn as its end of sequence.
 
-    Raises: UserError if the tokenizer has no such token.
+    Raises:
+        UserError: the tokenizer has no such token.
     """
     path = directory / "tokenizer_config.json"
     config = read_json_object(path, f"{path} is missing") if path.is_file() else {}
-    config.pop("chat_template", None)  # the file below is the one definition
+    config.pop("chat_template", None)  # the file written below is the only definition
     config["eos_token"] = token_text(directory, end_of_turn_id)
     _write_json(path, config)
     atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 
 def copy_code(directory: Path) -> None:
-    """Copy the files config.json's auto_map names and every sibling they import."""
+    """Copy the files that auto_map in config.json names and every sibling they import."""
     for path in list_code_files():
         shutil.copyfile(path, directory / path.name)
 

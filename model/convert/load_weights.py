@@ -1,6 +1,6 @@
-"""Weights from a Hugging Face directory or a step directory into a live model, in whatever layout it is.
+"""Loads weights from a Hugging Face directory or a step directory into a live model of any layout.
 
-Call on every rank, before the optimizer takes its fp32 copies of the weights (or tell it to reload them).
+Call these on every rank before the optimizer takes its fp32 copies of the weights, or make it reload them.
 """
 
 from collections.abc import Sequence
@@ -14,26 +14,33 @@ from torch import nn
 
 from conf.schema import ModelConfig
 from conf.system.errors import UserError
-from model.checkpoint.layout import check_same_model, load_manifest, model_config_from
+from model.checkpoint.layout import check_same_model, load_checkpoint_manifest, model_config_from
 from model.convert.dist_reader import DistReader
 from model.convert.hf_source import HfSource
-from model.convert.mapping import build_table
+from model.convert.mapping import build_tensor_table
 from model.megatron.shards import copy_local_slice, iterate_local_shards
 
 
 def load_hf_weights(chunks: Sequence[nn.Module], source_dir: Path | str, model: ModelConfig) -> None:
-    """Fill the chunks of this rank from a Ministral 3 or tri-mode directory, one global tensor at a time.
+    """Fill this rank's model chunks from a Ministral 3 or tri-mode directory, one global tensor at a time.
 
-    model: what `chunks` were built from. Weights keep the live model's dtype and device.
-    Raises: UserError if the directory is damaged or holds another model.
+    Args:
+        chunks: the live model; its dtype and device do not change.
+        source_dir: the Hugging Face directory.
+        model: the configuration that `chunks` were built from.
+
+    Raises:
+        UserError: the directory is damaged or holds another model.
     """
     with HfSource(source_dir) as source:
         check_same_model(source.config.model, model, str(source_dir))
         entries = {entry.megatron: entry for entry in source.table}
-        # The gate and the up half of a fused tensor are two shards: read it once for both.
+        # The gate half and the up half of a fused tensor are two shards; one read serves both.
         for key, shards in groupby(iterate_local_shards(chunks), key=lambda shard: shard.key):
             if key not in entries:
-                raise UserError(f"the model has a weight {key} that {source_dir} cannot fill: another layer kind?")
+                raise UserError(
+                    f"the model has a weight {key} that {source_dir} does not have: was it built with other layers?"
+                )
             full = source.read(entries[key])
             for shard in shards:
                 copy_local_slice(shard, full)
@@ -41,14 +48,19 @@ def load_hf_weights(chunks: Sequence[nn.Module], source_dir: Path | str, model: 
 
 
 def load_megatron_weights(chunks: Sequence[nn.Module], step_dir: Path | str, model: ModelConfig) -> None:
-    """Fill the chunks of this rank from a step directory written under any layout; optimizer state is not touched.
+    """Fill this rank's model chunks from a step directory of any layout; optimizer state is not touched.
 
-    model: what `chunks` were built from. Weights keep the live model's dtype and device.
-    Raises: UserError if the checkpoint is incomplete or holds another model.
+    Args:
+        chunks: the live model; its dtype and device do not change.
+        step_dir: the step directory.
+        model: the configuration that `chunks` were built from.
+
+    Raises:
+        UserError: the checkpoint is incomplete or holds another model.
     """
-    stored = model_config_from(load_manifest(step_dir).model, str(step_dir))
+    stored = model_config_from(load_checkpoint_manifest(step_dir).model, str(step_dir))
     check_same_model(stored, model, str(step_dir))
-    DistReader(step_dir).check(build_table(model))
+    DistReader(step_dir).check(build_tensor_table(model))
     # megatron-core fills the shards' data, which are views of the live weights.
     state: dict[str, Any] = {str(i): shard for i, shard in enumerate(iterate_local_shards(chunks))}
     dist_checkpointing.load(state, str(step_dir), TorchDistLoadShardedStrategy())

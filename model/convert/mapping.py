@@ -1,10 +1,10 @@
 """The one table between Hugging Face and Megatron names, used in both directions.
 
-A row says which Hugging Face tensors make up one Megatron tensor and how their rows interleave. Everything else
-follows from it: names, shapes, the order of tensors in files, what is missing and what is left over.
+A TensorMapping states which Hugging Face tensors make up one Megatron tensor and how their rows interleave. Everything
+else follows from it: names, shapes, the order of tensors in files, what is missing and what is left over.
 
-Hugging Face names differ in their prefix only (see Spelling); rows hold the suffix. Megatron keys are those of the
-distributed checkpoint (Transformer Engine names, onto which megatron-core maps its local layers too).
+Hugging Face names differ only in their prefix (see Spelling); a mapping holds the suffix. Megatron keys are those of
+the distributed checkpoint: Transformer Engine names, onto which megatron-core maps its local layers, too.
 """
 
 import math
@@ -18,7 +18,7 @@ from conf.schema import ModelConfig
 
 
 class Rule(Enum):
-    """How rows of the Hugging Face tensors lie in the Megatron tensor.
+    """How the rows of Hugging Face tensors are arranged in the Megatron tensor.
 
     same: one tensor, unchanged. gate_up: all gate rows, then all up rows.
     query_key_value: for each key/value group its query heads, then its key head, then its value head.
@@ -29,15 +29,15 @@ class Rule(Enum):
     query_key_value = "query_key_value"
 
 
-HEAD = "head"  # suffix of the vocabulary head, whose name has no common part across spellings
+HEAD = "head"  # stands for the vocabulary head, whose names have no common suffix
 EMBEDDING = "embed_tokens.weight"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of the table. Dimensions are names of ModelConfig properties.
+class TensorMapping:
+    """One line of the table, for all layers and sizes. Dimensions are names of ModelConfig properties.
 
-    tensor_parallel_axis: the axis megatron-core splits over tensor-parallel ranks; None = replicated.
+    tensor_parallel_axis: the axis that megatron-core splits over tensor-parallel ranks; None if replicated.
     """
 
     megatron: str
@@ -48,14 +48,14 @@ class Row:
 
 _LAYER = "decoder.layers.{layer}."
 
-FIRST_ROWS = (Row("embedding.word_embeddings.weight", {EMBEDDING: ("vocab_size", "hidden_size")}, 0),)
-LAYER_ROWS = (
-    Row(
+FIRST_TENSORS = (TensorMapping("embedding.word_embeddings.weight", {EMBEDDING: ("vocab_size", "hidden_size")}, 0),)
+LAYER_TENSORS = (
+    TensorMapping(
         _LAYER + "self_attention.linear_qkv.layer_norm_weight",
         {"layers.{layer}.input_layernorm.weight": ("hidden_size",)},
         None,
     ),
-    Row(
+    TensorMapping(
         _LAYER + "self_attention.linear_qkv.weight",
         {
             "layers.{layer}.self_attn.q_proj.weight": ("query_width", "hidden_size"),
@@ -65,17 +65,17 @@ LAYER_ROWS = (
         0,
         Rule.query_key_value,
     ),
-    Row(
+    TensorMapping(
         _LAYER + "self_attention.linear_proj.weight",
         {"layers.{layer}.self_attn.o_proj.weight": ("hidden_size", "query_width")},
         1,
     ),
-    Row(
+    TensorMapping(
         _LAYER + "mlp.linear_fc1.layer_norm_weight",
         {"layers.{layer}.post_attention_layernorm.weight": ("hidden_size",)},
         None,
     ),
-    Row(
+    TensorMapping(
         _LAYER + "mlp.linear_fc1.weight",
         {
             "layers.{layer}.mlp.gate_proj.weight": ("ffn_hidden_size", "hidden_size"),
@@ -84,15 +84,15 @@ LAYER_ROWS = (
         0,
         Rule.gate_up,
     ),
-    Row(
+    TensorMapping(
         _LAYER + "mlp.linear_fc2.weight",
         {"layers.{layer}.mlp.down_proj.weight": ("hidden_size", "ffn_hidden_size")},
         1,
     ),
 )
-LAST_ROWS = (
-    Row("decoder.final_layernorm.weight", {"norm.weight": ("hidden_size",)}, None),
-    Row("output_layer.weight", {HEAD: ("vocab_size", "hidden_size")}, 0),
+LAST_TENSORS = (
+    TensorMapping("decoder.final_layernorm.weight", {"norm.weight": ("hidden_size",)}, None),
+    TensorMapping("output_layer.weight", {HEAD: ("vocab_size", "hidden_size")}, 0),
 )
 
 
@@ -105,7 +105,7 @@ class Spelling:
     head: str
 
     def name(self, suffix: str) -> str:
-        """Full tensor name of a suffix of the table."""
+        """Return the full tensor name for a suffix of the table."""
         return self.head if suffix == HEAD else self.body + suffix
 
 
@@ -125,8 +125,8 @@ VISION_PREFIXES = (
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A row of the table for one layer of one model: names and shapes are final.
+class TensorEntry:
+    """A mapping for one layer of one model, with final names and shapes.
 
     hf: suffix -> shape, in the order of the fused rows.
     """
@@ -138,37 +138,40 @@ class Entry:
     rule: Rule
 
 
-def build_table(model: ModelConfig) -> list[Entry]:
-    """Every tensor of `model`, in the order in which files are written."""
+def build_tensor_table(model: ModelConfig) -> list[TensorEntry]:
+    """List every tensor of `model` in the order in which files are written."""
     return list(_entries(model))
 
 
-def _entries(model: ModelConfig) -> Iterator[Entry]:
-    yield from (_entry(row, model, "") for row in FIRST_ROWS)
+def _entries(model: ModelConfig) -> Iterator[TensorEntry]:
+    yield from (_entry(mapping, model, "") for mapping in FIRST_TENSORS)
     for layer in range(model.num_layers):
-        yield from (_entry(row, model, str(layer)) for row in LAYER_ROWS)
-    yield from (_entry(row, model, "") for row in LAST_ROWS)
+        yield from (_entry(mapping, model, str(layer)) for mapping in LAYER_TENSORS)
+    yield from (_entry(mapping, model, "") for mapping in LAST_TENSORS)
 
 
-def _entry(row: Row, model: ModelConfig, layer: str) -> Entry:
+def _entry(mapping: TensorMapping, model: ModelConfig, layer: str) -> TensorEntry:
     shapes = {
-        suffix.replace("{layer}", layer): tuple(getattr(model, dim) for dim in dims) for suffix, dims in row.hf.items()
+        suffix.replace("{layer}", layer): tuple(getattr(model, dim) for dim in dims)
+        for suffix, dims in mapping.hf.items()
     }
     first = next(iter(shapes.values()))
     fused = (sum(shape[0] for shape in shapes.values()), *first[1:])
-    return Entry(row.megatron.replace("{layer}", layer), fused, shapes, row.tensor_parallel_axis, row.rule)
+    return TensorEntry(
+        mapping.megatron.replace("{layer}", layer), fused, shapes, mapping.tensor_parallel_axis, mapping.rule
+    )
 
 
-def count_parameters(table: list[Entry]) -> int:
-    """Weights of the whole model, head included."""
+def count_table_parameters(table: list[TensorEntry]) -> int:
+    """Count the weights of a whole table, head included."""
     return sum(math.prod(entry.megatron_shape) for entry in table)
 
 
-def split_views(fused: Tensor, entry: Entry, model: ModelConfig) -> list[Tensor]:
-    """Views into the Megatron tensor, one per Hugging Face tensor of `entry` and holding its elements in its order.
+def split_views(fused: Tensor, entry: TensorEntry, model: ModelConfig) -> list[Tensor]:
+    """Return views into the Megatron tensor, one per Hugging Face tensor of `entry`, with its elements in its order.
 
-    fused: [rows, hidden]. The views of query, key and value are [groups, heads, head_dim, hidden]: reshape to the
-    Hugging Face shape to read one out, copy a reshaped tensor in to fill one.
+    `fused` is [rows, hidden]. The views of query, key and value are [groups, heads, head_dim, hidden]: reshape one to
+    the Hugging Face shape to read it, copy a reshaped tensor into it to fill it.
     """
     if entry.rule is Rule.same:
         return [fused]

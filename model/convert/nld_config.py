@@ -1,4 +1,4 @@
-"""config.json of a tri-mode (NLD) export: what the manifest says, in the released format's words."""
+"""Writes config.json of a tri-mode (NLD) export: the manifest in the keys of the released format."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,30 +7,30 @@ from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
 from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE
 
-# Keys of the released format that no field of the manifest decides. An imported export gives back its own values.
+# Keys of the released format that no field of the manifest decides. An imported export keeps its own values.
 _RELEASED_VALUES: dict[str, Any] = {
-    "dlm_paradigm": "bidirectional",  # how a block is served; training is block-causal
+    "dlm_paradigm": "bidirectional",  # how a block is decoded; training is block-causal
     "dlm_loss_weight": StageConfig.diffusion_weight,
     "ar_loss_weight": 1.0,
-    "dp_varying_mask_ratio": True,  # every document draws its own noise level
+    "dp_varying_mask_ratio": True,  # every document has its own noise level
     "bos_token_id": 1,
 }
-# Never taken over: written by transformers on every save, or wrong for this model (row 11 must not be a padding row).
+# Never preserved: written by transformers on every save, or wrong for this model (token 11 must not be padding).
 _DROPPED = {"transformers_version", "_name_or_path", "dtype", "pad_token_id"}
 
 
 def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: str) -> dict[str, Any]:
-    """The whole config.json. dtype: `bfloat16` or `float32`, of the exported tensors."""
+    """Build the whole config.json. dtype: `bfloat16` or `float32`, of the exported tensors."""
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, eos)
     return _RELEASED_VALUES | manifest.export | decided
 
 
-def kept_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Keys of an imported export that no field of a manifest decides: what a later export must give back.
+def select_preserved_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
+    """Select the keys of an imported export that no manifest field decides and a later export must restore.
 
-    Several ends of an answer are kept too: a manifest names one.
+    Several ends of a response are preserved, too, because a manifest names only one.
     """
     decided = _decided_values(model, "", 0, 0, 0).keys() | _DROPPED
     if isinstance(values.get("eos_token_id"), list):
@@ -38,9 +38,9 @@ def kept_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in decided}
 
 
-def _stop_ids(kept: Any, eos_token_id: int) -> int | list[int]:
-    """All ends of an answer that were imported, unless training has chosen another one since."""
-    return kept if isinstance(kept, list) and eos_token_id in kept else eos_token_id
+def _stop_ids(imported: Any, eos_token_id: int) -> int | list[int]:
+    """Return all imported ends of a response, unless training has chosen another one since."""
+    return imported if isinstance(imported, list) and eos_token_id in imported else eos_token_id
 
 
 def _decided_values(
@@ -78,6 +78,6 @@ def _decided_values(
 def _rope_parameters(rope: RopeConfig) -> dict[str, Any]:
     values = {"rope_type": "yarn", **asdict(rope)}
     values["rope_theta"] = values.pop("theta")
-    if values["truncate"]:  # the released files leave out what is transformers' default
+    if values["truncate"]:  # the released files leave out transformers' default
         del values["truncate"]
     return values

@@ -1,7 +1,7 @@
-"""Reading safetensors by byte range, so that memory holds one tensor at a time.
+"""Reads safetensors by byte range, so that memory holds one tensor at a time.
 
-The file format (8 bytes header length, JSON header, data) is read here instead of memory-mapped by the library: pages
-of a mapped file count as the process's memory, and a truncated file ends a mapped process with a bus error.
+The file format (8 bytes of header length, JSON header, data) is read here instead of memory-mapped by the library: the
+pages of a mapped file count as the process's memory, and a truncated file kills the process with a bus error.
 """
 
 import json
@@ -28,7 +28,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """Where a tensor lies. dtype: the format's word (BF16, F32, ...). begin, end: bytes from the start of the file."""
+    """The place of a tensor in a file. dtype: the format's name (BF16, ...). begin, end: bytes from the start."""
 
     name: str
     path: Path
@@ -39,11 +39,12 @@ class TensorRecord:
 
 
 class SafetensorsReader:
-    """Tensors of a Hugging Face directory: one model.safetensors, or shards named by an index.
+    """Reads the tensors of a Hugging Face directory: one model.safetensors, or shards named by an index.
 
-    records: name -> TensorRecord, in the order of the files. Use as a context manager; files are opened once.
-    Raises: UserError on opening if a shard is missing, a header is damaged, a file is truncated, or index and shards
-    do not name the same tensors.
+    Use it as a context manager; files are opened once. `records` maps names to places, in the order of the files.
+
+    Raises:
+        UserError: a shard is missing, a header is damaged, a file is truncated, or index and shards disagree.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -60,7 +61,7 @@ class SafetensorsReader:
         self._descriptors.clear()
 
     def read(self, name: str) -> Tensor:
-        """A new tensor with the values of `name`, in the file's format."""
+        """Return a new tensor with the values of `name`, in the file's format."""
         record = self.records[name]
         tensor = torch.empty(record.shape, dtype=DTYPES[record.dtype])
         self._fill(tensor, record)
@@ -90,13 +91,13 @@ class SafetensorsReader:
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, writable, without a copy."""
+    """Return the memory of a contiguous CPU tensor, writable and not copied."""
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
     return memoryview(tensor.detach().view(-1).view(torch.uint8).numpy())
 
 
 def compute_checksum(tensor: Tensor) -> int:
-    """crc32 of the bytes of a contiguous CPU tensor."""
+    """Compute crc32 of the bytes of a contiguous CPU tensor."""
     return zlib.crc32(tensor_bytes(tensor))
 
 
@@ -148,7 +149,7 @@ def _compare_with_index(records: dict[str, TensorRecord], file_of: dict[str, str
 
 
 def read_header(path: Path) -> list[TensorRecord]:
-    """Records of one file, in data order. Raises: UserError if the header is damaged or the file too short or long."""
+    """Read the records of one file, in data order. Raises: UserError if header or length of the file are wrong."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
@@ -167,7 +168,7 @@ def read_header(path: Path) -> list[TensorRecord]:
 
 
 def _record(path: Path, data: int, name: str, value: dict[str, Any]) -> TensorRecord:
-    """Raises: ValueError, KeyError, TypeError or AttributeError if `value` describes no tensor."""
+    """Build a record. Raises: ValueError, KeyError, TypeError or AttributeError if `value` is not a tensor's."""
     begin, end = value["data_offsets"]
     shape = tuple(value["shape"])
     if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)) or end < begin:
@@ -176,7 +177,7 @@ def _record(path: Path, data: int, name: str, value: dict[str, Any]) -> TensorRe
 
 
 def _check_layout(path: Path, records: list[TensorRecord], data: int, size: int) -> None:
-    """Tensors must fill the data without gaps and each have the bytes of its shape."""
+    """Check that tensors fill the data without gaps and have the bytes of their shapes. Raises: UserError."""
     position = data
     for record in records:
         item = DTYPES[record.dtype].itemsize if record.dtype in DTYPES else None
@@ -189,7 +190,7 @@ def _check_layout(path: Path, records: list[TensorRecord], data: int, size: int)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first names of a list, with a count of the rest."""
+    """Join the first names of a list and count the rest."""
     names = list(names)
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

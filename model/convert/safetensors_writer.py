@@ -1,6 +1,6 @@
-"""Writing safetensors one tensor at a time: the header first, from names and shapes alone, then the data in order.
+"""Writes safetensors one tensor at a time: the header first, from names and shapes alone, then the data in order.
 
-The same tensors give the same bytes: order, header text and shard borders depend on nothing else.
+The same tensors give the same bytes: order, header text and shard boundaries depend on nothing else.
 """
 
 import json
@@ -22,7 +22,7 @@ _ALIGNMENT = 8  # bytes; the data starts at a multiple
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor to be written."""
+    """Describes a tensor before it is written."""
 
     name: str
     shape: tuple[int, ...]
@@ -30,16 +30,15 @@ class TensorSpec:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the data."""
+        """Bytes of the data."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class SafetensorsWriter:
-    """Writes `specs` in their order into `directory`: call add() for each. Use as a context manager.
+    """Writes tensors in the order of `specs` into `directory`: call add() for each. Use it as a context manager.
 
-    max_shard_bytes: a file holds at most so much data, unless a single tensor is larger. One file is named
-    model.safetensors; several get numbers and an index.
-    checksums: name -> checksum of what was added.
+    A file holds at most max_shard_bytes of data, unless a single tensor is larger. A single file is named
+    model.safetensors; several are numbered and get an index. `checksums` maps names to checksums.
     """
 
     def __init__(self, directory: Path, specs: list[TensorSpec], max_shard_bytes: int) -> None:
@@ -75,7 +74,7 @@ class SafetensorsWriter:
 
     def _start_file(self, shard: int) -> None:
         self._open_shard = shard
-        self._file = open(self.directory / shard_name(shard, len(self.shards)), "wb")  # noqa: SIM115 (lives across calls)
+        self._file = open(self.directory / weight_file_name(shard, len(self.shards)), "wb")  # noqa: SIM115 (lives across calls)
         self._file.write(encode_header(self.shards[shard]))
 
     def _finish_file(self) -> None:
@@ -92,18 +91,20 @@ class SafetensorsWriter:
             "total_parameters": sum(math.prod(spec.shape) for spec in specs),
             "total_size": sum(spec.num_bytes for spec in specs),
         }
-        names = {spec.name: shard_name(i, len(self.shards)) for i, shard in enumerate(self.shards) for spec in shard}
+        names = {
+            spec.name: weight_file_name(i, len(self.shards)) for i, shard in enumerate(self.shards) for spec in shard
+        }
         text = json.dumps({"metadata": totals, "weight_map": dict(sorted(names.items()))}, indent=2) + "\n"
         (self.directory / INDEX_NAME).write_text(text, encoding="utf-8")
 
 
-def shard_name(shard: int, num_shards: int) -> str:
-    """File name of the shard with this index (from 0)."""
+def weight_file_name(shard: int, num_shards: int) -> str:
+    """Return the file name of the shard with this index (from 0)."""
     return SINGLE_NAME if num_shards == 1 else f"model-{shard + 1:05d}-of-{num_shards:05d}.safetensors"
 
 
 def plan_shards(specs: list[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
-    """Fill shards in order; a tensor that does not fit any more opens the next one."""
+    """Fill shards in order; a tensor that no longer fits opens the next one."""
     shards: list[list[TensorSpec]] = [[]]
     used = 0
     for spec in specs:
@@ -116,7 +117,7 @@ def plan_shards(specs: list[TensorSpec], max_shard_bytes: int) -> list[list[Tens
 
 
 def encode_header(specs: list[TensorSpec]) -> bytes:
-    """Length and JSON header of a file holding `specs` in this order."""
+    """Encode length and JSON header of a file that holds `specs` in this order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
     for spec in specs:

@@ -1,0 +1,1 @@
+"""Loads exports and their draft adapters, and knows which code files are shipped with them."""

@@ -11,7 +11,7 @@ from conf.schema import ModelConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.convert.hf_target import DTYPE_WORDS
-from model.convert.mapping import NLD, build_table
+from model.convert.mapping import NLD, build_tensor_table
 from model.convert.safetensors_reader import (
     DTYPES,
     INDEX_NAME,
@@ -72,7 +72,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the format: 9 per layer and 3 more."""
-    return {NLD.name(suffix): shape for entry in build_table(model) for suffix, shape in entry.hf.items()}
+    return {NLD.name(suffix): shape for entry in build_tensor_table(model) for suffix, shape in entry.hf.items()}
 
 
 def _lacks_most(records: Records, model: ModelConfig) -> bool:

@@ -25,7 +25,7 @@ from model.checkpoint.layout import (
     partial_directory,
     publish_step,
     run_directory_of,
-    save_manifest,
+    save_checkpoint_manifest,
     step_directory,
 )
 from pretrain.checkpointing.integrity import sum_own_files, summing
@@ -172,7 +172,7 @@ class Checkpointer:
 
     def _publish(self, save: _Save) -> None:
         def publish() -> None:
-            save_manifest(save.partial, save.manifest)
+            save_checkpoint_manifest(save.partial, save.manifest)
             publish_step(save.partial, save.final, self._keep)
 
         _on_first_rank(publish)

@@ -17,14 +17,14 @@ from model.checkpoint.layout import (
     CheckpointManifest,
     check_same_model,
     find_newest_complete,
-    load_manifest,
+    load_checkpoint_manifest,
     model_config_from,
     resolve_checkpoint,
 )
+from model.convert.checkpoint_info import is_hf_directory, read_checkpoint_info
 from model.convert.dist_reader import DistReader
-from model.convert.facts import is_hf_directory, read_facts
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
-from model.convert.mapping import build_table
+from model.convert.mapping import build_tensor_table
 from model.megatron.initialise import initialise_weights
 from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.checkpointing.integrity import find_damage_over_ranks, find_intact_checkpoint
@@ -102,7 +102,7 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
 def _check_version(step_dir: Path) -> None:
     """A checkpoint without checksums may be of another version of this program. Raises: UserError then."""
     if not (step_dir / SUMS_NAME).exists():
-        load_manifest(step_dir)
+        load_checkpoint_manifest(step_dir)
 
 
 def find_start(config: RunConfig, data: RunData) -> StartPoint:
@@ -121,11 +121,11 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
 
 
 def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
-    manifest = load_manifest(step_dir)
+    manifest = load_checkpoint_manifest(step_dir)
     check_resumable(config, data, manifest, step_dir)
     change = compare_data(data, manifest, step_dir)
     change.check(config.resume.allow_data_change)
-    DistReader(step_dir).check(build_table(config.model))
+    DistReader(step_dir).check(build_tensor_table(config.model))
     state = TrainState(manifest.step, manifest.tokens_seen, manifest.samples_seen)
     then, now = RUN_RENAMES.read_old(manifest.config), plain(config)
     return StartPoint(
@@ -148,10 +148,10 @@ def _keep_guard(change: DataChange) -> dict[str, Any]:
 
 def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> StartPoint:
     weights = Path(init_from) if is_hf_directory(init_from) else resolve_checkpoint(init_from)
-    facts = read_facts(weights, config.data.mask_token)
-    check_same_model(facts.model, config.model, str(weights))
-    _check_same_tokenizer(facts.tokenizer, config, data, weights)
-    return StartPoint(_end_of_answer(data, facts.eos_token_id), weights=weights, export=facts.export)
+    info = read_checkpoint_info(weights, config.data.mask_token)
+    check_same_model(info.model, config.model, str(weights))
+    _check_same_tokenizer(info.tokenizer, config, data, weights)
+    return StartPoint(_end_of_answer(data, info.eos_token_id), weights=weights, export=info.export)
 
 
 def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:

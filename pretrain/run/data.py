@@ -14,8 +14,7 @@ from data_pipeline.dataset import Blend, TokenDataset, build_blend
 from data_pipeline.packing.form import build_sequence_form
 from data_pipeline.storage.tokens import StoredTokens
 from model.checkpoint.layout import tokenizer_directory
-from model.convert.hf_target import CHAT_TEMPLATE_NAME, write_chat_format
-from model.convert.hf_target import copy_tokenizer as copy_tokenizer_files
+from model.convert.hf_target import CHAT_TEMPLATE_NAME, copy_tokenizer_files, write_chat_format
 from pretrain.run.state import TrainState
 
 HELDOUT_SEED = 0

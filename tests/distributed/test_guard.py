@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpoint.layout import load_manifest, step_directory
+from model.checkpoint.layout import load_checkpoint_manifest, step_directory
 from tests.distributed.test_checkpoint import OVERLAPPED, load_tensors
 from tests.helpers.processes import kill_when, load_lines, run_ranks
 from tests.helpers.toy_data import ToyData, tokens_of
@@ -99,8 +99,8 @@ def test_after_a_roll_back_the_bad_samples_are_not_seen_again(root: Path) -> Non
     train = load_lines(run_dir, "train")
     assert [line["step"] for line in train] == list(range(1, STEPS + 1))
     assert [line["skipped"] for line in train] == [0] * STEPS
-    assert load_manifest(step_directory(run_dir, STEPS)).samples_seen == (STEPS + 1) * BATCH
-    assert load_manifest(step_directory(run_dir, STEPS)).guard["spikes"] == 1
+    assert load_checkpoint_manifest(step_directory(run_dir, STEPS)).samples_seen == (STEPS + 1) * BATCH
+    assert load_checkpoint_manifest(step_directory(run_dir, STEPS)).guard["spikes"] == 1
 
 
 def test_bad_steps_end_the_run_once_there_are_too_many(root: Path) -> None:
@@ -122,7 +122,7 @@ def test_killed_after_a_roll_back_a_run_ends_as_if_it_had_not_been(toy_data: Toy
     step_dirs = [step_directory(root / run, STEPS) for run in ("roll_back", "killed")]
     one, two = map(load_tensors, step_dirs)
     assert all(torch.equal(one[key], two[key]) for key in one.keys() | two.keys())
-    manifests = [load_manifest(step_dir) for step_dir in step_dirs]
+    manifests = [load_checkpoint_manifest(step_dir) for step_dir in step_dirs]
     assert manifests[0].guard == manifests[1].guard
     assert manifests[0].samples_seen == manifests[1].samples_seen
 

@@ -47,7 +47,7 @@ def break_disk(fault: dict[str, Any]) -> None:
         return broken
 
     serialization.save_config = breaking("config", serialization.save_config)
-    checkpoint.save_manifest = breaking("manifest", checkpoint.save_manifest)
+    checkpoint.save_checkpoint_manifest = breaking("manifest", checkpoint.save_checkpoint_manifest)
     writer: Any = FileSystemWriterAsync
     writer.finish = breaking("metadata", writer.finish)
     write_bucket = writer.write_preloaded_data

@@ -29,7 +29,7 @@ def reshard(source: str, run: str, layout: str, dtype: str) -> None:
     from conf.composition.compose import compose_layout
     from conf.schema import Dtype, PrecisionConfig
     from model.checkpoint.layout import step_directory
-    from model.convert.facts import is_hf_directory, read_facts
+    from model.convert.checkpoint_info import is_hf_directory, read_checkpoint_info
     from model.convert.load_weights import load_hf_weights, load_megatron_weights
     from model.megatron.build import build_model_chunks
     from model.megatron.shards import iterate_local_shards
@@ -42,7 +42,7 @@ def reshard(source: str, run: str, layout: str, dtype: str) -> None:
         virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
     )
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    model = read_facts(source).model
+    model = read_checkpoint_info(source).model
     chunks: list[Any] = build_model_chunks(model, parallel, precision, loss_chunk_rows=64)
     load: Any = load_hf_weights if is_hf_directory(source) else load_megatron_weights
     load(chunks, source, model)

@@ -185,3 +185,11 @@ def write_text_checkpoint(directory: Path | str, model: ModelConfig, dtype: torc
         save_file(weights, directory / file, metadata={"format": "pt"})
         file_of |= dict.fromkeys(names, file)
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": file_of}))
+
+
+def count_chunks(step_dir: Path) -> int:
+    """Stored chunks of all tensors of a step directory: they show the layout it was written for."""
+    from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
+
+    stored = FileSystemReader(step_dir).read_metadata().state_dict_metadata.values()
+    return sum(len(value.chunks) for value in stored if isinstance(value, TensorStorageMetadata))

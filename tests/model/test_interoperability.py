@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
 
 from conf.system.errors import UserError
-from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
+from model.convert.conversion import export_checkpoint, import_checkpoint
+from model.convert.progress import Progress
 from model.export.load import find_stop_ids, load_export
 from model.verify_export.check import Outcome
 from model.verify_export.verify import verify_export

@@ -16,9 +16,10 @@ from conf.schema import AttentionBackend, Dtype, ModelConfig, ParallelConfig, Pr
 from data_pipeline.packing.form import SequenceForm
 from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder, build_regular_layout
-from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint
-from model.convert.conversion import Progress, export_checkpoint
+from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
+from model.convert.conversion import export_checkpoint
 from model.convert.load_weights import load_megatron_weights
+from model.convert.progress import Progress
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
 from pretrain.run.distributed import Ranks
@@ -54,7 +55,7 @@ def pair(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathFacto
         root,
     )
     step = resolve_checkpoint(root / "run")
-    model = model_config_from(load_manifest(step).model, str(step))
+    model = model_config_from(load_checkpoint_manifest(step).model, str(step))
     [trained] = build_model_chunks(model, ParallelConfig(), PrecisionConfig(Dtype.fp32), loss_chunk_rows=64)
     load_megatron_weights([trained], step, model)
     with torch.no_grad():

@@ -17,9 +17,10 @@ from data_pipeline.packing.sequence import Segments, lay_out, stack_rows
 from data_pipeline.toy.corpus import load_docstring_chats
 from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder
-from model.checkpoint.layout import load_manifest, model_config_from, resolve_checkpoint
-from model.convert.conversion import Progress, export_checkpoint
+from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
+from model.convert.conversion import export_checkpoint
 from model.convert.load_weights import load_megatron_weights
+from model.convert.progress import Progress
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
 from pretrain.run.distributed import Ranks
@@ -48,7 +49,7 @@ def instruct(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathF
     sft = [*toy_data.overrides(chats=True), "stage=sft", "run.name=sft", tokens_of(6, chats=True)]
     train_many(2, [[*job, *TP2, f"run.root={root}"] for job in (joint, [*sft, f"init_from={root}/joint"])], root)
     step = resolve_checkpoint(root / "sft")
-    model = model_config_from(load_manifest(step).model, str(step))
+    model = model_config_from(load_checkpoint_manifest(step).model, str(step))
     [trained] = build_model_chunks(model, ParallelConfig(), PrecisionConfig(Dtype.fp32), loss_chunk_rows=64)
     load_megatron_weights([trained], step, model)
     export_checkpoint(root / "sft", root / "export", Progress(), dtype=torch.float32, max_shard_bytes=10**6)
@@ -71,7 +72,7 @@ def test_it_says_that_a_turn_ends_with_im_end(instruct: Instruct) -> None:
     assert (instruct.directory / "chat_template.jinja").read_text() == CHATML_PATH.read_text()
     assert instruct.tokenizer.eos_token == "<|im_end|>"
     assert instruct.tokenizer.eos_token_id == END_OF_TURN
-    manifest = load_manifest(resolve_checkpoint(instruct.run))
+    manifest = load_checkpoint_manifest(resolve_checkpoint(instruct.run))
     assert (manifest.stage, manifest.eos_token_id) == ("sft", END_OF_TURN)
 
 
@@ -103,7 +104,7 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
     noisy = batch.tokens.clone()
     noisy[0, start + 1 : start + BLOCK] = MASK
 
-    model = model_config_from(load_manifest(resolve_checkpoint(instruct.run)).model, "")
+    model = model_config_from(load_checkpoint_manifest(resolve_checkpoint(instruct.run)).model, "")
     layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled=True)
     plan = PlanBuilder(model, AttentionBackend.split, torch.float32, torch.device("cpu")).build(layout)
     rows = instruct.trained(torch.cat([noisy, batch.tokens], dim=1), plan).transpose(0, 1)

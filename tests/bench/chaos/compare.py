@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from model.checkpoint.layout import find_newest_complete, load_manifest
+from model.checkpoint.layout import find_newest_complete, load_checkpoint_manifest
 from tests.bench.chaos.watch import read_metrics
 from tests.distributed.test_checkpoint import load_tensors
 
@@ -23,7 +23,7 @@ def list_differences(run_dir: Path, other_dir: Path) -> list[str]:
         warnings.simplefilter("ignore")  # that there is no process group here
         tensors, others = load_tensors(newest), load_tensors(other)
     differing = [key for key in tensors.keys() & others.keys() if not _same_bits(tensors[key], others[key])]
-    manifest, its = load_manifest(newest), load_manifest(other)
+    manifest, its = load_checkpoint_manifest(newest), load_checkpoint_manifest(other)
     facts = [fact for fact in FACTS if getattr(manifest, fact) != getattr(its, fact)]
     return sorted([*differing, *(tensors.keys() ^ others.keys()), *facts])
 

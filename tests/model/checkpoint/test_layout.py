@@ -40,7 +40,7 @@ def make_manifest(**changes) -> layout.CheckpointManifest:
 def write_step(run, step):
     directory = layout.step_directory(run, step)
     directory.mkdir(parents=True)
-    layout.save_manifest(directory, make_manifest(step=step))
+    layout.save_checkpoint_manifest(directory, make_manifest(step=step))
     return directory
 
 
@@ -85,9 +85,9 @@ def test_resolve_refuses_partial_missing_and_empty_paths(tmp_path):
 
 def test_a_manifest_survives_the_disk(tmp_path):
     manifest = make_manifest(export={"max_position_embeddings": 4096}, versions={"torch": "2"})
-    layout.save_manifest(tmp_path, manifest)
-    assert layout.load_manifest(tmp_path) == manifest
-    assert layout.model_config_from(layout.load_manifest(tmp_path).model, "here") == MODEL
+    layout.save_checkpoint_manifest(tmp_path, manifest)
+    assert layout.load_checkpoint_manifest(tmp_path) == manifest
+    assert layout.model_config_from(layout.load_checkpoint_manifest(tmp_path).model, "here") == MODEL
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_a_manifest_survives_the_disk(tmp_path):
 def test_a_bad_manifest_is_one_clear_error(tmp_path, text, message):
     (tmp_path / layout.MANIFEST_NAME).write_text(text)
     with pytest.raises(UserError, match=message):
-        layout.load_manifest(tmp_path)
+        layout.load_checkpoint_manifest(tmp_path)
 
 
 def test_a_missing_manifest_says_the_checkpoint_is_not_complete(tmp_path):
     with pytest.raises(UserError, match="not a complete checkpoint"):
-        layout.load_manifest(tmp_path)
+        layout.load_checkpoint_manifest(tmp_path)
 
 
 def test_model_values_with_missing_or_unknown_fields_are_refused():

@@ -16,11 +16,12 @@ from conf.system.errors import UserError
 from model.checkpoint import layout
 from model.checkpoint.checksums import read_sums
 from model.convert import conversion
-from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
+from model.convert.checkpoint_info import read_checkpoint_info
+from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.dist_reader import DistReader
 from model.convert.dist_writer import DistWriter
-from model.convert.facts import read_export_values, read_facts
-from model.convert.mapping import build_table
+from model.convert.mapping import build_tensor_table
+from model.convert.progress import Progress
 from model.convert.safetensors_writer import SafetensorsWriter
 from model.export.shipped_code import list_code_files
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
@@ -157,13 +158,13 @@ def test_values_only_the_hugging_face_config_has_survive(folder):
     do_export(folder / "again", folder / "nld2")
     before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("nld", "nld2"))
     assert before == after
-    facts = read_facts(folder / "again")
-    assert (facts.eos_token_id, facts.block_size, facts.export["seq_length"]) == (11, 16, 77)
-    assert read_export_values(folder / "again") == read_export_values(folder / "nld") == facts.export
+    info = read_checkpoint_info(folder / "again")
+    assert (info.eos_token_id, info.block_size, info.export["seq_length"]) == (11, 16, 77)
+    assert read_checkpoint_info(folder / "nld").export == info.export
 
 
 def test_the_manifest_says_where_the_weights_come_from(saved):
-    manifest = layout.load_manifest(layout.resolve_checkpoint(saved / "run"))
+    manifest = layout.load_checkpoint_manifest(layout.resolve_checkpoint(saved / "run"))
     model = layout.model_config_from(manifest.model, "run")
     assert model == replace(tiny_model_config(factor=0.25), name="hf")
     assert (manifest.step, manifest.stage, manifest.dtype, manifest.eos_token_id) == (0, "import", "float32", 2)
@@ -173,8 +174,8 @@ def test_the_manifest_says_where_the_weights_come_from(saved):
 def test_the_dtype_is_the_sources_unless_asked_for(saved, tmp_path):
     do_import(saved / "hf", tmp_path / "run", dtype=torch.bfloat16)
     step = layout.resolve_checkpoint(tmp_path / "run")
-    DistReader(step).check(build_table(tiny_model_config()), torch.bfloat16)
-    DistReader(layout.resolve_checkpoint(saved / "run")).check(build_table(tiny_model_config()), torch.float32)
+    DistReader(step).check(build_tensor_table(tiny_model_config()), torch.bfloat16)
+    DistReader(layout.resolve_checkpoint(saved / "run")).check(build_tensor_table(tiny_model_config()), torch.float32)
     do_export(saved / "run", tmp_path / "fp32", dtype=torch.float32)
     assert json.loads((tmp_path / "fp32" / "config.json").read_text())["torch_dtype"] == "float32"
     theirs, ours = load_file(saved / "hf" / "model.safetensors"), load_file(tmp_path / "fp32" / "model.safetensors")
@@ -211,7 +212,7 @@ def test_a_conversion_stopped_midway_leaves_nothing(saved, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("direction", [do_import, do_export], ids=["import", "export"])
-def test_what_reads_back_differently_is_not_kept(saved, tmp_path, monkeypatch, direction):
+def test_what_reads_back_differently_is_removed(saved, tmp_path, monkeypatch, direction):
     original, calls = conversion.compute_checksum, []
 
     def one_wrong_bit(tensor):
@@ -219,7 +220,7 @@ def test_what_reads_back_differently_is_not_kept(saved, tmp_path, monkeypatch, d
         return original(tensor) ^ (len(calls) == 5)
 
     monkeypatch.setattr(conversion, "compute_checksum", one_wrong_bit)
-    with pytest.raises(UserError, match=r"reads back differently.*nothing was kept"):
+    with pytest.raises(UserError, match=r"reads back differently.*it was removed"):
         direction(saved / ("hf" if direction is do_import else "run"), tmp_path / "out")
     assert os.listdir(tmp_path) == []
 
@@ -297,11 +298,11 @@ def test_a_megatron_file_with_damaged_bytes_is_refused(folder):
 
 def test_weights_that_do_not_fit_the_manifest_are_refused(folder):
     step = layout.resolve_checkpoint(folder / "run")
-    manifest = layout.load_manifest(step)
+    manifest = layout.load_checkpoint_manifest(step)
     for change, message in (
         ({"num_layers": 5}, r"missing decoder\.layers\.4"),
-        ({"num_layers": 3}, r"not of the model decoder\.layers\.3"),
+        ({"num_layers": 3}, r"unknown decoder\.layers\.3"),
         ({"vocab_size": 400}, r"embedding\.word_embeddings\.weight has shape \[384, 48\].*makes it \[400, 48\]"),
     ):
-        layout.save_manifest(step, replace(manifest, model=manifest.model | change))
+        layout.save_checkpoint_manifest(step, replace(manifest, model=manifest.model | change))
         refuse_export(folder, message)

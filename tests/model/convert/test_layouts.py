@@ -15,13 +15,18 @@ from megatron.core.dist_checkpointing.core import check_is_distributed_checkpoin
 
 from conf.system.errors import UserError
 from model.checkpoint.checksums import write_sums
-from model.checkpoint.layout import load_manifest, resolve_checkpoint, save_manifest
-from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
-from model.convert.dist_reader import DistReader
+from model.checkpoint.layout import (
+    load_checkpoint_manifest,
+    resolve_checkpoint,
+    save_checkpoint_manifest,
+    step_directory,
+)
+from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.load_weights import load_hf_weights, load_megatron_weights
-from model.convert.mapping import build_table
+from model.convert.mapping import build_tensor_table
+from model.convert.progress import Progress
 from tests.helpers.processes import run_ranks
-from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny_model_config
+from tests.helpers.tiny_checkpoints import MASK_TOKEN, count_chunks, make_ministral3_vlm, tiny_model_config
 
 # Which layout gets its weights from which kind of checkpoint, in which precision. Two ranks unless `single`.
 FEW = [("tp2", "hf", "bf16"), ("pp2_interleaved", "megatron", "fp32")]
@@ -68,21 +73,18 @@ def run_of(folder: Path, layout: str, source: str) -> Path:
 def assert_exports_alike(folder: Path, run: Path) -> None:
     shutil.copytree(folder / "imported" / "tokenizer", run / "tokenizer")
     step = run / "checkpoints" / "step_00000000"
-    save_manifest(step, load_manifest(resolve_checkpoint(folder / "imported")))
+    save_checkpoint_manifest(step, load_checkpoint_manifest(resolve_checkpoint(folder / "imported")))
     write_sums(step)
     assert export(run, run / "export") == (folder / "expected").read_bytes()
-
-
-def count_chunks(run: Path) -> int:
-    return DistReader(run / "checkpoints" / "step_00000000").num_chunks
 
 
 def test_tensor_and_interleaved_pipeline_layouts_give_the_same_export(folder):
     save_with_megatron(folder, FEW)
     for layout, source, _ in FEW:
         assert_exports_alike(folder, run_of(folder, layout, source))
-    assert count_chunks(run_of(folder, *FEW[0][:2])) == count_chunks(folder / "imported")
-    assert count_chunks(run_of(folder, *FEW[0][:2])) > count_chunks(run_of(folder, *FEW[1][:2]))
+    few, many = (count_chunks(step_directory(run_of(folder, *run[:2]), 0)) for run in (FEW[1], FEW[0]))
+    assert many == count_chunks(step_directory(folder / "imported", 0))
+    assert many > few
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def test_megatron_core_accepts_a_converted_checkpoint(folder):
     assert check_is_distributed_checkpoint(step)
     assert dist_checkpointing.load_common_state_dict(step) == {}
     stored = dist_checkpointing.load_tensors_metadata(step)
-    table = build_table(tiny_model_config())
+    table = build_tensor_table(tiny_model_config())
     assert {key: tuple(value.global_shape) for key, value in stored.items()} == {
         entry.megatron: entry.megatron_shape for entry in table
     }

@@ -3,11 +3,19 @@
 import torch
 from transformers import Ministral3ForCausalLM
 
-from model.convert.mapping import HEAD, MINISTRAL_SPELLINGS, NLD, Rule, build_table, count_parameters, split_views
+from model.convert.mapping import (
+    HEAD,
+    MINISTRAL_SPELLINGS,
+    NLD,
+    Rule,
+    build_tensor_table,
+    count_table_parameters,
+    split_views,
+)
 from tests.helpers.tiny_checkpoints import make_text_config, tiny_model_config
 
 MODEL = tiny_model_config()
-TABLE = build_table(MODEL)
+TABLE = build_tensor_table(MODEL)
 TEXT = MINISTRAL_SPELLINGS[2]
 
 
@@ -19,7 +27,7 @@ def test_names_and_shapes_are_those_of_transformers():
     expected = Ministral3ForCausalLM(make_text_config(MODEL, tied=False)).state_dict()
     ours = {TEXT.name(suffix): shape for entry in TABLE for suffix, shape in entry.hf.items()}
     assert ours == {name: tuple(value.shape) for name, value in expected.items()}
-    assert count_parameters(TABLE) == sum(value.numel() for value in expected.values())
+    assert count_table_parameters(TABLE) == sum(value.numel() for value in expected.values())
 
 
 def test_an_export_has_nine_tensors_per_layer_and_three_more():

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from model.checkpoint.checksums import hash_files, list_files
-from model.convert.mapping import build_table, count_parameters
+from model.convert.mapping import build_tensor_table, count_table_parameters
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.tiny_checkpoints import tiny_model_config, write_text_checkpoint
 
@@ -37,7 +37,7 @@ WIDE = tiny_model_config(
 
 
 def largest_tensor_bytes(model):
-    return 2 * max(count_parameters([entry]) for entry in build_table(model))
+    return 2 * max(count_table_parameters([entry]) for entry in build_tensor_table(model))
 
 
 def measure(module, source, target):
@@ -62,7 +62,7 @@ def assert_bounded(model, folder):
 
 
 def test_a_deep_model_converts_within_the_memory_of_its_largest_tensor(tmp_path):
-    model_bytes = 2 * count_parameters(build_table(DEEP))
+    model_bytes = 2 * count_table_parameters(build_tensor_table(DEEP))
     assert model_bytes > 4 * (2 * largest_tensor_bytes(DEEP) + SLACK_BYTES)
     assert_bounded(DEEP, tmp_path)
 
@@ -102,4 +102,6 @@ def test_conversion_takes_at_most_half_as_much_again_as_a_careless_script_that_h
         best, careless = (min(result["cpu_seconds"] for result in results[step]) for results in (ours, naive))
         print(f"{step}: {best:.2f} s of CPU, careless script {careless:.2f} s, SHA-256 {hashing[step]:.2f} s")
         assert best <= 1.5 * (careless + hashing[step])
-        assert naive[step][0]["peak_bytes"] > 2 * count_parameters(build_table(DEEP)), "the measure sees whole models"
+        assert naive[step][0]["peak_bytes"] > 2 * count_table_parameters(build_tensor_table(DEEP)), (
+            "the measure sees whole models"
+        )

@@ -3,7 +3,7 @@
 import torch
 
 from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recompute
-from model.convert.mapping import build_table
+from model.convert.mapping import build_tensor_table
 from model.megatron.transformer_config import build_transformer_config
 
 MODEL = ModelConfig("toy", 2, 64, 96, 4, 2, 32, 384)
@@ -20,7 +20,7 @@ TRANSFORMER_ENGINE_LAYER = {
 
 
 def test_the_converter_speaks_transformer_engine_names() -> None:
-    names = {entry.megatron for entry in build_table(MODEL)}
+    names = {entry.megatron for entry in build_tensor_table(MODEL)}
     layers = {f"decoder.layers.{i}.{name}" for i in range(2) for name in TRANSFORMER_ENGINE_LAYER}
     top = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
     assert names == layers | top

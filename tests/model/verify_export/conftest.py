@@ -10,7 +10,8 @@ from peft import get_peft_model_state_dict
 from conf.schema.drafter import AdapterConfig
 from data_pipeline.chat.template import load_chat_template
 from lora.adapter import attach_new_adapter, save_adapter
-from model.convert.conversion import Progress, export_checkpoint, import_checkpoint
+from model.convert.conversion import export_checkpoint, import_checkpoint
+from model.convert.progress import Progress
 from model.export.load import load_export
 from tests.helpers.edit_exports import edit_json
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny_model_config

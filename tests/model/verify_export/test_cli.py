@@ -124,7 +124,7 @@ def test_sums_are_written_on_request(export: Path, capsys: pytest.CaptureFixture
 MEASURE = """
 import sys
 from pathlib import Path
-from model.convert.convert import peak_resident_bytes
+from model.convert.__main__ import peak_resident_bytes
 from model.verify_export.verify import verify_export
 small, big = map(Path, sys.argv[1:])
 verify_export(small)

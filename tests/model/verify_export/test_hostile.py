@@ -86,7 +86,7 @@ def test_a_pipe_is_never_opened(export: Path) -> None:
 MEASURE = """
 import sys
 from pathlib import Path
-from model.convert.convert import peak_resident_bytes
+from model.convert.__main__ import peak_resident_bytes
 from model.verify_export.verify import verify_export
 small, big = map(Path, sys.argv[1:])
 verify_export(small)

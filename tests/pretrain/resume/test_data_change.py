@@ -7,7 +7,7 @@ import pytest
 
 from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
-from model.checkpoint.layout import CheckpointManifest, load_manifest, save_manifest
+from model.checkpoint.layout import CheckpointManifest, load_checkpoint_manifest, save_checkpoint_manifest
 from pretrain.resume.data_change import DataChange, compare_data, with_order
 from pretrain.resume.start import StartPoint, build_manifest
 from pretrain.run.data import RunData, count_samples, describe_blend, open_data
@@ -26,8 +26,8 @@ class Run:
         self.both = {"web": (toy_data.train, 3), "code": (toy_data.heldout, 1)}
         config = self.compose(self.both)
         state = TrainState(5, SEEN * SEQUENCE_LENGTH, SEEN)
-        save_manifest(root, build_manifest(config, open_data(config), state, StartPoint(11), {}))
-        self.checkpoint: CheckpointManifest = load_manifest(root)
+        save_checkpoint_manifest(root, build_manifest(config, open_data(config), state, StartPoint(11), {}))
+        self.checkpoint: CheckpointManifest = load_checkpoint_manifest(root)
         self.counts = dict(zip(self.sources, open_data(config).train.order.count_read(SEEN), strict=True))
 
     @property

@@ -9,8 +9,9 @@ import pytest
 from conf.composition.compose import compose_run_config
 from conf.schema import RunConfig
 from conf.system.errors import UserError
-from model.checkpoint.layout import save_manifest, step_directory
-from model.convert.conversion import Progress, import_checkpoint
+from model.checkpoint.layout import save_checkpoint_manifest, step_directory
+from model.convert.conversion import import_checkpoint
+from model.convert.progress import Progress
 from pretrain.resume.start import StartPoint, build_manifest, find_start
 from pretrain.run.data import open_data
 from pretrain.run.state import TrainState
@@ -36,7 +37,7 @@ def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
     manifest = build_manifest(
         config, open_data(config), TrainState(5, 5 * 512, 40), StartPoint(11, export={"bos_token_id": 1}), {}
     )
-    save_manifest(step, manifest)
+    save_checkpoint_manifest(step, manifest)
     return tmp_path
 
 

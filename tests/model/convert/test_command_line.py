@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from conf.system.errors import UserError
-from model.checkpoint.layout import load_manifest, resolve_checkpoint, save_manifest
-from model.convert.convert import parse_size, run_convert
+from model.checkpoint.layout import load_checkpoint_manifest, resolve_checkpoint, save_checkpoint_manifest
+from model.convert.__main__ import main, parse_size
 from model.convert.dist_reader import DistReader
-from tests.helpers.tiny_checkpoints import make_ministral3_vlm
+from tests.helpers.tiny_checkpoints import count_chunks, make_ministral3_vlm
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     make_ministral3_vlm(folder / "hf")
-    assert run_convert(["--from", str(folder / "hf"), "--to", str(folder / "run")]) == 0
+    assert main(["--from", str(folder / "hf"), "--to", str(folder / "run")]) == 0
     return folder
 
 
@@ -33,7 +33,7 @@ def folder(saved, tmp_path):
 
 
 def convert(source, target, *options):
-    return run_convert(["--from", str(source), "--to", str(target), *options])
+    return main(["--from", str(source), "--to", str(target), *options])
 
 
 def refuse(capsys, message, *arguments):
@@ -56,12 +56,12 @@ def test_the_direction_follows_from_the_source(saved, tmp_path):
     assert convert(tmp_path / "from_run", tmp_path / "back") == 0
     for name in ("from_run", "from_step"):
         assert json.loads((tmp_path / name / "config.json").read_text())["model_type"] == "nemotron_labs_diffusion"
-    assert load_manifest(resolve_checkpoint(tmp_path / "back")).stage == "import"
+    assert load_checkpoint_manifest(resolve_checkpoint(tmp_path / "back")).stage == "import"
 
 
 def test_a_layout_cuts_the_tensors_for_its_ranks(saved, tmp_path):
     assert convert(saved / "hf", tmp_path / "tp2", "--parallel", "tensor_parallel=2") == 0
-    one, two = (DistReader(resolve_checkpoint(run)).num_chunks for run in (saved / "run", tmp_path / "tp2"))
+    one, two = (count_chunks(resolve_checkpoint(run)) for run in (saved / "run", tmp_path / "tp2"))
     # Embedding, head and per layer four projections are split; fc1 into gate and up parts of both ranks.
     assert (one, two) == (27, 27 + 2 + 4 * (3 + 3))
 
@@ -111,10 +111,10 @@ def test_a_used_target_is_refused_and_an_earlier_conversion_replaced_on_request(
 
 def test_overwrite_spares_what_is_not_a_conversion(folder, capsys):
     step = resolve_checkpoint(folder / "run")
-    manifest = load_manifest(step)
+    manifest = load_checkpoint_manifest(step)
     manifest.stage = "ar"
     trained = shutil.copytree(folder / "run", folder / "trained")
-    save_manifest(resolve_checkpoint(trained), manifest)
+    save_checkpoint_manifest(resolve_checkpoint(trained), manifest)
     (folder / "notes").mkdir()
     (folder / "notes" / "thesis.tex").write_text("years of work")
     for target in (trained, folder / "notes", folder / "hf"):
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(saved, tmp_path, monk
 def test_a_draft_adapter_beside_the_weights_is_mentioned(folder, capsys):
     (folder / "hf" / "linear_spec_lora").mkdir()
     assert convert(folder / "hf", folder / "x") == 0
-    assert "linear_spec_lora/ stays behind" in capsys.readouterr().err
+    assert "linear_spec_lora/ is not converted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("500mb", 5 * 10**8), ("20 KB", 20000), ("7", 7)])
