@@ -96,7 +96,7 @@ QUERY = PREFIX + "layers.0.self_attn.q_proj.weight"
         (lambda w: w.pop("language_model.lm_head.weight"), "no head .*tie_word_embeddings"),
         (lambda w: w.pop(PREFIX + "embed_tokens.weight"), "embed_tokens.weight or .* has 0 of them"),
         (lambda w: w.update({"model.embed_tokens.weight": torch.zeros(1)}), "has 2 of them"),
-        (lambda w: w.update({PREFIX + "layers.0.self_attn.q_proj.bias": torch.zeros(2)}), "does not have: .*q_proj.bias"),
+        (lambda w: w.update({PREFIX + "layers.0.self_attn.q_proj.bias": torch.zeros(2)}), "does not have.*q_proj.bias"),
         (lambda w: w.update({PREFIX + "layers.9.input_layernorm.weight": torch.zeros(2)}), "num_hidden_layers too"),
         (lambda w: w.update({QUERY: w[QUERY][1:].clone()}), rf"{QUERY} has shape \[63, 48\].* makes it \[64, 48\]"),
         (lambda w: w.update({QUERY: w[QUERY].to(torch.float8_e4m3fn)}), "fp8 weights.*-BF16"),
