@@ -92,7 +92,7 @@ QUERY = PREFIX + "layers.0.self_attn.q_proj.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop(QUERY), f"lacks tensors of its config.json's model: {QUERY}"),
+        (lambda w: w.pop(QUERY), f"lacks tensors of the model in its config.json: {QUERY}"),
         (lambda w: w.pop("language_model.lm_head.weight"), "no head .*tie_word_embeddings"),
         (lambda w: w.pop(PREFIX + "embed_tokens.weight"), "embed_tokens.weight or .* has 0 of them"),
         (lambda w: w.update({"model.embed_tokens.weight": torch.zeros(1)}), "has 2 of them"),
