@@ -1,4 +1,4 @@
-"""Facts about a tokenizer directory, read without importing a tokenizer library or torch.
+"""Properties of a tokenizer directory, read without importing a tokenizer library or torch.
 
 The fingerprint ties datasets, runs and checkpoints to the tokenizer they were made with: it covers everything in
 tokenizer.json that decides which ids a text becomes, and nothing that only says how the file was written.
@@ -19,8 +19,9 @@ _CALL_SETTINGS = ("padding", "truncation")
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """fingerprint: sha256 (hex) of the canonical tokenizer.json.
+    """Properties of a tokenizer that data, runs and checkpoints must share.
 
+    fingerprint: sha256 (hex) of the canonical tokenizer.json.
     vocab_size: highest token id + 1, added tokens included. mask_token_id: id of the mask token.
     bos_token_id, eos_token_id: as tokenizer_config.json declares them, or None.
     """
@@ -65,7 +66,7 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
 
 
 def token_text(directory: Path | str, token_id: int) -> str:
-    """Text of the token with this id. Raises: UserError if the tokenizer has no such id or cannot be read."""
+    """Return the text of a token. Raises: UserError if the tokenizer has no such id or cannot be read."""
     path = Path(directory) / "tokenizer.json"
     ids = _token_ids(_read_tokenizer_json(Path(directory)), path)
     for text, number in ids.items():
@@ -75,13 +76,13 @@ def token_text(directory: Path | str, token_id: int) -> str:
 
 
 def _fingerprint(content: dict[str, Any]) -> str:
-    kept = {key: value for key, value in content.items() if key not in _CALL_SETTINGS}
-    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    settled = {key: value for key, value in content.items() if key not in _CALL_SETTINGS}
+    canonical = json.dumps(settled, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _token_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
-    """Token text -> id, of the model's own vocabulary and the added tokens."""
+    """Return {token text: id} of the model's own vocabulary and the added tokens."""
     try:
         vocab = content["model"]["vocab"]
         # Unigram models list [text, score] pairs in id order; the others map text to id.
@@ -95,7 +96,7 @@ def _token_ids(content: dict[str, Any], path: Path) -> dict[str, int]:
 
 
 def _special_id(config: dict[str, Any], name: str, ids: dict[str, int]) -> int | None:
-    """Id of a special token that tokenizer_config.json gives as text or as {"content": text}."""
+    """Return the id of a special token that tokenizer_config.json gives as text or as {"content": text}."""
     token = config.get(name)
     text = token.get("content") if isinstance(token, dict) else token
     return ids.get(text) if isinstance(text, str) else None

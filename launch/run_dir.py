@@ -7,7 +7,7 @@ mistake in the overrides is one message before a GPU is occupied, as is a WORLD_
 import os
 import sys
 
-from conf.composition.hydra_entry import run_composed
+from conf.composition.command_line import run_composed
 from conf.composition.trees import DRAFTER_TREE, RUN_TREE
 from conf.rules.drafter import check_drafter_rules
 from conf.rules.run import check_rules

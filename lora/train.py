@@ -6,7 +6,7 @@ imported only once the configuration is known to be good.
 
 import sys
 
-from conf.composition.hydra_entry import run_composed
+from conf.composition.command_line import run_composed
 from conf.composition.trees import DRAFTER_TREE
 from conf.rules.drafter import check_drafter_rules
 from conf.schema.drafter import DrafterConfig

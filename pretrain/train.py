@@ -6,7 +6,7 @@ configuration is known to be good, so that --help, --cfg job and every configura
 
 import sys
 
-from conf.composition.hydra_entry import run_composed
+from conf.composition.command_line import run_composed
 from conf.composition.trees import RUN_TREE
 from conf.rules.run import check_rules
 from conf.schema import RunConfig

@@ -64,7 +64,7 @@ COMPOSING = (
     "conf.composition.compose",
     "conf.composition.explain",
     "conf.composition.help",
-    "conf.composition.hydra_entry",
+    "conf.composition.command_line",
 )
 
 

@@ -1,4 +1,4 @@
-"""From YAML groups and command-line overrides to typed dataclasses. Knows Hydra; imports no torch."""
+"""Composition of YAML groups and command-line overrides into typed dataclasses. Knows Hydra; imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from conf.composition.blends import allow_new_keys, check_source_names, read_blends, to_schema_key
 from conf.composition.explain import explain, explain_unknown_keys
-from conf.composition.sources import allow_new_keys, check_source_names, read_blends, to_schema_key
 from conf.composition.trees import CONFIG_NAME, DRAFTER_TREE, RUN_TREE, ConfigTree
 from conf.schema import DataConfig, ParallelConfig, RunConfig
 from conf.schema.drafter import DrafterConfig
@@ -20,7 +20,7 @@ from conf.system.errors import ConfigError
 
 
 def register_schema(tree: ConfigTree) -> None:
-    """Make the tree's schema known to Hydra under the name its config.yaml uses. Again: changes nothing."""
+    """Register the tree's schema with Hydra under the name its config.yaml uses; a second time changes nothing."""
     ConfigStore.instance().store(name=tree.schema_name, node=tree.schema)
 
 
@@ -33,14 +33,14 @@ def compose_run_config(overrides: list[str]) -> RunConfig:
 
 
 def compose_drafter_config(overrides: list[str]) -> DrafterConfig:
-    """As compose_run_config, for the command line of lora.train. Raises ConfigError."""
+    """Compose as the command line of lora.train would; see compose_run_config. Raises ConfigError."""
     return to_config(compose_groups(overrides, DRAFTER_TREE), DRAFTER_TREE)
 
 
 def compose_size(overrides: list[str]) -> RunConfig:
-    """A run's size and layout: as compose_run_config, but what the run would read need not be given.
+    """Compose a run of which only size and layout matter.
 
-    Data, tokenizer and start weights are left out, missing or not. Raises ConfigError.
+    Data, tokenizer and start weights need not be given and are left out if they are. Raises ConfigError.
     """
     plain = cast(dict[str, Any], OmegaConf.to_container(compose_groups(overrides), resolve=False))
     _refuse_unknown(plain, RUN_TREE)
@@ -50,7 +50,7 @@ def compose_size(overrides: list[str]) -> RunConfig:
 
 
 def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictConfig:
-    """What Hydra makes of the overrides: values may be missing (???) and unresolved. Raises ConfigError."""
+    """Compose with Hydra alone: values may be missing (???) and interpolations unresolved. Raises ConfigError."""
     register_schema(tree)
     try:
         with initialize_config_module(tree.module, version_base="1.3"):
@@ -95,9 +95,9 @@ def compose_layout(words: Sequence[str]) -> ParallelConfig:
 
 
 def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataConfig:
-    """The data of a run, without the run: what is missing elsewhere does not matter.
+    """Compose the data of a run; what the rest of the run lacks does not matter.
 
-    config_dir: a folder of one's own options (`<config_dir>/data/mine.yaml` for data=mine).
+    config_dir: a folder of the user's own options (`<config_dir>/data/mine.yaml` for data=mine).
     Raises ConfigError as compose_run_config does.
     """
     if config_dir is not None:
@@ -116,7 +116,7 @@ def compose_data(overrides: list[str], config_dir: Path | None = None) -> DataCo
 
 
 def to_config[Config](composed: DictConfig, tree: ConfigTree[Config]) -> Config:
-    """Check a composed configuration against the schema and give it as dataclasses, interpolations resolved.
+    """Check a composed configuration against the schema and return it as dataclasses, interpolations resolved.
 
     Raises ConfigError for keys the schema does not have (Hydra itself accepts `+x=1`), for values of the wrong type,
     and, in one message, for every value still missing.
@@ -152,7 +152,7 @@ def load_run_config(path: Path) -> RunConfig:
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of everything in a nested dict that is not itself a non-empty dict."""
+    """Yield (dotted name, value) of everything in a nested dict that is not itself a non-empty dict."""
     if not isinstance(node, dict) or not node:
         yield prefix, node
         return

@@ -1,4 +1,4 @@
-"""One clear message for everything that can be wrong with an override: what, where, and the nearest valid spelling."""
+"""Messages for wrong overrides: what is wrong, where, and the nearest valid spelling."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from conf.composition.sources import to_schema_key
+from conf.composition.blends import to_schema_key
 from conf.composition.trees import ConfigTree
 from conf.system.errors import ConfigError
 
@@ -74,7 +74,7 @@ def _describe_unknown(key: str, tree: ConfigTree) -> str:
 
 
 def _explain_option(missing_file: str, options: list[str], tree: ConfigTree) -> ConfigError:
-    """`missing_file` is group/option as Hydra looked for it."""
+    """Name the option nearest to `missing_file`, which is group/option as Hydra looked for it."""
     group, _, option = missing_file.removesuffix(".yaml").rpartition("/")
     if instead := tree.renamed.options.get(group, {}).get(option):
         return ConfigError(f"{group}={option} no longer exists; give {instead}")
@@ -85,7 +85,7 @@ def _explain_option(missing_file: str, options: list[str], tree: ConfigTree) -> 
 
 
 def _nearest(word: str, candidates: list[str]) -> str | None:
-    """The candidate closest in spelling; a dotted word may also match by its last part alone."""
+    """Return the candidate closest in spelling; a dotted word may also match by its last part alone."""
     close = difflib.get_close_matches(word, candidates, n=1, cutoff=0.7)
     if close:
         return close[0]

@@ -1,4 +1,4 @@
-"""The configurations that commands compose: for each the schema, and the folder with its primary config and groups."""
+"""Configuration trees: for each composed configuration its schema and the folder with primary config and groups."""
 
 import dataclasses
 import typing
@@ -16,9 +16,9 @@ CONFIG_NAME = "config"  # of every tree's primary config; a folder that holds on
 
 @dataclass(frozen=True)
 class ConfigTree[Config]:
-    """One composed configuration.
+    """One composed configuration, of a run or of a drafter.
 
-    schema: its dataclass. schema_name: by which the defaults list of config.yaml finds the schema.
+    schema: its dataclass. schema_name: name by which the defaults list of config.yaml finds the schema.
     module: package that holds config.yaml and, as folders, the groups. renamed: names that earlier versions used.
     has_blends: whether data.train and data.heldout may be blends of sources.
     """
@@ -36,7 +36,7 @@ class ConfigTree[Config]:
 
     @cached_property
     def keys(self) -> list[str]:
-        """Every dotted key a user may set, in schema order."""
+        """All dotted keys that a user may set, in schema order."""
         return list(_schema_keys(self.schema))
 
     @cached_property
@@ -51,7 +51,7 @@ class ConfigTree[Config]:
 
 
 def nested_schemas(field: dataclasses.Field) -> Iterator[tuple[str, type]]:
-    """(what follows the field's name in a dotted key, dataclass) of what lies below a field of a schema."""
+    """Yield (suffix of the field's dotted key, dataclass) for each dataclass below a field of a schema."""
     nested = field.type if isinstance(field.type, type) else next(iter(typing.get_args(field.type)), None)
     if isinstance(nested, type) and dataclasses.is_dataclass(nested):
         yield "", nested

@@ -1,6 +1,7 @@
 """Rules between the settings of a draft adapter's training, checked before a model or a process group exists.
 
-Same form as rules.py. What depends on the checkpoint (its block size, the width of o_proj) is checked where it is read.
+They have the form of those in run.py. What depends on the checkpoint, such as its block size, is checked where it is
+read.
 """
 
 import os
@@ -72,7 +73,7 @@ def _names_are_given(config: DrafterConfig) -> Violations:
 
 
 def _folders_differ(config: DrafterConfig) -> Violations:
-    """What is written lands neither in what is read nor in one another."""
+    """Keep what is written out of what is read, and apart from one another."""
     keys = ("checkpoint", "data", "heldout", "output", "run.dir")
     paths = {key: os.path.abspath(value) for key in keys if (value := read_key(config, key))}
     for first, second in combinations(paths, 2):

@@ -1,4 +1,4 @@
-"""The range every number of a run's configuration must lie in, as one table; another configuration has its own."""
+"""Ranges in which the numbers of a configuration must lie, as one table for each configuration."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 
 class Ranges(NamedTuple):
-    """Dotted keys of numbers, by the range they must lie in. Every number is also finite; null is no number.
+    """Dotted keys of numbers by the range they must lie in. Every number must also be finite; null is allowed.
 
-    below_one: from 0, 1 excluded. between: 0 and 1 excluded.
+    below_one: 0 to 1, 1 excluded. between: 0 to 1, both excluded.
     """
 
     positive: tuple[str, ...] = ()
@@ -20,7 +20,7 @@ class Ranges(NamedTuple):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All of them."""
+        """All keys that have a range."""
         return sum(self, ())
 
 
@@ -88,7 +88,7 @@ RUN_RANGES = Ranges(POSITIVE, NOT_NEGATIVE, ZERO_TO_ONE, BELOW_ONE, BETWEEN)
 
 
 def broken_ranges(config: Any, ranges: Ranges) -> Iterator[str]:
-    """One message per number of `config`, a dataclass, that is out of its range or not finite."""
+    """Yield one message per number of `config`, a dataclass, that is out of its range or not finite."""
     tables = (
         (ranges.positive, lambda value: value > 0, "must be positive"),
         (ranges.not_negative, lambda value: value >= 0, "must not be negative"),
@@ -104,5 +104,5 @@ def broken_ranges(config: Any, ranges: Ranges) -> Iterator[str]:
 
 
 def read_key(config: Any, dotted: str) -> Any:
-    """The value at a dotted key."""
+    """Return the value at a dotted key."""
     return reduce(getattr, dotted.split("."), config)

@@ -68,7 +68,7 @@ class ModelConfig:
 
     @property
     def num_layer_parameters(self) -> int:
-        """Weights of all layers' matrices (norms not counted)."""
+        """Weights of all layers' matrices, without norms."""
         attention = self.hidden_size * 2 * (self.query_width + self.key_value_width)
         return self.num_layers * (attention + 3 * self.hidden_size * self.ffn_hidden_size)
 

@@ -24,35 +24,38 @@ class DecayShape(Enum):
 
 
 class Dtype(Enum):
-    """Format of weights and activations; gradients are reduced and optimizer state is kept in fp32."""
+    """Format of weights and activations; gradients are reduced and optimizer state is held in fp32."""
 
     bf16 = "bf16"
     fp32 = "fp32"
 
     @property
     def num_bytes(self) -> int:
-        """Of one number."""
+        """Bytes per element."""
         return {Dtype.bf16: 2, Dtype.fp32: 4}[self]
 
 
 class Fp8Recipe(Enum):
-    """How layers' products are scaled to 8 bits, anew for every tensor. tensorwise: one scale per tensor, gradients in
-    e5m2 and the rest in e4m3. blockwise: one per 1 x 128 activations and 128 x 128 weights, all in e4m3."""
+    """How the matmuls within layers scale each tensor to 8 bits.
+
+    tensorwise: one scale per tensor, gradients in e5m2 and the rest in e4m3. blockwise: one scale per 1 x 128
+    activations or 128 x 128 weights, all in e4m3.
+    """
 
     tensorwise = "tensorwise"
     blockwise = "blockwise"
 
     @property
     def multiple(self) -> int:
-        """Rows and columns of every product must be multiples of it."""
+        """Number that must divide rows and columns of every matmul."""
         return {Fp8Recipe.tensorwise: 16, Fp8Recipe.blockwise: 128}[self]
 
 
 @dataclass
 class OptimizerConfig:
-    """AdamW.
+    """AdamW and gradient clipping.
 
-    beta1, beta2, epsilon: of Adam. weight_decay: decoupled, not applied to norms.
+    beta1, beta2, epsilon: Adam's constants. weight_decay: decoupled, not applied to norms.
     clip_norm: largest global gradient norm; 0 switches clipping off.
     """
 
@@ -82,9 +85,10 @@ class ScheduleConfig:
 
 @dataclass
 class PrecisionConfig:
-    """dtype: format of weights and activations in training.
+    """Number formats of training.
 
-    fp8: of the products within layers alone, null for none; weights, head and embedding stay in dtype.
+    dtype: format of weights and activations. fp8: 8-bit matmuls within layers, or null; weights, head and embedding
+    stay in dtype.
     """
 
     dtype: Dtype = Dtype.bf16

@@ -9,8 +9,10 @@ from typing import Optional
 
 
 class Recompute(Enum):
-    """Activations recomputed in the backward pass: none, elementwise (norms' outputs, SwiGLU's product), selective
-    (attention) or full (every layer)."""
+    """Activations that the backward pass recomputes.
+
+    none: nothing. elementwise: outputs of norms and of SwiGLU. selective: attention. full: every layer.
+    """
 
     none = "none"
     elementwise = "elementwise"
@@ -22,15 +24,15 @@ class Recompute(Enum):
 class ParallelConfig:
     """Degrees and switches of the parallel layout.
 
-    tensor_parallel: ranks over which every layer is split. pipeline_parallel: ranks over which layers are dealt.
-    context_parallel: ranks over which the rows of every sequence are split, in the joint stage of both halves alike.
+    tensor_parallel: ranks over which every layer is split. pipeline_parallel: ranks over which layers are distributed.
+    context_parallel: ranks over which the positions of every sequence are split, in the joint stage both halves alike.
     virtual_pipeline_parallel: model chunks per pipeline rank (interleaved schedule when > 1).
     sequence_parallel: split norms and residual stream along the sequence over the tensor-parallel ranks.
     overlap_grad_reduce, overlap_param_gather: overlap data-parallel communication with compute.
     bucket_parameters: parameters reduced or gathered together when overlapping; null is megatron-core's default.
-    overlap_tensor_parallel: hide the collectives within layers behind their products (Transformer Engine's
+    overlap_tensor_parallel: overlap the collectives within layers with their matmuls (Transformer Engine's
     userbuffers); needs sequence_parallel.
-    overlap_pipeline: hide sends between stages behind compute; needs the interleaved schedule.
+    overlap_pipeline: overlap sends between pipeline stages with compute; needs the interleaved schedule.
     recompute: see Recompute.
     offload_layers: layers, from the first, whose activations wait in host memory for the backward pass (Transformer
     Engine); fewer than the model has.
@@ -55,7 +57,7 @@ class ParallelConfig:
         return self.tensor_parallel * self.context_parallel * self.pipeline_parallel
 
     def describe(self, world_size: int) -> str:
-        """The layout on so many ranks in the usual short form, such as TP2 PP2 DP1."""
+        """Return the layout on `world_size` ranks in the usual short form, such as TP2 PP2 DP1."""
         parts = [f"TP{self.tensor_parallel}"]
         if self.context_parallel > 1:
             parts.append(f"CP{self.context_parallel}")

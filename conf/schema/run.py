@@ -38,15 +38,21 @@ class ResumeMode(Enum):
 
 
 class SaveFailure(Enum):
-    """stop: end the run with the error. go_on: say so, train on and save again when the next checkpoint is due."""
+    """What follows on a checkpoint that could not be written.
+
+    stop: the run ends with the error. go_on: the error is logged, and the next checkpoint is due as usual.
+    """
 
     stop = "stop"
     go_on = "go_on"
 
 
 class SpikePolicy(Enum):
-    """What follows on a loss far above those before it: report says so; skip leaves out the update; roll_back loads the
-    newest checkpoint and leaves out the data since."""
+    """What follows on a loss far above those before it.
+
+    report: the log names it. skip: its update is left out. roll_back: the newest checkpoint is loaded, and the data
+    since are left out.
+    """
 
     report = "report"
     skip = "skip"
@@ -85,7 +91,7 @@ class CheckpointConfig:
     """Checkpoints of a run.
 
     every_steps: steps between checkpoints; 0 saves at the end only.
-    keep: newest complete checkpoints kept; older ones are deleted after a newer one is complete.
+    keep: newest complete checkpoints that stay; older ones are deleted after a newer one is complete.
     asynchronous: write in the background while training goes on.
     on_failure: see SaveFailure; of a save that the disk does not take.
     """
@@ -98,7 +104,7 @@ class CheckpointConfig:
 
 @dataclass
 class GuardConfig:
-    """Steps that cannot be trusted. An update of NaN or infinite gradients is never applied.
+    """Protection against steps that cannot be trusted. An update of NaN or infinite gradients is never applied.
 
     max_nonfinite_steps: such steps in a row after which the run stops.
     spike_policy: see SpikePolicy. spike_factor: a loss above this multiple of the median of the last `window` losses is
@@ -117,7 +123,7 @@ class RuntimeConfig:
     """How a process runs; nothing here changes the result beyond rounding.
 
     device: see Device. attention_backend: see AttentionBackend.
-    loss_chunk_rows: hidden rows per piece of head and cross entropy; bounds logits memory.
+    loss_chunk_rows: hidden rows per chunk of head and cross entropy; bounds logits memory.
     log_every_steps: steps between lines on the console (every step is in metrics.jsonl).
     progress_bar: show one on rank 0's terminal. tensorboard: write event files.
     wandb_project: project of Weights & Biases to report to; null reports nowhere.
@@ -152,7 +158,10 @@ class RunFolderConfig:
 
 @dataclass
 class ResumeConfig:
-    """mode: see ResumeMode. allow_data_change: continue although a source or a sequence holds other data than then."""
+    """What happens to a run folder that is in use.
+
+    mode: see ResumeMode. allow_data_change: continue although a source or a sequence holds other data than then.
+    """
 
     mode: ResumeMode = ResumeMode.auto
     allow_data_change: bool = False
@@ -160,7 +169,11 @@ class ResumeConfig:
 
 @dataclass
 class RunConfig:
-    """One training run. `init_from`: Hugging Face directory or another run (or step) folder; weights only."""
+    """One training run.
+
+    init_from: Hugging Face directory or another run (or step) folder, of which only the weights are read.
+    experiment: name of the composed experiment, for the record.
+    """
 
     stage: StageConfig = field(default_factory=StageConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -177,7 +190,7 @@ class RunConfig:
     run: RunFolderConfig = field(default_factory=RunFolderConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     init_from: Optional[str] = None
-    experiment: Any = None  # name of the composed experiment, for the record
+    experiment: Any = None
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,4 +1,4 @@
-"""What a stage optimises."""
+"""What a training stage optimises."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +14,16 @@ class Objective(Enum):
 
 
 class LossNormalization(Enum):
-    """global_average: one denominator, scored rows of both losses. per_objective: each sum by its own count."""
+    """Denominator of the loss, counted over all microbatches and data-parallel ranks of a step.
+
+    S_ar is the sum of the cross entropies of N_clean scored clean positions, S_diffusion the sum of cross entropy / p
+    of N_masked scored masked positions, alpha is diffusion_weight.
+    global_average: (S_ar + alpha * S_diffusion) / (N_clean + N_masked), as the authors train.
+    per_objective: S_ar / N_clean + alpha * S_diffusion / N_masked; as about half of the tokens are masked, this doubles
+    the weight of diffusion relative to AR.
+    The logged ar_loss is S_ar / N_clean and diffusion_loss is S_diffusion / N_maskable (tokens that could have been
+    masked), so under neither is the loss ar_loss + alpha * diffusion_loss.
+    """
 
     global_average = "global_average"
     per_objective = "per_objective"
@@ -22,13 +31,13 @@ class LossNormalization(Enum):
 
 @dataclass
 class StageConfig:
-    """One training stage.
+    """Objective, noise and loss of one training stage.
 
     name: ar, joint or sft; part of the noise seed and of the run name.
     objective: see Objective.
-    chats_only: refuse data without context and answers, and declare the end of a turn as the end of an answer.
+    chats_only: refuse data without prompts and responses, and export the end of a turn as the end of a sequence.
     block_size: tokens per diffusion block, in training and as the export's default for decoding.
-    diffusion_weight: alpha in L_AR + alpha * L_diff.
+    diffusion_weight: alpha, the weight of diffusion beside AR; see loss_normalization.
     noise_epsilon: lowest masking probability; p = (1 - eps) * t + eps with t uniform in (0, 1).
     loss_normalization: see LossNormalization.
     """

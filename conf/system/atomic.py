@@ -1,4 +1,4 @@
-"""Writing so that a file or folder with its final name is always complete.
+"""Atomic writes: a file or folder with its final name is always complete.
 
 Everything is written under a temporary name in the same directory, flushed to disk and renamed. A process killed at
 any moment leaves at worst a leftover whose name ends in `.partial`, which nobody reads and the next write replaces.
@@ -19,18 +19,18 @@ PARTIAL_SUFFIX = ".partial"
 
 
 def partial_path(path: Path | str) -> Path:
-    """Name under which `path` is written until it is complete: a sibling, so that the rename cannot cross disks."""
+    """Return the name of `path` while it is written: a sibling, so that the rename cannot cross disks."""
     path = Path(path)
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
 def own_partial_path(path: Path) -> Path:
-    """partial_path of this process alone, so that two writers of the same file, on any host, do not share it."""
+    """Return a partial path of this process alone, so that two writers of one file, on any host, do not share it."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL_SUFFIX}")
 
 
 def atomic_write_bytes(path: Path | str, data: bytes) -> None:
-    """Write `data` to `path`, replacing a former file. Parent directories are created.
+    """Write `data` to `path`, replacing an earlier file. Parent directories are created.
 
     Raises: OSError (full disk, no permission); `path` then still holds what it held before.
     """
@@ -42,7 +42,7 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that becomes `path` when the block succeeds; see atomic_write_bytes."""
+    """Open a new file that becomes `path` when the block succeeds; see atomic_write_bytes."""
     temporary = own_partial_path(path)
     try:
         with open(temporary, "wb") as file:
@@ -87,7 +87,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Rename the complete directory `partial` to `path`, moving a former `path` out of the way and deleting it."""
+    """Rename the complete directory `partial` to `path`; an earlier `path` is moved out of the way and deleted."""
     former = path.with_name(path.name + ".former" + PARTIAL_SUFFIX)
     _remove(former)
     with suppress(FileNotFoundError):
@@ -98,7 +98,7 @@ def publish_directory(partial: Path, path: Path) -> None:
 
 
 def refuse_used_path(path: Path) -> None:
-    """Raises UserError if `path` is a file or a directory with something in it."""
+    """Raise UserError if `path` is a file or a directory with something in it."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.exists():

@@ -1,4 +1,4 @@
-"""What the entry files share: one message and an exit status for whatever the user can mend. Standard library only."""
+"""Exit statuses and messages of all entry files, for whatever the user can fix. Standard library only."""
 
 import argparse
 import logging
@@ -13,18 +13,19 @@ from typing import NoReturn
 
 from conf.system.errors import UserError
 
-# EXIT_STOPPED (sysexits.h: EX_TEMPFAIL): told to stop, saved, and to be started again; what launchers requeue on.
+# EXIT_STOPPED (sysexits.h: EX_TEMPFAIL): stopped by a signal after saving; launchers requeue on it.
 EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
 SECONDS_FOR_RANK_0 = 10.0  # longer than ranks drift apart while they import and read files
 
 
 def exit_status(action: Callable[[], int | None], *, interrupted: str = "", show_traceback: bool = False) -> int:
-    """Run `action` and give the exit status of the process.
+    """Run `action` and return the exit status of the process.
 
     The status is what `action` returns (None: 0), EXIT_USER_ERROR after the one message of a UserError, or
     EXIT_INTERRUPTED after Ctrl-C. Other exceptions are defects: they pass through with their traceback.
 
-    interrupted: said after Ctrl-C, on standard error as every message. show_traceback: before a UserError's message.
+    interrupted: message after Ctrl-C, on standard error like every message. show_traceback: print one before the
+    message of a UserError.
     """
     try:
         return action() or 0
@@ -38,15 +39,16 @@ def exit_status(action: Callable[[], int | None], *, interrupted: str = "", show
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A command line whose mistakes are told as everything else is: one message, EXIT_USER_ERROR."""
+    """An argument parser that reports mistakes as everything else does: one message and EXIT_USER_ERROR."""
 
     def error(self, message: str) -> NoReturn:
+        """Print the message and exit; argparse calls this."""
         _say_once(UserError(f"{message} (--help shows the options)"))
         sys.exit(EXIT_USER_ERROR)
 
 
 def count(text: str) -> int:
-    """Type of a command-line option: a number of things, at least one."""
+    """Parse a command-line option that is a number of things, at least one."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 1")
@@ -54,10 +56,10 @@ def count(text: str) -> int:
 
 
 def quiet_libraries(*modules: str) -> None:
-    """Hide what libraries tell their own developers, on every rank, of choices made here; `python -W default` shows it.
+    """Hide warnings that are meant for the libraries' developers; `python -W default` shows them.
 
-    To be called before they are imported. modules: dotted names of what is quieted beside megatron-core, with all
-    modules inside; of log messages, errors still show.
+    Call this before the libraries are imported. modules: dotted names of libraries besides megatron-core, submodules
+    included. Errors that they log still show.
     """
     if sys.warnoptions:
         return
@@ -68,7 +70,7 @@ def quiet_libraries(*modules: str) -> None:
 
 
 def _say_once(error: UserError, show_traceback: bool = False) -> None:
-    """Rank 0 prints at once; another rank only if rank 0 has not ended the job in the meantime."""
+    """Print the message at once on rank 0, and on other ranks only if rank 0 has not ended the job in the meantime."""
     rank = _rank()
     if rank:
         time.sleep(SECONDS_FOR_RANK_0)
@@ -78,5 +80,5 @@ def _say_once(error: UserError, show_traceback: bool = False) -> None:
 
 
 def _rank() -> int:
-    """What torchrun gave this process; 0 outside of it."""
+    """Return the rank that torchrun gave this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))

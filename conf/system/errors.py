@@ -1,4 +1,4 @@
-"""Errors meant for users: an entry file prints the message alone, without a traceback, and exits with status 2."""
+"""Errors for users: an entry file prints the message without a traceback and exits with status 2."""
 
 
 class UserError(ValueError):
@@ -6,4 +6,4 @@ class UserError(ValueError):
 
 
 class ConfigError(UserError):
-    """The composed configuration is wrong: unknown key or group option, missing value, contradiction."""
+    """The composed configuration is wrong: an unknown key or option, a missing value, a contradiction."""

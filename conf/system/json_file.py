@@ -1,4 +1,4 @@
-"""Reading a JSON object from a file of the user's, with one clear message for each way it can be wrong."""
+"""JSON files of users: an object is read, or one message says what is wrong with the file."""
 
 import json
 from pathlib import Path
@@ -8,9 +8,9 @@ from conf.system.errors import UserError
 
 
 def read_json_object(path: Path, if_missing: str) -> dict[str, Any]:
-    """The object in `path`. if_missing: message of the error when there is no such file.
+    """Read the object in `path`. if_missing: message of the error when there is no such file.
 
-    Raises: UserError if the file is missing, is no JSON, or holds something else than an object.
+    Raises: UserError if the file is missing, is not JSON, or does not hold an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

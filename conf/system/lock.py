@@ -1,4 +1,4 @@
-"""Holding a file for one process; the system lets go of it however the process ends. Standard library only."""
+"""File locks, which the system releases however the process ends. Standard library only."""
 
 import fcntl
 import logging
@@ -9,16 +9,19 @@ logger = logging.getLogger(__name__)
 
 
 def wait_for_lock(file: IO) -> None:
-    """Lock the open `file` as soon as no other process holds it. Where there are no locks nothing is held: whoever
-    waits so must write what any of them may write."""
+    """Lock the open `file` as soon as no other process holds it.
+
+    On file systems without locks this returns at once, so what is written under the lock must be the same whichever
+    process writes it.
+    """
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def try_lock(file: IO) -> bool:
-    """Lock the open `file` unless another live process holds it; whether it did not.
+    """Lock the open `file` unless another live process holds it. Returns False if one does.
 
-    Some network file systems have no locks: then nothing is held, which is a warning.
+    Some network file systems have no locks: then nothing is locked, and a warning is logged.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conf.composition.hydra_entry import run_composed
+from conf.composition.command_line import run_composed
 from conf.composition.trees import RUN_TREE
 from conf.schema import RunConfig
 from conf.system.entry import OneLineParser, count, quiet_libraries

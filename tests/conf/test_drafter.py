@@ -4,8 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.composition.compose import compose_drafter_config, compose_groups
-from conf.composition.help import describe_option, help_text
-from conf.composition.meanings import meanings
+from conf.composition.help import describe_option, help_text, meanings
 from conf.composition.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
 from conf.rules.drafter import check_drafter_rules
 from conf.schema import Dtype, OptimizerConfig, ResumeMode, ScheduleConfig, ScheduleKind

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from conf.composition.blends import ANY_NAME
 from conf.composition.compose import compose_run_config
-from conf.composition.sources import ANY_NAME
 from conf.composition.trees import RUN_TREE
 from conf.rules.layout import data_parallel_size
 from conf.rules.ranges import RUN_RANGES, read_key

@@ -1,6 +1,6 @@
-"""The entry of a command whose configuration Hydra composes: `[group=option ...] [key=value ...]`, --help, --cfg job.
+"""Command line of a program whose configuration Hydra composes: `[group=option] [key=value]`, --help, --cfg job.
 
-The configuration is checked before the command's own code is imported, so that every mistake is answered at once.
+The configuration is checked before the program's own code is imported, so that every mistake is reported at once.
 """
 
 import os
@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from conf.composition.blends import allow_new_keys
 from conf.composition.compose import refuse_hidden_layout, register_schema, to_config
 from conf.composition.explain import explain
 from conf.composition.help import help_text
-from conf.composition.sources import allow_new_keys
 from conf.composition.trees import CONFIG_NAME, ConfigTree
 from conf.system.entry import exit_status
 
@@ -24,11 +24,11 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
-    """Compose what the command line says and call `run` with it and the number of ranks. Returns the exit status.
+    """Compose the configuration that the command line describes and call `run` with it and the number of ranks.
 
-    It is the first one other than 0 that `run` returns. What the user can mend (UserError) is one message and status 2;
-    HYDRA_FULL_ERROR=1 shows its traceback too.
-    usage: the beginning of --help. run: raises UserError for rules that are broken, before it imports torch.
+    Returns the exit status: the first one other than 0 that `run` returns. A UserError becomes one message and status
+    2; HYDRA_FULL_ERROR=1 shows its traceback, too.
+    usage: the beginning of --help. run: raises UserError for broken rules before it imports torch.
     """
     show_traceback = os.environ.pop(FULL_ERROR, "") == "1"
     return exit_status(
@@ -50,7 +50,10 @@ def _answer[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config,
 
 
 def _compose_command_line[Config](tree: ConfigTree[Config]) -> list[Config]:
-    """The configurations that sys.argv asks for: one; none after --cfg, several after --multirun. Raises UserError."""
+    """Compose the configurations that sys.argv asks for: one, none with --cfg, several with --multirun.
+
+    Raises: UserError for what cannot be composed.
+    """
     compositions: list[DictConfig] = []
 
     @hydra.main(version_base="1.3", config_path=f"pkg://{tree.module}", config_name=CONFIG_NAME)

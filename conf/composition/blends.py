@@ -1,4 +1,4 @@
-"""What `data.train` and `data.heldout` may be: one path of tokenised data, or a blend {name: SourceConfig}."""
+"""Blends: `data.train` and `data.heldout` are one path of tokenised data or a blend {name: SourceConfig}."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ BLEND_KEYS = ("data.train", "data.heldout")
 
 
 def to_schema_key(key: str) -> str:
-    """`data.train.web.weight` -> `data.train.<source>.weight`; every other key unchanged."""
+    """Replace the name of a source: `data.train.web.weight` -> `data.train.<source>.weight`; leave other keys alone."""
     for blend in BLEND_KEYS:
         if key.startswith(blend + "."):
             _, _, rest = key.removeprefix(blend + ".").partition(".")
@@ -24,16 +24,16 @@ def to_schema_key(key: str) -> str:
 
 
 def allow_new_keys(overrides: list[str]) -> list[str]:
-    """`data.train.web.tokens=1e9` as `++data.train.web.tokens=1e9`: a blend need not spell every key of its sources.
+    """Let overrides add keys to sources: `data.train.web.tokens=1e9` becomes `++data.train.web.tokens=1e9`.
 
-    Hydra itself only changes keys that a YAML file names; what the schema does not know is refused later as ever.
+    Hydra itself only changes keys that a YAML file names. What the schema does not know is still refused later.
     """
     source_key = re.compile(rf"(?:{'|'.join(map(re.escape, BLEND_KEYS))})\.[\w-]+\.[\w.]+=")
     return [f"++{override}" if source_key.match(override) else override for override in overrides]
 
 
 def read_blends(data: DataConfig) -> DataConfig:
-    """`data` with train and heldout as dict[str, SourceConfig]; an absent heldout is empty. Raises ConfigError."""
+    """Turn train and heldout of `data` into dict[str, SourceConfig]; an absent heldout is empty. Raises ConfigError."""
     if data.train is None:
         raise ConfigError("data.train is null: give the path of tokenised data, or a blend of sources")
     data.train = _read_blend(data.train, "data.train")
@@ -50,7 +50,7 @@ def _read_blend(value: Any, key: str) -> dict[str, SourceConfig]:
 
 
 def check_source_names(data: dict[str, Any]) -> None:
-    """Names are parts of dotted keys. data: the configuration's `data`, in plain containers. Raises ConfigError."""
+    """Refuse names of sources that cannot be parts of dotted keys. data: plain containers. Raises ConfigError."""
     for key in BLEND_KEYS:
         sources = data.get(key.rpartition(".")[2])
         for name in sources if isinstance(sources, dict) else ():
