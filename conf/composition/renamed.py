@@ -97,6 +97,7 @@ RUN_RENAMES = RenamedNames(
 )
 DRAFTER_RENAMES = RenamedNames(
     keys={
+        "answers": "responses",
         "train.peak_lr": "schedule.peak_lr",
         "train.final_lr": "schedule.final_lr",
         "train.warmup_fraction": "schedule.warmup_fraction",

@@ -11,17 +11,17 @@ from itertools import combinations
 from conf.rules.optimization import learning_rate_falls
 from conf.rules.ranges import Ranges, broken_ranges, read_key
 from conf.rules.violations import Violations, refuse_violations
-from conf.schema.drafter import AnswerSource, DrafterConfig
+from conf.schema.drafter import DrafterConfig, ResponseSource
 
 DRAFTER_RANGES = Ranges(
     positive=(
         "adapter.rank",
         "adapter.alpha",
-        "answers.prompts",
-        "answers.max_new_tokens",
-        "answers.prompt_tokens",
-        "answers.prompts_per_shard",
-        "answers.batch_size",
+        "responses.prompts",
+        "responses.max_new_tokens",
+        "responses.prompt_tokens",
+        "responses.prompts_per_shard",
+        "responses.batch_size",
         "train.steps",
         "train.global_batch_size",
         "train.micro_batch_size",
@@ -37,7 +37,7 @@ DRAFTER_RANGES = Ranges(
     ),
     not_negative=(
         "objective.hybrid_rate",
-        "answers.temperature",
+        "responses.temperature",
         "zero.stage",
         "schedule.final_lr",
         "optimizer.weight_decay",
@@ -67,7 +67,7 @@ def _names_are_given(config: DrafterConfig) -> Violations:
     for key in ("checkpoint", "data", "run.name", "run.dir"):
         if not read_key(config, key):
             yield f"{key} is empty; give it a value"
-    for key in ("heldout", "output", "answers.cache"):
+    for key in ("heldout", "output", "responses.cache"):
         if read_key(config, key) == "":
             yield f"{key} is empty; leave it out or give a path"
 
@@ -89,7 +89,7 @@ def _drafts_fit_the_sequence(config: DrafterConfig) -> Violations:
         yield f"block_size={block} leaves nothing to draft beside the seed; give at least {SHORTEST_BLOCK}"
     elif block is not None and block >= train.sequence_length:
         yield (
-            f"train.sequence_length={train.sequence_length} must exceed block_size={block}: a block needs a context; "
+            f"train.sequence_length={train.sequence_length} must exceed block_size={block}: a block needs a prompt; "
             "lengthen the sequence or shorten the block"
         )
     if train.blocks_per_sequence >= train.sequence_length:
@@ -100,16 +100,16 @@ def _drafts_fit_the_sequence(config: DrafterConfig) -> Violations:
 
 
 def _prompts_fit_the_sequence(config: DrafterConfig) -> Violations:
-    answers, length = config.answers, config.train.sequence_length
-    if answers.source is AnswerSource.given:
+    responses, length = config.responses, config.train.sequence_length
+    if responses.source is ResponseSource.given:
         return
-    if answers.prompt_tokens >= length:
+    if responses.prompt_tokens >= length:
         yield (
-            f"answers.prompt_tokens={answers.prompt_tokens} leaves no room for an answer in train.sequence_length="
-            f"{length}; shorten the prompt or lengthen the sequence"
+            f"responses.prompt_tokens={responses.prompt_tokens} leaves no room for a response in "
+            f"train.sequence_length={length}; shorten the prompt or lengthen the sequence"
         )
-    if answers.source is AnswerSource.sampled and answers.temperature == 0:
-        yield "answers.temperature=0 samples nothing; set answers.source=greedy or raise the temperature"
+    if responses.source is ResponseSource.sampled and responses.temperature == 0:
+        yield "responses.temperature=0 samples nothing; set responses.source=greedy or raise the temperature"
 
 
 def _zero_stage_allows_offload(config: DrafterConfig) -> Violations:

@@ -34,11 +34,12 @@ class PositionWeights(Enum):
     reach = "reach"
 
 
-class AnswerSource(Enum):
-    """Text that is drafted. given: what the data holds. greedy, sampled: what the model itself answers (on-policy).
+class ResponseSource(Enum):
+    """Text that is drafted. given: that of the data. greedy, sampled: the model's own responses (on-policy).
 
-    Of .jsonl files the model answers one prompt per row, {"prompt": text}, {"messages": [...]} before any answer at the
-    end, or the beginning of {"text": text}; of other data each text's beginning and each chat's last turn.
+    The model responds to one prompt per record of .jsonl files: {"prompt": text}, {"messages": [...]} before any
+    response at the end, or the beginning of {"text": text}. Of other data the prompts are the beginning of each text,
+    and of each chat everything before its last response.
     """
 
     given = "given"
@@ -70,16 +71,16 @@ class DraftObjectiveConfig:
 
 
 @dataclass
-class AnswersConfig:
+class ResponsesConfig:
     """Where drafted text comes from.
 
-    source: see AnswerSource. prompts: how many are answered at most, a random choice. temperature: of sampled.
-    max_new_tokens: of one answer. prompt_tokens: tokens of a text that make its prompt; chats are prompted by their own
-    contexts. prompts_per_shard: prompts answered between two writes to the cache. batch_size: prompts of equal length
-    decoded together. cache: folder of answers, shared by runs; null is answers/ in the run folder.
+    source: see ResponseSource. prompts: most prompts that get a response, a random choice. temperature: of sampled.
+    max_new_tokens: of one response. prompt_tokens: tokens of a text that make its prompt; chats have their own prompts.
+    prompts_per_shard: prompts that get a response between two writes to the cache. batch_size: prompts of equal length
+    decoded together. cache: folder of responses, shared by runs; null is answers/ in the run folder.
     """
 
-    source: AnswerSource = AnswerSource.given
+    source: ResponseSource = ResponseSource.given
     prompts: int = 16384
     temperature: float = 1.0
     max_new_tokens: int = 256
@@ -164,8 +165,9 @@ class DrafterRuntimeConfig:
 
 @dataclass
 class DrafterRunConfig:
-    """Where the run lives: `dir` holds config.yaml, metrics.jsonl, tensorboard/, data/, answers/ and checkpoints/.
+    """Where the run lives.
 
+    `dir` holds config.yaml, metrics.jsonl, tensorboard/, data/, answers/ (responses) and checkpoints/.
     root, name: parent folder and name. dir: the folder itself, root/name unless given.
     """
 
@@ -187,7 +189,7 @@ class DrafterConfig:
     """One training of a draft adapter.
 
     checkpoint: directory in the exported format, ours or a released one. data, heldout: chats or texts (.jsonl,
-    .parquet, a folder of them), prompts (.jsonl) that the model answers if answers.source says so, or a folder of
+    .parquet, a folder of them), prompts (.jsonl) that the model responds to if responses.source says so, or a folder of
     tokens that `make prepare-data` wrote; heldout null takes a share of data. chat_template: of chats that are not
     tokenised yet; null is the checkpoint's own, chatml the model family's, else the path of a jinja file.
     output: folder of the adapter; null is linear_spec_lora/ in the checkpoint.
@@ -204,7 +206,7 @@ class DrafterConfig:
     resume: ResumeMode = ResumeMode.auto
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     objective: DraftObjectiveConfig = field(default_factory=DraftObjectiveConfig)
-    answers: AnswersConfig = field(default_factory=AnswersConfig)
+    responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     train: DrafterTrainConfig = field(default_factory=DrafterTrainConfig)
     optimizer: OptimizerConfig = field(default_factory=_default_optimizer)

@@ -1,4 +1,4 @@
-"""What a draft adapter gains on your prompts: `python -m lora.evaluate EXPORT --prompts FILE.jsonl [FILE ...]`.
+"""Measure what a draft adapter gains: `python -m lora.evaluate EXPORT --prompts FILE.jsonl [FILE ...]`.
 
 Torch and transformers are imported once the options are known to be right.
 """
@@ -14,10 +14,10 @@ from model.evaluate.options import EvaluationOptions
 from model.export.draft_adapter import ADAPTER_FOLDER
 
 if TYPE_CHECKING:
-    from lora.evaluate.run import DrafterEvaluation
+    from lora.evaluate.gain import DrafterEvaluation
 
-PACKAGES = ("torch", "transformers", "peft")
-EXAMPLES = f"""examples:
+_PACKAGES = ("torch", "transformers", "peft")
+_EXAMPLES = f"""examples:
   # a checkpoint with its own adapter, two groups of prompts
   python -m lora.evaluate exports/nld_8b_sft --prompts code.jsonl mathematics.jsonl
 
@@ -32,17 +32,16 @@ Code in the checkpoint's directory is not executed.
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0, 1 if outputs differ from AR's, 2 after one message, 130."""
-    options = build_parser().parse_args(arguments)
-    return exit_status(lambda: run(options))
+    """Run the command line. Returns: exit status 0; 1 if outputs differ from AR's; 2 after one message; 130."""
+    options = _build_parser().parse_args(arguments)
+    return exit_status(lambda: _run(options))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+def _build_parser() -> argparse.ArgumentParser:
     parser = command_line.make_parser(
         "python -m lora.evaluate",
         "Measure what a draft adapter gains: tokens per forward with and without it.",
-        EXAMPLES,
+        _EXAMPLES,
     )
     parser.add_argument("--adapter", type=Path, metavar="DIR", help=f"default: EXPORT/{ADAPTER_FOLDER}")
     command_line.add_prompt_options(parser)
@@ -51,26 +50,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, write the files. Raises: UserError if something given cannot work."""
     output = command_line.choose_output(options.export, options.output)
     quiet_libraries("deepspeed", "transformers")
     adapter = command_line.choose_adapter(options.export, options.adapter)
     evaluation = _evaluate(options, adapter)
 
-    from lora.evaluate.report import describe, save_evaluation
-    from lora.evaluate.table import build_table
+    from lora.evaluate.gain_report import build_gain_report, build_gain_table, save_gain_report
 
-    about = command_line.describe_inputs(options, adapter, PACKAGES)
-    report, table = describe(evaluation, about), build_table(evaluation)
+    about = command_line.describe_inputs(options, adapter, _PACKAGES)
+    report, table = build_gain_report(evaluation, about), build_gain_table(evaluation)
     command_line.publish(
-        options, report, [table], lambda: save_evaluation(evaluation, output, about), f"numbers and picture: {output}"
+        options, report, [table], lambda: save_gain_report(evaluation, output, about), f"numbers and picture: {output}"
     )
     return command_line.report_differences(evaluation.differences)
 
 
 def _evaluate(options: argparse.Namespace, adapter: Path) -> "DrafterEvaluation":
-    from lora.evaluate.run import evaluate_drafter
+    from lora.evaluate.gain import evaluate_drafter
 
     loaded = command_line.load(options, adapter)
     decoding = EvaluationOptions(

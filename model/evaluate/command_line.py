@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 
-from conf.schema.drafter import AnswersConfig
+from conf.schema.drafter import ResponsesConfig
 from conf.system.entry import OneLineParser, count
 from conf.system.errors import UserError
 from model.commands.decoding_options import add_length_options, add_place_options
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 EXIT_DIFFERENCE = 1
 DEFAULTS = EvaluationOptions()
-DEFAULT_PROMPT_TOKENS = AnswersConfig.prompt_tokens  # as in training the drafter
+DEFAULT_PROMPT_TOKENS = ResponsesConfig.prompt_tokens  # as in training the drafter
 PROMPT_FORMAT = """prompts, one JSON object per line:
   {"prompt": "def fibonacci("}              encoded as it is, reserved tokens in it included
   {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}

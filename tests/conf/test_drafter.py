@@ -8,7 +8,7 @@ from conf.composition.help import describe_option, help_text, meanings
 from conf.composition.trees import DRAFTER_TREE, RUN_TREE, ConfigTree
 from conf.rules.drafter import check_drafter_rules
 from conf.schema import Dtype, OptimizerConfig, ResumeMode, ScheduleConfig, ScheduleKind
-from conf.schema.drafter import AnswerSource, DrafterConfig, DraftLoss, PositionWeights
+from conf.schema.drafter import DrafterConfig, DraftLoss, PositionWeights, ResponseSource
 from conf.system.errors import ConfigError
 
 GIVEN = ["checkpoint=export", "data=chats.jsonl"]
@@ -47,11 +47,11 @@ def test_the_command_line_reaches_enums_and_open_values() -> None:
     config = compose_drafter_config(
         [
             *GIVEN,
-            *("resume=never", "answers.source=sampled", "objective.loss=hybrid", "objective.position_weights=none"),
+            *("resume=never", "responses.source=sampled", "objective.loss=hybrid", "objective.position_weights=none"),
             *("block_size=16", "run.name=mine"),
         ]
     )
-    assert (config.resume, config.answers.source) == (ResumeMode.never, AnswerSource.sampled)
+    assert (config.resume, config.responses.source) == (ResumeMode.never, ResponseSource.sampled)
     assert (config.objective.loss, config.objective.position_weights) == (DraftLoss.hybrid, PositionWeights.none)
     assert (config.block_size, config.run.dir) == (16, "runs/mine")
 

@@ -9,7 +9,7 @@ def main() -> None:
     """Runs the jobs of argv[1] in order."""
     from conf.composition.compose import compose_drafter_config
     from conf.schema import Device
-    from lora.trainer import run_drafter
+    from lora.drafter.build import run_drafter
     from pretrain.run.process_group import choose_device, start_process_group
 
     start_process_group(choose_device(Device.cpu), 5)

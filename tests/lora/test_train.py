@@ -29,7 +29,7 @@ def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subpro
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> type:
-    """Stands in for lora.trainer, so that the entry can be followed without training."""
+    """Stands in for lora.drafter.build, so that the entry can be followed without training."""
 
     class Trainer:
         raised: BaseException | None = None
@@ -41,7 +41,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> type:
             if cls.raised:
                 raise cls.raised
 
-    monkeypatch.setitem(sys.modules, "lora.trainer", Trainer)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "lora.drafter.build", Trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["lora.train", *GIVEN])
     monkeypatch.setattr(conf.system.entry, "SECONDS_FOR_RANK_0", 0.0)
     for name in ("WORLD_SIZE", "RANK"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.toy.corpus import write_jsonl
-from lora.evaluate.report import REPORT_FILE
+from lora.evaluate.gain_report import GAIN_REPORT_FILE
 from pretrain.reporting.metrics import load_metrics
 from tests.bench.drafter.variants import Variant
 from tests.bench.medium import EXPORT, GROUPS, ROOT, load_texts
@@ -41,7 +41,7 @@ def evaluate_command(variant: Variant, prompts: list[Path], limit: int) -> list[
 
 def read_result(variant: Variant) -> dict[str, Any]:
     """Gain on the prompts, and acceptance on held-out blocks of text before and after training."""
-    report = json.loads((_output(variant) / REPORT_FILE).read_text(encoding="utf-8"))
+    report = json.loads((_output(variant) / GAIN_REPORT_FILE).read_text(encoding="utf-8"))
     keys = ("gain_percent", "interval", "acceptance_length_before", "acceptance_length_after", "equals_greedy_ar")
     heldout = load_metrics(variant.run_dir, "heldout")
     return {
@@ -59,7 +59,7 @@ def read_result(variant: Variant) -> dict[str, Any]:
 
 def is_measured(variant: Variant) -> bool:
     """Whether its report is newer than its adapter."""
-    report, weights = _output(variant) / REPORT_FILE, variant.adapter / "adapter_model.safetensors"
+    report, weights = _output(variant) / GAIN_REPORT_FILE, variant.adapter / "adapter_model.safetensors"
     return report.exists() and report.stat().st_mtime > weights.stat().st_mtime
 
 

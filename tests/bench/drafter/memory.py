@@ -46,10 +46,10 @@ def main() -> None:
     import torch
 
     from conf.schema.drafter import AdapterConfig, DraftObjectiveConfig
-    from lora.adapter import attach_new_adapter
-    from lora.blocks import build_draft_batch
-    from lora.examples import Example
-    from lora.step import DraftStep
+    from lora.drafter.adapter import attach_new_adapter
+    from lora.drafter.batches import build_draft_batch
+    from lora.drafter.step import DraftStep
+    from lora.examples.example_set import Example
     from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
     from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 

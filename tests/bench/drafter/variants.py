@@ -38,7 +38,7 @@ def _objective(loss: str, weights: str) -> Variant:
 def _source(source: str) -> Variant:
     # As many prompts as there are sequences in so many steps.
     prompts = 8 * SHORT_STEPS
-    overrides = (f"answers.source={source}", f"answers.prompts={prompts}", f"train.steps={SHORT_STEPS}")
+    overrides = (f"responses.source={source}", f"responses.prompts={prompts}", f"train.steps={SHORT_STEPS}")
     return Variant(f"text_{source}", overrides)
 
 

@@ -10,7 +10,7 @@ from conf.composition.compose import compose_drafter_config
 from conf.composition.trees import DRAFTER_TREE
 from conf.rules.drafter import DRAFTER_RANGES, check_drafter_rules
 from conf.rules.ranges import read_key
-from conf.schema.drafter import AnswerSource, DrafterConfig
+from conf.schema.drafter import DrafterConfig, ResponseSource
 from conf.system.errors import ConfigError
 
 
@@ -52,11 +52,11 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         ({"block_size": 4096}, 1, ["train.sequence_length=4096", "block_size=4096"]),
         ({"train.sequence_length": 64}, 1, ["train.blocks_per_sequence=64", "at most 63"]),
         (
-            {"answers.source": AnswerSource.greedy, "answers.prompt_tokens": 4096},
+            {"responses.source": ResponseSource.greedy, "responses.prompt_tokens": 4096},
             1,
-            ["answers.prompt_tokens=4096", "train.sequence_length=4096"],
+            ["responses.prompt_tokens=4096", "train.sequence_length=4096"],
         ),
-        ({"answers.source": AnswerSource.sampled, "answers.temperature": 0.0}, 1, ["answers.source=greedy"]),
+        ({"responses.source": ResponseSource.sampled, "responses.temperature": 0.0}, 1, ["responses.source=greedy"]),
         ({"zero.stage": 4}, 1, ["zero.stage=4", "0, 1, 2 or 3"]),
         ({"zero.stage": 0, "zero.offload_optimizer": True}, 1, ["zero.offload_optimizer", "zero.stage of 1 or more"]),
         ({"zero.offload_parameters": True}, 1, ["zero.offload_parameters", "zero.stage=3", "is 2"]),
@@ -80,7 +80,7 @@ def test_a_violated_rule_names_the_keys_the_values_and_a_remedy(
         {"zero.stage": 3, "zero.offload_parameters": True, "zero.offload_optimizer": True},
         {"zero.stage": 1, "zero.offload_optimizer": True},
         {"train.sequence_length": 48, "train.blocks_per_sequence": 8, "block_size": 16},  # no prompt is cut from data
-        {"answers.source": AnswerSource.greedy, "answers.temperature": 0.0},
+        {"responses.source": ResponseSource.greedy, "responses.temperature": 0.0},
         {"optimizer.clip_norm": 0.0, "checkpointing.every_steps": 0, "evaluation.every_steps": 0},
         {"heldout": "other.jsonl", "output": "export/linear_spec_lora", "run.dir": "export/run"},
         {"block_size": 2},

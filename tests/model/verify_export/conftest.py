@@ -9,7 +9,7 @@ from peft import get_peft_model_state_dict
 
 from conf.schema.drafter import AdapterConfig
 from data_pipeline.chat.template import load_chat_template
-from lora.adapter import attach_new_adapter, save_adapter
+from lora.drafter.adapter import attach_new_adapter, save_adapter
 from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.progress import Progress
 from model.export.load import load_export
