@@ -1,1 +1,1 @@
-"""What a run will take: memory, FLOPs, time, communication, checkpoints; and which layouts are fastest."""
+"""Predict what a run will take (memory, FLOPs, time, communication, checkpoints) and search the fastest layouts."""

@@ -1,4 +1,4 @@
-"""What a run will take: `python -m launch.plan experiment=nld_8b_joint --gpus 256 [--search]`. Answers in a second."""
+"""Predict what a run will take: `python -m launch.plan experiment=nld_8b_joint --gpus 256 [--search]`."""
 
 import argparse
 import json
@@ -9,11 +9,10 @@ from rich.console import Console
 from conf.composition.compose import compose_size
 from conf.system.entry import OneLineParser, count, exit_status
 from launch.plan.as_json import describe_plan, describe_search
-from launch.plan.hardware import GIGA, Hardware
-from launch.plan.plan import build_plan
-from launch.plan.report import print_plan
+from launch.plan.hardware_profile import GIGA, HardwareProfile
+from launch.plan.layout_plan import plan_layout
 from launch.plan.search import search_layouts
-from launch.plan.search_report import print_search
+from launch.plan.tables import print_plan, print_search
 
 EXIT_DOES_NOT_FIT = 1
 TERA = 1e12
@@ -24,19 +23,19 @@ EXAMPLES = """examples:
   python -m launch.plan experiment=nld_14b_joint --gpus 512 --search
   python -m launch.plan stage=joint model=ministral3_3b train.tokens=1e11 --gpus 8 --search --json
 
-Data, tokenizer and start weights need not be given. Exit status: 0 it fits, 1 it does not, 2 it cannot run so.
+Data, tokenizer and start weights need not be given. Exit status: 0 fits, 1 does not fit, 2 cannot run like this.
 """
 
 
 def main() -> None:
-    """Parse the command line; exit status 1 if nothing fits, 2 with one message if the rules are broken."""
+    """Run the command; exit status 1 if nothing fits, 2 with one message if a rule is broken."""
     parser = build_parser()
     arguments = parser.parse_intermixed_args()
     sys.exit(exit_status(lambda: run_plan(arguments)))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; the hardware's defaults are those of Hardware."""
+    """Build the command line; defaults of hardware options are those of HardwareProfile."""
     parser = OneLineParser(
         prog="python -m launch.plan",
         description="Memory per GPU, FLOPs, step time, communication and checkpoints of a run, before it starts.",
@@ -49,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=count, required=True, metavar="N", help="GPUs of the run")
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit instead")
     parser.add_argument("--top", type=count, default=10, metavar="N", help="layouts that --search shows (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object, bytes and seconds")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes and seconds, for programs")
     parser.add_argument(
         "--document-tokens",
         type=count,
@@ -61,18 +60,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_hardware(group: argparse._ArgumentGroup) -> None:
-    default = Hardware()
+    default = HardwareProfile()
     group.add_argument(
         "--mfu",
         type=share,
         default=default.mfu,
         metavar="X",
-        help="share of the peak that compute reaches while it runs (%(default)g)",
+        help="share of the peak that is assumed while a GPU computes (%(default)g)",
     )
     options = {
         "--peak-tflops": (default.peak_flops / TERA, "dense bf16 peak of a GPU"),
         "--gpu-memory-gb": (default.memory_bytes / GIGA, "memory of a GPU"),
-        "--reserve-gb": (default.reserve_bytes / GIGA, "of it for CUDA, NCCL, workspaces and fragmentation"),
+        "--reserve-gb": (default.reserve_bytes / GIGA, "part of it for CUDA, NCCL, workspaces and fragmentation"),
         "--hbm-gbs": (default.memory_bandwidth / GIGA, "GB/s a GPU reads and writes in its memory"),
         "--nvlink-gbs": (default.node_bandwidth / GIGA, "GB/s from a GPU to others of its node, one direction"),
         "--ib-gbs": (default.network_bandwidth / GIGA, "GB/s from a GPU to other nodes"),
@@ -85,7 +84,7 @@ def _add_hardware(group: argparse._ArgumentGroup) -> None:
 
 
 def positive(text: str) -> float:
-    """Type of a command-line option: a number above zero."""
+    """Parse a command-line option that is a number above zero."""
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
@@ -93,12 +92,12 @@ def positive(text: str) -> float:
 
 
 def not_negative(text: str) -> float:
-    """Type of a command-line option: zero or a positive number."""
+    """Parse a command-line option that is zero or a positive number."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
 def share(text: str) -> float:
-    """Type of a command-line option: above zero, at most one."""
+    """Parse a command-line option that is above zero and at most one."""
     value = positive(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"{text} is not a share: give 0.4 for 40 %")
@@ -106,8 +105,8 @@ def share(text: str) -> float:
 
 
 def run_plan(arguments: argparse.Namespace) -> int:
-    """Plans or searches, prints, and gives the exit status. Raises UserError."""
-    hardware = Hardware(
+    """Plan or search, print the result, and return the exit status. Raises UserError."""
+    hardware = HardwareProfile(
         peak_flops=arguments.peak_tflops * TERA,
         mfu=arguments.mfu,
         gpus_per_node=arguments.gpus_per_node,
@@ -127,7 +126,7 @@ def run_plan(arguments: argparse.Namespace) -> int:
         else:
             print_search(console, search, config, arguments.gpus, hardware, arguments.top)
         return 0 if search.feasible else EXIT_DOES_NOT_FIT
-    plan = build_plan(config, arguments.gpus, hardware, arguments.document_tokens)
+    plan = plan_layout(config, arguments.gpus, hardware, arguments.document_tokens)
     if arguments.json:
         print(json.dumps(describe_plan(plan), indent=1))
     else:

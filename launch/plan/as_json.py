@@ -1,14 +1,14 @@
-"""Plans as plain values for programs: bytes, seconds, FLOPs."""
+"""Describe plans by plain values for programs: bytes, seconds, FLOPs."""
 
 from dataclasses import asdict, fields
 from typing import Any
 
-from launch.plan.plan import Plan
+from launch.plan.layout_plan import LayoutPlan, list_overrides
 from launch.plan.search import Search
 
 
-def describe_plan(plan: Plan) -> dict[str, Any]:
-    """One plan, its configuration by what a layout is made of."""
+def describe_plan(plan: LayoutPlan) -> dict[str, Any]:
+    """Describe one plan."""
     return {
         **describe_layout(plan),
         "gpus": plan.num_gpus,
@@ -29,37 +29,23 @@ def describe_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def describe_layout(plan: Plan) -> dict[str, Any]:
-    """What a search compares."""
+def describe_layout(plan: LayoutPlan) -> dict[str, Any]:
+    """Describe what a search compares: the layout, whether it fits, and how fast it is."""
     parallel = plan.config.parallel
     return {
         "layout": parallel.describe(plan.num_gpus),
-        "overrides": layout_overrides(plan),
+        "overrides": list_overrides(plan.config),
         "fits": plan.fits,
         "not_modelled": plan.not_modelled,
-        "memory_bytes": plan.worst.total,
+        "memory_bytes": plan.fullest.total,
         "step_seconds": plan.time.total,
         "days": plan.days,
         "mfu": plan.mfu,
     }
 
 
-def layout_overrides(plan: Plan) -> list[str]:
-    """The keys that choose this layout on a command line."""
-    parallel = plan.config.parallel
-    return [
-        f"parallel.tensor_parallel={parallel.tensor_parallel}",
-        f"parallel.context_parallel={parallel.context_parallel}",
-        f"parallel.pipeline_parallel={parallel.pipeline_parallel}",
-        f"parallel.virtual_pipeline_parallel={parallel.virtual_pipeline_parallel}",
-        f"parallel.sequence_parallel={str(parallel.sequence_parallel).lower()}",
-        f"parallel.recompute={parallel.recompute.value}",
-        f"train.micro_batch_size={plan.config.train.micro_batch_size}",
-    ]
-
-
 def describe_search(search: Search, top: int) -> dict[str, Any]:
-    """The best layouts; the nearest one where none fits."""
+    """Describe the best layouts, or the smallest one if none fits."""
     smallest = search.smallest
     return {
         "tried": search.tried,

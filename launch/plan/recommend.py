@@ -1,82 +1,62 @@
-"""The table of recommended layouts: `python -m launch.plan.recommend` prints it, in seconds.
+"""Print recommended layouts of the recipes: `python -m launch.plan.recommend`.
 
-One row per size, stage and number of H100: the fastest layout that the search finds for the released recipe, and what
-is predicted of it.
+A row per size, stage and number of H100: the layout that the search ranks first, what is predicted for it, and the
+overrides by which the recipe gets it. Days and MFU follow from the assumed MFU of HardwareProfile; nothing is measured.
 """
 
 import sys
 from collections.abc import Iterator
+from itertools import product
 
 from conf.composition.compose import compose_size
-from conf.schema import ParallelConfig, RunConfig
+from conf.schema import RunConfig
 from conf.system.entry import OneLineParser, exit_status
-from launch.plan.hardware import GIGA, Hardware
-from launch.plan.plan import Plan
+from launch.plan.hardware_profile import GIGA, HardwareProfile
+from launch.plan.layout_plan import LayoutPlan, list_overrides
 from launch.plan.search import search_layouts
 
 SIZES, STAGES, GPUS = ("3b", "8b", "14b"), ("ar", "joint"), (8, 64, 256)
-COLUMNS = ("size", "stage", "H100", "layout", "micro batch", "recompute", "GB per GPU", "s per step", "days", "MFU")
+COLUMNS = ("recipe", "H100", "layout", "GB per GPU", "s per step", "days", "MFU", "overrides of the recipe")
 
 
 def main() -> None:
-    """Prints Markdown."""
+    """Print a Markdown table."""
     parser = OneLineParser(prog="python -m launch.plan.recommend", description=__doc__)
     parser.parse_args()
     print("\n".join(build_table()))
 
 
 def build_table() -> list[str]:
-    """Lines of Markdown."""
+    """Return the lines of the table."""
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *_rows()]
     return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _rows() -> Iterator[tuple[str, ...]]:
-    for size in SIZES:
-        for stage in STAGES:
-            for num_gpus in GPUS:
-                recipe = compose_recipe(size, stage)
-                yield size, stage, str(num_gpus), *_describe(recommend(recipe, num_gpus), recipe)
+    for size, stage, num_gpus in product(SIZES, STAGES, GPUS):
+        name = f"nld_{size}_{stage}"
+        recipe = compose_size([f"experiment={name}"])
+        yield name, str(num_gpus), *_describe(recommend(recipe, num_gpus), recipe)
 
 
-def compose_recipe(size: str, stage: str) -> RunConfig:
-    """Compose the recipe experiment=nld_<size>_<stage>."""
-    return compose_size([f"experiment=nld_{size}_{stage}"])
-
-
-def recommend(recipe: RunConfig, num_gpus: int) -> Plan | None:
-    """Return the fastest layout of `recipe` that fits; None where none does."""
-    found = search_layouts(recipe, num_gpus, Hardware())
+def recommend(recipe: RunConfig, num_gpus: int) -> LayoutPlan | None:
+    """Return the fastest layout of a recipe that fits, or None."""
+    found = search_layouts(recipe, num_gpus, HardwareProfile())
     return found.feasible[0] if found.feasible else None
 
 
-def _describe(plan: Plan | None, recipe: RunConfig) -> tuple[str, ...]:
+def _describe(plan: LayoutPlan | None, recipe: RunConfig) -> tuple[str, ...]:
     if plan is None:
-        return ("none fits", *("-" for _ in range(6)))
-    config = plan.config
-    overrides = parallel_overrides(config.parallel, recipe.parallel)
+        return ("none fits", *("-" for _ in range(5)))
+    overrides = list_overrides(plan.config, base=recipe)
     return (
-        f"`{' '.join(overrides)}`" if overrides else "the recipe's",
-        str(config.train.micro_batch_size),
-        config.parallel.recompute.value,
-        f"{plan.worst.total / GIGA:.0f}",
+        plan.config.parallel.describe(plan.num_gpus),
+        f"{plan.fullest.total / GIGA:.0f}",
         f"{plan.time.total:.2f}",
         f"{plan.days:.1f}",
         f"{plan.mfu:.1%}",
+        f"`{' '.join(overrides)}`" if overrides else "none",
     )
-
-
-def parallel_overrides(parallel: ParallelConfig, recipe: ParallelConfig) -> list[str]:
-    """Return the keys to give so that a recipe, whose layout is `recipe`, has the layout `parallel`."""
-    degrees = (
-        "tensor_parallel",
-        "context_parallel",
-        "pipeline_parallel",
-        "virtual_pipeline_parallel",
-        "sequence_parallel",
-    )
-    changed = [name for name in degrees if getattr(parallel, name) != getattr(recipe, name)]
-    return [f"parallel.{name}={str(getattr(parallel, name)).lower()}" for name in changed]
 
 
 if __name__ == "__main__":

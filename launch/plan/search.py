@@ -1,4 +1,4 @@
-"""All layouts that the rules allow, planned; those that fit, fastest first."""
+"""Plan every layout that the rules allow, and rank those that fit by predicted time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -6,46 +6,49 @@ from itertools import product
 
 from conf.schema import Recompute, RunConfig
 from conf.system.errors import ConfigError
-from launch.plan.hardware import Hardware
-from launch.plan.plan import Plan, build_plan
+from launch.plan.hardware_profile import HardwareProfile
+from launch.plan.layout_plan import LayoutPlan, plan_layout
 
 LARGEST_CONTEXT, LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 16, 8
 
 
 @dataclass(frozen=True)
 class Search:
-    """Result of search_layouts.
+    """Hold the result of search_layouts.
 
-    feasible: fastest first. smallest: the layout that needs least memory, whether it fits or not. tried: layouts that
-    the rules allow. refused: how many they do not allow. example: what a rule says to one of these.
+    feasible: fastest first. smallest: the layout that needs least memory, whether it fits or not. tried: how many
+    layouts the rules allow. refused: how many they reject. example: the message for one of the rejected.
     """
 
-    feasible: list[Plan]
-    smallest: Plan | None
+    feasible: list[LayoutPlan]
+    smallest: LayoutPlan | None
     tried: int
     refused: int
     example: str
 
 
-def search_layouts(config: RunConfig, num_gpus: int, hardware: Hardware, document_tokens: int | None = None) -> Search:
-    """Tensor, context, pipeline and virtual pipeline degrees, micro batch and recomputation; the rest is `config`'s.
+def search_layouts(
+    config: RunConfig, num_gpus: int, hardware: HardwareProfile, document_tokens: int | None = None
+) -> Search:
+    """Search tensor, context, pipeline and virtual pipeline degrees, micro batch and recomputation.
 
-    Tensor-parallel groups stay within a node and split the sequence too. Sequences are split over context-parallel
-    ranks where each comes alone: smaller micro batches are the cheaper way to less memory. Equal times go to less.
+    Everything else is as in `config`. Tensor-parallel groups stay within a node and use sequence parallelism. Context
+    parallelism is tried with a micro batch of 1 only, because smaller micro batches are the cheaper way to save memory.
+    Layouts of equal time are ranked by memory.
     """
     plans, refusals = [], []
     for candidate in _candidates(config, num_gpus, hardware):
         try:
-            plans.append(build_plan(candidate, num_gpus, hardware, document_tokens))
+            plans.append(plan_layout(candidate, num_gpus, hardware, document_tokens))
         except ConfigError as error:
             refusals.append(str(error))
-    plans.sort(key=lambda plan: (plan.time.total, plan.worst.total))
-    smallest = min(plans, key=lambda plan: plan.worst.total, default=None)
+    plans.sort(key=lambda plan: (plan.time.total, plan.fullest.total))
+    smallest = min(plans, key=lambda plan: plan.fullest.total, default=None)
     feasible = [plan for plan in plans if plan.fits]
     return Search(feasible, smallest, len(plans), len(refusals), min(refusals, key=len, default=""))
 
 
-def _candidates(config: RunConfig, num_gpus: int, hardware: Hardware) -> Iterator[RunConfig]:
+def _candidates(config: RunConfig, num_gpus: int, hardware: HardwareProfile) -> Iterator[RunConfig]:
     layers, batch = config.model.num_layers, config.train.global_batch_size
     tensor = _powers_of_two(min(hardware.gpus_per_node, num_gpus))
     pipeline = _divisors(layers, min(LARGEST_PIPELINE, num_gpus))

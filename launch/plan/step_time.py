@@ -1,35 +1,35 @@
-"""Predicted seconds of an optimizer step: a sum of named parts, each simple enough to be checked by hand.
+"""Predict the seconds of an optimizer step as a sum of named parts, each simple enough to check by hand.
 
     compute        useful FLOPs / (GPUs * peak * mfu)
-    recomputation  the forward again: of the layers (full) or of attention (selective), at the same speed; elementwise:
-                   what is read and written for it at the memory's bandwidth
-    imbalance      what the busiest pipeline stage computes beyond the mean (the head, on the last)
-    tensor         every tensor-parallel collective, none of it overlapped
-    context        clean keys and values gathered over context-parallel ranks, none of it overlapped
-    pipeline       sends of a stage, none of them overlapped
+    recomputation  a second forward of the layers (full) or of attention (selective) at the same speed; elementwise: its
+                   reads and writes at the memory's bandwidth
+    imbalance      what the busiest pipeline stage computes beyond the mean (the last one has the head)
+    tensor         every tensor-parallel collective, not overlapped
+    context        gathering clean keys and values over context-parallel ranks, not overlapped
+    pipeline       sends of a pipeline stage, not overlapped
     bubble         (P - 1) / (V * microbatches) of the above: waiting while the pipeline fills and drains
-    data           reduction of gradients beyond the last microbatch's backward, gathering of weights beyond the first
-                   one's forward, where these overlap; else both in full
+    data           reduction of gradients beyond the last microbatch's backward, and gathering of weights beyond the
+                   first one's forward, where these overlap; otherwise both in full
 
-Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation, that small products are slower, and
-that context-parallel ranks see unequal numbers of pairs where documents are packed (tests/bench/joint/balance.py).
+Left out: the optimizer's own arithmetic, data loading, checkpoints, evaluation, the lower speed of small matmuls, and
+the unequal numbers of attended pairs of context-parallel ranks with packed documents (tests/bench/joint/balance.py).
 """
 
 from dataclasses import dataclass, fields
 
 from conf.schema import Recompute
-from launch.plan.activations import ffn_bytes, norm_outputs_made_again
+from launch.plan.activations import ffn_bytes, recomputed_norm_outputs
 from launch.plan.communication import Traffic
-from launch.plan.hardware import Hardware
-from launch.plan.shape import Shape
-from launch.plan.work import StepWork
+from launch.plan.hardware_profile import HardwareProfile
+from launch.plan.rank_shape import RankShape
+from launch.plan.step_work import StepWork
 
 BACKWARD_SHARE, FORWARD_SHARE = 2 / 3, 1 / 3
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one step by part (see the module)."""
+    """Hold the seconds of one step by part (see the module)."""
 
     compute: float
     recomputation: float
@@ -42,12 +42,12 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Of all parts."""
+        """Seconds of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def estimate_step_time(shape: Shape, work: StepWork, traffic: list[Traffic], hardware: Hardware) -> StepTime:
-    """One step of the global batch on all GPUs. traffic: all of a GPU's in a step."""
+def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic], hardware: HardwareProfile) -> StepTime:
+    """Predict one step of the global batch on all GPUs. traffic: everything one GPU sends per step."""
     parallel = shape.parallel
     stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
@@ -71,11 +71,11 @@ def estimate_step_time(shape: Shape, work: StepWork, traffic: list[Traffic], har
     )
 
 
-def _sending_seconds(traffic: list[Traffic], group: str, hardware: Hardware) -> float:
+def _sending_seconds(traffic: list[Traffic], group: str, hardware: HardwareProfile) -> float:
     return sum(item.sent_bytes / hardware.bandwidth(item.span) for item in traffic if item.group == group)
 
 
-def _recomputed_flops(shape: Shape, work: StepWork) -> float:
+def _recomputed_flops(shape: RankShape, work: StepWork) -> float:
     flops = work.flops
     if shape.parallel.recompute is Recompute.full:
         return (flops.layers + flops.attention) * FORWARD_SHARE
@@ -84,19 +84,21 @@ def _recomputed_flops(shape: Shape, work: StepWork) -> float:
     return 0.0
 
 
-def _elementwise_bytes(shape: Shape) -> int:
-    """Of a rank's step: gate and up are read and their product is written; every norm reads its input and writes."""
+def _elementwise_bytes(shape: RankShape) -> int:
+    """Count bytes of a rank's step: gate and up are read, SwiGLU's output is written, norms read and write."""
     if shape.parallel.recompute is not Recompute.elementwise:
         return 0
     layers = shape.model.num_layers // shape.parallel.pipeline_parallel
-    return shape.num_microbatches * layers * (3 * ffn_bytes(shape) + 2 * norm_outputs_made_again(shape))
+    return shape.num_microbatches * layers * (3 * ffn_bytes(shape) + 2 * recomputed_norm_outputs(shape))
 
 
 def _flops_of_last_stage(work: StepWork, stages: int) -> float:
     return (work.flops.layers + work.flops.attention) / stages + work.flops.head
 
 
-def _exposed_data_seconds(shape: Shape, traffic: list[Traffic], hardware: Hardware, one_microbatch: float) -> float:
+def _exposed_data_seconds(
+    shape: RankShape, traffic: list[Traffic], hardware: HardwareProfile, one_microbatch: float
+) -> float:
     overlaps = {
         "reduce-scatter": BACKWARD_SHARE if shape.parallel.overlap_grad_reduce else 0.0,
         "all-gather": FORWARD_SHARE if shape.parallel.overlap_param_gather else 0.0,

@@ -14,7 +14,7 @@ from torch import Tensor
 from conf.composition.compose import compose_size
 from data_pipeline.toy.corpus import load_standard_library
 from launch.plan.communication import clean_keys_bytes, estimate_traffic
-from launch.plan.shape import build_shape
+from launch.plan.rank_shape import build_rank_shape
 from model.attention.context import CHUNK_ROWS
 from tests.distributed.test_checkpoint import load_tensors
 from tests.distributed.test_layouts import LOSSES
@@ -216,7 +216,7 @@ def test_the_bytes_sent_are_those_of_the_formula(root: Path, name: str, size: in
     config = compose_size(
         ["model=tiny", "model.num_layers=1", f"data.sequence_length={LENGTH}", "train.tokens=1e6", *overrides]
     )
-    traffic = [item for item in estimate_traffic(build_shape(config, size)) if item.group == "context"]
+    traffic = [item for item in estimate_traffic(build_rank_shape(config, size)) if item.group == "context"]
     expected = {item.operation: item.count * item.message_bytes for item in traffic}
     assert all(rank["sent"] == expected for rank in load_found(root, size, name))
 
@@ -230,7 +230,7 @@ def test_the_joint_stage_sends_what_the_autoregressive_one_does(root: Path, size
 def test_the_message_is_clean_keys_and_values_of_whole_sequences() -> None:
     config = compose_size(["experiment=nld_8b_joint", *TP8_SP_CP4, "data.sequence_length=262144"])
     # 2 (keys, values) * 262144 tokens * 8 heads / TP 8 * 128 * 2 bytes
-    assert clean_keys_bytes(build_shape(config, 32)) == 2 * 262144 * 1 * 128 * 2
+    assert clean_keys_bytes(build_rank_shape(config, 32)) == 2 * 262144 * 1 * 128 * 2
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Measures what `launch.plan` predicts: per job one training step of the real model, its tensors and messages counted.
 
 `torchrun ... -m tests.helpers.plan_jobs JOBS.json FOLDER`: JOBS.json holds {name: overrides}; every rank writes
-FOLDER/<name>_rank<r>.json {"weights", "gradients", "optimizer", "passing" (bytes), "checkpoint" (bytes of all ranks),
+FOLDER/<name>_rank<r>.json {"weights", "gradients", "optimizer", "transient" (bytes), "checkpoint" (bytes of all ranks),
 "sent" {collective: bytes of its messages}}.
 """
 
@@ -76,14 +76,14 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
                 chunk.zero_grad_buffer()
             optimizer.zero_grad()
             with SentBytes() as sent:
-                passing = _peak_of_schedule(model, step, known)
+                transient = _peak_of_schedule(model, step, known)
                 optimizer.step()
         state = build_sharded_state(model, optimizer, is_loading=False)
         return {
             "weights": bytes_of(weights),
             "gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients),
             "optimizer": bytes_of(_optimizer_tensors(optimizer), known),
-            "passing": passing,
+            "transient": transient,
             "checkpoint": sum(gather_over_ranks(lambda: count_bytes(state))),
             "sent": sent.by_collective,
         }

@@ -4,7 +4,7 @@ from typing import Any
 
 from conf.schema import Objective, ParallelConfig, Recompute
 from launch.plan.memory import estimate_memory
-from launch.plan.shape import CPU, FP32, Shape
+from launch.plan.rank_shape import CPU_KERNELS, FP32, RankShape
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 from tests.bench.joint.memory import measure_memory
 from tests.bench.joint.parts import build_parts
@@ -16,7 +16,7 @@ def measure_slope(vocab_size: int, lengths: tuple[int, ...]) -> dict[str, Any]:
     """Bytes per clean token between the shortest and the longest sequence, measured and predicted; all points."""
     cases = [Case(length, vocab_size) for length in lengths]
     measured = [measure_memory(case, OURS, recompute=True)["live"] for case in cases]
-    predicted = [predict_passing(case) for case in cases]
+    predicted = [predict_transient(case) for case in cases]
     tokens = lengths[-1] - lengths[0]
     return {
         "lengths": lengths,
@@ -29,13 +29,13 @@ def measure_slope(vocab_size: int, lengths: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def predict_passing(case: Case) -> int:
-    """launch.plan's most bytes of activations, logits and working memory at a time."""
+def predict_transient(case: Case) -> int:
+    """Return launch.plan's most bytes of activations, logits and working memory at a time."""
     counts = build_input(case, Objective.joint).counts
-    shape = Shape(
+    shape = RankShape(
         model=case.model,
         parallel=ParallelConfig(recompute=Recompute.full),
-        kernels=CPU,
+        kernels=CPU_KERNELS,
         element_bytes=FP32,
         data_parallel=1,
         num_microbatches=1,
@@ -43,11 +43,11 @@ def predict_passing(case: Case) -> int:
         sequence_length=case.sequence_length,
         block_size=BLOCK_SIZE,
         doubled=True,
-        scored_rows=counts.clean + counts.masked,
+        num_scored_positions=counts.clean + counts.masked,
         chunk_rows=case.runtime.loss_chunk_rows,
     )
     (stage,) = estimate_memory(shape)
-    return stage.passing
+    return stage.transient
 
 
 def measure_head(case: Case) -> int:

@@ -11,10 +11,10 @@ from conf.composition.compose import compose_size
 from conf.schema import RunConfig
 from launch.plan import activations
 from launch.plan.communication import estimate_traffic
-from launch.plan.hardware import Hardware
-from launch.plan.memory import StageMemory, estimate_memory
-from launch.plan.plan import build_plan
-from launch.plan.shape import build_shape
+from launch.plan.hardware_profile import HardwareProfile
+from launch.plan.layout_plan import plan_layout
+from launch.plan.memory import PipelineStageMemory, estimate_memory
+from launch.plan.rank_shape import build_rank_shape
 from model.attention import split
 from model.megatron import head
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_SP
@@ -80,10 +80,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return measure(JOBS, tmp_path_factory.mktemp("plan"), timeout=240)
 
 
-def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, list[StageMemory]]:
+def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, list[PipelineStageMemory]]:
     """The configuration of a job, and the memory of each rank: a stage each, or all alike."""
     config = compose_size([*COMMON, *jobs[name]])
-    stages = estimate_memory(build_shape(config, NUM_RANKS))
+    stages = estimate_memory(build_rank_shape(config, NUM_RANKS))
     return config, stages if len(stages) == NUM_RANKS else stages * NUM_RANKS
 
 
@@ -105,20 +105,20 @@ def test_weights_gradients_and_optimizer_are_exact(name: str, measured: Measured
 @pytest.mark.parametrize("name", JOBS)
 def test_activations_and_logits_are_within_a_tenth(name: str, measured: Measured) -> None:
     for stage, found in zip(predict(name)[1], measured[name], strict=True):
-        assert stage.passing == pytest.approx(found["passing"], rel=TOLERANCE)
+        assert stage.transient == pytest.approx(found["transient"], rel=TOLERANCE)
 
 
 def test_logits_are_a_large_part_where_the_vocabulary_is() -> None:
     for name in ("ar_bf16_vocabulary", "joint_fp32_tp2_vocabulary"):
         last = predict(name)[1][-1]
-        assert last.logits > 0.25 * last.passing
+        assert last.logits > 0.25 * last.transient
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_messages_of_collectives_are_counted(name: str, measured: Measured) -> None:
     config, _ = predict(name)
     predicted: dict[str, int] = {}
-    for item in estimate_traffic(build_shape(config, NUM_RANKS)):
+    for item in estimate_traffic(build_rank_shape(config, NUM_RANKS)):
         predicted[item.operation] = predicted.get(item.operation, 0) + item.count * item.message_bytes
     for collective, bytes_ in predicted.items():
         found = max(rank["sent"].get(collective, 0) for rank in measured[name])
@@ -127,7 +127,7 @@ def test_messages_of_collectives_are_counted(name: str, measured: Measured) -> N
 
 @pytest.mark.parametrize("name", JOBS)
 def test_a_checkpoint_has_the_predicted_size(name: str, measured: Measured) -> None:
-    plan = build_plan(predict(name)[0], NUM_RANKS, Hardware())
+    plan = plan_layout(predict(name)[0], NUM_RANKS, HardwareProfile())
     assert plan.checkpoint_bytes == pytest.approx(measured[name][0]["checkpoint"], rel=0.01)
 
 
@@ -138,8 +138,8 @@ def test_every_combination_is_within_a_tenth(tmp_path: Path) -> None:
     wrong = []
     for name in EVERY:
         for stage, rank in zip(predict(name, EVERY)[1], found[name], strict=True):
-            if stage.passing != pytest.approx(rank["passing"], rel=TOLERANCE) or stage.weights != rank["weights"]:
-                wrong.append(f"{name}: predicted {stage.passing}, found {rank['passing']}")
+            if stage.transient != pytest.approx(rank["transient"], rel=TOLERANCE) or stage.weights != rank["weights"]:
+                wrong.append(f"{name}: predicted {stage.transient}, found {rank['passing']}")
     assert not wrong, "\n".join(wrong)
 
 
@@ -152,6 +152,6 @@ def test_the_gpus_kernels_keep_what_is_predicted(stage: str, recompute: str) -> 
     overrides = [f"stage={stage}", "model=ministral3_3b", "model.num_layers=4", f"parallel.recompute={recompute}"]
     config = compose_size([*overrides, "train.tokens=1e9", "train.global_batch_size=2", "stage.noise_epsilon=0.9999"])
     found = measure_step(config)
-    (predicted,) = estimate_memory(build_shape(config, 1))
+    (predicted,) = estimate_memory(build_rank_shape(config, 1))
     assert predicted.weights == found["weights"]
-    assert predicted.passing == pytest.approx(found["passing"], rel=TOLERANCE)
+    assert predicted.transient == pytest.approx(found["transient"], rel=TOLERANCE)

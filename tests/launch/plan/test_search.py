@@ -4,15 +4,15 @@ import pytest
 
 from conf.composition.compose import compose_size
 from conf.rules.run import check_rules
-from launch.plan.hardware import GIGA, Hardware
-from launch.plan.plan import build_plan
+from launch.plan.hardware_profile import GIGA, HardwareProfile
+from launch.plan.layout_plan import plan_layout
 from launch.plan.search import Search, search_layouts
-from launch.plan.search_report import explain_failure
+from launch.plan.tables import explain_failure
 from tests.helpers.layouts import H100_TP2
 
 
 def search(*overrides: str, gpus: int = 64, **hardware: float) -> Search:
-    return search_layouts(compose_size(list(overrides)), gpus, Hardware(**hardware))  # type: ignore[arg-type]
+    return search_layouts(compose_size(list(overrides)), gpus, HardwareProfile(**hardware))  # type: ignore[arg-type]
 
 
 def test_layouts_fit_obey_the_rules_and_come_fastest_first() -> None:
@@ -20,7 +20,7 @@ def test_layouts_fit_obey_the_rules_and_come_fastest_first() -> None:
     assert len(found.feasible) > 10
     for plan in found.feasible:
         check_rules(plan.config, 64)
-        assert plan.worst.total <= Hardware().usable_bytes
+        assert plan.fullest.total <= HardwareProfile().usable_bytes
         assert plan.config.parallel.tensor_parallel <= 8
     times = [plan.time.total for plan in found.feasible]
     assert times == sorted(times)
@@ -52,7 +52,7 @@ def test_less_memory_leaves_fewer_layouts() -> None:
 def test_without_room_the_nearest_layout_and_what_is_missing_are_named() -> None:
     found = search("experiment=nld_14b_sft", gpus=8, memory_bytes=24 * GIGA)
     assert not found.feasible
-    message = explain_failure(found, Hardware(memory_bytes=24 * GIGA))
+    message = explain_failure(found, HardwareProfile(memory_bytes=24 * GIGA))
     assert "GB too much" in message
     assert "parallel.recompute=full" in message
 
@@ -60,19 +60,21 @@ def test_without_room_the_nearest_layout_and_what_is_missing_are_named() -> None
 def test_without_a_layout_the_rule_is_named() -> None:
     found = search("experiment=nld_8b_ar", "train.global_batch_size=2", gpus=96)
     assert not found.feasible
-    assert "train.global_batch_size" in explain_failure(found, Hardware())
+    assert "train.global_batch_size" in explain_failure(found, HardwareProfile())
 
 
-def test_what_is_computed_again_costs_time_and_frees_memory() -> None:
+def test_recomputation_costs_time_and_frees_memory() -> None:
     given = ["experiment=nld_8b_joint", *H100_TP2, "train.micro_batch_size=1"]
     kinds = ("none", "elementwise", "selective", "full")
-    plans = {kind: build_plan(compose_size([*given, f"parallel.recompute={kind}"]), 64, Hardware()) for kind in kinds}
+    plans = {
+        kind: plan_layout(compose_size([*given, f"parallel.recompute={kind}"]), 64, HardwareProfile()) for kind in kinds
+    }
     seconds = [plan.time.total for plan in plans.values()]
     assert seconds == sorted(seconds)
-    assert plans["full"].worst.total < plans["elementwise"].worst.total < plans["none"].worst.total
-    # 16 microbatches of 2 * 4096 rows, 34 layers, gate, up and product in bf16, halved; norms are Transformer Engine's.
-    again = 16 * 34 * 8192 * 3 * 14336 * 2 / 2
-    assert plans["elementwise"].time.recomputation == pytest.approx(again / Hardware().memory_bandwidth)
+    assert plans["full"].fullest.total < plans["elementwise"].fullest.total < plans["none"].fullest.total
+    # 16 microbatches of 2 * 4096 positions, 34 layers, gate, up and output in bf16 over 2 ranks; norms are fused.
+    bytes_moved = 16 * 34 * 8192 * 3 * 14336 * 2 / 2
+    assert plans["elementwise"].time.recomputation == pytest.approx(bytes_moved / HardwareProfile().memory_bandwidth)
     sent = [sum(item.sent_bytes for item in plans[kind].traffic) for kind in ("none", "elementwise")]
     assert sent[0] == sent[1]
 
@@ -83,7 +85,7 @@ def test_a_slower_network_makes_data_parallelism_dearer(overlap: str) -> None:
         ["experiment=nld_3b_ar", f"parallel.overlap_grad_reduce={overlap}", f"parallel.overlap_param_gather={overlap}"]
     )
     fast, slow = (
-        search_layouts(config, 64, Hardware(network_bandwidth=bandwidth * GIGA)).feasible[0].time.total
+        search_layouts(config, 64, HardwareProfile(network_bandwidth=bandwidth * GIGA)).feasible[0].time.total
         for bandwidth in (50, 1)
     )
     assert slow > fast

@@ -1,4 +1,4 @@
-"""What one optimizer step computes: rows, pairs that attend, and useful FLOPs (pretrain/reporting/flops.py)."""
+"""Count what one optimizer step computes: positions, attended pairs and useful FLOPs (pretrain/reporting/flops.py)."""
 
 from dataclasses import dataclass
 
@@ -8,45 +8,49 @@ from pretrain.reporting.flops import StepFlops, count_document_pairs, count_step
 
 @dataclass(frozen=True)
 class StepWork:
-    """One step of the global batch.
+    """Count one step of the global batch.
 
-    tokens: clean ones. rows: of all forwards. pairs: rows that see each other. scored_rows: expected, with every token
-    scored (chats score answers alone). flops: useful ones, forward and backward.
+    tokens: clean ones. positions: of all forwards. attended_pairs: (query, key) pairs that the mask allows.
+    scored_positions: expected number if every token is scored (of chats only responses are). flops: useful ones,
+    forward and backward.
     """
 
     tokens: int
-    rows: int
-    pairs: int
-    scored_rows: float
+    positions: int
+    attended_pairs: int
+    scored_positions: float
     flops: StepFlops
 
     @property
     def total_flops(self) -> float:
-        """Of all parts."""
+        """FLOPs of all parts."""
         return sum(self.flops)
 
     @property
     def flops_per_token(self) -> float:
-        """Per clean token."""
+        """FLOPs per clean token."""
         return self.total_flops / self.tokens
 
 
 def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWork:
-    """document_tokens: length of every document but a sequence's last; None is one document per sequence."""
+    """Count the work of a configuration.
+
+    document_tokens: length of every document except the last of a sequence; None: one document per sequence.
+    """
     doubled = config.stage.objective is Objective.joint
     sequences, length = config.train.global_batch_size, config.data.sequence_length
     documents = split_into_documents(config, document_tokens)
     pairs = sequences * sum(count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
     tokens = config.tokens_per_step
-    rows = tokens * config.stage.positions_per_token
-    # A document's first token has no row before it. Masking probabilities are uniform in [epsilon, 1].
+    positions = tokens * config.stage.positions_per_token
+    # Nothing precedes a document's first token that could predict it. Masking probabilities are uniform.
     masked = length * (1 + config.stage.noise_epsilon) / 2 if doubled else 0
     scored = sequences * (length - len(documents) + masked)
-    return StepWork(tokens, rows, pairs, scored, count_step_flops(config.model, rows, pairs, round(scored)))
+    return StepWork(tokens, positions, pairs, scored, count_step_flops(config.model, positions, pairs, round(scored)))
 
 
 def split_into_documents(config: RunConfig, document_tokens: int | None) -> list[int]:
-    """Lengths of a sequence's documents, as attention sees them."""
+    """Return the lengths of a sequence's documents, as attention sees them."""
     length = config.data.sequence_length
     if document_tokens is None or not config.data.isolate_documents:
         return [length]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 from conf.composition.compose import compose_size
 from conf.schema import AttentionBackend, RunConfig, RuntimeConfig
 from data_pipeline.batch import Batch
-from launch.plan.work import count_work
+from launch.plan.step_work import count_work
 from model.attention.layout import compute_dense_mask
 from model.attention.plan import PlanBuilder, build_regular_layout
 from model.megatron.build import build_model_chunks
@@ -29,7 +29,7 @@ def compose(stage: str, *overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
 @pytest.mark.parametrize(("length", "block_size"), SIZES)
-def test_pairs_are_the_sum_of_the_dense_mask(length: int, block_size: int, doubled: bool) -> None:
+def test_attended_pairs_are_the_sum_of_the_dense_mask(length: int, block_size: int, doubled: bool) -> None:
     mask = compute_dense_mask(build_regular_layout(length, block_size, doubled))
     assert count_document_pairs(length, block_size, doubled) == int(mask.sum())
 
@@ -41,7 +41,7 @@ def test_the_closed_forms_are_those_of_whole_blocks() -> None:
 
 
 @pytest.mark.parametrize("stage", ["ar", "joint"])
-def test_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage: str) -> None:
+def test_attended_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage: str) -> None:
     config = compose(stage)
     lengths = torch.tensor([48, 48, 32])
     documents = torch.repeat_interleave(torch.arange(3), lengths)[None]
@@ -49,12 +49,12 @@ def test_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage: str) -> 
     blocks = torch.cumsum(positions % 32 == 0, dim=1) - 1
     regular = build_regular_layout(128, 32, doubled=stage == "joint")
     packed = type(regular)(documents, blocks, positions, regular.block_padding, regular.doubled)
-    assert count_work(config, document_tokens=48).pairs == int(compute_dense_mask(packed).sum())
+    assert count_work(config, document_tokens=48).attended_pairs == int(compute_dense_mask(packed).sum())
 
 
 def test_documents_that_see_each_other_are_one() -> None:
     config = compose("ar", "data.isolate_documents=false")
-    assert count_work(config, document_tokens=16).pairs == count_document_pairs(128, 32, doubled=False)
+    assert count_work(config, document_tokens=16).attended_pairs == count_document_pairs(128, 32, doubled=False)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def single_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("stage", ["ar", "joint"])
-def test_products_with_weights_are_those_torch_counts_in_the_model(stage: str, single_process: None) -> None:
-    # Fully masked, so that the expected number of scored rows is the real one.
+def test_matmuls_with_weights_are_those_torch_counts_in_the_model(stage: str, single_process: None) -> None:
+    # Fully masked, so that the expected number of scored positions is the real one.
     config = compose(stage, "stage.noise_epsilon=0.99999")
     item = build_input(config)
     (chunk,) = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
@@ -79,7 +79,7 @@ def test_products_with_weights_are_those_torch_counts_in_the_model(stage: str, s
         loss.backward()
     work = count_work(config)
     assert work.flops.layers + work.flops.head == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert (work.rows, work.pairs) == (item.counts.rows, item.counts.pairs)
+    assert (work.positions, work.attended_pairs) == (item.counts.rows, item.counts.pairs)
 
 
 def count_in_place(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
@@ -108,7 +108,7 @@ def build_input(config: RunConfig) -> ForwardInput:
     return build_joint_input(NoisyBatch(batch, tokens, everywhere, torch.ones_like(tokens, dtype=torch.float32)))
 
 
-def test_attention_flops_are_those_of_plain_products_over_the_pairs() -> None:
+def test_attention_flops_are_those_of_plain_matmuls_over_the_pairs() -> None:
     config = compose("ar", "data.sequence_length=1", "stage.block_size=1")
     model, rows = config.model, 24
     shape = (model.num_attention_heads, rows, model.head_dim)
@@ -119,7 +119,7 @@ def test_attention_flops_are_those_of_plain_products_over_the_pairs() -> None:
     assert rows * rows * per_pair == counter.get_total_flops() * model.num_layers
 
 
-def test_a_joint_token_costs_two_rows_and_half_another_head() -> None:
+def test_a_joint_token_costs_two_positions_and_half_another_head() -> None:
     ar, joint = (count_work(compose(stage)).flops for stage in ("ar", "joint"))
     assert joint.layers == 2 * ar.layers
     assert joint.head == pytest.approx(1.5 * ar.head, rel=0.01)

@@ -1,0 +1,101 @@
+"""Derive one rank's share of a run, from which every estimate starts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from conf.rules.layout import data_parallel_size, num_microbatches
+from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
+
+FP32 = Dtype.fp32.num_bytes  # bytes per element of gradients, optimizer state and statistics
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Name the implementation of the layers, which decides what is saved for the backward pass.
+
+    attention: flex or split. transformer_engine: Transformer Engine's layers, otherwise megatron-core's own.
+    """
+
+    attention: AttentionBackend
+    transformer_engine: bool
+
+
+GPU_KERNELS = Kernels(AttentionBackend.flex, transformer_engine=True)
+CPU_KERNELS = Kernels(AttentionBackend.split, transformer_engine=False)
+
+
+@dataclass(frozen=True)
+class RankShape:
+    """Describe one rank's share of a run.
+
+    element_bytes: of weights and activations. micro_batch_size: sequences per forward. num_microbatches: per rank and
+    step. doubled: sequences are [noisy | clean]. num_scored_positions: of a microbatch on a rank, at most: with every
+    token scored and masked. chunk_rows: rows of logits that the head holds at a time.
+    """
+
+    model: ModelConfig
+    parallel: ParallelConfig
+    kernels: Kernels
+    element_bytes: int
+    data_parallel: int
+    num_microbatches: int
+    micro_batch_size: int
+    sequence_length: int
+    block_size: int
+    doubled: bool
+    num_scored_positions: int
+    chunk_rows: int
+
+    @cached_property
+    def local_length(self) -> int:
+        """Clean tokens of a sequence on a rank."""
+        return self.sequence_length // self.parallel.context_parallel
+
+    @cached_property
+    def num_positions(self) -> int:
+        """Positions of a forward on a rank: its tokens, twice where sequences are doubled."""
+        return self.micro_batch_size * self.local_length * (2 if self.doubled else 1)
+
+    @cached_property
+    def num_key_positions(self) -> int:
+        """Positions whose keys a rank's attention sees: its noisy ones, and the clean ones of whole sequences."""
+        return self.micro_batch_size * (self.sequence_length + (self.local_length if self.doubled else 0))
+
+    @cached_property
+    def data_ranks(self) -> int:
+        """Data-parallel times context-parallel ranks, which hold the same weights."""
+        return self.data_parallel * self.parallel.context_parallel
+
+    @cached_property
+    def num_stream_positions(self) -> int:
+        """Positions of the residual stream on a rank."""
+        degree = self.parallel.tensor_parallel if self.parallel.sequence_parallel else 1
+        return self.num_positions // degree
+
+    @cached_property
+    def layers_per_chunk(self) -> int:
+        """Layers of one model chunk: of a pipeline stage, or of each of its virtual stages."""
+        return self.model.num_layers // (self.parallel.pipeline_parallel * self.parallel.virtual_pipeline_parallel)
+
+    @cached_property
+    def stream_bytes(self) -> int:
+        """Bytes of a microbatch's residual stream on a rank, which is what pipeline stages send."""
+        return self.num_stream_positions * self.model.hidden_size * self.element_bytes
+
+
+def build_rank_shape(config: RunConfig, num_gpus: int) -> RankShape:
+    """Build the shape of a configuration that its rules allow on `num_gpus` ranks."""
+    return RankShape(
+        model=config.model,
+        parallel=config.parallel,
+        kernels=CPU_KERNELS if config.runtime.device is Device.cpu else GPU_KERNELS,
+        element_bytes=config.precision.dtype.num_bytes,
+        data_parallel=data_parallel_size(config, num_gpus),
+        num_microbatches=num_microbatches(config, num_gpus),
+        micro_batch_size=config.train.micro_batch_size,
+        sequence_length=config.data.sequence_length,
+        block_size=config.stage.block_size,
+        doubled=config.stage.objective is Objective.joint,
+        num_scored_positions=config.positions_per_forward,
+        chunk_rows=config.runtime.loss_chunk_rows,
+    )
