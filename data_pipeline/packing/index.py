@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,11 +18,14 @@ import numpy as np
 
 from conf.system.atomic import atomic_file, atomic_write_text
 from conf.system.lock import wait_for_lock
+from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts, PackingIndex
 from data_pipeline.storage.manifest import Stamp
 from data_pipeline.storage.tokens import StoredTokens
 
 VERSION = 1
+# Names of counts on disk, where they are not those of PackingCounts: indexes of the first version stay valid.
+COUNTS_ON_DISK = {"block_padding_tokens": "completion_rows", "padding_tokens": "filler_rows"}
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +53,7 @@ class PackingIndexBuilder:
 
     def _choose_path(self) -> Path:
         """Of the index's files, without their endings: beside the data, else in this user's temporary folder."""
-        packing = [VERSION, type(self.packer).__name__, repr(self.packer.form), CHATS_PER_WINDOW]
+        packing = [VERSION, type(self.packer).__name__, _spell_form(self.packer.form), CHATS_PER_WINDOW]
         identity = json.dumps([*packing, self.stored.sha256])
         name = f"packing_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         folder = self.stored.path if self.stored.manifest else self.stored.path.parent
@@ -74,7 +77,8 @@ class PackingIndexBuilder:
         logger.info("%s: packing %d shards into sequences of %d", self.stored.path, self.stored.num_shards, length)
         with atomic_file(_entries_path(path)) as file:
             starts, counts = self._write(file)
-        values = {"counts": asdict(counts), "starts": starts, "stamps": stamps}
+        named = {COUNTS_ON_DISK.get(name, name): count for name, count in asdict(counts).items()}
+        values = {"counts": named, "starts": starts, "stamps": stamps}
         atomic_write_text(_manifest_path(path), json.dumps(values) + "\n")
         return _map(path, values)
 
@@ -87,6 +91,15 @@ class PackingIndexBuilder:
             counts += of_shard
             starts.append([starts[-1][0] + len(entries), counts.sequences])
         return starts, counts
+
+
+def _spell_form(form: SequenceForm) -> str:
+    """Return the form as the first version spelled it: the hash of this text names the index's files."""
+    return (
+        f"SequenceForm(sequence_length={form.sequence_length}, block_size={form.block_size}, "
+        f"alignment={form.alignment}, isolate_documents={form.isolate_documents}, "
+        f"completion_loss={form.block_padding_loss}, overlong_chats={form.overlong_chats!r})"
+    )
 
 
 def _entries_path(path: Path) -> Path:
@@ -125,5 +138,8 @@ def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
     entries = np.zeros((0, 2), dtype=np.int32)
     if num_entries:
         entries = np.memmap(_entries_path(path), dtype=np.int32, mode="r", shape=(num_entries, 2))
-    counts = PackingCounts(**values["counts"])
+    named = values["counts"]
+    counts = PackingCounts(
+        **{item.name: named[COUNTS_ON_DISK.get(item.name, item.name)] for item in fields(PackingCounts)}
+    )
     return PackingIndex(entries, [start[0] for start in starts], [start[1] for start in starts], counts)
