@@ -17,8 +17,8 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
-from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.statistics import compute_distinct_share
+from model.evaluate.variants import LINEAR_ADAPTER
 from model.export.draft_adapter import ADAPTER_FOLDER, check_adapter
 from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC
 

@@ -14,7 +14,7 @@ from conf.system.errors import UserError
 from launch.quickstart.folder import QuickstartFolder, load_json
 from launch.quickstart.loss_curves import StageCurves, load_curves
 from launch.quickstart.phases import NUM_PROCESSES
-from model.commands.modes import LINEAR_ADAPTER
+from model.evaluate.variants import LINEAR_ADAPTER
 from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC
 
 MEASURED_MODES = (AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, LINEAR_ADAPTER)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from model.commands.modes import LINEAR_ADAPTER, choose_variants
 from model.evaluate.decoder import Track
 from model.evaluate.evaluation import evaluate_modes
 from model.evaluate.judging import JudgedBatch
@@ -20,6 +19,7 @@ from model.evaluate.statistics import (
     divide_sums,
     summarize,
 )
+from model.evaluate.variants import LINEAR_ADAPTER, choose_variants
 from model.hf.options import AR, LINEAR
 
 # Settings that decide the numbers; the others have no effect here.

@@ -3,7 +3,6 @@
 from typing import Any
 
 from lora.evaluate.gain import DrafterEvaluation, GroupGain
-from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.picture_style import (
     DASHES,
     GRID,
@@ -16,6 +15,7 @@ from model.evaluate.picture_style import (
     style_axes,
     write,
 )
+from model.evaluate.variants import LINEAR_ADAPTER
 from model.hf.options import LINEAR
 
 _WITHOUT, _WITH = "#94a3b8", "#2563eb"

@@ -12,10 +12,10 @@ from rich.text import Text
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from lora.evaluate.gain import DrafterEvaluation, GroupGain
 from lora.evaluate.gain_picture import draw_gain
-from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.judging import JudgedBatch
 from model.evaluate.statistics import AgreementCounts, ModeNumbers
 from model.evaluate.tables import FEW_4GRAMS, describe_agreement, mark_loops
+from model.evaluate.variants import LINEAR_ADAPTER
 from model.hf.options import AR, LINEAR
 
 GAIN_REPORT_FILE, GAIN_PICTURE_FILE = "evaluation.json", "evaluation.png"

@@ -1,1 +1,1 @@
-"""Talking to an exported checkpoint in the terminal: `python -m model.chat DIR`."""
+"""Chats with an exported checkpoint in the terminal: `python -m model.chat DIR`. See README.md."""

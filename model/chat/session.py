@@ -1,28 +1,59 @@
-"""One conversation: its messages, and how the next answer is decoded. Knows nothing of terminals."""
+"""One conversation: its messages, and how the next response is decoded and streamed. Knows nothing of terminals."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast, TextStreamer
 
 from conf.system.errors import UserError
-from model.chat.load import ChatModel
-from model.chat.options import ChatOptions, check_text
-from model.chat.stream import AnswerStreamer
+from model.chat.chat_model import ChatModel
+from model.commands.prompt_records import check_text
 from model.export.load import find_think_ids
 from model.hf.decoding import decode
 from model.hf.options import MODES, DecodeOptions
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One finished answer.
+class ChatOptions:
+    """How responses are decoded; None takes the default of the shipped DecodeOptions.
 
-    text: without the stop token. new_tokens: with it. num_forwards: model calls, the prefill included.
-    seconds: of decoding, the prefill included. stopped: `eos` or `length`.
+    Attributes:
+        mode: one of MODES.
+        max_new_tokens: most tokens of one response, the end of turn included.
+        temperature: as in DecodeOptions, and so are the other fields.
+    """
+
+    mode: str
+    max_new_tokens: int
+    temperature: float = 0.0
+    block_length: int | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    threshold: float | None = None
+    mask_groups: int | None = None
+    thinking_budget: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return fields of DecodeOptions, without max_new_tokens, which depends on the prompt."""
+        own = {"mode", "max_new_tokens"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+
+
+@dataclass(frozen=True)
+class ChatResponse:
+    """One finished response.
+
+    Attributes:
+        text: without the stop token.
+        mode: the mode that decoded it.
+        new_tokens: number of tokens, the stop token included.
+        num_forwards: model calls, the prefill included.
+        seconds: decoding time, the prefill included.
+        stopped: `eos` or `length`.
     """
 
     text: str
@@ -44,12 +75,18 @@ class Answer:
 
 
 class ChatSession:
-    """A conversation with a model. `options` may be exchanged between answers."""
+    """A conversation with a model. `options` may be replaced between responses."""
 
     def __init__(self, chat_model: ChatModel, options: ChatOptions, system: str | None = None):
-        """system: text of a system message that stays when the conversation is reset.
+        """Begin a conversation.
 
-        Raises: UserError if that is no text, or if there is a thinking budget and the tokenizer has no <think>.
+        Args:
+            chat_model: the loaded checkpoint.
+            options: how responses are decoded.
+            system: text of a system message, which survives a reset.
+
+        Raises:
+            UserError: `system` is empty, or there is a thinking budget and the tokenizer has no <think>.
         """
         self.options = options
         self._chat_model = chat_model
@@ -62,46 +99,51 @@ class ChatSession:
         self.messages = list(self._opening)
 
     def set_mode(self, mode: str) -> None:
-        """Decode further answers in another mode. Raises: UserError if there is no such mode."""
+        """Decode further responses in another mode. Raises: UserError if there is no such mode."""
         if mode not in MODES:
             raise UserError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
         self.options = replace(self.options, mode=mode)
 
-    def ask(self, prompt: str, write: Callable[[str], None] = lambda text: None) -> Answer:
-        """The answer to `prompt`, after all messages before; both join the conversation.
+    def ask(self, prompt: str, write: Callable[[str], None] = lambda text: None) -> ChatResponse:
+        """Respond to `prompt` after all earlier messages; both join the conversation.
 
-        write: gets the text in pieces while it is decoded. After a KeyboardInterrupt what has been written so far
-        counts as the answer; without any the conversation is as it was.
+        After a KeyboardInterrupt the text written so far counts as the response; without any, the conversation is
+        unchanged.
 
-        Raises: UserError if the prompt cannot be rendered or is too long; the conversation is then as it was.
+        Args:
+            prompt: the user's message.
+            write: receives text while it is decoded.
+
+        Raises:
+            UserError: the prompt cannot be rendered or is too long; the conversation is unchanged.
         """
         messages = [*self.messages, {"role": "user", "content": check_text(prompt, "the prompt")}]
         prompt_ids = self._render(messages)
-        streamer = AnswerStreamer(self._chat_model.tokenizer, self._chat_model.stop_ids, write)
+        streamer = ResponseStreamer(self._chat_model.tokenizer, self._chat_model.stop_ids, write)
         try:
-            answer = self._decode(prompt_ids, streamer)
+            response = self._decode(prompt_ids, streamer)
         except KeyboardInterrupt:
             streamer.end()
             if streamer.text:
                 self.messages = [*messages, {"role": "assistant", "content": streamer.text}]
             raise
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        return answer
+        self.messages = [*messages, {"role": "assistant", "content": response.text}]
+        return response
 
     def _render(self, messages: list[dict[str, str]]) -> Tensor:
-        """Token ids [1, P] of the conversation up to where the assistant begins to speak."""
+        """Return the token ids [1, P] of the conversation up to where the assistant begins to speak."""
         try:
             encoded: Any = self._chat_model.tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
-        except Exception as error:  # whatever a template raises
+        except Exception as error:  # a template may raise anything
             raise UserError(f"the checkpoint's chat template rejects the messages: {error}") from None
         return encoded["input_ids"]
 
-    def _decode(self, prompt_ids: Tensor, streamer: AnswerStreamer) -> Answer:
+    def _decode(self, prompt_ids: Tensor, streamer: "ResponseStreamer") -> ChatResponse:
         options, model, stop_ids = self.options, self._chat_model.model, self._chat_model.stop_ids
         decode_options = DecodeOptions(
-            max_new_tokens=min(options.max_new_tokens, self._room_behind(prompt_ids)),
+            max_new_tokens=min(options.max_new_tokens, self._count_free_positions(prompt_ids)),
             eos_token_id=stop_ids,
             streamer=streamer,
             **options.arguments(),
@@ -112,24 +154,56 @@ class ChatSession:
             result = decode(model, options.mode, prompt_ids, decode_options)
         except torch.OutOfMemoryError:
             raise UserError("the device ran out of memory: shorten the conversation, or use --device cpu") from None
-        except ValueError as error:  # options or tokens that only the model can judge
+        except ValueError as error:  # only the model can judge some options and tokens
             raise UserError(f"{error}") from None
         seconds = time.perf_counter() - begin
         stopped = "eos" if int(result.output_ids[0, -1]) in stop_ids else "length"
-        return Answer(streamer.text, options.mode, result.num_new_tokens[0], result.num_forwards, seconds, stopped)
+        return ChatResponse(
+            streamer.text, options.mode, result.num_new_tokens[0], result.num_forwards, seconds, stopped
+        )
 
     def _find_think_ids(self) -> dict[str, Any]:
-        """The field of DecodeOptions that a thinking budget needs beside it."""
+        """Return the further field of DecodeOptions that a thinking budget needs."""
         if self.options.thinking_budget is None:
             return {}
         return {"think_token_ids": find_think_ids(self._chat_model.tokenizer)}
 
-    def _room_behind(self, prompt_ids: Tensor) -> int:
-        """Positions left for the answer. Raises: UserError if there are none."""
+    def _count_free_positions(self, prompt_ids: Tensor) -> int:
+        """Return the positions left for the response. Raises: UserError if there are none."""
         length, limit = prompt_ids.shape[1], self._chat_model.model.config.max_position_embeddings
         if length >= limit:
             raise UserError(
-                f"the conversation has {length} tokens, the model no more than {limit} positions: shorten the prompt, "
-                "or begin anew (/reset)"
+                f"the conversation has {length} tokens, but the model only {limit} positions: shorten the prompt, "
+                "or start a new conversation (/reset)"
             )
         return limit - length
+
+
+class ResponseStreamer(TextStreamer):
+    """Writes a response word by word, never a part of a character, and without the stop token.
+
+    Other special tokens are written: `<think>` belongs to the response.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stop_ids: tuple[int, ...], write: Callable[[str], None]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        self._stop_ids, self._write = stop_ids, write
+        self._shown_ids: list[int] = []
+
+    @property
+    def text(self) -> str:
+        """The whole response so far."""
+        return str(self.tokenizer.decode(self._shown_ids, **self.decode_kwargs))
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt [1, P] first, then new tokens [n]."""
+        if not self.next_tokens_are_prompt:
+            shown = [token for token in value.tolist() if token not in self._stop_ids]
+            self._shown_ids += shown
+            value = torch.tensor(shown, dtype=torch.long)
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Write text that later tokens cannot change."""
+        if text:
+            self._write(text)

@@ -1,29 +1,29 @@
-"""The conversation in a terminal: prompt line, streamed answers, commands."""
+"""Runs a conversation in a terminal: prompt line, streamed responses, commands."""
 
 from collections.abc import Callable
 
 from rich.console import Console
 
 from conf.system.errors import UserError
-from model.chat.session import Answer, ChatSession
+from model.chat.session import ChatResponse, ChatSession
 from model.hf.options import MODES
 
 COMMANDS = "/reset, /mode NAME, /exit"
-# Characters that would steer the terminal; new line and tab are text.
+# Characters that would control the terminal; new line and tab are text.
 _CONTROL = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 def run_conversation(session: ChatSession, console: Console, read_line: Callable[[], str]) -> None:
-    """Answer lines until /exit or the end of the input. read_line: raises EOFError at its end, as `input` does."""
+    """Respond to lines until /exit or the end of input, where `read_line` raises EOFError as `input` does."""
     while True:
         try:
             line = read_line().strip()
             if line == "/exit":
                 return
             if line.startswith("/"):
-                console.print(_obey(session, line), style="dim", markup=False)
+                console.print(_run_command(session, line), style="dim", markup=False)
             elif line:
-                _answer(session, console, line)
+                _respond(session, console, line)
         except EOFError:
             console.print()
             return
@@ -35,12 +35,12 @@ def run_conversation(session: ChatSession, console: Console, read_line: Callable
             console.print(f"error: {error}", style="red", markup=False)
 
 
-def _obey(session: ChatSession, line: str) -> str:
-    """Carry out a command; returns what to tell. Raises: UserError for an unknown one."""
+def _run_command(session: ChatSession, line: str) -> str:
+    """Run a command and return the line to print. Raises: UserError for an unknown one."""
     command, _, argument = line.partition(" ")
     if command == "/reset" and not argument:
         session.reset()
-        return "the conversation begins anew"
+        return "new conversation"
     if command == "/mode":
         if argument:
             session.set_mode(argument.strip())
@@ -48,18 +48,18 @@ def _obey(session: ChatSession, line: str) -> str:
     raise UserError(f"there is no command {line!r}: commands are {COMMANDS}")
 
 
-def _answer(session: ChatSession, console: Console, prompt: str) -> None:
-    """Stream one answer and its numbers; Ctrl-C ends the answer, not the chat."""
+def _respond(session: ChatSession, console: Console, prompt: str) -> None:
+    """Stream one response and its numbers; Ctrl-C ends the response, not the chat."""
     try:
-        answer = session.ask(prompt, build_writer(console))
+        response = session.ask(prompt, build_writer(console))
     except KeyboardInterrupt:
         console.print("\ninterrupted", style="dim")
         return
-    console.print(f"\n{describe(answer)}", style="dim")
+    console.print(f"\n{describe_response(response)}", style="dim")
 
 
 def build_writer(console: Console) -> Callable[[str], None]:
-    """Writes pieces of text at once and as they are; to a terminal without characters that would steer it."""
+    """Return a function that writes text immediately; a terminal gets no characters that would control it."""
 
     def write(text: str) -> None:
         console.file.write(text.translate(_CONTROL) if console.is_terminal else text)
@@ -68,10 +68,10 @@ def build_writer(console: Console) -> Callable[[str], None]:
     return write
 
 
-def describe(answer: Answer) -> str:
-    """The numbers of one answer in a line."""
-    cut = " · cut at the length limit" if answer.stopped == "length" else ""
+def describe_response(response: ChatResponse) -> str:
+    """Format the numbers of one response in a line."""
+    cut = " · cut at the length limit" if response.stopped == "length" else ""
     return (
-        f"{answer.new_tokens} tokens · {answer.num_forwards} forwards · {answer.tokens_per_forward:.2f} tokens/forward"
-        f" · {answer.tokens_per_second:.0f} tokens/s{cut}"
+        f"{response.new_tokens} tokens · {response.num_forwards} forwards · "
+        f"{response.tokens_per_forward:.2f} tokens/forward · {response.tokens_per_second:.0f} tokens/s{cut}"
     )

@@ -1,4 +1,1 @@
-"""What the commands that decode an export share: modes by name, decoding options, prompts from files. No torch here.
-
-The decode loops themselves are the files shipped with exports, in model/hf/.
-"""
+"""What the commands that decode an export share: their decoding options, and prompts from files. No torch here."""

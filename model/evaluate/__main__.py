@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from conf.system.entry import count, exit_status, quiet_libraries
 from conf.system.errors import UserError
 from model.commands.decoding_options import add_choice_options, check_modes, check_sampling, probability
-from model.commands.modes import choose_variants
 from model.evaluate import command_line
 from model.evaluate.options import EvaluationOptions
+from model.evaluate.variants import choose_variants
 from model.hf.options import MODES, SPECULATIVE
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from conf.system.errors import UserError
-from model.commands.modes import Variant
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.evaluate.variants import Variant
 from model.hf.decoding import decode
 from model.hf.layers import DraftAdapter
 from model.hf.options import DecodeOptions

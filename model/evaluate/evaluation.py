@@ -7,13 +7,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
-from model.commands.modes import Variant
 from model.evaluate.ceiling import Ceiling, add_ceilings, measure_ceiling
 from model.evaluate.decoder import BatchDecoder, Track, decode_all
 from model.evaluate.judging import Agreement, BatchJudge, JudgedBatch, require_tokenizer
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt, check_masks, check_room, make_batches
 from model.evaluate.statistics import GroupNumbers, summarize
+from model.evaluate.variants import Variant
 from model.export.load import find_stop_ids, find_think_ids
 from model.hf.layers import DraftAdapter
 from model.hf.options import AR

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from model.commands.modes import Variant
 from model.evaluate.evaluation import Evaluation
 from model.evaluate.picture_style import (
     COLORS,
@@ -24,6 +23,7 @@ from model.evaluate.picture_style import (
     style_axes,
 )
 from model.evaluate.statistics import ModeNumbers
+from model.evaluate.variants import Variant
 from model.hf.options import AR
 
 INCHES_PER_VARIANT, INCHES_AROUND = 0.5, 1.7

@@ -6,9 +6,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from model.commands.modes import Variant
 from model.evaluate.evaluation import Evaluation
 from model.evaluate.statistics import AgreementCounts, ModeNumbers, Percentiles
+from model.evaluate.variants import Variant
 from model.hf.options import AR
 
 FEW_4GRAMS = 0.5  # below this share half of the text repeats itself

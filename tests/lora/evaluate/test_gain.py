@@ -10,11 +10,11 @@ import pytest
 
 from conf.system.errors import UserError
 from lora.evaluate.gain import bootstrap_gain, compute_gain_percent, evaluate_drafter, summarize_gain
-from model.commands.modes import LINEAR_ADAPTER
 from model.evaluate.decoder import Decoded
 from model.evaluate.judging import Agreement, JudgedBatch
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.evaluate.variants import LINEAR_ADAPTER
 from model.export.load import attach_adapter
 from model.hf.layers import find_draft_adapters
 from model.hf.options import AR, LINEAR

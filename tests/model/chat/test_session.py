@@ -8,10 +8,8 @@ import torch
 
 from conf.system.errors import UserError
 from model.chat import session as session_module
-from model.chat.load import load_chat_model
-from model.chat.options import ChatOptions
-from model.chat.session import ChatSession
-from model.chat.stream import AnswerStreamer
+from model.chat.chat_model import load_chat_model
+from model.chat.session import ChatOptions, ChatSession, ResponseStreamer
 from model.hf.options import MODES
 
 
@@ -150,7 +148,7 @@ def test_parts_of_a_character_are_never_shown(chat_model):
     text = "the naïve 🐳 swims\n日本 ends"
     tokens, pieces = chat_model.tokenizer(text).input_ids, []
     assert len(chat_model.tokenizer("🐳").input_ids) == 4  # one token per byte
-    streamer = AnswerStreamer(chat_model.tokenizer, (11,), pieces.append)
+    streamer = ResponseStreamer(chat_model.tokenizer, (11,), pieces.append)
     streamer.put(torch.tensor([[1, 2, 3]]))
     for token in [*tokens, 11]:
         streamer.put(torch.tensor([token]))
@@ -162,7 +160,7 @@ def test_parts_of_a_character_are_never_shown(chat_model):
 
 def test_thinking_marks_are_text(chat_model):
     pieces = []
-    streamer = AnswerStreamer(chat_model.tokenizer, (11,), pieces.append)
+    streamer = ResponseStreamer(chat_model.tokenizer, (11,), pieces.append)
     streamer.put(torch.tensor([[1]]))
     streamer.put(torch.tensor([12, *chat_model.tokenizer("the sea").input_ids, 13, 11]))
     streamer.end()

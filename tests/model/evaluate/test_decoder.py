@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from conf.system.errors import UserError
-from model.commands.modes import Variant
 from model.evaluate.decoder import BatchDecoder, pad_left
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.evaluate.variants import Variant
 from model.export.load import attach_adapter
 from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC
 from tests.helpers.tiny_exports import REPEATED_TOKEN, make_repetitive_model, make_tiny_model, save_random_adapter

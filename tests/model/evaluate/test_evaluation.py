@@ -7,12 +7,12 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from data_pipeline.toy.tokenizer import train_tokenizer
-from model.commands.modes import Variant, choose_variants
 from model.evaluate import decoder
 from model.evaluate.evaluation import evaluate_modes
 from model.evaluate.judging import Agreement, BatchJudge
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.evaluate.variants import Variant, choose_variants
 from model.export.load import find_think_ids
 from model.hf.options import AR, BLOCK_DIFFUSION, LINEAR, MODES, QUADRATIC
 from tests.helpers.tiny_exports import REPEATED_TOKEN, TEXT, VOCAB_SIZE, make_repetitive_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conf.system.errors import UserError
-from model.chat.load import load_chat_model
+from model.chat.chat_model import load_chat_model
 from model.export.load import resolve_device
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 

@@ -1,4 +1,4 @@
-"""Ways to decode that commands compare: a mode, perhaps with the draft adapter or a threshold of its own. No torch."""
+"""The ways to decode that an evaluation compares: modes with and without the draft adapter, at thresholds. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

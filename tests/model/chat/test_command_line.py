@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model.chat.cli import run_chat
+from model.chat.__main__ import main
 
 ROOT = Path(__file__).parents[3]
 
@@ -40,7 +40,7 @@ def test_a_reader_that_has_gone_is_no_traceback(export):
     command = [sys.executable, "-m", "model.chat", str(export), "--prompt", "Why?", "--max-new-tokens", "3"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=120)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (2, "error: the reader of standard output has gone\n")
+    assert (done.returncode, done.stderr) == (2, "error: nobody reads standard output any more\n")
 
 
 def test_help_needs_no_torch_and_the_chat_no_hydra(export):
@@ -62,12 +62,12 @@ def test_one_answer_goes_to_stdout_and_its_numbers_to_stderr(export, capsys):
     arguments = [str(export), "--device", "cpu", "--prompt", "Why?", "--max-new-tokens", "8"]
     texts = []
     for mode in ("ar", "linear", "quadratic"):
-        assert run_chat([*arguments, "--mode", mode]) == 0
+        assert main([*arguments, "--mode", mode]) == 0
         out, err = capsys.readouterr()
         assert "8 tokens · " in err and "tokens/forward" in err and "forwards" not in out
         texts.append(out)
     assert texts[0] == texts[1]
-    assert run_chat([*arguments, "--mode", "ar", "--json"]) == 0
+    assert main([*arguments, "--mode", "ar", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["text"] + "\n" == texts[0]
 
 
@@ -75,14 +75,14 @@ def test_a_seed_repeats_a_sampled_answer(export, capsys):
     arguments = [str(export), "--device", "cpu", "--prompt", "Why?", "--max-new-tokens", "16", "--temperature", "1.5"]
     texts = []
     for seed in ("7", "7", "8"):
-        assert run_chat([*arguments, "--seed", seed]) == 0
+        assert main([*arguments, "--seed", seed]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] != texts[2]
 
 
 def converse(monkeypatch, capsys, export, lines, *options):
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    status = run_chat([str(export), "--device", "cpu", "--max-new-tokens", "6", *options])
+    status = main([str(export), "--device", "cpu", "--max-new-tokens", "6", *options])
     return status, capsys.readouterr().out
 
 
@@ -93,7 +93,7 @@ def test_a_conversation_with_commands(export, monkeypatch, capsys):
     assert out.count("6 tokens · ") == 3
     assert out.count("6 tokens · 6 forwards · 1.00 tokens/forward · ") == 2
     assert "mode linear · /reset" in out
-    assert "the conversation begins anew" in out
+    assert "new conversation" in out
     assert "mode ar (of ar, block_diffusion, linear, quadratic)" in out
     assert "error: there is no mode 'nonsense'" in out
     assert "error: there is no command '/etc/passwd'" in out
@@ -111,14 +111,14 @@ def test_a_conversation_that_became_too_long_can_begin_anew(export, monkeypatch,
     long = "the sea is wide and blue " * 40
     status, out = converse(monkeypatch, capsys, export, [long, "Why?", "/exit"])
     assert status == 0
-    assert "begin anew (/reset)" in out
+    assert "start a new conversation (/reset)" in out
     assert out.count("6 tokens · ") == 1
 
 
 def test_ctrl_c_ends_the_answer_but_not_the_chat(export, monkeypatch, capsys):
-    from model.chat import load
+    from model.chat import chat_model
 
-    real = load.load_chat_model
+    real = chat_model.load_chat_model
     calls = iter(range(100))
 
     def interrupt(*_):
@@ -130,7 +130,7 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(export, monkeypatch, capsys):
         loaded.model.encoder.register_forward_pre_hook(interrupt)
         return loaded
 
-    monkeypatch.setattr(load, "load_chat_model", load_and_interrupt)
+    monkeypatch.setattr(chat_model, "load_chat_model", load_and_interrupt)
     status, out = converse(monkeypatch, capsys, export, ["Why?", "Why?", "/exit"], "--mode", "ar")
     assert status == 0
     assert out.count("interrupted") == 1
@@ -144,14 +144,14 @@ def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ChatSession, "ask", interrupt)
-    assert run_chat([str(export), "--device", "cpu", "--prompt", "Why?"]) == 130
+    assert main([str(export), "--device", "cpu", "--prompt", "Why?"]) == 130
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompt", ""], "the prompt is empty"),
-        (["--prompt", "\udcff"], "the prompt is not UTF-8 text"),
+        (["--prompt", "\udcff"], "the prompt is not valid UTF-8 text"),
         (["--json"], "--json needs --prompt"),
         (["--prompt", "x", "--mode", "ar", "--threshold", "0.5"], "--threshold has no effect in mode ar"),
         (["--prompt", "x", "--mode", "ar", "--block-length", "4"], "--block-length has no effect in mode ar"),
@@ -168,7 +168,7 @@ def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
         (["--prompt", "x", "--threshold", "1.5"], "1.5 is not a probability"),
         (["--prompt", "x", "--temperature", "nan"], "nan is not a temperature"),
         (["--prompt", "x", "--device", "cuda:99"], "there is no device 'cuda:99' here"),
-        (["--prompt", "the sea " * 300, "--device", "cpu"], "no more than 256 positions"),
+        (["--prompt", "the sea " * 300, "--device", "cpu"], "the model only 256 positions"),
         (["--prompt", "x", "--system", " "], "--system is empty"),
     ],
 )
@@ -183,13 +183,13 @@ def test_bad_input_is_one_line_and_status_2(export, arguments, message, capsys):
 
 def status_of(arguments):
     try:
-        return run_chat(arguments)
+        return main(arguments)
     except SystemExit as done:  # argparse
         return done.code
 
 
 def test_a_directory_that_is_no_checkpoint_is_one_line_and_status_2(tmp_path, capsys):
-    assert run_chat([str(tmp_path), "--prompt", "x"]) == 2
+    assert main([str(tmp_path), "--prompt", "x"]) == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not an exported checkpoint")
 
 

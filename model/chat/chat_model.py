@@ -1,4 +1,4 @@
-"""An exported checkpoint to chat with: model, tokenizer with a chat template, stop tokens and draft adapter."""
+"""Loads what a chat needs from an export: model, tokenizer with a chat template, stop tokens and draft adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 @dataclass(frozen=True)
 class ChatModel:
-    """stop_ids: tokens that end an answer. has_adapter: a draft adapter is attached and drafts."""
+    """A loaded checkpoint. stop_ids: tokens that end a response. has_adapter: whether a draft adapter drafts."""
 
     model: NemotronLabsDiffusionModel
     tokenizer: PreTrainedTokenizerFast
@@ -32,11 +32,16 @@ class ChatModel:
 def load_chat_model(
     directory: Path, *, dtype: str | None = None, device: str | None = None, use_adapter: bool = True
 ) -> ChatModel:
-    """Load a directory in the exported format, ours or a released one; it is checked before weights are read.
+    """Load an export, ours or a released one; it is checked before weights are read.
 
-    dtype, device: as in load_export. use_adapter: attach the draft adapter in linear_spec_lora/, where there is one.
+    Args:
+        directory: folder in the exported format.
+        dtype: as in load_export.
+        device: as in load_export.
+        use_adapter: attach the draft adapter in linear_spec_lora/ if there is one.
 
-    Raises: UserError if the directory is no such checkpoint, lacks what a chat needs, or does not fit the device.
+    Raises:
+        UserError: the directory is not an export, lacks what a chat needs, or does not fit the device.
     """
     check_export(directory)
     resolve_device(device)
