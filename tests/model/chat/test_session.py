@@ -86,8 +86,8 @@ def test_bad_prompts_leave_the_conversation_as_it_was(chat_model):
     session = make_session(chat_model)
     for prompt, message in (
         ("  \n", "the prompt is empty"),
-        ("\udcff", "not UTF-8"),
-        ("the sea " * 300, r"has \d+ tokens, the model no more than 256 positions"),
+        ("\udcff", "not valid UTF-8"),
+        ("the sea " * 300, r"has \d+ tokens, but the model only 256 positions"),
     ):
         with pytest.raises(UserError, match=message):
             session.ask(prompt)
