@@ -97,7 +97,7 @@ def _give_up_alone() -> None:
         if find_children(os.getpid()):
             last_seen = time.monotonic()
     where = f"; output of its ranks: {os.environ['LOG_DIR']}" if os.environ.get("LOG_DIR") else ""
-    message = f"the ranks on {socket.gethostname()} have ended and the other hosts do not answer{where}"
+    message = f"the ranks on {socket.gethostname()} have ended and the other hosts do not respond{where}"
     print(f"error: {message}. When they can be reached, the same command continues", file=sys.stderr, flush=True)
     time.sleep(1)  # the console is copied by a thread
     os._exit(EXIT_CRASHED)

@@ -18,7 +18,7 @@ from conf.schema import AttentionBackend, Recompute
 from launch.plan.rank_shape import FP32, RankShape
 
 TILE_COLUMNS = 960  # columns of the vocabulary at a time in fp32 on the CPU (model/megatron/head.py)
-SPLIT_GROUP_ROWS = 128  # query rows of a group (model/attention/split.py)
+SPLIT_GROUP_QUERIES = 128  # queries of a group (model/attention/split.py)
 
 
 def saved_by_layer(shape: RankShape) -> int:
@@ -104,7 +104,7 @@ def _split_groups(shape: RankShape) -> list[tuple[int, int]]:
     """Return the first and last position of each query group of the first rank; the others do nearly the same work."""
     length, chunk = shape.sequence_length, shape.local_length // 2
     chunks = [(0, chunk), (length - chunk, length)]
-    step = SPLIT_GROUP_ROWS
+    step = SPLIT_GROUP_QUERIES
     return [(first, min(first + step, stop)) for start, stop in chunks for first in range(start, stop, step)]
 
 
@@ -152,13 +152,13 @@ def scoring(shape: RankShape) -> int:
 def _head_forward(shape: RankShape) -> int:
     """Return the bytes of one chunk's softmax and gradients; the weight's gradient goes into the gradient buffer."""
     hidden = shape.stream_bytes + _gathered(shape) + 2 * _scored(shape)
-    rows, softmax = min(shape.chunk_rows, shape.num_scored_positions), FP32 * _vocabulary(shape)
+    chunk, softmax = min(shape.scored_chunk_size, shape.num_scored_positions), FP32 * _vocabulary(shape)
     if shape.element_bytes == FP32:
         columns = min(TILE_COLUMNS, _vocabulary(shape)) if _on_cpu(shape) else _vocabulary(shape)
-        return hidden + rows * (softmax + FP32 * columns)
+        return hidden + chunk * (softmax + FP32 * columns)
     # Logits, their gradients in the weight's format, and the matmul of both.
     copies = 2 * shape.element_bytes * _vocabulary(shape)
-    return hidden + rows * (softmax + copies) + shape.element_bytes * _head_weight(shape)
+    return hidden + chunk * (softmax + copies) + shape.element_bytes * _head_weight(shape)
 
 
 def _head_backward(shape: RankShape) -> int:

@@ -30,7 +30,7 @@ class RankShape:
 
     element_bytes: of weights and activations. micro_batch_size: sequences per forward. num_microbatches: per rank and
     step. doubled: sequences are [noisy | clean]. num_scored_positions: of a microbatch on a rank, at most: with every
-    token scored and masked. chunk_rows: rows of logits that the head holds at a time.
+    token scored and masked. scored_chunk_size: scored positions whose logits the head holds at a time.
     """
 
     model: ModelConfig
@@ -44,7 +44,7 @@ class RankShape:
     block_size: int
     doubled: bool
     num_scored_positions: int
-    chunk_rows: int
+    scored_chunk_size: int
 
     @cached_property
     def local_length(self) -> int:
@@ -97,5 +97,5 @@ def build_rank_shape(config: RunConfig, num_gpus: int) -> RankShape:
         block_size=config.stage.block_size,
         doubled=config.stage.objective is Objective.joint,
         num_scored_positions=config.positions_per_forward,
-        chunk_rows=config.runtime.loss_chunk_rows,
+        scored_chunk_size=config.runtime.loss_chunk_rows,
     )

@@ -28,11 +28,11 @@ def main() -> None:
 
 def build_table() -> list[str]:
     """Return the lines of the table."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *_rows()]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *_describe_recipes()]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def _rows() -> Iterator[tuple[str, ...]]:
+def _describe_recipes() -> Iterator[tuple[str, ...]]:
     for size, stage, num_gpus in product(SIZES, STAGES, GPUS):
         name = f"nld_{size}_{stage}"
         recipe = compose_size([f"experiment={name}"])

@@ -40,13 +40,15 @@ def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWor
     doubled = config.stage.objective is Objective.joint
     sequences, length = config.train.global_batch_size, config.data.sequence_length
     documents = split_into_documents(config, document_tokens)
-    pairs = sequences * sum(count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
+    pairs_of_documents = (count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
+    attended_pairs = sequences * sum(pairs_of_documents)
     tokens = config.tokens_per_step
     positions = tokens * config.stage.positions_per_token
     # Nothing precedes a document's first token that could predict it. Masking probabilities are uniform.
     masked = length * (1 + config.stage.noise_epsilon) / 2 if doubled else 0
     scored = sequences * (length - len(documents) + masked)
-    return StepWork(tokens, positions, pairs, scored, count_step_flops(config.model, positions, pairs, round(scored)))
+    flops = count_step_flops(config.model, positions, attended_pairs, round(scored))
+    return StepWork(tokens, positions, attended_pairs, scored, flops)
 
 
 def split_into_documents(config: RunConfig, document_tokens: int | None) -> list[int]:

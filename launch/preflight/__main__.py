@@ -20,7 +20,7 @@ from launch.preflight.dry_batch import check_dry_batch
 from launch.preflight.environment import check_devices, check_kernels, check_package_versions, count_gpus_quickly
 from launch.preflight.rendezvous import check_ports
 from launch.preflight.run import check_configuration, check_disk_space, check_run_folder, check_start
-from launch.preflight.runner import Check, Finding, Job, Result, run_checks
+from launch.preflight.runner import Finding, PreflightCheck, Result, TrainingJob, run_checks
 
 USAGE = """\
 Check everything that can stop a training run before it starts: configuration, packages, ports, run folder, disk space,
@@ -43,19 +43,19 @@ example:
 """
 
 CHECKS = (  # in the order in which they run: quick ones first
-    Check("configuration", check_configuration),
-    Check("packages", check_package_versions),
-    Check("ports", check_ports),
-    Check("run folder", check_run_folder),
-    Check("disk space", check_disk_space),
-    Check("tokenizer", check_tokenizer, needs=("packages",)),
-    Check("training data", check_training_data, needs=("tokenizer",)),
-    Check("held-out data", check_heldout_data, needs=("tokenizer",)),
-    Check("start", check_start, needs=("training data",)),
-    Check("devices", check_devices, needs=("packages",)),
-    Check("kernels", check_kernels, needs=("packages",)),
+    PreflightCheck("configuration", check_configuration),
+    PreflightCheck("packages", check_package_versions),
+    PreflightCheck("ports", check_ports),
+    PreflightCheck("run folder", check_run_folder),
+    PreflightCheck("disk space", check_disk_space),
+    PreflightCheck("tokenizer", check_tokenizer, needs=("packages",)),
+    PreflightCheck("training data", check_training_data, needs=("tokenizer",)),
+    PreflightCheck("held-out data", check_heldout_data, needs=("tokenizer",)),
+    PreflightCheck("start", check_start, needs=("training data",)),
+    PreflightCheck("devices", check_devices, needs=("packages",)),
+    PreflightCheck("kernels", check_kernels, needs=("packages",)),
 )
-DRY_BATCH = Check(
+DRY_BATCH = PreflightCheck(
     "dry batch", check_dry_batch, needs=("configuration", "training data", "held-out data", "devices", "kernels")
 )
 STYLES = {Result.ok: "green", Result.warning: "yellow", Result.failed: "bold red"}
@@ -81,7 +81,7 @@ def run_preflight(config: RunConfig, options: argparse.Namespace) -> None:
         UserError: A check failed.
     """
     quiet_libraries("torch.distributed")
-    job = Job(config, options.nodes, options.gpus_per_node or _default_ranks_per_node(config))
+    job = TrainingJob(config, options.nodes, options.gpus_per_node or _default_ranks_per_node(config))
     checks = CHECKS if options.no_dry_batch else (*CHECKS, DRY_BATCH)
     findings: list[Finding] = []
     console = Console(stderr=True, highlight=False)
@@ -99,11 +99,11 @@ def run_preflight(config: RunConfig, options: argparse.Namespace) -> None:
 
 
 def _default_ranks_per_node(config: RunConfig) -> int:
-    is_cpu_run = Job(config, 1, 1).is_cpu_run
+    is_cpu_run = TrainingJob(config, 1, 1).is_cpu_run
     return (0 if is_cpu_run else count_gpus_quickly()) or config.parallel.model_parallel
 
 
-def print_table(findings: list[Finding], job: Job) -> None:
+def print_table(findings: list[Finding], job: TrainingJob) -> None:
     """Print a row per finding on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(f"{job.config.run.dir} on {job.nodes} nodes x {job.gpus_per_node}", soft_wrap=True)
@@ -119,7 +119,7 @@ def print_table(findings: list[Finding], job: Job) -> None:
     console.print(table)
 
 
-def print_json(findings: list[Finding], job: Job) -> None:
+def print_json(findings: list[Finding], job: TrainingJob) -> None:
     """Print the findings as one JSON object on standard output."""
     checks = [{"check": found.check, "result": found.result.value, "detail": found.detail} for found in findings]
     counts = {result.value: count_findings(findings, result) for result in Result}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from conf.schema import RunConfig, SourceConfig
 from conf.system.errors import UserError
-from launch.preflight.runner import Finding, Job, failed, ok, warning
+from launch.preflight.runner import Finding, TrainingJob
 
 if TYPE_CHECKING:  # imports torch
     from pretrain.run.data import RunData
@@ -16,19 +16,19 @@ if TYPE_CHECKING:  # imports torch
 ONE_EPOCH = 1.0
 
 
-def check_tokenizer(job: Job) -> Iterator[Finding]:
+def check_tokenizer(job: TrainingJob) -> Iterator[Finding]:
     """Check that it has mask and end-of-sequence tokens, and no more entries than the model."""
     from pretrain.run.data import open_tokenizer
 
     config = job.config
     tokenizer = open_tokenizer(config)
-    yield ok(
+    yield Finding.ok(
         f"{config.data.tokenizer}: {tokenizer.vocab_size} entries (model.vocab_size={config.model.vocab_size}), "
         f"mask token {tokenizer.mask_token_id}, fingerprint {tokenizer.fingerprint[:12]}"
     )
 
 
-def check_training_data(job: Job) -> Iterator[Finding]:
+def check_training_data(job: TrainingJob) -> Iterator[Finding]:
     """Check each source by itself, so that one attempt shows every problem; then report what the run reads of each."""
     from pretrain.run.data import open_data
 
@@ -42,13 +42,13 @@ def check_training_data(job: Job) -> Iterator[Finding]:
     yield from _find_unwritable_folders(config.data.train)
 
 
-def check_heldout_data(job: Job) -> Iterator[Finding]:
+def check_heldout_data(job: TrainingJob) -> Iterator[Finding]:
     """Check the sources of evaluation in the same way, and that they are not trained on."""
     from pretrain.run.data import describe_overlap, open_data
 
     config = job.config
     if not config.data.heldout:
-        yield warning("data.heldout is not given: held-out losses will not be measured")
+        yield Finding.warning("data.heldout is not given: held-out losses will not be measured")
         return
     problems = list(_find_problems(config, config.data.heldout))
     yield from problems
@@ -61,7 +61,7 @@ def check_heldout_data(job: Job) -> Iterator[Finding]:
     if has_training_data:
         job.data = data
         for line in describe_overlap(data):
-            yield warning(f"{line}; prepare them with input.records=train and input.records=heldout")
+            yield Finding.warning(f"{line}; prepare them with input.records=train and input.records=heldout")
     yield _describe_evaluation(config, data)
 
 
@@ -69,8 +69,8 @@ def _describe_evaluation(config: RunConfig, data: "RunData") -> Finding:
     assert data.heldout is not None
     available, wanted = data.heldout.num_samples_without_repeats, config.evaluation.sequences
     if available < wanted:
-        return ok(f"{available} sequences, fewer than evaluation.sequences={wanted}: all of them are evaluated")
-    return ok(f"{wanted} of {available} sequences, every {config.evaluation.every_steps} steps")
+        return Finding.ok(f"{available} sequences, fewer than evaluation.sequences={wanted}: all of them are evaluated")
+    return Finding.ok(f"{wanted} of {available} sequences, every {config.evaluation.every_steps} steps")
 
 
 def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Iterator[Finding]:
@@ -81,7 +81,7 @@ def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Itera
         try:
             open_data(_with_sources(config, {name: source}, None))
         except (UserError, OSError) as error:
-            yield failed(f"{name}: {error}")
+            yield Finding.failed(f"{name}: {error}")
 
 
 def _with_sources(
@@ -90,7 +90,7 @@ def _with_sources(
     return replace(config, data=replace(config.data, train=train, heldout=heldout))
 
 
-def _describe_reading(job: Job) -> Iterator[Finding]:
+def _describe_reading(job: TrainingJob) -> Iterator[Finding]:
     """Report how many tokens the run reads of each source; warn if it reads a source more than once."""
     assert job.data is not None
     config, blend = job.config, job.data.train
@@ -104,9 +104,9 @@ def _describe_reading(job: Job) -> Iterator[Finding]:
             f"{epochs:.3g} epochs"
         )
         if epochs > ONE_EPOCH:
-            yield warning(f"{detail}: it repeats; prepare more, lower train.tokens or this source's weight")
+            yield Finding.warning(f"{detail}: it repeats; prepare more, lower train.tokens or this source's weight")
         else:
-            yield ok(detail)
+            yield Finding.ok(detail)
 
 
 def _find_unwritable_folders(sources: dict[str, SourceConfig]) -> Iterator[Finding]:
@@ -115,7 +115,7 @@ def _find_unwritable_folders(sources: dict[str, SourceConfig]) -> Iterator[Findi
         path = Path(source.path)
         folder = path if path.is_dir() else path.parent
         if not os.access(folder, os.W_OK) and not any(folder.glob("packing_*.json")):
-            yield warning(
+            yield Finding.warning(
                 f"{name}: {folder} cannot be written, so every node packs the data again into its temporary folder; "
                 "run this once as a user who can write there"
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from conf.rules.layout import num_microbatches
 from conf.schema import RunConfig
-from launch.preflight.runner import Finding, Job, failed, ok, warning
+from launch.preflight.runner import Finding, TrainingJob
 from pretrain.dry_batch import REPORT_FILE
 from pretrain.run.run_folder import CONFIG_FILE, write_out
 
@@ -24,25 +24,25 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DryBatchOutcome:
     """Hold what the first rank measured (`values`; None if it failed) and all output of the processes."""
 
     values: dict[str, Any] | None
     output: str
 
 
-def check_dry_batch(job: Job) -> Iterator[Finding]:
+def check_dry_batch(job: TrainingJob) -> Iterator[Finding]:
     """Check one step: of one copy of the model on CPUs, of as many as there are devices for on GPUs."""
     num_ranks = count_dry_ranks(job)
     if not num_ranks:
         needed = job.config.parallel.model_parallel
-        yield warning(f"not run: it needs {needed} devices, and this machine has {len(job.gpus)}")
+        yield Finding.warning(f"not run: it needs {needed} devices, and this machine has {len(job.gpus)}")
         return
     outcome = run_dry_batch(job.config, num_ranks, count_microbatches(job.config, job.world_size))
     yield (_describe_failure(job, num_ranks, outcome) if outcome.values is None else _describe(job, outcome.values))
 
 
-def count_dry_ranks(job: Job) -> int:
+def count_dry_ranks(job: TrainingJob) -> int:
     """Return the number of processes; 0 if this machine has too few devices."""
     one_copy = job.config.parallel.model_parallel
     if job.is_cpu_run:
@@ -61,7 +61,7 @@ def count_microbatches(config: RunConfig, world_size: int) -> int:
     return min(filling, num_microbatches(config, world_size))
 
 
-def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> Outcome:
+def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> DryBatchOutcome:
     """Run it in a temporary folder, which is deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="preflight_") as folder:
         path = Path(folder) / CONFIG_FILE
@@ -69,7 +69,7 @@ def run_dry_batch(config: RunConfig, num_ranks: int, num_microbatches: int) -> O
         arguments = ["pretrain.dry_batch", str(path), "--microbatches", str(num_microbatches)]
         output = _run([*_launcher(num_ranks), *arguments])
         report = Path(folder) / REPORT_FILE
-        return Outcome(json.loads(report.read_text(encoding="utf-8")) if report.exists() else None, output)
+        return DryBatchOutcome(json.loads(report.read_text(encoding="utf-8")) if report.exists() else None, output)
 
 
 def _launcher(num_ranks: int) -> list[str]:
@@ -96,7 +96,7 @@ def _run(command: list[str]) -> str:
             return f"{output}\nerror: stopped after {TIMEOUT_SECONDS} s"
 
 
-def _describe(job: Job, values: dict[str, Any]) -> Finding:
+def _describe(job: TrainingJob, values: dict[str, Any]) -> Finding:
     peak, total = values["peak_memory_bytes"], values["device_memory_bytes"]
     sequences = f"{values['num_microbatches']} x {values['micro_batch_size']} sequences of {values['sequence_length']}"
     detail = (
@@ -107,15 +107,15 @@ def _describe(job: Job, values: dict[str, Any]) -> Finding:
     if values["heldout_seconds"] is not None:
         detail += f", held-out microbatch {values['heldout_seconds']:.3g} s"
     if not values["is_finite"]:
-        return failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
+        return Finding.failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
     if total and peak > NEARLY_FULL * total:
-        return warning(
+        return Finding.warning(
             f"{detail}: close to the limit; lower train.micro_batch_size or set parallel.recompute=elementwise"
         )
-    return ok(detail)
+    return Finding.ok(detail)
 
 
-def _describe_failure(job: Job, num_ranks: int, outcome: Outcome) -> Finding:
+def _describe_failure(job: TrainingJob, num_ranks: int, outcome: DryBatchOutcome) -> Finding:
     """Report the cause in a line, and write the whole output to a file."""
     descriptor, log = tempfile.mkstemp(prefix="preflight_dry_batch_", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -123,11 +123,11 @@ def _describe_failure(job: Job, num_ranks: int, outcome: Outcome) -> Finding:
     detail = f"on {num_ranks} of {job.world_size} ranks: {find_cause(outcome.output)} (their whole output: {log})"
     if "OutOfMemoryError" in outcome.output and num_ranks < job.world_size:
         copies = job.world_size // job.config.parallel.model_parallel
-        return warning(
+        return Finding.warning(
             f"{detail}; the job shards optimizer state over {copies} copies and needs less: python -m launch.plan "
             "computes it"
         )
-    return failed(detail)
+    return Finding.failed(detail)
 
 
 def find_cause(output: str) -> str:

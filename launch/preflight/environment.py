@@ -13,7 +13,7 @@ from pathlib import Path
 from conf.schema import AttentionBackend
 from conf.system.entry import quiet_libraries
 from launch.check_environment import find_problems, read_requirements
-from launch.preflight.runner import Finding, Gpu, Job, failed, ok, warning
+from launch.preflight.runner import Finding, Gpu, TrainingJob
 
 NAMED_PACKAGES = ("torch", "megatron-core", "transformers")  # whose versions are printed
 LISTING_SECONDS = 300
@@ -25,42 +25,44 @@ ATTENTION_KERNELS = {
 }
 
 
-def check_package_versions(job: Job) -> Iterator[Finding]:
+def check_package_versions(job: TrainingJob) -> Iterator[Finding]:
     """Compare installed packages with pyproject.toml; one finding per missing, damaged or wrongly versioned one."""
     # NVIDIA's container brings its own torch, as launch/setup.sh knows too.
     without = ["torch"] if "NVIDIA_PYTORCH_VERSION" in os.environ else []
     problems = find_problems(read_requirements([], without))
     for problem in problems:
-        yield failed(f"{problem}: run `make setup`")
+        yield Finding.failed(f"{problem}: run `make setup`")
     if not problems:
-        yield ok(", ".join(f"{name} {version(name)}" for name in NAMED_PACKAGES))
+        yield Finding.ok(", ".join(f"{name} {version(name)}" for name in NAMED_PACKAGES))
 
 
-def check_devices(job: Job) -> Iterator[Finding]:
+def check_devices(job: TrainingJob) -> Iterator[Finding]:
     """Check that there are as many CUDA devices as the job wants per node, with nobody else on them."""
     if job.is_cpu_run:
-        yield ok(f"runtime.device=cpu: {job.gpus_per_node} processes per node on {os.cpu_count()} cores here")
+        yield Finding.ok(f"runtime.device=cpu: {job.gpus_per_node} processes per node on {os.cpu_count()} cores here")
         return
     job.gpus = list_gpus()
     if not job.gpus:
-        yield warning(f"CUDA devices: {WITHOUT_GPUS}")
+        yield Finding.warning(f"CUDA devices: {WITHOUT_GPUS}")
         return
     yield _check_number(job)
     for number, gpu in enumerate(job.gpus):
         used = gpu.total_bytes - gpu.free_bytes
         if used > BUSY_SHARE * gpu.total_bytes:
-            yield warning(
+            yield Finding.warning(
                 f"device {number} ({gpu.name}): {used / 1e9:.1f} of {gpu.total_bytes / 1e9:.1f} GB are in use; "
                 "nvidia-smi shows who else uses it"
             )
 
 
-def _check_number(job: Job) -> Finding:
+def _check_number(job: TrainingJob) -> Finding:
     here, wanted = len(job.gpus), job.gpus_per_node
     names = ", ".join(sorted({f"{gpu.name}, {gpu.total_bytes / 1e9:.0f} GB" for gpu in job.gpus}))
     if here < wanted:
-        return failed(f"{here} CUDA devices here ({names}), {wanted} per node are wanted: give --gpus-per-node={here}")
-    return ok(f"{here} CUDA devices here ({names}), {wanted} per node are wanted")
+        return Finding.failed(
+            f"{here} CUDA devices here ({names}), {wanted} per node are wanted: give --gpus-per-node={here}"
+        )
+    return Finding.ok(f"{here} CUDA devices here ({names}), {wanted} per node are wanted")
 
 
 def count_gpus_quickly() -> int:
@@ -100,7 +102,7 @@ def print_gpus() -> None:
     print(json.dumps([asdict(gpu) for gpu in gpus]))
 
 
-def check_kernels(job: Job) -> Iterator[Finding]:
+def check_kernels(job: TrainingJob) -> Iterator[Finding]:
     """Report the trainer's choice of layers, weight gradients and attention, made on this machine.
 
     Kernels slower than a GPU could have are warnings. Raises UserError if the configuration asks for something this
@@ -119,7 +121,7 @@ def check_kernels(job: Job) -> Iterator[Finding]:
     has_cuda = torch.cuda.is_available()
     if not has_cuda and not job.is_cpu_run:
         check_packages(job.config.parallel, job.config.precision)  # the nodes have this environment
-        yield warning(
+        yield Finding.warning(
             f"unknown without a CUDA device. With one: {_describe_packages()}; attention: "
             f"{_describe_backend(_guess_backend(job))}"
         )
@@ -130,7 +132,7 @@ def check_kernels(job: Job) -> Iterator[Finding]:
     used, reason = choose_gradient_accumulation_fusion()
     remedy = "" if used or not has_cuda else "; launch/README.md, GPU set-up, says where to get it"
     yield _judge(f"fused weight gradients: {'on' if used else 'off'} ({reason}){remedy}", used or not has_cuda)
-    yield ok(_describe_attention(job))
+    yield Finding.ok(_describe_attention(job))
 
 
 def _describe_packages() -> str:
@@ -146,10 +148,10 @@ def _describe_packages() -> str:
 
 
 def _judge(detail: str, is_best: bool) -> Finding:
-    return ok(detail) if is_best else warning(detail)
+    return Finding.ok(detail) if is_best else Finding.warning(detail)
 
 
-def _describe_attention(job: Job) -> str:
+def _describe_attention(job: TrainingJob) -> str:
     """Name the attention backend. Raises UserError for a backend or device that this machine cannot provide."""
     from model.attention.plan import PlanBuilder
     from model.megatron.transformer_config import TORCH_DTYPES
@@ -164,7 +166,7 @@ def _describe_attention(job: Job) -> str:
     )
 
 
-def _guess_backend(job: Job) -> AttentionBackend:
+def _guess_backend(job: TrainingJob) -> AttentionBackend:
     """Return the backend that a CUDA device would get."""
     asked = job.config.runtime.attention_backend
     return AttentionBackend.flex if asked is AttentionBackend.auto else asked

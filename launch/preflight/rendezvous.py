@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from conf.system.errors import UserError
-from launch.preflight.runner import Finding, Job, failed, ok, warning
+from launch.preflight.runner import Finding, TrainingJob
 
 TORCHRUN_PORT = 29500  # torchrun's default
 SLURM_PORTS = 15000  # as in launch/rank.sh: both the first port and the number of ports; the job's id selects one
@@ -26,21 +26,23 @@ class Rendezvous:
     is_certain: bool = True
 
 
-def check_ports(job: Job) -> Iterator[Finding]:
+def check_ports(job: TrainingJob) -> Iterator[Finding]:
     """Check that the port is free, if the ranks meet on this machine."""
     rendezvous = find_rendezvous(os.environ)
     if rendezvous.port == ANY_PORT:
-        yield ok(f"any free port on {rendezvous.address}")
+        yield Finding.ok(f"any free port on {rendezvous.address}")
     elif not _is_here(rendezvous.address):
-        yield warning(
+        yield Finding.warning(
             f"not checked: the ranks meet at {rendezvous.address}:{rendezvous.port}, which is another machine"
         )
     elif (reason := _find_obstacle(rendezvous.port)) is None:
-        yield ok(f"{rendezvous.port} is free on {socket.gethostname()}")
+        yield Finding.ok(f"{rendezvous.port} is free on {socket.gethostname()}")
     elif rendezvous.is_certain:
-        yield failed(f"port {rendezvous.port} cannot be used here ({reason}): set {rendezvous.variable} to a free one")
+        yield Finding.failed(
+            f"port {rendezvous.port} cannot be used here ({reason}): set {rendezvous.variable} to a free one"
+        )
     else:
-        yield warning(
+        yield Finding.warning(
             f"port {rendezvous.port}, torchrun's default, cannot be used here ({reason}): launch/local.sh takes "
             f"another one; for torchrun set {rendezvous.variable}"
         )

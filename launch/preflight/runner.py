@@ -27,7 +27,7 @@ class Gpu:
 
 
 @dataclass
-class Job:
+class TrainingJob:
     """Describe the run that is to start, and pass on what earlier checks have learned about it.
 
     nodes, gpus_per_node: of the job; on CPU runs a rank is a process. gpus: devices of this machine, set by the check
@@ -79,41 +79,43 @@ class Finding:
     detail: str
     check: str = ""
 
+    @classmethod
+    def ok(cls, detail: str) -> "Finding":
+        """Report that nothing needs to be done."""
+        return cls(Result.ok, detail)
 
-def ok(detail: str) -> Finding:
-    """Report that nothing needs to be done."""
-    return Finding(Result.ok, detail)
+    @classmethod
+    def warning(cls, detail: str) -> "Finding":
+        """Report something a person should know although the job can start."""
+        return cls(Result.warning, detail)
 
-
-def warning(detail: str) -> Finding:
-    """Report something a person should know although the job can start."""
-    return Finding(Result.warning, detail)
-
-
-def failed(detail: str) -> Finding:
-    """Report a reason why the job must not start."""
-    return Finding(Result.failed, detail)
+    @classmethod
+    def failed(cls, detail: str) -> "Finding":
+        """Report a reason why the job must not start."""
+        return cls(Result.failed, detail)
 
 
 @dataclass(frozen=True)
-class Check:
+class PreflightCheck:
     """Name a check and what it depends on.
 
     run: yields at least one finding; an exception counts as a failed one. needs: names of earlier checks.
     """
 
     name: str
-    run: Callable[[Job], Iterator[Finding]]
+    run: Callable[[TrainingJob], Iterator[Finding]]
     needs: tuple[str, ...] = ()
 
 
-def run_checks(job: Job, checks: Iterable[Check], on_start: Callable[[str], None]) -> Iterator[list[Finding]]:
+def run_checks(
+    job: TrainingJob, checks: Iterable[PreflightCheck], on_start: Callable[[str], None]
+) -> Iterator[list[Finding]]:
     """Yield the findings of each check as it finishes. on_start: called with the name of the check that begins."""
     unusable: set[str] = set()  # checks that failed or did not run
     for check in checks:
         missing = [name for name in check.needs if name in unusable]
         if missing:
-            findings = [warning(f"not checked: it needs what failed above ({', '.join(missing)})")]
+            findings = [Finding.warning(f"not checked: it needs what failed above ({', '.join(missing)})")]
             unusable.add(check.name)
         else:
             on_start(check.name)
@@ -123,14 +125,14 @@ def run_checks(job: Job, checks: Iterable[Check], on_start: Callable[[str], None
         yield [replace(finding, check=check.name) for finding in findings]
 
 
-def _collect(check: Check, job: Job) -> list[Finding]:
+def _collect(check: PreflightCheck, job: TrainingJob) -> list[Finding]:
     """Return what a check found until its end or its first error."""
     findings: list[Finding] = []
     try:
         for finding in check.run(job):
             findings.append(finding)
     except UserError as error:
-        findings.append(failed(str(error)))
+        findings.append(Finding.failed(str(error)))
     except Exception as error:  # a defect or a broken environment; the other checks can still report
-        findings.append(failed(f"could not be checked: {type(error).__name__}: {error}"))
+        findings.append(Finding.failed(f"could not be checked: {type(error).__name__}: {error}"))
     return findings

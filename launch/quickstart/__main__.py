@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from conf.system.entry import exit_status
-from launch.quickstart.phases import quiet_libraries
+from launch.quickstart.phases import hide_library_messages
 from launch.quickstart.story import DRAFTER_PREFIX, run_quickstart
 
 EXIT_CHECK_FAILED = 1
@@ -28,7 +28,7 @@ def main() -> None:
         f"{DRAFTER_PREFIX}, such as {DRAFTER_PREFIX}train.steps=10",
     )
     arguments = parser.parse_args()
-    quiet_libraries()
+    hide_library_messages()
     sys.exit(
         exit_status(
             lambda: 0 if run_quickstart(arguments.root, arguments.fresh, arguments.overrides) else EXIT_CHECK_FAILED,

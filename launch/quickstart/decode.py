@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conf.system.atomic import atomic_write_text
 from conf.system.entry import exit_status
-from launch.quickstart.phases import quiet_libraries
+from launch.quickstart.phases import hide_library_messages
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--heldout", type=Path, required=True, help="held-out tokens, as prepare wrote them")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
-    quiet_libraries()
+    hide_library_messages()
     from launch.quickstart.measure import run_decoding  # imports torch and transformers
 
     def measure() -> None:

@@ -41,7 +41,7 @@ def load_curves(stage: str, run_dir: Path) -> StageCurves:
     return curves
 
 
-def smooth(values: list[float]) -> list[float]:
+def moving_average(values: list[float]) -> list[float]:
     """Return the exponential moving average, corrected for its start as Adam's is."""
     average, weight, smoothed = 0.0, 0.0, []
     for value in values:
@@ -87,7 +87,7 @@ def _draw_training(axes: Any, tokens: list[float], losses: list[float], name: st
     if tokens:
         axes.plot(tokens, losses, color=COLORS[name], alpha=0.15, linewidth=0.8)
         label = f"{LABELS[name]}, training"
-        axes.plot(tokens, smooth(losses), color=COLORS[name], linewidth=1.8, label=label)
+        axes.plot(tokens, moving_average(losses), color=COLORS[name], linewidth=1.8, label=label)
 
 
 def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:

@@ -73,7 +73,7 @@ def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
     Raises:
         UserError: There is no export, no draft adapter in it, or too little held-out text.
     """
-    model = load_export(export)
+    model = load_shipped_model(export)
     check_adapter(export / ADAPTER_FOLDER, model.config)
     prefixes = choose_prefixes(heldout, NUM_CONTEXTS)
     prompts = prefixes[:: NUM_CONTEXTS // NUM_PROMPTS][:NUM_PROMPTS]
@@ -87,7 +87,7 @@ def run_decoding(export: Path, heldout: Path) -> dict[str, Any]:
         "num_contexts": NUM_CONTEXTS,
         "block_length": model.config.block_size,
         "modes": {mode: asdict(measure_mode(mode, run, runs[AR], acceptances.get(mode))) for mode, run in runs.items()},
-        "sample": describe_sample(export, prompts[0], runs[LINEAR].tokens[0]),
+        "sample": decode_sample(export, prompts[0], runs[LINEAR].tokens[0]),
     }
 
 
@@ -119,7 +119,7 @@ def decode_all_modes(
     return runs, acceptances
 
 
-def load_export(export: Path) -> Any:
+def load_shipped_model(export: Path) -> Any:
     """Load the exported model in fp32 from nothing but its directory.
 
     Raises:
@@ -198,7 +198,7 @@ def _compute_acceptance_length(mode: str, run: Continuations) -> float | None:
     return sum(len(tokens) - 1 for tokens in run.tokens) / max(1, cycles)
 
 
-def describe_sample(export: Path, prompt: Tensor, continuation: list[int]) -> dict[str, str]:
+def decode_sample(export: Path, prompt: Tensor, continuation: list[int]) -> dict[str, str]:
     """Return the text of one prompt and its continuation."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(export)
     return {"prompt": tokenizer.decode(prompt.tolist()), "continuation": tokenizer.decode(continuation)}

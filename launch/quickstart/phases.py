@@ -116,7 +116,7 @@ def read_output(what: str, command: list[str]) -> str:
     return output
 
 
-def quiet_libraries() -> None:
+def hide_library_messages() -> None:
     """Hide messages that libraries address to developers; call it before importing megatron-core or transformers.
 
     Messages of this project still show.

@@ -16,7 +16,7 @@ MODE_TITLES = {
     "linear+adapter": "linear + adapter",
 }
 # Field of ModeMeasurement, its name in the table, digits after the point.
-ROWS = (
+MEASUREMENTS = (
     ("new_tokens", "new tokens", 0),
     ("num_forwards", "forwards", 0),
     ("tokens_per_forward", "tokens per forward", 2),
@@ -68,7 +68,7 @@ def build_mode_table(summary: dict[str, Any]) -> Table:
     table.add_column("")
     for mode in summary["modes"]:
         table.add_column(MODE_TITLES[mode].removesuffix(" speculation").replace(" ", "\n", 1), justify="right")
-    for name, title, digits in ROWS:
+    for name, title, digits in MEASUREMENTS:
         table.add_row(title, *(_cell(values[name], digits) for values in summary["modes"].values()))
     return table
 

@@ -77,7 +77,7 @@ def test_a_job_that_was_cancelled_is_not_revived(slurm: FakeSlurm, tmp_path: Pat
     assert "not requeued" in result.stdout
 
 
-def test_rank_0s_output_is_shown_and_kept(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_rank_0s_output_is_shown_and_logged(slurm: FakeSlurm, tmp_path: Path) -> None:
     result = run_job(slurm, tmp_path, "echo hello; echo trouble >&2; exit 0")
     assert "hello\ntrouble\n" in result.stdout
     log = (tmp_path / "run" / "rank_0.log").read_text()

@@ -65,7 +65,7 @@ def test_mistakes_are_reported_before_anything_is_submitted(slurm: FakeSlurm, wo
     assert slurm.calls("sbatch") == []
 
 
-def test_an_export_that_is_there_is_not_made_again(slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_an_existing_export_is_left_as_it_is(slurm: FakeSlurm, tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     result = slurm.run("launch/stages.sh", "quickstart", EXPORT=str(tmp_path))
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ar", "joint", "sft", "drafter"]

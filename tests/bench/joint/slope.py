@@ -44,7 +44,7 @@ def predict_transient(case: Case) -> int:
         block_size=BLOCK_SIZE,
         doubled=True,
         num_scored_positions=counts.clean + counts.masked,
-        chunk_rows=case.runtime.loss_chunk_rows,
+        scored_chunk_size=case.runtime.loss_chunk_rows,
     )
     (stage,) = estimate_memory(shape)
     return stage.transient

@@ -89,7 +89,7 @@ def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, li
 
 def test_sizes_of_the_models_operators_are_theirs() -> None:
     """launch.plan imports no torch, and so repeats them."""
-    assert (activations.TILE_COLUMNS, activations.SPLIT_GROUP_ROWS) == (head.TILE_COLUMNS, split.ROWS_PER_GROUP)
+    assert (activations.TILE_COLUMNS, activations.SPLIT_GROUP_QUERIES) == (head.TILE_COLUMNS, split.ROWS_PER_GROUP)
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -1,4 +1,4 @@
-"""FLOPs and attention pairs against torch's counter, the dense reference mask and the trainer's own counting."""
+"""FLOPs and attended pairs against torch's counter, the dense reference mask and the trainer's own counting."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -108,15 +108,15 @@ def build_input(config: RunConfig) -> ForwardInput:
     return build_joint_input(NoisyBatch(batch, tokens, everywhere, torch.ones_like(tokens, dtype=torch.float32)))
 
 
-def test_attention_flops_are_those_of_plain_matmuls_over_the_pairs() -> None:
+def test_attention_flops_are_those_of_plain_matmuls() -> None:
     config = compose("ar", "data.sequence_length=1", "stage.block_size=1")
-    model, rows = config.model, 24
-    shape = (model.num_attention_heads, rows, model.head_dim)
+    model, length = config.model, 24
+    shape = (model.num_attention_heads, length, model.head_dim)
     query, key, value = (torch.randn(shape, requires_grad=True) for _ in range(3))
     with FlopCounterMode(display=False) as counter:
         (torch.softmax(query @ key.transpose(1, 2), dim=-1) @ value).sum().backward()
     per_pair = count_work(config).flops.attention  # one token: one pair
-    assert rows * rows * per_pair == counter.get_total_flops() * model.num_layers
+    assert length * length * per_pair == counter.get_total_flops() * model.num_layers
 
 
 def test_a_joint_token_costs_two_positions_and_half_another_head() -> None:

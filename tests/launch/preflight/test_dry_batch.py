@@ -7,8 +7,8 @@ import pytest
 from conf.composition.compose import compose_run_config
 from conf.schema import RunConfig
 from launch.preflight import dry_batch
-from launch.preflight.dry_batch import Outcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause
-from launch.preflight.runner import Finding, Gpu, Job, Result
+from launch.preflight.dry_batch import DryBatchOutcome, check_dry_batch, count_dry_ranks, count_microbatches, find_cause
+from launch.preflight.runner import Finding, Gpu, Result, TrainingJob
 from tests.helpers.layouts import PP2, PP2_INTERLEAVED, TP2_PP2, TP4
 from tests.helpers.toy_data import ToyData, tokens_of
 
@@ -31,8 +31,8 @@ def compose(*extra: str) -> RunConfig:
     return compose_run_config(["experiment=nld_8b_joint", *paths, *extra])
 
 
-def make_job(num_gpus: int, *extra: str) -> Job:
-    return Job(compose(*extra), nodes=4, gpus_per_node=8, gpus=[GPU] * num_gpus)
+def make_job(num_gpus: int, *extra: str) -> TrainingJob:
+    return TrainingJob(compose(*extra), nodes=4, gpus_per_node=8, gpus=[GPU] * num_gpus)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_microbatches_fill_the_pipeline(parallel: tuple[str, ...], expected: int
     assert count_microbatches(compose(*parallel), 32) == expected
 
 
-def judge(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, num_gpus: int = 4) -> Finding:
+def judge(monkeypatch: pytest.MonkeyPatch, outcome: DryBatchOutcome, num_gpus: int = 4) -> Finding:
     monkeypatch.setattr(dry_batch, "run_dry_batch", lambda *_: outcome)
     (finding,) = check_dry_batch(make_job(num_gpus, *TP4))
     return finding
 
 
 def test_too_few_devices_are_a_warning_that_names_both_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = judge(monkeypatch, Outcome(None, ""), num_gpus=3)
+    finding = judge(monkeypatch, DryBatchOutcome(None, ""), num_gpus=3)
     assert finding.result is Result.warning and "needs 4 devices, and this machine has 3" in finding.detail
 
 
@@ -74,13 +74,13 @@ def test_too_few_devices_are_a_warning_that_names_both_numbers(monkeypatch: pyte
     ],
 )
 def test_a_measurement_is_judged(monkeypatch: pytest.MonkeyPatch, change: dict, result: Result, named: str) -> None:
-    finding = judge(monkeypatch, Outcome(MEASURED | change, ""))
+    finding = judge(monkeypatch, DryBatchOutcome(MEASURED | change, ""))
     assert finding.result is result and named in finding.detail
 
 
 def test_a_crash_gives_its_cause_and_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     output = "Traceback ...\n  File x\nValueError: shapes differ\ntorch.distributed...ChildFailedError: \n"
-    finding = judge(monkeypatch, Outcome(None, output))
+    finding = judge(monkeypatch, DryBatchOutcome(None, output))
     log = Path(finding.detail.rpartition(": ")[2].rstrip(")"))
     assert finding.result is Result.failed and "ValueError: shapes differ" in finding.detail
     assert log.read_text(encoding="utf-8") == output
@@ -88,7 +88,7 @@ def test_a_crash_gives_its_cause_and_a_log(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_memory_that_more_copies_would_share_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = judge(monkeypatch, Outcome(None, "torch.OutOfMemoryError: CUDA out of memory."))
+    finding = judge(monkeypatch, DryBatchOutcome(None, "torch.OutOfMemoryError: CUDA out of memory."))
     assert finding.result is Result.warning and "over 8 copies" in finding.detail
     Path(finding.detail.partition("output: ")[2].partition(")")[0]).unlink()
 

@@ -12,21 +12,21 @@ from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
 from launch.preflight import __main__ as command
 from launch.preflight.__main__ import CHECKS
-from launch.preflight.runner import Check, failed, ok, warning
+from launch.preflight.runner import Finding, PreflightCheck
 
 OVERRIDES = ["stage=ar", "model=tiny", "runtime=cpu", "data.train=t", "data.tokenizer=t", "train.tokens=1e6"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, root: Path, *checks: Check, as_json: bool = False) -> None:
+def run(monkeypatch: pytest.MonkeyPatch, root: Path, *checks: PreflightCheck, as_json: bool = False) -> None:
     monkeypatch.setattr(command, "CHECKS", checks)
     config = compose_run_config([*OVERRIDES, "schedule.peak_lr=1e-3", "schedule.final_lr=0", f"run.root={root}"])
     options = Namespace(nodes=2, gpus_per_node=None, no_dry_batch=True, json=as_json)
     command.run_preflight(config, options)
 
 
-GOOD = Check("good", lambda job: iter([ok("all is well"), warning("mind this")]))
-BAD = Check("bad", lambda job: iter([failed("do that")]))
-LATER = Check("later", lambda job: iter([ok("fine")]), needs=("bad",))
+GOOD = PreflightCheck("good", lambda job: iter([Finding.ok("all is well"), Finding.warning("mind this")]))
+BAD = PreflightCheck("bad", lambda job: iter([Finding.failed("do that")]))
+LATER = PreflightCheck("later", lambda job: iter([Finding.ok("fine")]), needs=("bad",))
 
 
 def test_warnings_do_not_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:

@@ -10,7 +10,7 @@ from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
 from launch.preflight import rendezvous
 from launch.preflight.rendezvous import check_ports, find_rendezvous
-from launch.preflight.runner import Finding, Job, Result
+from launch.preflight.runner import Finding, Result, TrainingJob
 
 ROOT = Path(__file__).parents[3]
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RDZV_ENDPOINT", "SLURM_JOB_ID")
@@ -22,7 +22,7 @@ def check(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Finding:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     overrides = ["experiment=nld_8b_ar", "data.train=t", "data.tokenizer=t", "init_from=i"]
-    (finding,) = check_ports(Job(compose_run_config(overrides), nodes=1, gpus_per_node=8))
+    (finding,) = check_ports(TrainingJob(compose_run_config(overrides), nodes=1, gpus_per_node=8))
     return finding
 
 

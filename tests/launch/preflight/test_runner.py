@@ -10,7 +10,7 @@ import pytest
 from conf.composition.compose import compose_run_config
 from launch.preflight import environment
 from launch.preflight.__main__ import CHECKS
-from launch.preflight.runner import Finding, Job, Result, run_checks
+from launch.preflight.runner import Finding, Result, TrainingJob, run_checks
 from pretrain.run.run_folder import lock_run_folder
 from tests.helpers.stored import write_dataset
 from tests.helpers.toy_data import ToyData, tokens_of
@@ -19,7 +19,7 @@ from tests.helpers.toy_data import ToyData, tokens_of
 def check(data: ToyData, root: Path, *extra: str, ranks: int = 1) -> list[Finding]:
     """Return all findings but those of the dry batch."""
     overrides = [*data.overrides(), "stage=joint", tokens_of(10), f"run.root={root}", "run.name=run", *extra]
-    job = Job(compose_run_config(overrides), nodes=1, gpus_per_node=ranks)
+    job = TrainingJob(compose_run_config(overrides), nodes=1, gpus_per_node=ranks)
     return [finding for found in run_checks(job, CHECKS, lambda name: None) for finding in found]
 
 
@@ -43,7 +43,7 @@ def test_a_run_that_can_start_has_nothing_to_fix(toy_data: ToyData, tmp_path: Pa
     findings = check(toy_data, tmp_path)
     assert {finding.result for finding in findings} == {Result.ok}
     assert {finding.check for finding in findings} == {check.name for check in CHECKS}
-    assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    assert list(tmp_path.iterdir()) == []  # no file is left over
 
 
 @pytest.mark.parametrize(

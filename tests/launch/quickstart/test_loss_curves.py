@@ -5,7 +5,7 @@ from PIL import Image
 
 from conf.system.errors import UserError
 from launch.quickstart.folder import QuickstartFolder
-from launch.quickstart.loss_curves import draw_curves, load_curves, smooth
+from launch.quickstart.loss_curves import draw_curves, load_curves, moving_average
 
 
 def test_curves_hold_training_and_heldout_lines_apart(finished_folder: QuickstartFolder) -> None:
@@ -15,9 +15,9 @@ def test_curves_hold_training_and_heldout_lines_apart(finished_folder: Quickstar
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
-    assert smooth([3.0] * 20) == pytest.approx([3.0] * 20)
-    assert smooth([5.0, 1.0])[0] == pytest.approx(5.0)
-    assert 1.0 < smooth([5.0, 1.0])[1] < 5.0
+    assert moving_average([3.0] * 20) == pytest.approx([3.0] * 20)
+    assert moving_average([5.0, 1.0])[0] == pytest.approx(5.0)
+    assert 1.0 < moving_average([5.0, 1.0])[1] < 5.0
 
 
 def test_a_stage_that_has_not_run_is_named(folder: QuickstartFolder) -> None:

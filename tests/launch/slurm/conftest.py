@@ -14,7 +14,7 @@ from tests.helpers.slurm_cluster import SlurmCluster, why_not
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
-    """Run a cluster during the tests, and leave nothing of it behind whatever happens."""
+    """Run a cluster during the tests, and remove every trace of it whatever happens."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
