@@ -37,33 +37,35 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_run_config(arguments.config)
     quiet_libraries("torch.distributed")
 
-    from pretrain.resume.start import StartPoint
-    from pretrain.run.data import open_data
-    from pretrain.run.distributed import distributed_session
+    from pretrain.resume.start_point import StartPoint
+    from pretrain.run.model_parallel import model_parallel_groups
+    from pretrain.run.run_data import open_data
+    from pretrain.run.session import RunSession
     from pretrain.step.userbuffers import userbuffers
     from pretrain.trainer import build_trainer
 
     data = open_data(config)
-    session = distributed_session(config.parallel, config.runtime, config.train.seed)
-    with session as ranks, userbuffers(config):
-        copies = ranks.data_parallel_size
-        small = shrink(config, arguments.config.parent / "run", arguments.microbatches, copies)
+    run_dir = arguments.config.parent / "run"
+    quiet = replace(config.runtime, tensorboard=False, wandb_project=None, progress_bar=False)
+    groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
+    with RunSession(run_dir, quiet) as session, groups, userbuffers(config):
+        copies = session.ranks.world_size // config.parallel.model_parallel
+        small = replace(shrink(config, run_dir, arguments.microbatches, copies), runtime=quiet)
         assert data.tokenizer.eos_token_id is not None, "open_data checks it"
-        trainer = build_trainer(small, data, StartPoint(data.tokenizer.eos_token_id), ranks)
+        trainer = build_trainer(small, data, StartPoint(data.tokenizer.eos_token_id), session)
         measured = measure(trainer)
         report = describe(trainer, measured, arguments.microbatches)
-        if ranks.is_first:
+        if session.ranks.is_first:
             atomic_write_text(arguments.config.parent / REPORT_FILE, json.dumps(report) + "\n")
 
 
 def shrink(config: RunConfig, run_dir: Path, num_microbatches: int, copies: int) -> RunConfig:
-    """The run with so few sequences per step, in a folder of its own, telling nobody else about it."""
-    train, runtime = config.train, config.runtime
+    """Return the run with so few sequences per step, in a folder of its own."""
+    train = config.train
     return replace(
         config,
         train=replace(train, global_batch_size=num_microbatches * copies * train.micro_batch_size),
         evaluation=replace(config.evaluation, sequences=copies * train.micro_batch_size),
-        runtime=replace(runtime, tensorboard=False, wandb_project=None, progress_bar=False),
         run=RunFolderConfig(root=str(run_dir.parent), name=run_dir.name, dir=str(run_dir)),
         resume=ResumeConfig(),
         init_from=None,
@@ -98,7 +100,7 @@ def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> d
     """What preflight reads. All ranks take part: memory is that of the fullest."""
     import torch
 
-    from pretrain.reporting.metrics import load_metrics, measure_memory_bytes
+    from pretrain.run.metrics import load_metrics, measure_memory_bytes
     from pretrain.run.process_group import gather_over_ranks
 
     device, config = trainer.ranks.device, trainer.config

@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -20,9 +19,8 @@ from model.attention.plan import PlanBuilder
 from model.checkpoint.layout import load_checkpoint_manifest
 from model.megatron.build import build_model_chunks, count_parameters
 from model.megatron.transformer_config import TORCH_DTYPES
-from pretrain.build import build_evaluation, build_loader, build_microbatch_builder, build_report
-from pretrain.checkpointing.checkpointer import Checkpointer, SaveError
-from pretrain.checkpointing.integrity import find_intact_checkpoint
+from pretrain.build import build_evaluation, build_loader, build_microbatch_builder
+from pretrain.checkpointing.checkpointer import Checkpointer
 from pretrain.checkpointing.sharded_state import load_checkpoint
 from pretrain.health.guard import LossGuard, Verdict
 from pretrain.health.heartbeat import OwnTime, Stragglers, exchange
@@ -31,16 +29,18 @@ from pretrain.objective.losses import LossStats
 from pretrain.reporting.console import Console
 from pretrain.reporting.report import RunReport, StepOutcome, describe_bad_step
 from pretrain.resume.data_change import with_order
-from pretrain.resume.start import StartPoint, agree_on_start, build_manifest, load_initial_weights
+from pretrain.resume.start_point import StartPoint, agree_on_start, build_manifest, load_initial_weights
 from pretrain.run import stop
-from pretrain.run.data import RunData, copy_tokenizer, count_samples, open_data
-from pretrain.run.distributed import Ranks, distributed_session
-from pretrain.run.logs import start_console_logging, start_logging
-from pretrain.run.process_group import decide_on_first_rank, run_on_first_rank
-from pretrain.run.run_folder import lock_run_folder, record_run
+from pretrain.run.integrity import find_intact_checkpoint
+from pretrain.run.model_parallel import model_parallel_groups
+from pretrain.run.process_group import Ranks, decide_on_first_rank, run_on_first_rank
+from pretrain.run.run_data import RunData, copy_tokenizer, count_samples, open_data
+from pretrain.run.run_folder import record_run
+from pretrain.run.run_status import RunPhase, TrainState
+from pretrain.run.session import RunSession
 from pretrain.run.start_record import record_start
-from pretrain.run.state import TrainState
-from pretrain.run.status import RunPhase
+from pretrain.run.step_directory import SaveError
+from pretrain.run.terminal import start_console_logging
 from pretrain.step.evaluation import HeldoutEvaluation
 from pretrain.step.learning_rate import compute_learning_rate
 from pretrain.step.microbatches import MicrobatchBuilder
@@ -65,18 +65,16 @@ def run_training(config: RunConfig) -> int:
     """
     start_console_logging()
     data = open_data(config)
-    session = distributed_session(config.parallel, config.runtime, config.train.seed)
-    with session as ranks, userbuffers(config), ExitStack() as held:
-        run_on_first_rank(lambda: held.enter_context(lock_run_folder(Path(config.run.dir))))
-        return build_trainer(config, data, agree_on_start(config, data), ranks).run()
+    groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
+    with RunSession(Path(config.run.dir), config.runtime) as session, groups, userbuffers(config):
+        return build_trainer(config, data, agree_on_start(config, data), session).run()
 
 
-def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ranks) -> "Trainer":
+def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: RunSession) -> "Trainer":
     """Model, optimizer and everything around them, with weights (and optimizer state, when resuming) loaded."""
-    run_dir, data = Path(config.run.dir), with_order(data, start.order)
-    console = Console(config, ranks)
+    run_dir, ranks, data = session.run_dir, session.ranks, with_order(data, start.order)
+    console = Console(config, session)
     run_on_first_rank(lambda: _keep_records(config, data, start, ranks))
-    start_logging(run_dir, console.rich, ranks.is_first)
     chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     chunks = [chunk.to(ranks.device) for chunk in chunks]
     console.say_start(start, count_parameters(chunks))
@@ -87,7 +85,8 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
     own_time = OwnTime(ranks.device)
     model = wrap_data_parallel(chunks, config.parallel, own_time.gradients_ready)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
-    report = build_report(config, ranks, console, start)
+    session.open_metrics(start.state.step, config, wandb_project=config.runtime.wandb_project)
+    report = RunReport(config, session, console)
     for message in start.set_aside:
         report.say_event("corrupt_checkpoint", start.state, message)
     guard = LossGuard(config.guard)
@@ -111,7 +110,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, ranks: Ra
         optimizer=optimizer,
         state=start.state,
         start=start,
-        loader=build_loader(config, data, start.state, ranks),
+        loader=build_loader(config, data, start.state),
         builder=build_microbatch_builder(config, data, plans, "train"),
         evaluation=build_evaluation(config, data, plans),
         checkpointer=Checkpointer(run_dir, model, optimizer, config.checkpoint.keep, config.checkpoint.asynchronous),
@@ -162,8 +161,6 @@ class Trainer:
         except BaseException as error:
             self.report.say_phase(RunPhase.failed, self.state, str(error) or type(error).__name__)
             raise
-        finally:
-            self.report.close()
         return status
 
     def _train(self) -> int:
@@ -219,7 +216,9 @@ class Trainer:
         applied = self.guard.applies(beat.verdict)
         if applied:
             update_weights(self.optimizer, norm)
-        self.state.advance(self.config.train.global_batch_size, self.config.data.sequence_length)
+        self.state.step += 1
+        self.state.samples_seen += self.config.train.global_batch_size
+        self.state.tokens_seen += self.config.tokens_per_step
         seconds = time.perf_counter() - started
         outcome = StepOutcome(stats, step.counts, grad_norm, learning_rate, seconds, data_seconds, beat, applied)
         self._conclude(outcome, range(first, self.state.samples_seen))
@@ -307,7 +306,7 @@ class Trainer:
         return compute_learning_rate(self.config.schedule, tokens_after / self.config.train.tokens)
 
     def _is_due(self, every_steps: int) -> bool:
-        return self.is_finished or (every_steps > 0 and self.state.step % every_steps == 0)
+        return self.is_finished or self.state.is_multiple_of(every_steps)
 
     @property
     def _is_joint(self) -> bool:

@@ -40,8 +40,8 @@ MAY_IMPORT = {
             "model.megatron.kernels",
             "model.megatron.transformer_config",
         ),
-        *("pretrain.checkpointing.size", "pretrain.run.data", "pretrain.dry_batch", "pretrain.run.process_group"),
-        *("pretrain.run.run_folder", "pretrain.resume.start", "pretrain.run.status"),
+        *("pretrain.checkpointing.size", "pretrain.run.run_data", "pretrain.dry_batch", "pretrain.run.process_group"),
+        *("pretrain.run.run_folder", "pretrain.resume.start_point", "pretrain.run.run_status"),
     ),
 }
 

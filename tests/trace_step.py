@@ -64,14 +64,16 @@ def trace_joint_step(directory: Path) -> Trace:
 
 def with_trainer(config: Any, use: Callable[[Any], None]) -> None:
     """Call `use` with a trainer of `config` that starts from fresh weights."""
-    from pretrain.resume.start import agree_on_start
-    from pretrain.run.data import open_data
-    from pretrain.run.distributed import distributed_session
+    from pretrain.resume.start_point import agree_on_start
+    from pretrain.run.model_parallel import model_parallel_groups
+    from pretrain.run.run_data import open_data
+    from pretrain.run.session import RunSession
     from pretrain.trainer import build_trainer
 
     data = open_data(config)
-    with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
-        use(build_trainer(config, data, agree_on_start(config, data), ranks))
+    groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
+    with RunSession(Path(config.run.dir), config.runtime) as session, groups:
+        use(build_trainer(config, data, agree_on_start(config, data), session))
 
 
 def _trace_second_step(trainer: Any, trace: Trace) -> None:
@@ -85,7 +87,7 @@ def _trace_second_step(trainer: Any, trace: Trace) -> None:
 
 def main() -> None:
     """Trace a step and print the counts, with --list also the names."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="print every name, not only how many there are")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

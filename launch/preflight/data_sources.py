@@ -11,14 +11,14 @@ from conf.system.errors import UserError
 from launch.preflight.runner import Finding, TrainingJob
 
 if TYPE_CHECKING:  # imports torch
-    from pretrain.run.data import RunData
+    from pretrain.run.run_data import RunData
 
 ONE_EPOCH = 1.0
 
 
 def check_tokenizer(job: TrainingJob) -> Iterator[Finding]:
     """Check that it has mask and end-of-sequence tokens, and no more entries than the model."""
-    from pretrain.run.data import open_tokenizer
+    from pretrain.run.run_data import open_tokenizer
 
     config = job.config
     tokenizer = open_tokenizer(config)
@@ -30,7 +30,7 @@ def check_tokenizer(job: TrainingJob) -> Iterator[Finding]:
 
 def check_training_data(job: TrainingJob) -> Iterator[Finding]:
     """Check each source by itself, so that one attempt shows every problem; then report what the run reads of each."""
-    from pretrain.run.data import open_data
+    from pretrain.run.run_data import open_data
 
     config = job.config
     problems = list(_find_problems(config, config.data.train))
@@ -44,7 +44,7 @@ def check_training_data(job: TrainingJob) -> Iterator[Finding]:
 
 def check_heldout_data(job: TrainingJob) -> Iterator[Finding]:
     """Check the sources of evaluation in the same way, and that they are not trained on."""
-    from pretrain.run.data import describe_overlap, open_data
+    from pretrain.run.run_data import describe_overlap, open_data
 
     config = job.config
     if not config.data.heldout:
@@ -75,7 +75,7 @@ def _describe_evaluation(config: RunConfig, data: "RunData") -> Finding:
 
 def _find_problems(config: RunConfig, sources: dict[str, SourceConfig]) -> Iterator[Finding]:
     """Yield a finding per source that cannot be opened."""
-    from pretrain.run.data import open_data
+    from pretrain.run.run_data import open_data
 
     for name, source in sources.items():
         try:

@@ -14,7 +14,7 @@ from launch.preflight.runner import Finding, TrainingJob
 from model.checkpoint.layout import list_complete_steps
 from pretrain.checkpointing.size import compute_checkpoint_bytes
 from pretrain.run.run_folder import LOCK_FILE
-from pretrain.run.status import STATUS_FILE, RunPhase, peek_at_status
+from pretrain.run.run_status import STATUS_FILE, RunPhase, peek_at_status
 
 PROBE_BYTES = 4096
 # A live run renews its status as it steps; one older than this has probably ended without a last word.
@@ -127,7 +127,7 @@ def check_start(job: TrainingJob) -> Iterator[Finding]:
 
     It finds another model, tokenizer, stage or data, and damaged checkpoints.
     """
-    from pretrain.resume.start import find_start  # imports torch
+    from pretrain.resume.start_point import find_start  # imports torch
 
     config = job.config
     assert job.data is not None

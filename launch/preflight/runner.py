@@ -13,8 +13,8 @@ from conf.schema import Device, RunConfig
 from conf.system.errors import UserError
 
 if TYPE_CHECKING:  # these import torch, and a message about the configuration need not wait for it
-    from pretrain.resume.start import StartPoint
-    from pretrain.run.data import RunData
+    from pretrain.resume.start_point import StartPoint
+    from pretrain.run.run_data import RunData
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,16 @@ from lora.drafter.engine import EngineCheckpoints, build_engine
 from lora.drafter.step import DraftStep
 from lora.drafter.trainer import DrafterTrainer
 from lora.examples.run_examples import RunExamples, add_responses, open_run_examples
-from model.checkpoint.checksums import SUMS_NAME
 from model.checkpoint.layout import find_newest_complete
 from model.export.draft_adapter import identify_checkpoint
 from model.export.load import check_export, check_vocabulary, load_export, load_export_tokenizer
-from pretrain.checkpointing.integrity import find_intact_checkpoint
-from pretrain.reporting.metrics import MetricsWriter
-from pretrain.reporting.reporters import open_reporters
-from pretrain.run.logs import start_console_logging, start_logging
+from pretrain.run.integrity import find_intact_checkpoint
+from pretrain.run.metrics import MetricsWriter
 from pretrain.run.process_group import choose_device, run_on_first_rank, start_process_group
+from pretrain.run.reporters import open_reporters
 from pretrain.run.run_folder import lock_run_folder, record_run
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
+from pretrain.run.terminal import start_console_logging, start_logging
 
 SHARDS_WEIGHTS = 3  # the ZeRO stage that does
 
@@ -127,12 +126,7 @@ def open_folder(config: DrafterConfig, console: DrafterConsole, is_first: bool) 
     start_logging(run_dir, console.rich, is_first)
     if config.resume is ResumeMode.never and find_newest_complete(run_dir):
         raise UserError(f"{run_dir} holds a run already: choose another run.name, or continue it with resume=auto")
-    return find_intact_checkpoint(run_dir, _check_version)
-
-
-def _check_version(step_dir: Path) -> None:
-    if not (step_dir / SUMS_NAME).exists():
-        check_version(step_dir)
+    return find_intact_checkpoint(run_dir, check_version)
 
 
 def _build_batches(config: DrafterConfig, data: RunExamples, block_size: int, *, is_heldout: bool) -> DraftBatches:

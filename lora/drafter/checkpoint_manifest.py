@@ -8,7 +8,7 @@ from typing import Any
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.checkpoint.layout import MANIFEST_NAME
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
 
 FORMAT_VERSION = 2
 # Field: what a user who changed it must know.

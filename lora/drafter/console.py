@@ -8,8 +8,8 @@ from rich.console import Console as RichConsole
 
 from conf.schema.drafter import DrafterConfig, ResponseSource
 from lora.examples.run_examples import RunExamples
-from pretrain.reporting.progress import StepProgress
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
+from pretrain.run.terminal import StepProgress
 
 logger = logging.getLogger(__name__)
 SHOWN = ("loss", "acceptance_length", "acceptance_length_sampled", "grad_norm", "lr", "blocks_per_second")

@@ -21,11 +21,11 @@ from lora.drafter.checkpoint_manifest import FixedSettings, describe_state
 from lora.drafter.console import DrafterConsole
 from lora.drafter.engine import EngineCheckpoints, gather_adapter
 from lora.drafter.step import NUM_DRAFT_SUMS
-from pretrain.reporting.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.run import stop
+from pretrain.run.metrics import MetricsWriter, measure_memory_bytes
 from pretrain.run.process_group import run_on_first_rank
 from pretrain.run.run_folder import plain
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
 from pretrain.step.learning_rate import compute_learning_rate
 
 logger = logging.getLogger(__name__)

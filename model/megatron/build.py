@@ -21,7 +21,7 @@ def build_model_chunks(
     """One TriModeModel per virtual pipeline stage of this rank (one without interleaving).
 
     Weights are not set yet: model/megatron/initialise.py or model/convert/load_weights.py fill them. megatron-core's
-    process groups must exist (pretrain/run/distributed.py). Raises UserError for what this machine cannot do.
+    process groups must exist (pretrain/run/model_parallel.py). Raises UserError for what this machine cannot do.
     """
     check_machine(parallel, precision)
     for choice in list_choices(parallel.recompute):

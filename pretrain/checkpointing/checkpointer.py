@@ -1,12 +1,8 @@
-"""Saving step directories with megatron-core's dist_checkpointing.
-
-A checkpoint is written into `step_NNNNNNNN.partial` and renamed when every rank's part, the manifest and the checksums
-are on disk.
-"""
+"""Checkpoints of a run: saved with megatron-core's dist_checkpointing, in the background where asked for."""
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,30 +14,20 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
-from conf.system.errors import UserError
-from model.checkpoint.layout import (
-    CheckpointManifest,
-    begin_step,
-    partial_directory,
-    publish_step,
-    run_directory_of,
-    save_checkpoint_manifest,
-    step_directory,
-)
-from pretrain.checkpointing.integrity import sum_own_files, summing
-from pretrain.checkpointing.late_errors import keep_late_errors, raise_late_error
+from model.checkpoint.layout import CheckpointManifest, save_checkpoint_manifest
 from pretrain.checkpointing.sharded_state import (
     build_save_strategy,
     build_sharded_state,
     count_bytes,
+    defer_late_errors,
     gather_parameters,
+    raise_late_error,
+    sum_own_files,
+    summing,
 )
 from pretrain.checkpointing.size import SPACE_MARGIN
 from pretrain.run.process_group import gather_over_ranks, run_on_every_rank, run_on_first_rank
-
-
-class SaveError(UserError):
-    """A checkpoint that could not be written. Nothing with a final name is left of it, earlier ones are untouched."""
+from pretrain.run.step_directory import SaveError, StepDirectory, find_first_cause
 
 
 @dataclass(frozen=True)
@@ -61,15 +47,11 @@ class SaveReport:
 class _Save:
     """A save under way. waited: seconds training has stood still for it so far."""
 
-    final: Path
+    directory: StepDirectory
     manifest: CheckpointManifest
     num_bytes: int = 0
     started: float = field(default_factory=time.monotonic)
     waited: float = 0.0
-
-    @property
-    def partial(self) -> Path:
-        return partial_directory(self.final)
 
 
 class Checkpointer:
@@ -80,7 +62,7 @@ class Checkpointer:
     ) -> None:
         self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
         self._asynchronous = asynchronous
-        keep_late_errors()
+        defer_late_errors()
         self._queue = AsyncCallsQueue(persistent=False)
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
@@ -94,24 +76,24 @@ class Checkpointer:
         """
         assert self._in_flight is None, "finish() comes first"
         self.begun_step = manifest.step
-        save = _Save(step_directory(self._run_dir, manifest.step), manifest)
+        save = _Save(StepDirectory.of_step(self._run_dir, manifest.step, self._keep), manifest)
         gather_parameters(self._chunks)
         state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
-        with _explained(save), _timed(save):
-            _on_first_rank(lambda: begin_step(save.partial))
+        with save.directory.explained(), _timed(save):
+            save.directory.begin()
             save.num_bytes = sum(gather_over_ranks(lambda: count_bytes(state)))
-            check_free_space(save.partial, save.num_bytes)
+            check_free_space(save.directory.partial, save.num_bytes)
             self._write(state, save)
         if not self._asynchronous:
             self._report(save)
 
     def _write(self, state: dict[str, Any], save: _Save) -> None:
-        requests = []
+        requests, partial = [], save.directory.partial
 
         def write() -> None:
             request = dist_checkpointing.save(
                 state,
-                str(save.partial),
+                str(partial),
                 build_save_strategy(),
                 async_sharded_save=self._asynchronous,
                 async_strategy="mcore",
@@ -119,13 +101,12 @@ class Checkpointer:
             requests.append(request)
             if request is None:
                 raise_late_error()
-                sum_own_files(save.partial, dist.get_rank())
+                sum_own_files(partial, dist.get_rank())
 
-        # Of a failed write megatron-core tells the first rank alone.
-        run_on_every_rank(lambda: _first_cause_of(write))
+        save.directory.write(write)  # of a failed write megatron-core tells the first rank alone
         if self._asynchronous:
             request = requests[0]
-            self._queue.schedule_async_request(request._replace(async_fn=summing(request.async_fn, save.partial)))
+            self._queue.schedule_async_request(request._replace(async_fn=summing(request.async_fn, partial)))
             self._in_flight = save
         else:
             self._publish(save)
@@ -148,7 +129,7 @@ class Checkpointer:
         if save is None:
             return
         try:
-            with _explained(save), _timed(save):
+            with save.directory.explained(), _timed(save):
                 if not self._is_written(blocking):
                     return
                 self._publish(save)
@@ -166,16 +147,12 @@ class Checkpointer:
                 return False
             raise_late_error()
         except (Exception, CheckpointException) as error:
-            failure = OSError(_first_cause(error))
+            failure = OSError(find_first_cause(error))
         run_on_every_rank(lambda: _raise(failure))
         return True
 
     def _publish(self, save: _Save) -> None:
-        def publish() -> None:
-            save_checkpoint_manifest(save.partial, save.manifest)
-            publish_step(save.partial, save.final, self._keep)
-
-        _on_first_rank(publish)
+        save.directory.publish(lambda partial: save_checkpoint_manifest(partial, save.manifest))
 
     def _report(self, save: _Save) -> None:
         seconds, self.last_step = time.monotonic() - save.started, save.manifest.step
@@ -183,26 +160,19 @@ class Checkpointer:
 
 
 def check_free_space(directory: Path, num_bytes: int) -> None:
-    """Raises UserError before anything is written if tensors of `num_bytes` do not fit on the disk."""
+    """Raise SaveError before anything is written if tensors of `num_bytes` do not fit on the disk."""
     needed = int(num_bytes * SPACE_MARGIN)
 
     def check() -> None:
         free = shutil.disk_usage(directory).free
         if needed > free:
-            raise OSError(
-                f"{directory.parent} has {free / 1e9:.2f} GB free, it needs {needed / 1e9:.2f} GB: free some space or "
-                "lower checkpoint.keep, then give the same command again"
+            raise SaveError(
+                f"cannot write the checkpoint: {directory.parent} has {free / 1e9:.2f} GB free, it needs "
+                f"{needed / 1e9:.2f} GB: free some space or lower checkpoint.keep, then give the same command again. "
+                "Earlier checkpoints are untouched."
             )
 
-    _on_first_rank(check)
-
-
-def _on_first_rank(action: Callable[[], None]) -> None:
-    """Runs a file operation on rank 0; an error there is raised everywhere."""
-    try:
-        run_on_first_rank(action)
-    except OSError as error:
-        raise SaveError(f"cannot write the checkpoint: {error}. Earlier checkpoints are untouched.") from error
+    run_on_first_rank(check)
 
 
 @contextmanager
@@ -212,39 +182,6 @@ def _timed(save: _Save) -> Iterator[None]:
     save.waited += time.monotonic() - started
 
 
-@contextmanager
-def _explained(save: _Save) -> Iterator[None]:
-    """Turns a failed write into one clear message and removes what was half written."""
-    try:
-        yield
-    except (UserError, OSError) as error:
-        free = shutil.disk_usage(run_directory_of(save.final)).free
-        if dist.get_rank() == 0:
-            shutil.rmtree(save.partial, ignore_errors=True)
-        if isinstance(error, SaveError):
-            raise
-        raise SaveError(
-            f"cannot write checkpoint {save.final}: {_first_cause(error)} ({free / 1e6:.0f} MB were free). Nothing "
-            "half-written is left and earlier checkpoints are untouched; free space or mend the cause, then give the "
-            "same command again to resume."
-        ) from error
-
-
-def _first_cause_of(write: Callable[[], None]) -> None:
-    """Calls `write`. Raises: OSError with one line, which can be sent to other ranks, for any failure."""
-    try:
-        write()
-    except (Exception, CheckpointException) as error:  # torch's CheckpointException is no Exception
-        raise OSError(_first_cause(error)) from error
-
-
 def _raise(error: Exception | None) -> None:
     if error is not None:
         raise error
-
-
-def _first_cause(error: BaseException) -> str:
-    """One line of the first rank's failure."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,11 +3,17 @@
 What is written under one layout can be read back under any other.
 """
 
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing import serialization
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
@@ -20,10 +26,14 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from pretrain.checkpointing.helper_processes import SharedQueue
+from model.checkpoint.checksums import write_part
+from pretrain.checkpointing.helper_processes import SharedQueue, end_with_parent
+from pretrain.run.step_directory import DeferredErrors
 from pretrain.step.optimizer import accept_step_tensors, prepare_for_loading, repair_after_loading
 
-_results: SharedQueue | None = None  # what background writers tell their rank
+_results: SharedQueue | None = None  # what background writers report to their rank
+# Errors of what rank 0 writes after all tensors (`.metadata`, `metadata.json`), while the others wait for it.
+_late_errors = DeferredErrors()
 
 
 def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
@@ -87,3 +97,36 @@ def count_bytes(state: Any) -> int:
 
 def _data_parallel_group() -> Any:
     return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+
+def defer_late_errors() -> None:
+    """Keep errors of megatron-core's last writes on rank 0 for `raise_late_error`; called before the first save."""
+    writer: Any = filesystem_async.FileSystemWriterAsync
+    if not hasattr(writer.finish, "is_deferring"):
+        writer.finish = _late_errors.deferring(writer.finish)
+        writer.finish.is_deferring = True
+        serialization.save_config = _late_errors.deferring(serialization.save_config)
+
+
+def raise_late_error() -> None:
+    """Raise the first OSError that was kept since the last call."""
+    _late_errors.raise_first()
+
+
+def sum_own_files(directory: Path, rank: int) -> None:
+    """Sum the files this rank wrote; megatron-core names them by rank. Raises: OSError."""
+    write_part(directory, sorted(path.name for path in directory.glob(f"__{rank}_*")), rank)
+
+
+def summing(write: Callable[..., Any] | None, directory: Path) -> Callable[..., Any] | None:
+    """Return megatron-core's background writer, made to sum what it wrote and to end with its rank."""
+    return partial(_write_and_sum, write, directory, dist.get_rank(), os.getpid()) if write else None
+
+
+def _write_and_sum(
+    write: Callable[..., Any], directory: Path, rank: int, parent: int, *arguments: Any, **options: Any
+) -> None:
+    end_with_parent(parent)
+    write(*arguments, **options)
+    with suppress(OSError):  # whoever completes the checkpoint sums what has no sum yet
+        sum_own_files(directory, rank)

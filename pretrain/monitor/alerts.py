@@ -9,7 +9,7 @@ from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.history import History
 from pretrain.monitor.summary import Summary
 from pretrain.monitor.units import format_bytes, format_seconds
-from pretrain.run.status import RunPhase
+from pretrain.run.run_status import RunPhase
 
 SILENT_STEPS = 5  # without a sign of life for as many median steps
 SILENT_SECONDS = 30.0  # at least: status.json is renewed every 10 seconds, evaluations and saves take their time

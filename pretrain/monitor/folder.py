@@ -15,7 +15,7 @@ from conf.system.atomic import PARTIAL_SUFFIX
 from conf.system.errors import UserError
 from model.checkpoint.layout import CHECKPOINTS_FOLDER, list_complete_steps, list_set_aside, step_of
 from pretrain.run.run_folder import CONFIG_FILE, METRICS_FILE, STARTS_FOLDER
-from pretrain.run.status import RunStatus, peek_at_status
+from pretrain.run.run_status import RunStatus, peek_at_status
 
 
 @dataclass(frozen=True)

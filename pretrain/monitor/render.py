@@ -9,7 +9,7 @@ from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.sparkline import draw_sparkline
 from pretrain.monitor.summary import Metric, Summary
 from pretrain.monitor.units import format_bytes, format_count, format_seconds
-from pretrain.run.status import RunPhase
+from pretrain.run.run_status import RunPhase
 
 LABELS = {
     "loss": "loss",

@@ -8,7 +8,7 @@ from typing import Any
 
 from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.history import LOSSES, History
-from pretrain.run.status import RunPhase
+from pretrain.run.run_status import RunPhase
 
 RECENT_STEPS = 50  # over which speed is measured
 LIVE_SECONDS = 60.0  # of a run without status.json: written to so lately, it is said to be running

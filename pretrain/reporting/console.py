@@ -1,18 +1,15 @@
 """What rank 0 tells the person at the terminal: a progress bar and one line now and then (also in train.log)."""
 
 import logging
-import sys
 from contextlib import AbstractContextManager
-
-from rich.console import Console as RichConsole
 
 from conf.schema import RunConfig
 from pretrain.objective.losses import LossStats
-from pretrain.reporting.progress import StepProgress
-from pretrain.resume.start import StartPoint
-from pretrain.run.data import RunData, count_samples, describe_blend, describe_overlap
-from pretrain.run.distributed import Ranks
-from pretrain.run.state import TrainState
+from pretrain.resume.start_point import StartPoint
+from pretrain.run.run_data import RunData, count_samples, describe_blend, describe_overlap
+from pretrain.run.run_status import TrainState
+from pretrain.run.session import RunSession
+from pretrain.run.terminal import describe_values
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +17,9 @@ logger = logging.getLogger(__name__)
 class Console:
     """Silent on every rank but the first."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        self._config, self._ranks = config, ranks
-        self.rich = RichConsole(file=sys.stderr, highlight=False)
-        shown = config.runtime.progress_bar and ranks.is_first
-        self._progress = StepProgress(f"{config.stage.name} stage", self.rich, shown)
+    def __init__(self, config: RunConfig, session: RunSession) -> None:
+        self._config, self._ranks = config, session.ranks
+        self._progress = session.progress_bar(f"{config.stage.name} stage")
 
     def progress(self, state: TrainState) -> AbstractContextManager[None]:
         """Shows a progress bar over the token budget while the block runs."""
@@ -62,8 +57,7 @@ class Console:
         self._progress.update(state.step, note)
         if state.step % self._config.runtime.log_every_steps == 0:
             shown = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_second")
-            parts = [f"{name} {values[name]:.5g}" for name in shown if values[name] is not None]
-            logger.info(f"step {state.step}: " + ", ".join(parts))
+            logger.info(f"step {state.step}: {describe_values(values, shown)}")
 
     def say_heldout(self, state: TrainState, stats: LossStats) -> None:
         """Held-out losses."""

@@ -1,12 +1,11 @@
 """Everything a run says: metrics.jsonl and its reporters, the console, status.json. Only rank 0 speaks."""
 
 import logging
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median_low
 from typing import Any
-
-import torch.distributed as dist
 
 from conf.schema import RunConfig
 from pretrain.checkpointing.checkpointer import SaveReport
@@ -16,13 +15,14 @@ from pretrain.objective.losses import LossStats
 from pretrain.objective.rows import StepCounts
 from pretrain.reporting.console import Console
 from pretrain.reporting.flops import compute_step_flops, find_peak_flops
-from pretrain.reporting.metrics import MetricsWriter, load_metrics, measure_memory_bytes
-from pretrain.run.data import RunData
-from pretrain.run.distributed import Ranks
-from pretrain.run.state import TrainState
-from pretrain.run.status import RunPhase, StatusWriter
+from pretrain.run.metrics import load_metrics, measure_memory_bytes
+from pretrain.run.run_data import RunData
+from pretrain.run.run_status import RunPhase, TrainState, write_status
+from pretrain.run.session import RunSession
 
 logger = logging.getLogger(__name__)
+
+STATUS_SECONDS = 10.0  # between two refreshes of status.json while nothing but the step changes
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class StepOutcome:
 
 @dataclass
 class RunReport:
-    """metrics, status: of rank 0."""
+    """Writes metrics.jsonl, the log and status.json; all of them on rank 0 alone."""
 
     config: RunConfig
-    ranks: Ranks
+    session: RunSession
     console: Console
-    metrics: MetricsWriter | None
-    status: StatusWriter | None
+    _status_written: float = field(default=float("-inf"), init=False)
 
     def say_phase(self, phase: RunPhase, state: TrainState, reason: str = "") -> None:
-        """Into status.json."""
-        if self.status is not None:
-            self.status.write(phase, state.step, state.tokens_seen, reason)
+        """Replace status.json."""
+        if self.session.ranks.is_first:
+            write_status(self.session.run_dir, phase, state, reason)
+            self._status_written = time.monotonic()
 
     def say_data(self, data: RunData, state: TrainState) -> None:
         """What an epoch of each source holds and what was left out, once per start."""
@@ -69,7 +69,8 @@ class RunReport:
         values = self._describe(outcome, guard)
         self._write("train", state, values)
         self.console.say_step(state, values)
-        self.say_phase(RunPhase.running, state)
+        if time.monotonic() - self._status_written >= STATUS_SECONDS:
+            self.say_phase(RunPhase.running, state)
 
     def say_heldout(self, state: TrainState, stats: LossStats) -> None:
         """Held-out losses."""
@@ -107,27 +108,21 @@ class RunReport:
             values |= {"sample_first": samples[0], "sample_last": samples[-1]}
             message += f" (samples {samples[0]} to {samples[-1]})"
         self._write("event", state, values)
-        if self.ranks.is_first:
+        if self.session.ranks.is_first:
             logger.warning(f"step {state.step}: {message}")
 
     def go_back(self, state: TrainState) -> None:
         """The run continues from an earlier step: metrics of later ones are dropped."""
-        if self.metrics is not None:
-            self.metrics.drop_after(state.step)
-
-    def close(self) -> None:
-        """Brings everything to disk."""
-        if self.metrics is not None:
-            self.metrics.close()
+        self.session.metrics.drop_after(state.step)
 
     def _write(self, kind: str, state: TrainState, values: dict[str, Any]) -> None:
-        if self.metrics is not None:
-            self.metrics.write(kind, state.step, state.tokens_seen, values)
+        self.session.metrics.write(kind, state.step, state.tokens_seen, values)
 
     def _describe(self, outcome: StepOutcome, guard: LossGuard) -> dict[str, Any]:
         config, counts, seconds = self.config, outcome.counts, outcome.seconds
         flops = compute_step_flops(config.model, counts.rows, counts.pairs, counts.clean + counts.masked)
-        peak = find_peak_flops(self.ranks.device)
+        ranks = self.session.ranks
+        peak = find_peak_flops(ranks.device)
         own = outcome.beat.seconds
         slowest = max(range(len(own)), key=own.__getitem__)
         return {
@@ -144,8 +139,8 @@ class RunReport:
             "data_seconds": outcome.data_seconds,
             "tokens_per_second": config.tokens_per_step / seconds,
             "model_flops_per_second": flops / seconds,
-            "mfu": flops / seconds / (peak * dist.get_world_size()) if peak else None,
-            "memory_bytes": measure_memory_bytes(self.ranks.device),
+            "mfu": flops / seconds / (peak * ranks.world_size) if peak else None,
+            "memory_bytes": measure_memory_bytes(ranks.device),
             "skipped": int(not outcome.applied),
             "nonfinite_steps": guard.nonfinite,
             "spikes": guard.spikes,

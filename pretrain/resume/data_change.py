@@ -8,7 +8,7 @@ from pathlib import Path
 from conf.system.errors import UserError
 from data_pipeline.order import BlendOrder, SourceOrder
 from model.checkpoint.layout import CheckpointManifest
-from pretrain.run.data import RunData
+from pretrain.run.run_data import RunData
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""The processes of a job and what each computes on. No megatron-core here: other trainers use it too."""
+"""The processes of a job, what each computes on, and how they agree. Imports no megatron-core: lora/ uses it too."""
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,8 +16,38 @@ from conf.schema import Device
 from conf.system.errors import UserError
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """Names this process among those of the job. device: where it computes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank talks to the user and writes the run folder."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_process_group(device: Device, timeout_minutes: float) -> Iterator[Ranks]:
+    """Join the processes of torchrun's environment while the block runs; without torchrun this process is the only one.
+
+    A process group that exists already is used and left alone. After an error ours is left alone too: taking it down
+    would wait for peers that may be inside a collective; the process ends instead.
+    """
+    chosen = choose_device(device)
+    owns_process_group = not dist.is_initialized()
+    if owns_process_group:
+        start_process_group(chosen, timeout_minutes)
+    yield Ranks(dist.get_rank(), dist.get_world_size(), chosen)
+    if owns_process_group:
+        dist.destroy_process_group()
+
+
 def choose_device(device: Device) -> torch.device:
-    """The device of this process; errors if CUDA is asked for and not there."""
+    """Return the device of this process. Raises: UserError if CUDA is asked for and not there, or hidden by CPU."""
     if device is Device.cuda and not torch.cuda.is_available():
         raise UserError("runtime.device=cuda, but torch finds no CUDA device: use runtime.device=auto or cpu.")
     if device is Device.cpu or not torch.cuda.is_available():
@@ -26,9 +58,9 @@ def choose_device(device: Device) -> torch.device:
 
 
 def decide_on_first_rank[Value](decide: Callable[[], Value]) -> Value:
-    """What rank 0 decides, on every rank. All ranks together.
+    """Return on every rank what rank 0 decides. All ranks call this together.
 
-    Raises: on every rank the UserError or OSError of rank 0, so that none waits in vain, whatever launched them.
+    Raises: the UserError or OSError of rank 0, on every rank, so that none waits in vain.
     """
     decided: list[Any] = list(_attempt(decide) if dist.get_rank() == 0 else (None, None))
     dist.broadcast_object_list(decided)
@@ -39,14 +71,14 @@ def decide_on_first_rank[Value](decide: Callable[[], Value]) -> Value:
 
 
 def run_on_first_rank(action: Callable[[], object]) -> None:
-    """Rank 0 runs `action` while the others wait. All ranks together. Raises: as decide_on_first_rank."""
+    """Run `action` on rank 0 while the others wait. All ranks call this together. Raises: as decide_on_first_rank."""
     decide_on_first_rank(partial(_call, action))
 
 
 def gather_over_ranks[Value](compute: Callable[[], Value]) -> list[Value]:
-    """What every rank computes, by rank, on every rank. All ranks together.
+    """Return on every rank what each rank computes, ordered by rank. All ranks call this together.
 
-    Raises: on every rank the first rank's UserError or OSError, whichever ranks failed.
+    Raises: on every rank the UserError or OSError of the lowest rank that failed.
     """
     attempts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(attempts, _attempt(compute))
@@ -57,17 +89,17 @@ def gather_over_ranks[Value](compute: Callable[[], Value]) -> list[Value]:
 
 
 def run_on_every_rank(action: Callable[[], object]) -> None:
-    """Every rank runs `action`; none goes on before all have. All ranks together. Raises: as gather_over_ranks."""
+    """Run `action` on every rank; none goes on before all have. Raises: as gather_over_ranks."""
     gather_over_ranks(partial(_call, action))
 
 
 def _call(action: Callable[[], object]) -> None:
-    """Calls it; what it returns stays here, and need not be fit to be sent."""
+    """Call `action` and drop its result, which need not be fit to be sent to other ranks."""
     action()
 
 
 def _attempt[Value](compute: Callable[[], Value]) -> tuple[Value | None, UserError | OSError | None]:
-    """A value, or the error that the other ranks must hear of."""
+    """Return the value, or the error that the other ranks must hear of."""
     try:
         return compute(), None
     except (UserError, OSError) as error:
@@ -84,7 +116,7 @@ def start_process_group(device: torch.device, timeout_minutes: float) -> None:
 
 
 def _default_single_process_environment() -> None:
-    """A command without torchrun is a run of one process."""
+    """Describe a group of one process to torch where torchrun has described none."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:

@@ -13,7 +13,7 @@ from conf.composition.compose import compose_run_config
 from data_pipeline.prepare.run import prepare_sources
 from data_pipeline.toy.corpus import TextSplit, load_standard_library, write_jsonl
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
-from pretrain.reporting.metrics import load_metrics
+from pretrain.run.metrics import load_metrics
 from tests.bench.processes import run_all
 
 ROOT = Path("runs/medium")

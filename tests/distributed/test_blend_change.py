@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conf.composition.compose import compose_run_config
-from pretrain.run.data import RunData, open_data
+from pretrain.run.run_data import RunData, open_data
 from tests.helpers.processes import kill_when, load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
 from tests.helpers.train_jobs import digest_tokens

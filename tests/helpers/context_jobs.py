@@ -27,7 +27,7 @@ from model.attention.context import CHUNK_ROWS, find_context_shard
 from model.attention.layout import SequenceLayout, compute_dense_mask
 from model.attention.plan import PlanBuilder
 from model.megatron import cpu
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 from pretrain.trainer import run_training
 from tests.helpers.live_bytes import SentBytes
 from tests.helpers.packed import pack_chats

@@ -27,7 +27,7 @@ from model.megatron import cpu
 from model.megatron.build import build_model_chunks
 from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.checkpointing.sharded_state import build_sharded_state, count_bytes
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 from pretrain.run.process_group import gather_over_ranks
 from pretrain.step.microbatches import MicrobatchBuilder, PreparedStep
 from pretrain.step.optimizer import build_optimizer, wrap_data_parallel

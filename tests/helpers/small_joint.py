@@ -20,7 +20,7 @@ from model.attention.plan import AttentionPlan, PlanBuilder, build_regular_layou
 from model.megatron.build import build_model_chunks
 from model.megatron.initialise import initialise_weights
 from model.megatron.transformer_config import TORCH_DTYPES
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 
 MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
 BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from conf.schema import Device, ParallelConfig, RuntimeConfig
-from pretrain.run.distributed import Ranks, distributed_session
+from pretrain.run.model_parallel import distributed_session
+from pretrain.run.process_group import Ranks
 
 
 @pytest.fixture(scope="module")  # other modules of the same worker start groups of their own

@@ -22,7 +22,7 @@ from model.convert.load_weights import load_megatron_weights
 from model.convert.progress import Progress
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
-from pretrain.run.distributed import Ranks
+from pretrain.run.process_group import Ranks
 from tests.helpers.layouts import PP2_INTERLEAVED
 from tests.helpers.packed import pack_chats
 from tests.helpers.processes import train_many

@@ -11,7 +11,7 @@ from model.attention.plan import PlanBuilder, build_regular_layout
 from model.convert.load_weights import load_hf_weights
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
-from pretrain.run.distributed import Ranks
+from pretrain.run.process_group import Ranks
 from tests.helpers.tiny_checkpoints import ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 LENGTH = 5 * ORIGINAL_MAX_POSITIONS

@@ -23,7 +23,7 @@ from model.convert.load_weights import load_megatron_weights
 from model.convert.progress import Progress
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
-from pretrain.run.distributed import Ranks
+from pretrain.run.process_group import Ranks
 from tests.helpers.layouts import TP2
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of

@@ -28,7 +28,7 @@ from pretrain.objective.rows import (
     build_joint_input,
     compute_row_weights,
 )
-from pretrain.run.distributed import Ranks
+from pretrain.run.process_group import Ranks
 from tests.helpers.packed import pack_chats
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_config
 from tests.parity.test_import import build_imported

@@ -10,7 +10,7 @@ import torch
 from conf.composition.compose import compose_run_config, load_run_config
 from pretrain.dry_batch import REPORT_FILE
 from pretrain.longest import LongestBlend
-from pretrain.run.data import open_data
+from pretrain.run.run_data import open_data
 from pretrain.run.run_folder import write_out
 from tests.helpers.processes import ROOT, rank_environment
 from tests.helpers.toy_data import ToyData, tokens_of

@@ -91,7 +91,7 @@ def main() -> None:
     """Every damage of argv[1] in turn; what the ranks say of it goes to argv[2]."""
     import torch.distributed as dist
 
-    from pretrain.checkpointing.integrity import find_damage_over_ranks
+    from pretrain.run.integrity import find_damage_over_ranks
 
     dist.init_process_group("gloo")
     found: list[str | None] = []

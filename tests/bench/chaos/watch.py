@@ -9,7 +9,7 @@ from typing import Any
 
 from conf.system.atomic import PARTIAL_SUFFIX
 from model.checkpoint.layout import CHECKPOINTS_FOLDER, find_newest_complete, step_of
-from pretrain.reporting.metrics import METRICS_FILE
+from pretrain.run.metrics import METRICS_FILE
 from pretrain.run.start_record import STARTS_FOLDER
 from tests.bench.chaos.job import EVALUATE_EVERY
 

@@ -16,7 +16,7 @@ from data_pipeline.packing.form import SequenceForm
 from data_pipeline.prepare.run import prepare_source
 from data_pipeline.toy.corpus import load_docstring_chats, load_standard_library, write_jsonl
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
-from pretrain.reporting.metrics import load_metrics
+from pretrain.run.metrics import load_metrics
 
 VOCAB_SIZE = 384
 NUM_STEPS = 40

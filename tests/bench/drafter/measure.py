@@ -7,7 +7,7 @@ from typing import Any
 
 from data_pipeline.toy.corpus import write_jsonl
 from lora.evaluate.gain_report import GAIN_REPORT_FILE
-from pretrain.reporting.metrics import load_metrics
+from pretrain.run.metrics import load_metrics
 from tests.bench.drafter.variants import Variant
 from tests.bench.medium import EXPORT, GROUPS, ROOT, load_texts
 

@@ -12,7 +12,7 @@ from model.megatron import build as model_build
 from model.megatron.build import build_model_chunks
 from model.megatron.initialise import initialise_weights
 from model.megatron.tri_mode import TriModeModel
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 from pretrain.step.microbatches import PreparedStep
 from pretrain.step.optimizer import wrap_data_parallel
 from pretrain.step.schedule import run_schedule

@@ -16,7 +16,7 @@ from model.attention.plan import PlanBuilder, build_regular_layout
 from model.megatron.build import build_model_chunks
 from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
 from pretrain.reporting.flops import count_document_pairs
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 
 SIZES = [(1, 1), (8, 4), (32, 8), (48, 48), (60, 1), (96, 24), (128, 32), (288, 48), (50, 16), (7, 32), (333, 32)]
 TINY = ["model=tiny", "runtime=cpu", "precision=fp32", "train.tokens=1e6", "train.global_batch_size=1"]

@@ -9,7 +9,7 @@ from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder, build_regular_layout
 from model.megatron.build import build_model_chunks
 from model.megatron.initialise import initialise_weights
-from pretrain.run.distributed import distributed_session
+from pretrain.run.model_parallel import distributed_session
 from tests.model.attention.test_backends import build_packed_layout
 
 MODEL = ModelConfig("toy", 3, 32, 48, 4, 2, 16, 128)

@@ -9,9 +9,9 @@ from conf.composition.compose import compose_run_config
 from conf.system.errors import UserError
 from model.checkpoint.layout import CheckpointManifest, load_checkpoint_manifest, save_checkpoint_manifest
 from pretrain.resume.data_change import DataChange, compare_data, with_order
-from pretrain.resume.start import StartPoint, build_manifest
-from pretrain.run.data import RunData, count_samples, describe_blend, open_data
-from pretrain.run.state import TrainState
+from pretrain.resume.start_point import StartPoint, build_manifest
+from pretrain.run.run_data import RunData, count_samples, describe_blend, open_data
+from pretrain.run.run_status import TrainState
 from tests.helpers.toy_data import SEQUENCE_LENGTH, ToyData, tokens_of
 
 SEEN = 40

@@ -1,48 +1,25 @@
-"""Sums of checkpoint files over the ranks: each file is written, and later read once to be checked, by one of them."""
+"""Checksums of a checkpoint, compared before it is read: every rank reads its share of the files once."""
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from conf.system.errors import UserError
-from model.checkpoint.checksums import find_changed, find_wrong_names, read_sums, share_of, write_part
+from model.checkpoint.checksums import SUMS_NAME, find_changed, find_wrong_names, read_sums, share_of
 from model.checkpoint.layout import find_newest_complete, list_set_aside, set_aside
-from pretrain.checkpointing.helper_processes import end_with_parent
 from pretrain.run.process_group import decide_on_first_rank, gather_over_ranks, run_on_first_rank
 
 logger = logging.getLogger(__name__)
 
 
-def sum_own_files(directory: Path, rank: int) -> None:
-    """Sum the files this rank wrote; megatron-core names them by rank. Raises: OSError."""
-    write_part(directory, sorted(path.name for path in directory.glob(f"__{rank}_*")), rank)
-
-
-def summing(write: Callable[..., Any] | None, directory: Path) -> Callable[..., Any] | None:
-    """megatron-core's function of a background writer, which then also sums what it wrote, and ends with its rank."""
-    return partial(_write_and_sum, write, directory, dist.get_rank(), os.getpid()) if write else None
-
-
-def _write_and_sum(
-    write: Callable[..., Any], directory: Path, rank: int, parent: int, *arguments: Any, **options: Any
-) -> None:
-    end_with_parent(parent)
-    write(*arguments, **options)
-    with suppress(OSError):  # whoever completes the checkpoint sums what has no sum yet
-        sum_own_files(directory, rank)
-
-
 @dataclass(frozen=True)
 class _Listing:
-    """What rank 0 saw of a step directory. sizes: bytes by file name."""
+    """Holds what rank 0 saw of a step directory. sizes: bytes by file name."""
 
     damage: str | None
     sums: dict[str, str]
@@ -50,7 +27,7 @@ class _Listing:
 
 
 def find_damage_over_ranks(step_dir: Path) -> str | None:
-    """What is wrong with a step directory, or None; the same on every rank. All ranks together.
+    """Return what is wrong with a step directory, or None; the same on every rank. All ranks call this together.
 
     Raises: UserError if a rank cannot read a file that is there: that says something about the disk or the host, and
     nothing about the checkpoint.
@@ -64,7 +41,7 @@ def find_damage_over_ranks(step_dir: Path) -> str | None:
 
 
 def _find_changed(step_dir: Path, sums: dict[str, str], names: list[str]) -> str | None:
-    """find_changed with one more try. Raises: UserError instead of OSError."""
+    """Call find_changed, a second time if reading failed. Raises: UserError instead of OSError."""
     with suppress(OSError):
         return find_changed(step_dir, sums, names)
     try:
@@ -72,7 +49,7 @@ def _find_changed(step_dir: Path, sums: dict[str, str], names: list[str]) -> str
     except OSError as error:
         raise UserError(
             f"{step_dir} cannot be read by rank {dist.get_rank()} on {socket.gethostname()}: {error}. Nothing was "
-            "changed; mend the disk or leave out the host, then give the same command again."
+            "changed; repair the disk or leave out the host, then give the same command again."
         ) from error
 
 
@@ -84,18 +61,25 @@ def _list(step_dir: Path) -> _Listing:
 
 def find_intact_checkpoint(
     run_dir: Path,
-    check: Callable[[Path], None] = lambda step_dir: None,
+    check_version: Callable[[Path], object] = lambda step_dir: None,
     say: Callable[[str], None] = logger.warning,
 ) -> Path | None:
-    """The run's newest checkpoint with its files as written; damaged ones are set aside. All ranks together.
+    """Return the run's newest checkpoint whose files are as they were written, or None for a run without checkpoints.
 
-    check: called on rank 0 with a checkpoint before its files are read; it may raise UserError. say: called on rank 0
-    with one sentence on a checkpoint that is set aside.
-    Raises: UserError if there were checkpoints and none is left, which must not look like a run that begins; or as
-    find_damage_over_ranks.
+    Damaged ones are set aside. All ranks call this together.
+
+    Args:
+        run_dir: The run folder.
+        check_version: Called on rank 0 with a checkpoint without checksums, which another version of the program may
+            have written; raises UserError then.
+        say: Called on rank 0 with one sentence on every checkpoint that is set aside.
+
+    Raises:
+        UserError: If there were checkpoints and none is left, which must not look like a run that begins; or as
+            find_damage_over_ranks.
     """
     while (newest := decide_on_first_rank(lambda: find_newest_complete(run_dir))) is not None:
-        run_on_first_rank(lambda newest=newest: check(newest))
+        run_on_first_rank(lambda newest=newest: (newest / SUMS_NAME).exists() or check_version(newest))
         damage = find_damage_over_ranks(newest)
         if damage is None:
             return newest

@@ -13,7 +13,7 @@ from conf.system.errors import UserError
 from data_pipeline.chat.template import CHATML_PATH
 from data_pipeline.prepare.run import prepare_source
 from data_pipeline.storage.manifest import manifest_path
-from pretrain.run.data import copy_tokenizer, describe_blend, describe_overlap, open_data
+from pretrain.run.run_data import copy_tokenizer, describe_blend, describe_overlap, open_data
 from tests.helpers.toy_data import ToyData, tokens_of
 
 
@@ -82,7 +82,7 @@ def test_held_out_data_that_are_trained_on_are_pointed_out(toy_data: ToyData, tm
 def test_rows_held_out_with_another_distance_are_pointed_out(toy_data: ToyData, tmp_path: Path) -> None:
     def prepare(name: str, rows: Split, every: int) -> Path:
         file = toy_data.train_chats.with_suffix(".jsonl")
-        source = SourceConfig(path=str(tmp_path / name), input=InputConfig(DocumentKind.chat, str(file), rows=rows))
+        source = SourceConfig(path=str(tmp_path / name), input=InputConfig(DocumentKind.chat, str(file), records=rows))
         settings = PrepareConfig(workers=1, chat_template="chatml", heldout_every=every)
         prepare_source(name, source, DataConfig(tokenizer=str(toy_data.tokenizer), prepare=settings))
         return tmp_path / name

@@ -15,7 +15,7 @@ from data_pipeline.packing.form import build_sequence_form
 from data_pipeline.storage.tokens import StoredTokens
 from model.checkpoint.layout import tokenizer_directory
 from model.convert.hf_target import CHAT_TEMPLATE_NAME, copy_tokenizer_files, write_chat_format
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
 
 HELDOUT_SEED = 0
 

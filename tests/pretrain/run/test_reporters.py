@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conf.system.errors import UserError
-from pretrain.reporting.reporters import open_reporters
+from pretrain.run.reporters import open_reporters
 
 
 def test_weights_and_biases_gets_numbers_and_configuration(tmp_path: Path, monkeypatch) -> None:

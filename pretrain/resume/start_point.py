@@ -12,7 +12,6 @@ from conf.composition.renamed import RUN_RENAMES
 from conf.schema import Objective, ResumeMode, RunConfig
 from conf.system.errors import UserError
 from data_pipeline.order import BlendOrder
-from model.checkpoint.checksums import SUMS_NAME
 from model.checkpoint.layout import (
     CheckpointManifest,
     check_same_model,
@@ -27,13 +26,13 @@ from model.convert.load_weights import load_hf_weights, load_megatron_weights
 from model.convert.mapping import build_tensor_table
 from model.megatron.initialise import initialise_weights
 from model.megatron.transformer_config import TORCH_DTYPES
-from pretrain.checkpointing.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.resume.config_changes import ConfigChange, compare_configs, describe_changes, describe_learning_rate
 from pretrain.resume.data_change import DataChange, compare_data
-from pretrain.run.data import RunData
+from pretrain.run.integrity import find_damage_over_ranks, find_intact_checkpoint
 from pretrain.run.process_group import decide_on_first_rank
+from pretrain.run.run_data import RunData
 from pretrain.run.run_folder import METRICS_FILE, plain
-from pretrain.run.state import TrainState
+from pretrain.run.run_status import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
         set_aside.append(message)
 
     if config.resume.mode is ResumeMode.auto:
-        find_intact_checkpoint(Path(config.run.dir), _check_version, say)
+        find_intact_checkpoint(Path(config.run.dir), load_checkpoint_manifest, say)
     start = decide_on_first_rank(lambda: find_start(config, data))
     if (
         start.weights is not None
@@ -97,12 +96,6 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
     ):
         raise UserError(f"init_from={start.weights} is damaged: {damage}. Use another step, or a copy of this one.")
     return replace(start, verify_seconds=time.perf_counter() - began, set_aside=tuple(set_aside))
-
-
-def _check_version(step_dir: Path) -> None:
-    """A checkpoint without checksums may be of another version of this program. Raises: UserError then."""
-    if not (step_dir / SUMS_NAME).exists():
-        load_checkpoint_manifest(step_dir)
 
 
 def find_start(config: RunConfig, data: RunData) -> StartPoint:

@@ -12,9 +12,9 @@ from conf.system.errors import UserError
 from model.checkpoint.layout import save_checkpoint_manifest, step_directory
 from model.convert.conversion import import_checkpoint
 from model.convert.progress import Progress
-from pretrain.resume.start import StartPoint, build_manifest, find_start
-from pretrain.run.data import open_data
-from pretrain.run.state import TrainState
+from pretrain.resume.start_point import StartPoint, build_manifest, find_start
+from pretrain.run.run_data import open_data
+from pretrain.run.run_status import TrainState
 from tests.helpers.layouts import TP2
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, save_tiny_tokenizer
 from tests.helpers.toy_data import ToyData, make_toy_data, tokens_of

@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON object per line in metrics.jsonl."""
+"""metrics.jsonl, to which a run writes one JSON object per line."""
 
 import json
 import logging
@@ -14,18 +14,18 @@ from typing import Any
 import torch
 
 from conf.system.atomic import atomic_write_text
-from pretrain.reporting.reporters import Reporter
+from pretrain.run.reporters import Reporter
 from pretrain.run.run_folder import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Rank 0's writer. Lines of steps after `step` (of a run that was killed later) are dropped first; all at 0.
+    """Appends lines on rank 0, after dropping those of steps after `step` that a run killed later has left; all at 0.
 
     Events stay: what happened to a run remains known, whatever it goes back to.
 
-    reporters: who gets the numbers too (pretrain/reporting/reporters.py).
+    reporters: who gets the numbers too (pretrain/run/reporters.py).
     """
 
     def __init__(self, run_dir: Path, step: int, reporters: Sequence[Reporter] = ()) -> None:
@@ -36,7 +36,7 @@ class MetricsWriter:
         self._complained = False
 
     def write(self, kind: str, step: int, tokens_seen: int, values: Mapping[str, float | int | str | None]) -> None:
-        """Appends one line {"kind", "step", "tokens_seen", **values}; reporters get the numbers among the values."""
+        """Append one line {"kind", "step", "tokens_seen", **values}; reporters get the numbers among the values."""
         values = {name: None if _is_nan(value) else value for name, value in values.items()}  # JSON has no NaN
         line = {"kind": kind, "step": step, "tokens_seen": tokens_seen, **values}
         self._pending.append(json.dumps(line) + "\n")
@@ -47,7 +47,7 @@ class MetricsWriter:
                 reporter.report(numbers, step)
 
     def _flush(self) -> None:
-        """Lines that the disk does not take wait for the next one: a run does not end for them."""
+        """Write what is pending; lines that the disk does not take wait for the next one, and the run goes on."""
         end = os.fstat(self._file.fileno()).st_size
         try:
             content = "".join(self._pending).encode()
@@ -61,14 +61,14 @@ class MetricsWriter:
             self._complained = True
 
     def drop_after(self, step: int) -> None:
-        """Forgets later steps, but for events: the run goes back to `step`."""
+        """Forget later steps, except events: the run goes back to `step`."""
         self._file.close()
         self._file = self._open_after(step)
         for reporter in self._reporters:
             reporter.go_back(step)
 
     def close(self) -> None:
-        """Brings everything to disk."""
+        """Bring everything to disk."""
         with suppress(OSError):
             os.fsync(self._file.fileno())
         self._file.close()
@@ -81,14 +81,30 @@ class MetricsWriter:
         return FileIO(self._path, "a")
 
 
+class SilentMetrics(MetricsWriter):
+    """Stands in for the writer on every rank but the first, and writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, kind: str, step: int, tokens_seen: int, values: Mapping[str, float | int | str | None]) -> None:
+        """Write nothing."""
+
+    def drop_after(self, step: int) -> None:
+        """Drop nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 def load_metrics(run_dir: Path | str, kind: str) -> list[dict[str, Any]]:
-    """All lines of one kind ("train" or "heldout"), in order."""
+    """Return all lines of one kind ("train" or "heldout"), in order."""
     lines = (Path(run_dir) / METRICS_FILE).read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
 
 
 def measure_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this rank so far: allocated on the GPU, or resident on the CPU."""
+    """Return this rank's peak memory so far: allocated on the GPU, or resident on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

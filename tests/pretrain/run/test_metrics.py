@@ -6,9 +6,9 @@ import os
 from io import FileIO
 from pathlib import Path
 
-from pretrain.reporting import metrics
-from pretrain.reporting.metrics import METRICS_FILE, MetricsWriter, load_metrics
-from pretrain.reporting.reporters import TensorBoardReporter
+from pretrain.run import metrics
+from pretrain.run.metrics import METRICS_FILE, MetricsWriter, load_metrics
+from pretrain.run.reporters import TensorBoardReporter
 
 
 def test_lines_after_the_resumed_step_and_cut_lines_are_dropped(tmp_path: Path) -> None:
