@@ -32,13 +32,13 @@ def run_composed[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Co
     """
     show_traceback = os.environ.pop(FULL_ERROR, "") == "1"
     return exit_status(
-        lambda: _answer(tree, usage, run),
+        lambda: _run_command(tree, usage, run),
         interrupted="interrupted: the same command continues from the newest checkpoint (resume=auto)",
         show_traceback=show_traceback,
     )
 
 
-def _answer[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
+def _run_command[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Config, int], int | None]) -> int:
     words = sys.argv[1:]
     if {"--help", "-h"} & set(words):
         print(help_text(tree, usage, [word for word in words if not word.startswith("-")]), end="")

@@ -26,7 +26,7 @@ class Split(Enum):
 
 
 class OverlongChat(Enum):
-    """A chat longer than a sequence. truncate: keep its beginning, drop it if no answer is left. drop: leave it out."""
+    """A chat longer than a sequence. truncate: keep its beginning, drop it if no response is left. drop: leave it out."""
 
     truncate = "truncate"
     drop = "drop"
@@ -34,7 +34,7 @@ class OverlongChat(Enum):
 
 @dataclass
 class InputConfig:
-    """What `data_pipeline.prepare` reads. Give either `files` or `dataset`.
+    """Input that `data_pipeline.prepare` reads. Give either `files` or `dataset`.
 
     files: a file, a folder or a glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder that `datasets` wrote
         with save_to_disk.
@@ -73,7 +73,7 @@ class SourceConfig:
 
 @dataclass
 class PrepareConfig:
-    """How inputs become tokens. Nothing here but heldout_every and chat_template changes which tokens there are.
+    """Preparation of inputs as tokens. Nothing here but heldout_every and chat_template changes which tokens there are.
 
     workers: processes; 0 means one per core.
     shard_bytes: of input text per shard; a shard is what an interrupted run may have to do again.

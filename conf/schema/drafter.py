@@ -11,7 +11,7 @@ from conf.schema.run import Device, ResumeMode
 
 
 class DraftLoss(Enum):
-    """What one drafted position costs; q is the drafter's distribution there, p the verifier's (frozen, causal).
+    """Loss of one drafted position; q is the drafter's distribution there, p the verifier's (frozen, causal).
 
     argmax: cross entropy to the token the verifier would choose. data: cross entropy to the token that stands there.
     kl: KL(p || q). tv: total variation, 1 - sum min(p, q). hybrid: lambda KL + (1 - lambda) TV with
@@ -57,7 +57,7 @@ class AdapterConfig:
 
 @dataclass
 class DraftObjectiveConfig:
-    """What drafting is trained for.
+    """Objective of the draft adapter.
 
     loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length.
     hybrid_rate: of hybrid. reach_floor: of reach; an acceptance counts at least this much, so that late positions learn
@@ -136,7 +136,7 @@ class DrafterEvaluationConfig:
 class DrafterCheckpointConfig:
     """Checkpoints of a run.
 
-    every_steps: steps between checkpoints; 0 saves at the end only. keep: newest complete ones kept.
+    every_steps: steps between checkpoints; 0 saves at the end only. keep: newest complete ones that stay.
     """
 
     every_steps: int = 200
@@ -145,7 +145,7 @@ class DrafterCheckpointConfig:
 
 @dataclass
 class DrafterRuntimeConfig:
-    """How a process runs; nothing here changes the result beyond rounding.
+    """Settings of a process; none changes the result beyond rounding.
 
     device: see Device. dtype: of the frozen model; the adapter is fp32. gradient_checkpointing: recompute the drafted
     blocks' layers. loss_chunk_blocks: drafted blocks whose logits are in memory at a time.

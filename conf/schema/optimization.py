@@ -36,7 +36,7 @@ class Dtype(Enum):
 
 
 class Fp8Recipe(Enum):
-    """How the matmuls within layers scale each tensor to 8 bits.
+    """Scaling of tensors to 8 bits in the matmuls within layers.
 
     tensorwise: one scale per tensor, gradients in e5m2 and the rest in e4m3. blockwise: one scale per 1 x 128
     activations or 128 x 128 weights, all in e4m3.

@@ -1,4 +1,4 @@
-"""How a model is laid out over ranks. The data-parallel degree is what the world size leaves.
+"""Layout of a model over ranks. The data-parallel degree is what the world size leaves.
 
 Optimizer state is always sharded over the data-parallel ranks: one format of checkpoints for every layout.
 """

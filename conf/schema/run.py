@@ -38,7 +38,7 @@ class ResumeMode(Enum):
 
 
 class SaveFailure(Enum):
-    """What follows on a checkpoint that could not be written.
+    """Consequence of a checkpoint that could not be written.
 
     stop: the run ends with the error. go_on: the error is logged, and the next checkpoint is due as usual.
     """
@@ -48,7 +48,7 @@ class SaveFailure(Enum):
 
 
 class SpikePolicy(Enum):
-    """What follows on a loss far above those before it.
+    """Consequence of a loss far above those before it.
 
     report: the log names it. skip: its update is left out. roll_back: the newest checkpoint is loaded, and the data
     since are left out.
@@ -120,7 +120,7 @@ class GuardConfig:
 
 @dataclass
 class RuntimeConfig:
-    """How a process runs; nothing here changes the result beyond rounding.
+    """Settings of a process; none changes the result beyond rounding.
 
     device: see Device. attention_backend: see AttentionBackend.
     loss_chunk_rows: hidden rows per chunk of head and cross entropy; bounds logits memory.
@@ -158,7 +158,7 @@ class RunFolderConfig:
 
 @dataclass
 class ResumeConfig:
-    """What happens to a run folder that is in use.
+    """Treatment of a run folder that is in use.
 
     mode: see ResumeMode. allow_data_change: continue although a source or a sequence holds other data than then.
     """

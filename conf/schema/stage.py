@@ -1,4 +1,4 @@
-"""What a training stage optimises."""
+"""Objective and noise of a training stage."""
 
 from dataclasses import dataclass
 from enum import Enum
