@@ -9,7 +9,7 @@ from rich.console import Console as RichConsole
 from conf.schema.drafter import DrafterConfig, ResponseSource
 from lora.examples.run_examples import RunExamples
 from pretrain.run.run_status import TrainState
-from pretrain.run.terminal import StepProgress
+from pretrain.run.terminal import ProgressBar
 
 logger = logging.getLogger(__name__)
 SHOWN = ("loss", "acceptance_length", "acceptance_length_sampled", "grad_norm", "lr", "blocks_per_second")
@@ -22,9 +22,9 @@ class DrafterConsole:
         self._config = config
         self.rich = RichConsole(file=sys.stderr, highlight=False)
         shown = config.runtime.progress_bar and is_first
-        self._steps = StepProgress("drafter", self.rich, shown)
+        self._steps = ProgressBar("drafter", self.rich, shown)
         responds = config.responses.source is not ResponseSource.given
-        self._responses = StepProgress("responses", self.rich, shown and responds)
+        self._responses = ProgressBar("responses", self.rich, shown and responds)
 
     def steps(self, state: TrainState) -> AbstractContextManager[None]:
         """A bar over the steps while the block runs."""
