@@ -26,7 +26,10 @@ class Split(Enum):
 
 
 class OverlongChat(Enum):
-    """A chat longer than a sequence. truncate: keep its beginning, drop it if no response is left. drop: leave it out."""
+    """Treatment of a chat longer than a sequence.
+
+    truncate: its beginning is used, and it is left out if that holds no response. drop: it is left out.
+    """
 
     truncate = "truncate"
     drop = "drop"
