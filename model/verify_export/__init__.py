@@ -1,1 +1,1 @@
-"""Verifying an exported checkpoint before it is handed on or trusted: `python -m model.verify_export DIR`."""
+"""Verifies an exported checkpoint before it is passed on or trusted: `python -m model.verify_export DIR`."""

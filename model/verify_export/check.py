@@ -1,14 +1,15 @@
-"""What one check of an export found."""
+"""The outcome of one check of an export."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 from conf.system.errors import UserError
 
 
-class Outcome(StrEnum):
-    """passed; warned: usable, but look at it; failed; skipped: could not or should not be made."""
+class CheckOutcome(StrEnum):
+    """The outcomes: passed; warned: usable, but worth a look; failed; skipped: impossible or not wanted."""
 
     passed = "pass"
     warned = "warn"
@@ -17,38 +18,45 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Check:
-    """name: what was looked at. detail: what was found. remedy: what to do about it, empty where nothing is."""
+class ExportCheck:
+    """One check that was made.
+
+    Attributes:
+        name: what was checked.
+        outcome: passed, warned, failed or skipped.
+        detail: what was found.
+        remedy: what to do about it; empty if nothing needs to be done or `detail` says it.
+    """
 
     name: str
-    outcome: Outcome
+    outcome: CheckOutcome
     detail: str
     remedy: str = ""
 
+    @classmethod
+    def passed(cls, name: str, detail: str) -> Self:
+        """Report that nothing is wrong."""
+        return cls(name, CheckOutcome.passed, detail)
 
-def passed(name: str, detail: str) -> Check:
-    """A check that found nothing wrong."""
-    return Check(name, Outcome.passed, detail)
+    @classmethod
+    def warned(cls, name: str, detail: str, remedy: str) -> Self:
+        """Report what may be right, but is not what this project writes."""
+        return cls(name, CheckOutcome.warned, detail, remedy)
 
+    @classmethod
+    def failed(cls, name: str, detail: str, remedy: str = "") -> Self:
+        """Report a defect. remedy: may be empty if `detail`, the message of a UserError, says what to do."""
+        return cls(name, CheckOutcome.failed, detail, remedy)
 
-def warned(name: str, detail: str, remedy: str) -> Check:
-    """A check that found what may be right, but is not what this project writes."""
-    return Check(name, Outcome.warned, detail, remedy)
+    @classmethod
+    def skipped(cls, name: str, reason: str) -> Self:
+        """Report that the check was not made."""
+        return cls(name, CheckOutcome.skipped, reason)
 
-
-def failed(name: str, detail: str, remedy: str = "") -> Check:
-    """A check that found a defect. remedy: may be empty if `detail`, the message of a UserError, says what to do."""
-    return Check(name, Outcome.failed, detail, remedy)
-
-
-def skipped(name: str, reason: str) -> Check:
-    """A check that was not made."""
-    return Check(name, Outcome.skipped, reason)
-
-
-def check_refusal(name: str, action: Callable[[], str]) -> Check:
-    """The check that `action`, which gives the detail, raises no UserError."""
-    try:
-        return passed(name, action())
-    except UserError as error:
-        return failed(name, str(error))
+    @classmethod
+    def of_action(cls, name: str, action: Callable[[], str]) -> Self:
+        """Run `action`, which returns the detail, and report failure if it raises UserError."""
+        try:
+            return cls.passed(name, action())
+        except UserError as error:
+            return cls.failed(name, str(error))

@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of an export: complete, consistent, of a model that this project computes."""
+"""Checks config.json and generation_config.json: complete, consistent, of a model that this project computes."""
 
 import math
 from pathlib import Path
@@ -12,13 +12,13 @@ from model.convert.hf_config import HfConfig, read_hf_config
 from model.convert.safetensors_reader import some
 from model.export.shipped_code import CONFIG_NAME
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
-from model.verify_export.check import Check, check_refusal, failed, passed, warned
+from model.verify_export.check import ExportCheck
 
 GENERATION_CONFIG_NAME = "generation_config.json"
 COPY = "copy it from the release, or from an export of python -m model.convert"
-# What from_pretrained may be told to compute attention with; other words are code, of a package or of the hub.
+# Accepted names of the attention implementation; other names refer to code in a package or on the hub.
 ATTENTION_KEYS, ATTENTION_WORDS = ("attn_implementation", "_attn_implementation"), (None, "sdpa", "eager")
-# Without these another model would be computed, or no code found.
+# Without these, another model would be computed or no code found.
 REQUIRED_KEYS = (
     *("architectures", "model_type", "auto_map", "tie_word_embeddings", "vocab_size", "hidden_size"),
     *("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -32,38 +32,40 @@ EXPECTED_KEYS = (
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """What config.json holds. Raises: UserError if it is missing or damaged."""
+    """Read config.json. Raises: UserError if it is missing or damaged."""
     return read_json_object(directory / CONFIG_NAME, f"{CONFIG_NAME} is missing: {COPY}")
 
 
-def check_keys(config: dict[str, Any]) -> Check:
-    """Whether config.json has what the format asks for; more is welcome."""
+def check_keys(config: dict[str, Any]) -> ExportCheck:
+    """Check that config.json has the keys of the format; further keys are fine."""
     name = "config keys"
     missing = [key for key in REQUIRED_KEYS if config.get(key) is None]
     rope = config.get("rope_parameters")
     missing += [f"rope_parameters.{key}" for key in default_rope_parameters() if not _has(rope, key)]
     if missing:
-        return failed(name, f"{CONFIG_NAME} lacks {some(missing, 20)}", COPY)
+        return ExportCheck.failed(name, f"{CONFIG_NAME} lacks {some(missing, 20)}", COPY)
     if config["architectures"] != ["NemotronLabsDiffusionModel"]:
-        return failed(name, f"{CONFIG_NAME} has architectures {config['architectures']}", COPY)
+        return ExportCheck.failed(name, f"{CONFIG_NAME} has architectures {config['architectures']}", COPY)
     expected = [key for key in EXPECTED_KEYS if config.get(key) is None]
     if not (config.get("torch_dtype") or config.get("dtype")):
         expected.append("torch_dtype")
     if expected:
-        return warned(name, f"{CONFIG_NAME} lacks {some(expected, 20)}", "other software may want it: " + COPY)
+        return ExportCheck.warned(
+            name, f"{CONFIG_NAME} lacks {some(expected, 20)}", "other software may want it: " + COPY
+        )
     if config.get("pad_token_id") is not None:
-        return warned(
+        return ExportCheck.warned(
             name, f"pad_token_id is {config['pad_token_id']}", "this format has none: that token may be in use"
         )
-    return passed(name, f"all {len(REQUIRED_KEYS) + len(EXPECTED_KEYS)} there, rope_parameters complete")
+    return ExportCheck.passed(name, f"all {len(REQUIRED_KEYS) + len(EXPECTED_KEYS)} there, rope_parameters complete")
 
 
 def _has(rope: Any, key: str) -> bool:
     return isinstance(rope, dict) and rope.get(key) is not None
 
 
-def check_model(directory: Path, config: dict[str, Any]) -> tuple[Check, HfConfig | None]:
-    """Whether both readers of config.json take it: the converter's, and the code shipped with exports."""
+def check_model(directory: Path, config: dict[str, Any]) -> tuple[ExportCheck, HfConfig | None]:
+    """Check that both readers of config.json accept it: the converter's, and the code shipped with exports."""
     found: list[HfConfig] = []
 
     def read() -> str:
@@ -76,79 +78,83 @@ def check_model(directory: Path, config: dict[str, Any]) -> tuple[Check, HfConfi
             f"{model.head_dim}, {model.num_key_value_heads} key/value, vocabulary {model.vocab_size}"
         )
 
-    return check_refusal("model", read), found[0] if found else None
+    return ExportCheck.of_action("model", read), found[0] if found else None
 
 
 def _refuse_attention_code(config: dict[str, Any]) -> None:
-    """Raises: UserError if loading would take attention from elsewhere, even with trust_remote_code=False."""
+    """Refuse a config that makes loading fetch attention code, even without trust_remote_code. Raises: UserError."""
     for key in ATTENTION_KEYS:
         if config.get(key) not in ATTENTION_WORDS:
             raise UserError(f"{CONFIG_NAME} has {key} {config[key]!r}: loading may fetch that code; remove the key")
 
 
 def _build_shipped_config(config: dict[str, Any]) -> None:
-    """Raises: UserError with the reason for which AutoConfig would refuse it."""
+    """Build the shipped configuration class. Raises: UserError with the reason why AutoConfig would refuse it."""
     try:
         NemotronLabsDiffusionConfig(**{key: value for key, value in config.items() if key != "model_type"})
-    except Exception as error:  # transformers checks types with exceptions of other packages
+    except Exception as error:  # transformers checks types with other packages' exceptions
         raise _refusal(CONFIG_NAME, error) from None
 
 
 def _refusal(file: str, error: Exception) -> UserError:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return UserError(f"{file} is refused on loading: {first.strip()}")
+    return UserError(f"{file} cannot be loaded: {first.strip()}")
 
 
-def check_positions(hf: HfConfig) -> Check:
-    """Whether factor and max_position_embeddings are of one checkpoint: 0.25 and 4096, or 16 and 262144."""
+def check_positions(hf: HfConfig) -> ExportCheck:
+    """Check that factor and max_position_embeddings belong together: 0.25 and 4096, or 16 and 262144."""
     name, model = "positions", hf.model
     reach = model.rope.factor * model.rope.original_max_position_embeddings
     detail = f"factor {model.rope.factor:g} x {model.rope.original_max_position_embeddings} "
     if not math.isclose(reach, model.max_position_embeddings):
         detail += f"is not max_position_embeddings {model.max_position_embeddings}"
-        return warned(name, detail, "export the values trained with: the factor changes what is computed")
-    return passed(name, detail + f"= max_position_embeddings {model.max_position_embeddings}")
+        return ExportCheck.warned(name, detail, "export the values of training: the factor changes what is computed")
+    return ExportCheck.passed(name, detail + f"= max_position_embeddings {model.max_position_embeddings}")
 
 
-def check_generation_config(directory: Path, config: dict[str, Any]) -> Check:
-    """Whether generation_config.json is there, can be loaded, and ends answers where config.json does."""
+def check_generation_config(directory: Path, config: dict[str, Any]) -> ExportCheck:
+    """Check that generation_config.json exists, loads, and ends responses where config.json does."""
     name = "generation config"
     path = directory / GENERATION_CONFIG_NAME
     if not path.is_file():
-        return warned(name, f"there is no {GENERATION_CONFIG_NAME}", "other software looks for eos_token_id there")
+        return ExportCheck.warned(
+            name, f"there is no {GENERATION_CONFIG_NAME}", "other software looks for eos_token_id there"
+        )
     try:
         values = read_json_object(path, "")
         _build_generation_config(values)
     except UserError as error:
-        return failed(name, str(error), COPY)
+        return ExportCheck.failed(name, str(error), COPY)
     here, there = stop_ids_of(values), stop_ids_of(config)
     if here != there:
         detail = f"eos_token_id is {sorted(here) or 'missing'}, in {CONFIG_NAME} {sorted(there) or 'missing'}"
-        return warned(name, detail, "let both name every token that ends an answer; this project reads this file first")
-    return passed(name, f"eos_token_id {sorted(here)}, as in {CONFIG_NAME}")
+        return ExportCheck.warned(
+            name, detail, "let both name every token that ends a response; this project reads this file first"
+        )
+    return ExportCheck.passed(name, f"eos_token_id {sorted(here)}, as in {CONFIG_NAME}")
 
 
 def _build_generation_config(values: dict[str, Any]) -> None:
-    """Raises: UserError with the reason for which loading the model would end."""
+    """Build transformers' configuration of generation. Raises: UserError with the reason why it cannot."""
     try:
         GenerationConfig.from_dict(values)
-    except Exception as error:  # whatever a value that is none of the right kind leads to
+    except Exception as error:  # a value of the wrong kind may raise anything
         raise _refusal(GENERATION_CONFIG_NAME, error) from None
 
 
 def stop_ids_of(values: dict[str, Any]) -> set[int]:
-    """eos_token_id of a configuration, one or several."""
+    """Return eos_token_id of a configuration, one or several."""
     eos = values.get("eos_token_id")
     return {number for number in (eos if isinstance(eos, list) else [eos]) if isinstance(number, int)}
 
 
 def read_stop_ids(directory: Path, config: dict[str, Any]) -> set[int]:
-    """Tokens that end an answer: generation_config.json's, else config.json's."""
+    """Return the tokens that end a response: generation_config.json's, else config.json's."""
     return stop_ids_of(read_if_there(directory / GENERATION_CONFIG_NAME)) or stop_ids_of(config)
 
 
 def read_if_there(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file is missing, or damaged, which the check of the file itself tells."""
+    """Read a JSON object; empty if the file is missing or damaged, which the check of the file itself reports."""
     try:
         return read_json_object(path, "missing")
     except UserError:

@@ -1,4 +1,4 @@
-"""The files of an export: which there are, whether they are what was published, and what does not belong."""
+"""Checks the files of an export: which there are, whether they are as published, and what does not belong there."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
 from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
 from model.export.shipped_code import CONFIG_NAME
-from model.verify_export.check import Check, failed, passed, warned
+from model.verify_export.check import ExportCheck
 
-# Put beside an export by those who fetch it: git and huggingface_hub.
+# Folders that git and huggingface_hub add when they fetch an export.
 BOOKKEEPING = (".git", ".cache/huggingface")
-# Formats that are executed, or may be, when they are loaded.
+# Formats that can execute code when they are loaded.
 EXECUTABLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".so", ".pyc", ".dll")
 KNOWN_NAMES = {CONFIG_NAME, "generation_config.json", INDEX_NAME, SUMS_NAME, CONFIG_FILE, WEIGHTS_FILE, "drafter.json"}
 KNOWN_NAMES |= {*TOKENIZER_FILES, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt"}
@@ -24,10 +24,14 @@ KNOWN_SUFFIXES = (".safetensors", ".py", ".md", ".png", ".jpg", ".jpeg", ".svg",
 
 @dataclass(frozen=True)
 class Files:
-    """What lies in an export, relative to `directory`.
+    """The contents of an export; all names are relative to `directory`.
 
-    names: of files. links: to folders, or to nothing. outside: of `names`, links that leave the export. specials:
-    pipes, sockets and devices, which keep their reader waiting.
+    Attributes:
+        directory: the export.
+        names: its files.
+        links: links to folders, or to nothing.
+        outside: those of `names` that are links out of the export.
+        specials: pipes, sockets and devices, which block whoever reads them.
     """
 
     directory: Path
@@ -38,21 +42,24 @@ class Files:
 
     @property
     def adapters(self) -> list[str]:
-        """Folders of PEFT adapters, relative to the export."""
+        """Folders of PEFT adapters."""
         configs = (Path(name) for name in self.names if Path(name).name == CONFIG_FILE)
         return sorted(path.parent.as_posix() for path in configs if path.parent != Path())
 
     @property
     def signing(self) -> list[str]:
-        """Folders that may have a SHA256SUMS of their own: that of the one adapter which decoding looks for."""
+        """Folders that may have their own SHA256SUMS: that of the adapter which decoding uses."""
         return [folder for folder in self.adapters if folder == ADAPTER_FOLDER]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """recorded: file -> sum as the SHA256SUMS of the export and of folders in it have it. now: of every file.
+    """Checksums, recorded and computed.
 
-    damaged: SHA256SUMS files that cannot be read as such.
+    Attributes:
+        recorded: file -> sum in the SHA256SUMS of the export and of its adapter.
+        now: file -> sum of every file as it is.
+        damaged: SHA256SUMS files that cannot be parsed.
     """
 
     recorded: dict[str, str]
@@ -61,7 +68,7 @@ class Sums:
 
 
 def list_export(directory: Path) -> Files:
-    """Every file below `directory` but bookkeeping. Raises: OSError if a folder cannot be read."""
+    """List every file below `directory` except bookkeeping. Raises: OSError if a folder cannot be read."""
     files, links, specials = [], [], []
     for path in _walk(directory):
         kind = files if path.is_file() else specials if path.exists() and not path.is_dir() else links
@@ -72,7 +79,7 @@ def list_export(directory: Path) -> Files:
 
 
 def _walk(directory: Path) -> Iterator[Path]:
-    """All that is no folder, links to folders included."""
+    """Yield everything that is not a folder, links to folders included."""
     for folder, folders, files in os.walk(directory, onerror=_raise):
         here = Path(folder).relative_to(directory)
         folders[:] = [name for name in folders if (here / name).as_posix() not in BOOKKEEPING]
@@ -81,7 +88,7 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def _leads_inside(link: Path, directory: Path) -> bool:
-    """Whether a link stays in the export; in the hub's cache, in the repository's folder, which has blobs/ as well."""
+    """Return whether a link stays in the export; in the hub's cache, in the repository's folder, which holds blobs/."""
     export = directory.resolve()
     return link.resolve().is_relative_to(export.parents[1] if export.parent.name == "snapshots" else export)
 
@@ -93,7 +100,7 @@ def _raise(error: OSError) -> None:
 def read_all_sums(files: Files) -> Sums:
     """Hash every file, and read every SHA256SUMS. Raises: OSError if a file cannot be read."""
     recorded, damaged = dict[str, str](), []
-    for folder in (".", *files.signing):  # the export's own come first, so that no adapter can overrule them
+    for folder in (".", *files.signing):  # the export first: no adapter can overrule its sums
         name = (Path(folder) / SUMS_NAME).as_posix()
         if name not in files.names:
             continue
@@ -104,25 +111,31 @@ def read_all_sums(files: Files) -> Sums:
     return Sums(recorded, hash_files(files.directory, files.names), damaged)
 
 
-def check_sums(files: Files, sums: Sums) -> Check:
-    """Whether the files are those of SHA256SUMS, no more, no fewer, unchanged. The adapter may have sums of its own."""
+def check_sums(files: Files, sums: Sums) -> ExportCheck:
+    """Check that the files are those of SHA256SUMS, no more, no fewer, unchanged. The adapter may have its own sums."""
     name = "checksums"
     if sums.damaged:
-        return failed(name, f"damaged: {some(sums.damaged)}", "fetch the export again: who changed it is not known")
+        return ExportCheck.failed(
+            name, f"damaged: {some(sums.damaged)}", "fetch the export again: it is unknown who changed it"
+        )
     if SUMS_NAME not in files.names:
-        detail = f"the export has no {SUMS_NAME}: nothing tells whether its files are those that were published"
-        return warned(name, detail, "compare the report's sums with the publisher's, then record them: --write-sums")
+        detail = f"the export has no {SUMS_NAME}: it cannot be checked whether its files are as published"
+        return ExportCheck.warned(
+            name, detail, "compare the report's sums with the publisher's, then record them: --write-sums"
+        )
     problems, unsigned = _compare(files, sums)
     if problems:
         remedy = f"fetch the export again; if you changed it yourself, delete {SUMS_NAME} and run with --write-sums"
-        return failed(name, "; ".join(f"{what}: {some(found)}" for what, found in problems.items()), remedy)
+        return ExportCheck.failed(name, "; ".join(f"{what}: {some(found)}" for what, found in problems.items()), remedy)
     if unsigned:
-        return warned(name, f"adapter without a {SUMS_NAME}: {some(unsigned)}", "record its sums: --write-sums")
-    return passed(name, f"{len(sums.recorded)} files are those of {SUMS_NAME}")
+        return ExportCheck.warned(
+            name, f"adapter without a {SUMS_NAME}: {some(unsigned)}", "record its sums: --write-sums"
+        )
+    return ExportCheck.passed(name, f"{len(sums.recorded)} files are those of {SUMS_NAME}")
 
 
 def _compare(files: Files, sums: Sums) -> tuple[dict[str, list[str]], list[str]]:
-    """(what is wrong -> files, files of adapters that nobody gave sums)."""
+    """Return (what is wrong -> files, files of adapters without sums)."""
     lists = {(Path(folder) / SUMS_NAME).as_posix() for folder in (".", *files.signing)}
     listed = {file for file in files.names if file in sums.recorded or file not in lists}
     extra = sorted(listed - sums.recorded.keys())
@@ -136,12 +149,12 @@ def _compare(files: Files, sums: Sums) -> tuple[dict[str, list[str]], list[str]]
 
 
 def _has_sums(files: Files, file: str) -> bool:
-    """Whether the adapter that `file` belongs to has sums."""
+    """Return whether the adapter that `file` belongs to has sums."""
     return any(file.startswith(f"{folder}/") and f"{folder}/{SUMS_NAME}" in files.names for folder in files.signing)
 
 
 def find_unsummed_folders(files: Files, sums: Sums) -> list[str]:
-    """Where --write-sums writes a SHA256SUMS: the export and its adapter, if they have none."""
+    """Return where --write-sums writes SHA256SUMS: the export and its adapter, if they have none."""
     folders = [*files.signing, "."]
     uncovered = {file for file in files.names if file not in sums.recorded}
     return [
@@ -165,20 +178,28 @@ def _files_of(files: Files, folder: str) -> list[str]:
     return [name for name in files.names if not any(name.startswith(f"{inner}/") for inner in files.signing)]
 
 
-def check_strays(files: Files) -> Check:
-    """Whether anything lies there that is no part of an export, or that is executed when loaded."""
+def check_strays(files: Files) -> ExportCheck:
+    """Check that nothing lies there that is not part of an export or that runs code when loaded."""
     name = "other files"
     if executable := [file for file in files.names if file.lower().endswith(EXECUTABLE_SUFFIXES)]:
-        return failed(name, f"can run code when loaded: {some(executable)}", "remove it; weights are safetensors")
+        return ExportCheck.failed(
+            name, f"can run code when loaded: {some(executable)}", "remove it; weights are safetensors"
+        )
     if files.specials:
-        return failed(name, f"no regular file: {some(files.specials)}", "remove it: whoever reads it may wait for ever")
+        return ExportCheck.failed(
+            name, f"not a regular file: {some(files.specials)}", "remove it: whoever reads it may wait forever"
+        )
     if files.links:
-        return failed(name, f"link to a folder, or to nothing: {some(files.links)}", "put copies in its place")
+        return ExportCheck.failed(
+            name, f"link to a folder, or to nothing: {some(files.links)}", "replace it with copies"
+        )
     if files.outside:
-        return warned(name, f"link out of the export: {some(files.outside)}", "put copies in its place")
+        return ExportCheck.warned(name, f"link out of the export: {some(files.outside)}", "replace it with copies")
     if strays := [file for file in files.names if not _is_known(file)]:
-        return warned(name, f"no part of the format: {some(strays)}", "remove what was not meant to be published")
-    return passed(name, "none")
+        return ExportCheck.warned(
+            name, f"not part of the format: {some(strays)}", "remove what should not be published"
+        )
+    return ExportCheck.passed(name, "none")
 
 
 def _is_known(file: str) -> bool:
@@ -186,7 +207,7 @@ def _is_known(file: str) -> bool:
 
 
 def refuse_non_export(directory: Path) -> None:
-    """Raises: UserError if `directory` is nothing that could be an export, damaged or not."""
+    """Refuse a directory that cannot be an export, damaged or not. Raises: UserError."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory: give the folder of an export")
     if (directory / "checkpoints").is_dir():

@@ -18,8 +18,8 @@ from conf.system.errors import UserError
 from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.progress import Progress
 from model.export.load import find_stop_ids, load_export
-from model.verify_export.check import Outcome
-from model.verify_export.verify import verify_export
+from model.verify_export.check import CheckOutcome
+from model.verify_export.verification import verify_export
 from tests.helpers.edit_exports import edit_json, edit_tensors
 from tests.helpers.tiny_checkpoints import (
     MASK_TOKEN,
@@ -156,10 +156,10 @@ def test_a_release_verifies_with_warnings_alone(release: Path) -> None:
     found = verify_export(release)
     outcomes = {check.name: check.outcome for check in found.checks}
     assert not found.has_failed, found.checks
-    assert {name for name, outcome in outcomes.items() if outcome is not Outcome.passed} <= {
+    assert {name for name, outcome in outcomes.items() if outcome is not CheckOutcome.passed} <= {
         *("checksums", "code is known", "chat template")
     }
-    assert outcomes["weight files"] is Outcome.passed
+    assert outcomes["weight files"] is CheckOutcome.passed
 
 
 def test_a_release_converts_and_comes_back(release: Path, exported: dict[str, Path], kind: str, tmp_path: Path) -> None:
@@ -227,4 +227,4 @@ def test_a_checkpoint_without_a_tensor_or_a_code_file_is_refused(exported: dict[
         load_export(tensor, device="cpu")
     for directory, name in ((tensor, "tensor names"), (code, "code is complete")):
         found = {check.name: check for check in verify_export(directory).checks}
-        assert found[name].outcome is Outcome.failed and "missing" in found[name].detail
+        assert found[name].outcome is CheckOutcome.failed and "missing" in found[name].detail

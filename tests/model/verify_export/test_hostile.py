@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from model.verify_export.check import Outcome
-from model.verify_export.verify import verify_export
+from model.verify_export.check import CheckOutcome
+from model.verify_export.verification import verify_export
 from tests.helpers.edit_exports import edit_json
 from tests.helpers.export_checks import assert_found, find, outcomes
 from tests.helpers.processes import ROOT, rank_environment
@@ -50,15 +50,15 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
     ("tokenizer", lambda d: (d / "tokenizer_config.json").write_text("[" * DEEP), "cannot be read"),
     ("weight files", lambda d: write_header(d / WEIGHTS, b"[" * DEEP), "damaged header"),
     ("weight files", lambda d: make_offsets_fractions(d / WEIGHTS), "damaged header"),
-    ("code is complete", lambda d: (d / MODELING).write_text("x=" + "-" * DEEP + "1"), f"{MODELING} is no Python"),
-    ("code is complete", lambda d: (d / MODELING).write_text("x=" + "a." * DEEP + "b"), f"{MODELING} is no Python"),
+    ("code is complete", lambda d: (d / MODELING).write_text("x=" + "-" * DEEP + "1"), f"{MODELING} is not Python"),
+    ("code is complete", lambda d: (d / MODELING).write_text("x=" + "a." * DEEP + "b"), f"{MODELING} is not Python"),
     ("code is complete", put_custom_generate, "custom_generate/generate.py would run"),
     ("model", lambda d: edit_json(d / "config.json", attn_implementation="them/kernel"), "attn_implementation 'them/k"),
     ("model", lambda d: edit_json(d / "config.json", _attn_implementation={"": "them/kernel"}), "_attn_implementation"),
     (
         "generation config",
         lambda d: edit_json(d / "generation_config.json", watermarking_config=3),
-        "generation_config.json is refused on loading",
+        "generation_config.json cannot be loaded",
     ),
 ]
 
@@ -66,12 +66,12 @@ HOSTILE: list[tuple[str, Callable[[Path], object], str]] = [
 @pytest.mark.parametrize(("name", "damage", "detail"), HOSTILE)
 def test_a_hostile_file_fails_its_check(export: Path, name: str, damage: Callable[[Path], object], detail: str) -> None:
     damage(export)
-    assert_found(export, name, Outcome.failed, detail)
+    assert_found(export, name, CheckOutcome.failed, detail)
 
 
 def test_attention_that_needs_no_code_of_others_may_be_named(export: Path) -> None:
     edit_json(export / "config.json", attn_implementation="eager")
-    assert find(verify_export(export), "model").outcome is Outcome.passed
+    assert find(verify_export(export), "model").outcome is CheckOutcome.passed
 
 
 def test_a_pipe_is_never_opened(export: Path) -> None:
@@ -79,15 +79,15 @@ def test_a_pipe_is_never_opened(export: Path) -> None:
     (export / "config.json").unlink()
     os.mkfifo(export / "config.json")
     found = verify_export(export)
-    assert find(found, "other files").detail == "no regular file: config.json", outcomes(found)
-    assert find(found, "content").outcome is Outcome.skipped and found.has_failed
+    assert find(found, "other files").detail == "not a regular file: config.json", outcomes(found)
+    assert find(found, "content").outcome is CheckOutcome.skipped and found.has_failed
 
 
 MEASURE = """
 import sys
 from pathlib import Path
 from model.convert.__main__ import peak_resident_bytes
-from model.verify_export.verify import verify_export
+from model.verify_export.verification import verify_export
 small, big = map(Path, sys.argv[1:])
 verify_export(small)
 before = peak_resident_bytes()

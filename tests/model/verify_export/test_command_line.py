@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from model.convert.safetensors_writer import TensorSpec, encode_header
-from model.verify_export.cli import run_verify_export
-from model.verify_export.report import compute_digest
+from model.verify_export.__main__ import main
+from model.verify_export.verification_report import compute_digest
 from model.verify_export.weights import expected_shapes
 from tests.helpers.edit_exports import edit_json, flip_byte
 from tests.helpers.processes import ROOT, rank_environment
@@ -21,7 +21,7 @@ BIG_BYTES, MORE_BYTES = 600 * 2**20, 64 * 2**20
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    status = run_verify_export([str(argument) for argument in arguments])
+    status = main([str(argument) for argument in arguments])
     output = capsys.readouterr()
     return status, output.out, output.err
 
@@ -89,18 +89,18 @@ def test_an_export_is_compared_with_an_earlier_report(
     assert status == 1 and "not as signed off at" in out and "README.md, SHA256SUMS" in out
     edit_json(path, outcome="fail")
     status, _, err = run(capsys, export, "--check-report", path)
-    assert status == 2 and "is not as it was written: its digest is another one" in err
+    assert status == 2 and "is not as it was written: its digest differs" in err
     signed = {"format_version": 1, "time": "now", "outcome": "pass", "files": {}}
     for content in ({}, signed | {"files": {"a": 3}}, signed | {"files": {"a": {"sha256": 3}}}, signed | {"time": 3}):
         path.write_text(json.dumps(content | {"digest": compute_digest(content)}))
         status, _, err = run(capsys, export, "--check-report", path)
-        assert status == 2 and "is no report" in err
+        assert status == 2 and "is not a report" in err
 
 
 def test_bad_input_is_one_message(export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere"], "is not a directory: give the folder of an export"),
-        ([export, "--report", export / "report.json"], "lies in the export: choose a place outside of it"),
+        ([export, "--report", export / "report.json"], "is inside the export: choose a place outside of it"),
         ([export, "--report", tmp_path], "is a folder: give a file name"),
         ([export, "--check-report", tmp_path / "none.json"], "there is no report"),
         ([export, "--report", export.parent / "file" / "r.json"], "file"),
@@ -110,7 +110,7 @@ def test_bad_input_is_one_message(export: Path, tmp_path: Path, capsys: pytest.C
         status, out, err = run(capsys, *arguments)
         assert status == 2 and message in err and err.startswith("error: ") and not out, (arguments, err)
     with pytest.raises(SystemExit, match="2"):
-        run_verify_export([])
+        main([])
 
 
 def test_sums_are_written_on_request(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,7 +125,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 from model.convert.__main__ import peak_resident_bytes
-from model.verify_export.verify import verify_export
+from model.verify_export.verification import verify_export
 small, big = map(Path, sys.argv[1:])
 verify_export(small)
 before = peak_resident_bytes()

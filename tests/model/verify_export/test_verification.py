@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conf.system.errors import UserError
-from model.verify_export.check import Outcome
-from model.verify_export.verify import verify_export
+from model.verify_export.check import CheckOutcome
+from model.verify_export.verification import verify_export
 from tests.helpers.edit_exports import edit_json, edit_tensors, flip_byte
 from tests.helpers.export_checks import assert_found, find, outcomes
 
@@ -22,7 +22,7 @@ UP = "encoder.layers.2.mlp.up_proj.weight"
 @pytest.mark.parametrize("kind", ["export", "shards"])
 def test_what_the_project_exports_passes_every_check(written: Path, kind: str) -> None:
     found = verify_export(written / kind)
-    assert {check.outcome for check in found.checks} == {Outcome.passed}, outcomes(found)
+    assert {check.outcome for check in found.checks} == {CheckOutcome.passed}, outcomes(found)
     assert len(found.checks) >= 16
     assert found.sums.keys() == {path.name for path in (written / kind).iterdir()}
     assert find(found, "tensor names").detail.startswith("39 = 9 x 4 + 3")
@@ -84,7 +84,7 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
         lambda d: (d / "cache.py").unlink(),
         "missing, though auto_map needs it: cache.py",
     ),
-    ("code is complete", lambda d: (d / MODELING).write_text("def broken(:"), f"{MODELING} is no Python"),
+    ("code is complete", lambda d: (d / MODELING).write_text("def broken(:"), f"{MODELING} is not Python"),
     ("code is complete", lambda d: (d / MODELING).write_text("import torch"), "classes that are not there"),
     ("code is complete", lambda d: edit_json(d / "config.json", "auto_map"), "no auto_map"),
     (
@@ -99,7 +99,7 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
 @pytest.mark.parametrize(("name", "damage", "detail"), DEFECTS)
 def test_a_defect_fails_its_check(export: Path, name: str, damage: Callable[[Path], object], detail: str) -> None:
     damage(export)
-    assert_found(export, name, Outcome.failed, detail)
+    assert_found(export, name, CheckOutcome.failed, detail)
 
 
 SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
@@ -123,7 +123,7 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
         lambda d: edit_json(d / "generation_config.json", eos_token_id=2),
         "[2], in config.json [11]",
     ),
-    ("chat template", lambda d: edit_json(d / "generation_config.json", eos_token_id=2), "([2]) follows an answer"),
+    ("chat template", lambda d: edit_json(d / "generation_config.json", eos_token_id=2), "([2]) follows a response"),
     ("tensor formats", lambda d: edit_json(d / "config.json", torch_dtype="float32"), "config.json says float32"),
     (
         "tensor formats",
@@ -141,7 +141,7 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
 @pytest.mark.parametrize(("name", "change", "detail"), SURPRISES)
 def test_what_may_be_right_is_a_warning(export: Path, name: str, change: Callable[[Path], object], detail: str) -> None:
     change(export)
-    assert_found(export, name, Outcome.warned, detail)
+    assert_found(export, name, CheckOutcome.warned, detail)
 
 
 def test_shards_and_index_must_agree(shards: Path) -> None:
@@ -157,7 +157,7 @@ def test_shards_and_index_must_agree(shards: Path) -> None:
     (shards / "model.safetensors").unlink()
     (shards / names[1]).unlink()
     check = find(verify_export(shards), "weight files")
-    assert check.outcome is Outcome.failed and f"lacks {names[1]}" in check.detail
+    assert check.outcome is CheckOutcome.failed and f"lacks {names[1]}" in check.detail
 
 
 def test_code_in_the_directory_is_never_executed(export: Path) -> None:
@@ -172,7 +172,7 @@ def test_code_in_the_directory_is_never_executed(export: Path) -> None:
 
 def test_values_need_not_be_read(export: Path) -> None:
     edit_tensors(export / WEIGHTS, set_nan)
-    assert find(verify_export(export, read_values=False), "values").outcome is Outcome.skipped
+    assert find(verify_export(export, read_values=False), "values").outcome is CheckOutcome.skipped
 
 
 def test_what_is_no_export_is_refused(export: Path, written: Path, tmp_path: Path) -> None:
@@ -183,5 +183,5 @@ def test_what_is_no_export_is_refused(export: Path, written: Path, tmp_path: Pat
         verify_export(tmp_path / "nowhere")
     with pytest.raises(UserError, match="is a run: export it first"):
         verify_export(written / "run")
-    with pytest.raises(UserError, match="no tri-mode checkpoint: model_type is 'mistral3'"):
+    with pytest.raises(UserError, match="not a tri-mode checkpoint: model_type is 'mistral3'"):
         verify_export(written / "hf")

@@ -1,4 +1,4 @@
-"""All checks of an export, in the order in which they are printed. Code in the directory is read, never executed."""
+"""Runs all checks of an export, in the order in which they are printed. Code in it is read, never executed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,47 +11,58 @@ from model.convert.hf_config import HfConfig
 from model.export.draft_adapter import ADAPTER_FOLDER, WEIGHTS_FILE
 from model.export.shipped_code import NLD_TYPE
 from model.verify_export import configuration, directory, remote_code, tokenizer, weights
-from model.verify_export.adapter import check_draft_adapter
-from model.verify_export.check import Check, Outcome, failed, skipped
+from model.verify_export.check import CheckOutcome, ExportCheck
 
 NO_CONFIG = "config.json cannot be used"
 
 
 @dataclass
-class Verification:
-    """What was found. sums: sha256 of every file. facts: what the export says it is, for the report."""
+class ExportVerification:
+    """The results of verifying an export.
+
+    Attributes:
+        directory: the export.
+        checks: in the order in which they are printed.
+        sums: sha256 of every file.
+        properties: what the export states about itself, for the report.
+    """
 
     directory: Path
-    checks: list[Check] = field(default_factory=list)
+    checks: list[ExportCheck] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] = field(default_factory=dict)
 
     @property
     def has_failed(self) -> bool:
         """Whether any check failed."""
-        return any(check.outcome is Outcome.failed for check in self.checks)
+        return any(check.outcome is CheckOutcome.failed for check in self.checks)
 
     @property
     def has_warned(self) -> bool:
         """Whether any check warned."""
-        return any(check.outcome is Outcome.warned for check in self.checks)
+        return any(check.outcome is CheckOutcome.warned for check in self.checks)
 
 
-def verify_export(export: Path, *, read_values: bool = True, record_sums: bool = False) -> Verification:
-    """Check a directory in the exported format, ours or a released one.
+def verify_export(export: Path, *, read_values: bool = True, record_sums: bool = False) -> ExportVerification:
+    """ExportCheck a directory in the exported format, ours or a released one.
 
-    read_values: look for NaN and infinity in every tensor, which reads the weights once more. record_sums: where the
-    export or the adapter in it has no SHA256SUMS and no check failed, write it.
+    Memory: about 50 MB above the imports, however large the export.
 
-    Memory: some 50 MB above the imports, however large the export.
-    Raises: UserError if `export` is no such directory at all. OSError if a file cannot be read.
+    Args:
+        export: its folder.
+        read_values: look for NaN and infinity in every tensor, which reads the weights once more.
+        record_sums: if no check fails, write SHA256SUMS where the export or its adapter has none.
+
+    Raises:
+        UserError: `export` is not such a directory at all.
+        OSError: a file cannot be read.
     """
     directory.refuse_non_export(export)
-    result = Verification(export)
+    result = ExportVerification(export)
     files = directory.list_export(export)
     result.checks += [directory.check_strays(files)]
     if files.specials:
-        result.checks.append(skipped("content", "not opened: no regular file"))
+        result.checks.append(ExportCheck.skipped("content", "not read: there are files that are not regular"))
     else:
         result.checks += _check_content(result, files, read_values)
     sums = directory.read_all_sums(files)
@@ -69,15 +80,15 @@ def _record_sums(files: directory.Files, sums: directory.Sums) -> tuple[director
     return directory.read_all_sums(files), files
 
 
-def _check_content(result: Verification, files: directory.Files, read_values: bool) -> Iterator[Check]:
+def _check_content(result: ExportVerification, files: directory.Files, read_values: bool) -> Iterator[ExportCheck]:
     yield remote_code.check_origin(files.directory, files.names)
     try:
         config = configuration.read_config(files.directory)
     except UserError as error:
-        yield failed("config keys", str(error))
+        yield ExportCheck.failed("config keys", str(error))
         config = {}
     if config and config.get("model_type") != NLD_TYPE:
-        raise UserError(f"{files.directory} is no tri-mode checkpoint: model_type is {config.get('model_type')!r}")
+        raise UserError(f"{files.directory} is not a tri-mode checkpoint: model_type is {config.get('model_type')!r}")
     hf = None
     if config:
         yield remote_code.check_auto_map(files.directory, config)
@@ -87,26 +98,32 @@ def _check_content(result: Verification, files: directory.Files, read_values: bo
         yield configuration.check_generation_config(files.directory, config)
     if hf is not None:
         yield configuration.check_positions(hf)
-        result.facts |= {"layers": hf.model.num_layers, "block_size": config.get("block_size")}
+        result.properties |= {"layers": hf.model.num_layers, "block_size": config.get("block_size")}
     yield from _check_tokenizer(result, files.directory, config)
     yield from _check_weights(result, files, config, hf, read_values)
     if (files.directory / ADAPTER_FOLDER).is_dir() and ADAPTER_FOLDER not in files.adapters:
-        yield failed(f"adapter {ADAPTER_FOLDER}", "the folder holds no adapter", "remove it, or put the adapter there")
+        yield ExportCheck.failed(
+            f"adapter {ADAPTER_FOLDER}", "the folder holds no adapter", "remove it, or put the adapter there"
+        )
     for folder in files.adapters:
         name = f"adapter {folder}"
-        yield check_draft_adapter(files.directory, folder, config) if hf is not None else skipped(name, NO_CONFIG)
+        yield (
+            weights.check_draft_adapter(files.directory, folder, config)
+            if hf is not None
+            else ExportCheck.skipped(name, NO_CONFIG)
+        )
 
 
-def _check_tokenizer(result: Verification, export: Path, config: dict[str, Any]) -> Iterator[Check]:
+def _check_tokenizer(result: ExportVerification, export: Path, config: dict[str, Any]) -> Iterator[ExportCheck]:
     vocab_size = config.get("vocab_size")
-    check, loaded = tokenizer.open_tokenizer(export, vocab_size if isinstance(vocab_size, int) else None)
+    check, loaded = tokenizer.check_tokenizer(export, vocab_size if isinstance(vocab_size, int) else None)
     yield check
     if loaded is None:
         return
     mask, info = tokenizer.check_mask_token(export, config)
     yield mask
     if info is not None:
-        result.facts |= {"mask_token_id": info.mask_token_id, "tokenizer_fingerprint": info.fingerprint}
+        result.properties |= {"mask_token_id": info.mask_token_id, "tokenizer_fingerprint": info.fingerprint}
     stop_ids = configuration.read_stop_ids(export, config)
     yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config))
     yield tokenizer.check_chat_template(loaded, stop_ids)
@@ -116,19 +133,19 @@ def _check_tokenizer(result: Verification, export: Path, config: dict[str, Any])
 
 
 def _check_weights(
-    result: Verification, files: directory.Files, config: dict[str, Any], hf: HfConfig | None, read_values: bool
-) -> Iterator[Check]:
-    check, records = weights.open_weights(files.directory)
+    result: ExportVerification, files: directory.Files, config: dict[str, Any], hf: HfConfig | None, read_values: bool
+) -> Iterator[ExportCheck]:
+    check, records = weights.check_weight_files(files.directory)
     yield check
     if records is None:
         return
     if hf is None:
-        yield skipped("tensor names", NO_CONFIG)
+        yield ExportCheck.skipped("tensor names", NO_CONFIG)
     else:
         yield weights.check_names(records, hf.model)
         yield weights.check_shapes(records, hf.model)
         yield weights.check_dtypes(records, config)
-    result.facts |= {"tensors": len(records), "formats": sorted({record.dtype for record in records.values()})}
+    result.properties |= {"tensors": len(records), "formats": sorted({record.dtype for record in records.values()})}
     adapters = [files.directory / folder / WEIGHTS_FILE for folder in files.adapters]
     paths = sorted({record.path for record in records.values()}) + [path for path in adapters if path.is_file()]
-    yield weights.check_values(paths) if read_values else skipped("values", "--skip-values")
+    yield weights.check_values(paths) if read_values else ExportCheck.skipped("values", "--skip-values")
