@@ -1,12 +1,11 @@
-"""Standard tasks in any decoding mode: lm-evaluation-harness with a model of its own kind.
+"""Run standard tasks in any decoding mode: lm-evaluation-harness with our own kind of model.
 
     python -m model.harness run --model tri_mode --model_args pretrained=DIR,mode=quadratic --tasks gsm8k
 
-Everything but the model is lm-evaluation-harness's own command line (`python -m model.harness run --help`). Generated
-answers are decoded in the mode asked for. A task's stop strings end them at once with batch_size=1 (the default); the
-rows of larger batches run on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in
-every mode: that is the distribution that speculation keeps, and block diffusion assigns none. Needs lm_eval (extra
-`evaluation`).
+Everything but the model is lm-evaluation-harness's own command line (`python -m model.harness run --help`). Responses
+are decoded in the chosen mode. With batch_size=1 (the default) a task's stop strings end them at once; in larger
+batches each runs on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in every mode: that
+is the distribution that speculation preserves, and block diffusion assigns none. Needs lm_eval (extra `evaluation`).
 """
 
 import sys
@@ -42,7 +41,7 @@ register: Any = register_model
 
 @register("tri_mode")
 class TriModeLM(HuggingFaceLM):
-    """An export as lm-evaluation-harness sees it: loaded by this repository's classes, decoded in one mode."""
+    """Presents an export to lm-evaluation-harness: loaded with this repository's classes, decoded in one mode."""
 
     def __init__(
         self,
@@ -58,21 +57,30 @@ class TriModeLM(HuggingFaceLM):
         seed: int | None = None,
         **harness_options: Any,
     ) -> None:
-        """pretrained: folder of an export. mode: ar, block_diffusion, linear or quadratic.
+        """Load an export.
 
-        adapter: true uses the draft adapter in the export where there is one, false none, a path that one.
-        dtype: bf16 or fp32; None is bf16 on a GPU and fp32 on a CPU. seed: of sampling; the i-th prompt of the run adds
-        i, so that repeats of a task differ. The others: as in DecodeOptions.
-        harness_options: those of HFLM that concern no loading (batch_size, max_length, think_end_token, ...).
+        Args:
+            pretrained: folder of the export.
+            mode: ar, block_diffusion, linear or quadratic.
+            adapter: true uses the export's own draft adapter if there is one, false none, a path that one.
+            dtype: bf16 or fp32; None takes bf16 on a GPU and fp32 on a CPU.
+            device: None takes the GPU if there is one.
+            block_length: as in DecodeOptions.
+            threshold: as in DecodeOptions.
+            mask_groups: as in DecodeOptions.
+            thinking_budget: as in DecodeOptions.
+            seed: seed of sampling; the i-th prompt of the run adds i, so that repeats of a task differ.
+            **harness_options: HFLM's options other than loading (batch_size, max_length, think_end_token, ...).
 
-        Raises: UserError for a folder that is no export, an unknown mode, options that no decode could have, or an
-        adapter that does not fit.
+        Raises:
+            UserError: the folder is not an export, the mode is unknown, options cannot be used, or the adapter does
+                not fit.
         """
         if mode not in MODES:
             raise UserError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
         directory = Path(pretrained)
         if not torch.cuda.is_available():
-            device = None  # the harness's own default is cuda:0, and it too goes on without one
+            device = None  # the harness's default is cuda:0, which it also ignores without a GPU
         model = load_export(directory, dtype=dtype, device=device)
         _attach(model, directory, adapter)
         super().__init__(
@@ -89,35 +97,36 @@ class TriModeLM(HuggingFaceLM):
         )
         if thinking_budget is not None:
             self._options = replace(self._options, think_token_ids=find_think_ids(self.tokenizer))
-        with _told_to_users():
+        with _as_user_errors():
             check_options(model.config, self._options)
         self._adapter = DraftAdapter(model)
         self._num_prompts = self._num_tokens = self._num_unread = self._num_forwards = 0
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        """Logits of the verifier: PEFT would apply a draft adapter to every row."""
+        """Compute the verifier's logits: PEFT would apply a draft adapter to every position."""
         with self._adapter.suspended():
             return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(
         self, context: Tensor, max_length: int, stop: list[str], attention_mask: Tensor | None = None, **given: Any
     ) -> Tensor:
-        """Decode context [B, P] to at most max_length tokens in all; from texts in `stop` on the harness cuts off.
+        """Decode context [B, P] to at most max_length tokens in total; the harness itself cuts at texts in `stop`.
 
-        Raises: UserError for prompts and generation arguments that cannot be decoded.
+        Raises:
+            UserError: prompts or generation arguments cannot be decoded.
         """
         options = replace(self._options, max_new_tokens=max_length - context.shape[1], **_read_sampling(given))
         if options.seed is not None:
             options = replace(options, seed=options.seed + self._num_prompts)
         self._num_prompts += len(context)
         stops = self._read_stops(stop)
-        with _told_to_users():
+        with _as_user_errors():
             if len(context) == 1:
                 return self._decode_one(context, attention_mask, options, stops)
             return self._decode_batch(context, attention_mask, options, stops)
 
     def _decode_one(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
-        """Prompt and answer [1, P + T] up to and including the token that completes a stop string."""
+        """Return prompt and response [1, P + T], up to and including the token that completes a stop string."""
         streamer = StopStringStreamer(stops)
         with _count_forwards(self.model) as forwards, suppress(StopStringError):
             decode(self.model, self._mode, context, replace(options, streamer=streamer), mask)
@@ -126,18 +135,18 @@ class TriModeLM(HuggingFaceLM):
         return torch.cat((context, context.new_tensor([streamer.tokens])), dim=1)
 
     def _decode_batch(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
-        """Prompts and answers [B, P + T] up to stop tokens and the limit."""
+        """Return prompts and responses [B, P + T], up to stop tokens and the limit."""
         result = decode(self.model, self._mode, context, options, mask)
-        answers = result.output_ids[:, context.shape[1] :].tolist()
-        for answer, length in zip(answers, result.num_new_tokens, strict=True):
-            end = stops.find_end(answer[:length]) or length
+        responses = result.output_ids[:, context.shape[1] :].tolist()
+        for response, length in zip(responses, result.num_new_tokens, strict=True):
+            end = stops.find_end(response[:length]) or length
             self._num_tokens += end
             self._num_unread += length - end
         self._num_forwards += result.num_forwards * len(context)
         return result.output_ids
 
     def _read_stops(self, strings: list[str]) -> StopStrings:
-        """Where the harness will cut: with a think_end_token it looks behind the last one only."""
+        """Return where the harness will cut; with a think_end_token it only looks after the last one."""
         think_end = self.think_end_token
         if isinstance(think_end, str):
             think_end = self.tokenizer.get_vocab().get(think_end)
@@ -146,11 +155,11 @@ class TriModeLM(HuggingFaceLM):
         return StopStrings(self.tok_decode, strings, think_end)
 
     def get_model_info(self) -> dict[str, Any]:
-        """Joins the results: what was decoded how, and at how many tokens per forward.
+        """Describe what was decoded and at how many tokens per forward; the harness adds it to its results.
 
-        new_tokens: up to the end of each answer, stop token or stop string included. tokens_behind_stop_strings: what
-        rows of batches wrote besides, before all were done. tokens_per_forward: new tokens by the forwards it took to
-        write them; None where that is not known, for some of the forwards wrote what is behind stop strings.
+        new_tokens counts up to the end of each response, stop token or stop string included. The tokens after stop
+        strings are those that a batch wrote until all its responses were done. tokens_per_forward is None if there are
+        such tokens, because their forwards cannot be separated from the others.
         """
         is_known = self._num_forwards > 0 and self._num_unread == 0
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -160,13 +169,13 @@ class TriModeLM(HuggingFaceLM):
             "checkpoint": str(self._directory),
             "mode": self._mode,
             "new_tokens": self._num_tokens,
-            "tokens_behind_stop_strings": self._num_unread,
+            "tokens_after_stop_strings": self._num_unread,
             "tokens_per_forward": self._num_tokens / self._num_forwards if is_known else None,
         }
 
 
 def _attach(model: Any, directory: Path, adapter: str | bool) -> None:
-    """Attach the adapter asked for. Raises: UserError if it is not there or does not fit."""
+    """Attach the chosen adapter. Raises: UserError if it is missing or does not fit."""
     own = directory / ADAPTER_FOLDER
     if isinstance(adapter, str):
         attach_adapter(model, Path(adapter))
@@ -175,9 +184,12 @@ def _attach(model: Any, directory: Path, adapter: str | bool) -> None:
 
 
 def _read_sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of DecodeOptions from a task's generation arguments. Raises: UserError for those no mode has.
+    """Read fields of DecodeOptions from a task's generation arguments.
 
-    As the harness means them: do_sample decides, without it a temperature above 0 does. top_k below 1 keeps all tokens.
+    As in the harness, do_sample decides, and without it a temperature above 0 does; top_k below 1 disables top_k.
+
+    Raises:
+        UserError: an argument that no decoding mode has.
     """
     do_sample = given.pop("do_sample", None)
     sampling = {key: given.pop(key) for key in SAMPLING_KEYS if given.get(key) is not None}
@@ -191,8 +203,8 @@ def _read_sampling(given: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _told_to_users() -> Iterator[None]:
-    """What the decoders refuse, as messages to users."""
+def _as_user_errors() -> Iterator[None]:
+    """Turn what the decode loops refuse into messages to users."""
     try:
         yield
     except UserError:
@@ -203,7 +215,7 @@ def _told_to_users() -> Iterator[None]:
 
 @contextmanager
 def _count_forwards(model: Any) -> Iterator[list[None]]:
-    """The list is as long as the number of the model's forwards so far, also of those in a decode that was ended."""
+    """Yield a list that grows by one with every forward of the model, also in a decode that is cut short."""
     forwards: list[None] = []
     hook = model.encoder.register_forward_hook(lambda *_: forwards.append(None))
     try:
@@ -213,7 +225,7 @@ def _count_forwards(model: Any) -> Iterator[list[None]]:
 
 
 def main() -> int:
-    """lm-evaluation-harness's command line. Returns the exit status; 2 after one message for bad input."""
+    """Run lm-evaluation-harness's command line; return the exit status, 2 after one message for bad input."""
     torch.set_grad_enabled(False)
     return exit_status(lambda: cli_evaluate() or 0)
 

@@ -1,31 +1,37 @@
-"""Texts that end an answer. The shipped decoders know stop tokens alone."""
+"""Ends a response at stop strings, since the shipped decode loops only know stop tokens."""
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-BYTES_PER_CHARACTER = 4  # at most; a token holds at least a byte, unless it is a special one
+BYTES_PER_CHARACTER = 4  # at most; every token but a special one has at least one byte
 Decode = Callable[[list[int]], str]
 
 
 class StopStringError(Exception):
-    """Ends a decode from inside: a stop string has been written."""
+    """Raised inside a decode to end it, because a stop string has been written."""
 
 
 class StopStrings:
-    """Where an answer ends. Behind a thought, if it may begin with one: a thought is ended by none of them."""
+    """Finds where stop strings end a response. They do not end a thought, if the response may begin with one."""
 
     def __init__(self, decode: Decode, strings: Sequence[str], think_end_id: int | None = None):
-        """decode: spells tokens. strings: empty ones do not count. think_end_id: of what ends a thought, if any."""
+        """Store the strings.
+
+        Args:
+            decode: spells tokens.
+            strings: empty ones are ignored.
+            think_end_id: the token that ends a thought, if responses may begin with one.
+        """
         self._decode, self._think_end_id = decode, think_end_id
         self._strings = [string for string in strings if string]
         self._reach = BYTES_PER_CHARACTER * max(map(len, self._strings), default=0)
 
     def find_end(self, tokens: Sequence[int], num_checked: int = 0) -> int | None:
-        """Number of tokens up to and including the first that completes a stop string; None if none does.
+        """Return the number of tokens up to and including the first that completes a stop string; None without one.
 
-        num_checked: the first tokens, among which none does.
+        num_checked: so many first tokens are known to complete none.
         """
         for count in range(num_checked + 1, len(tokens) + 1):
             if self._is_over(tokens[:count]):
@@ -43,7 +49,7 @@ class StopStrings:
 
 
 class StopStringStreamer(BaseStreamer):
-    """Gets the tokens of one prompt's answer and raises StopStringError behind the first stop string."""
+    """Collects the tokens of one response and raises StopStringError after the first stop string."""
 
     def __init__(self, stops: StopStrings):
         self.tokens: list[int] = []
@@ -51,7 +57,7 @@ class StopStringStreamer(BaseStreamer):
         self._is_prompt = True
 
     def put(self, value: Tensor) -> None:
-        """The prompt [1, P] first, then new tokens [n]."""
+        """Take the prompt [1, P] first, then new tokens [n]."""
         if self._is_prompt:
             self._is_prompt = False
             return
@@ -63,4 +69,4 @@ class StopStringStreamer(BaseStreamer):
             raise StopStringError
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: all tokens have been collected."""

@@ -24,7 +24,7 @@ WORDS = ("sea", "ships", "sea is wide")
 STORY = """
 task: story
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
+dataset_kwargs: {{data_files: {{test: {records}}}}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{{{question}}}}"
@@ -35,7 +35,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 CHOICE = """
 task: choice
 dataset_path: json
-dataset_kwargs: {{data_files: {{test: {rows}}}}}
+dataset_kwargs: {{data_files: {{test: {records}}}}}
 test_split: test
 output_type: multiple_choice
 doc_to_text: "Tell me a story about the"
@@ -46,14 +46,14 @@ doc_to_target: 0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, request):
-    """An export with an adapter, and two tasks over three rows beside it."""
+    """An export with an adapter, and two tasks over three records next to it."""
     folder = tmp_path_factory.mktemp("harness")
     save_tiny_export(folder / "export")
     save_random_adapter(folder / "export" / "linear_spec_lora")
-    rows = [{"question": f"Tell me a story about the {word}", "answer": word} for word in WORDS]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = [{"question": f"Tell me a story about the {word}", "answer": word} for word in WORDS]
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     for name, task in (("story", STORY), ("choice", CHOICE)):
-        (folder / f"{name}.yaml").write_text(task.format(rows=folder / "rows.jsonl"))
+        (folder / f"{name}.yaml").write_text(task.format(records=folder / "records.jsonl"))
     return folder
 
 
@@ -72,17 +72,17 @@ def evaluate(folder, tasks, **options):
     )
 
 
-def get_answers(results):
+def get_responses(results):
     return [sample["resps"][0][0] for sample in results["samples"]["story"]]
 
 
-def test_speculation_answers_tasks_as_ar_does_in_batches_of_different_prompts(folder):
-    answers = {mode: get_answers(evaluate(folder, ["story"], mode=mode, batch_size=2)) for mode in MODES}
-    assert answers["linear"] == answers["quadratic"] == answers["ar"]
-    assert any(answers["ar"])
+def test_speculation_does_tasks_as_ar_does_in_batches_of_different_prompts(folder):
+    responses = {mode: get_responses(evaluate(folder, ["story"], mode=mode, batch_size=2)) for mode in MODES}
+    assert responses["linear"] == responses["quadratic"] == responses["ar"]
+    assert any(responses["ar"])
 
 
-def test_results_say_how_answers_were_decoded(folder):
+def test_results_say_how_responses_were_decoded(folder):
     info = evaluate(folder, ["story"], mode="ar")["config"]
     assert info["mode"] == "ar"
     assert info["tokens_per_forward"] == 1.0
@@ -90,7 +90,7 @@ def test_results_say_how_answers_were_decoded(folder):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_stop_string_ends_a_decode_of_one_prompt_and_nothing_behind_it_is_counted(folder, mode):
+def test_a_stop_string_ends_a_decode_of_one_prompt_and_nothing_after_it_is_counted(folder, mode):
     context = torch.tensor([[5, 120, 130, 140]])
     model = make_model(folder, mode=mode)
     free = model._model_generate(context, 4 + 24, [])[0, 4:].tolist()
@@ -104,23 +104,23 @@ def test_a_stop_string_ends_a_decode_of_one_prompt_and_nothing_behind_it_is_coun
     again = make_model(folder, mode=mode)
     assert again._model_generate(context, 4 + 24, ["", stop])[0, 4:].tolist() == free[:end]
     info = again.get_model_info()
-    assert (info["new_tokens"], info["tokens_behind_stop_strings"]) == (end, 0)
+    assert (info["new_tokens"], info["tokens_after_stop_strings"]) == (end, 0)
     assert end < 16
     forwards = end / info["tokens_per_forward"]
     assert forwards == end if mode == "ar" else forwards < whole.num_forwards
 
 
-def test_rows_of_a_batch_run_on_and_then_no_rate_is_given(folder):
+def test_responses_of_a_batch_run_on_and_then_no_rate_is_given(folder):
     context = torch.tensor([[5, 120, 130, 140], [7, 8, 9, 10]])
     free = make_model(folder)
-    rows = free._model_generate(context, 4 + 24, [])[:, 4:].tolist()
+    whole = free._model_generate(context, 4 + 24, [])[:, 4:].tolist()
     assert free.get_model_info()["tokens_per_forward"] == 1.0
     model = make_model(folder)
-    stop = model.tok_decode(rows[0][6:9])
-    assert model._model_generate(context, 4 + 24, [stop])[:, 4:].tolist() == rows
+    stop = model.tok_decode(whole[0][6:9])
+    assert model._model_generate(context, 4 + 24, [stop])[:, 4:].tolist() == whole
     info = model.get_model_info()
-    assert info["tokens_behind_stop_strings"] >= 8
-    assert info["new_tokens"] + info["tokens_behind_stop_strings"] == free.get_model_info()["new_tokens"]
+    assert info["tokens_after_stop_strings"] >= 8
+    assert info["new_tokens"] + info["tokens_after_stop_strings"] == free.get_model_info()["new_tokens"]
     assert info["tokens_per_forward"] is None
 
 
@@ -159,8 +159,8 @@ def test_sampling_is_read_as_the_harness_means_it():
 def test_a_thinking_budget_is_of_the_tokenizers_own_think_tokens(folder):
     model = make_model(folder, thinking_budget=3)
     begin, end = (model.tokenizer.get_vocab()[token] for token in ("<think>", "</think>"))
-    answer = model._model_generate(torch.tensor([[5, begin]]), 12, [])[0, 2:].tolist()
-    assert answer.index(end) == 3
+    response = model._model_generate(torch.tensor([[5, begin]]), 12, [])[0, 2:].tolist()
+    assert response.index(end) == 3
 
 
 def test_what_no_decode_could_be_is_a_message_when_the_model_is_made_or_asked(folder):
@@ -190,8 +190,8 @@ def test_likelihoods_are_those_of_the_checkpoint_loaded_by_transformers(folder):
             context, whole = (tokenizer(text)["input_ids"] for text in (arguments[0], arguments[0] + arguments[1]))
             with torch.no_grad():
                 logits = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-            rows = range(len(context) - 1, len(whole) - 1)
-            expected = sum(logits[row, whole[row + 1]].item() for row in rows)
+            positions = range(len(context) - 1, len(whole) - 1)
+            expected = sum(logits[i, whole[i + 1]].item() for i in positions)
             assert likelihood == pytest.approx(expected, abs=1e-4)
 
 
