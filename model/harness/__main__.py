@@ -4,8 +4,9 @@
 
 Everything but the model is lm-evaluation-harness's own command line (`python -m model.harness run --help`). Responses
 are decoded in the chosen mode. With batch_size=1 (the default) a task's stop strings end them at once; in larger
-batches each runs on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in every mode: that
-is the distribution that speculation preserves, and block diffusion assigns none. Needs lm_eval (extra `evaluation`).
+batches each runs on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in every
+mode: that is the distribution that speculation preserves, and block diffusion assigns none. Needs lm_eval (extra
+`evaluation`).
 """
 
 import sys
