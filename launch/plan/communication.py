@@ -109,8 +109,8 @@ def _pipeline_traffic(shape: RankShape) -> list[Traffic]:
 
 def _data_traffic(shape: RankShape) -> list[Traffic]:
     """Count the reduce-scatter of fp32 gradients and the all-gather of updated weights."""
-    stages = shape.parallel.pipeline_parallel
-    parameters = max(count_pipeline_stage_parameters(shape, stage) for stage in range(stages))
+    num_stages = shape.parallel.pipeline_parallel
+    parameters = max(count_pipeline_stage_parameters(shape, pp_rank) for pp_rank in range(num_stages))
     size, span = shape.data_ranks, shape.parallel.tensor_parallel * shape.data_ranks
     return [
         Traffic("data", "reduce-scatter", size, span, 1, parameters * FP32),

@@ -36,57 +36,57 @@ class PipelineStageMemory:
 
 def estimate_memory(shape: RankShape) -> list[PipelineStageMemory]:
     """Estimate every pipeline stage, first to last."""
-    return [_estimate_stage(shape, stage) for stage in range(shape.parallel.pipeline_parallel)]
+    return [_estimate_pipeline_stage(shape, pp_rank) for pp_rank in range(shape.parallel.pipeline_parallel)]
 
 
-def count_pipeline_stage_parameters(shape: RankShape, stage: int) -> int:
+def count_pipeline_stage_parameters(shape: RankShape, pp_rank: int) -> int:
     """Count the parameters on a rank of a pipeline stage. Norms are not split over tensor-parallel ranks."""
     model, parallel = shape.model, shape.parallel
     norms = 2 * model.num_layers * model.hidden_size
     count = (model.num_layer_parameters // parallel.tensor_parallel + norms) // parallel.pipeline_parallel
     vocabulary = model.vocab_size // parallel.tensor_parallel * model.hidden_size
-    if stage == 0:
+    if pp_rank == 0:
         count += vocabulary
-    if stage == parallel.pipeline_parallel - 1:
+    if pp_rank == parallel.pipeline_parallel - 1:
         count += vocabulary + model.hidden_size
     return count
 
 
-def count_chunks_in_flight(shape: RankShape, stage: int) -> int:
+def count_chunks_in_flight(shape: RankShape, pp_rank: int) -> int:
     """Count the chunks of microbatches whose activations a pipeline stage holds at most (megatron-core's schedules)."""
-    stages, virtual = shape.parallel.pipeline_parallel, shape.parallel.virtual_pipeline_parallel
+    num_stages, virtual = shape.parallel.pipeline_parallel, shape.parallel.virtual_pipeline_parallel
     if virtual == 1:
-        return min(stages - stage, shape.num_microbatches)
-    warmup = 2 * (stages - stage - 1) + (virtual - 1) * stages
+        return min(num_stages - pp_rank, shape.num_microbatches)
+    warmup = 2 * (num_stages - pp_rank - 1) + (virtual - 1) * num_stages
     return min(warmup + 1, shape.num_microbatches * virtual)
 
 
-def _estimate_stage(shape: RankShape, stage: int) -> PipelineStageMemory:
-    parameters = count_pipeline_stage_parameters(shape, stage)
-    is_last = stage == shape.parallel.pipeline_parallel - 1
+def _estimate_pipeline_stage(shape: RankShape, pp_rank: int) -> PipelineStageMemory:
+    parameters = count_pipeline_stage_parameters(shape, pp_rank)
+    is_last = pp_rank == shape.parallel.pipeline_parallel - 1
     # fp32 weights serve the optimizer as they are; moments and fp32 copies are sharded.
     state = 2 if shape.element_bytes == FP32 else 3
     return PipelineStageMemory(
-        pipeline_stage=stage,
+        pipeline_stage=pp_rank,
         weights=parameters * shape.element_bytes,
         gradients=parameters * FP32,
         optimizer=parameters * FP32 * state // shape.data_ranks,
-        activations=_saved_activations(shape, stage),
+        activations=_saved_activations(shape, pp_rank),
         logits=activations.scoring(shape) if is_last else 0,
         working=activations.layer_backward(shape),
     )
 
 
-def _saved_activations(shape: RankShape, stage: int) -> int:
-    in_flight = count_chunks_in_flight(shape, stage)
+def _saved_activations(shape: RankShape, pp_rank: int) -> int:
+    in_flight = count_chunks_in_flight(shape, pp_rank)
     saved = in_flight * shape.layers_per_chunk * activations.saved_by_layer(shape)
     if shape.parallel.pipeline_parallel > 1:
-        saved += _received_ahead(shape, stage) * shape.stream_bytes
+        saved += _received_ahead(shape, pp_rank) * shape.stream_bytes
     return saved
 
 
-def _received_ahead(shape: RankShape, stage: int) -> int:
+def _received_ahead(shape: RankShape, pp_rank: int) -> int:
     """Count hidden states and gradients received before they are used (observed with two pipeline stages)."""
     if shape.parallel.virtual_pipeline_parallel > 1:
-        return 2 if stage == 0 else 4
-    return 0 if stage == 0 else 1
+        return 2 if pp_rank == 0 else 4
+    return 0 if pp_rank == 0 else 1

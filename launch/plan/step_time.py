@@ -49,11 +49,11 @@ class StepTime:
 def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic], hardware: HardwareProfile) -> StepTime:
     """Predict one step of the global batch on all GPUs. traffic: everything one GPU sends per step."""
     parallel = shape.parallel
-    stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
+    num_stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
     compute = work.total_flops / speed
     recomputation = _recomputed_flops(shape, work) / speed + _elementwise_bytes(shape) / hardware.memory_bandwidth
-    imbalance = _flops_of_last_stage(work, stages) * stages / speed - compute
+    imbalance = _flops_of_last_pipeline_stage(work, num_stages) * num_stages / speed - compute
     tensor, context, pipeline = (
         _sending_seconds(traffic, group, hardware) for group in ("tensor", "context", "pipeline")
     )
@@ -66,7 +66,7 @@ def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic],
         tensor=tensor,
         context=context,
         pipeline=pipeline,
-        bubble=busy * (stages - 1) / (virtual * shape.num_microbatches),
+        bubble=busy * (num_stages - 1) / (virtual * shape.num_microbatches),
         data=_exposed_data_seconds(shape, traffic, hardware, one_microbatch),
     )
 
@@ -92,8 +92,8 @@ def _elementwise_bytes(shape: RankShape) -> int:
     return shape.num_microbatches * layers * (3 * ffn_bytes(shape) + 2 * recomputed_norm_outputs(shape))
 
 
-def _flops_of_last_stage(work: StepWork, stages: int) -> float:
-    return (work.flops.layers + work.flops.attention) / stages + work.flops.head
+def _flops_of_last_pipeline_stage(work: StepWork, num_stages: int) -> float:
+    return (work.flops.layers + work.flops.attention) / num_stages + work.flops.head
 
 
 def _exposed_data_seconds(
