@@ -2,7 +2,7 @@
 # Submit all stages to Slurm, each a job that waits for the previous one: launch/stages.sh SIZE [overrides]
 #
 #   launch/stages.sh 8b ar.init_from=checkpoints/Ministral-3-8B-Base-2512 \
-#       data.tokenizer=checkpoints/Ministral-3-8B-Base-2512 data.train=corpus/train data.heldout=corpus/heldout \
+#       data.tokenizer=checkpoints/Ministral-3-8B-Base-2512 data.train=tokens/train data.heldout=tokens/heldout \
 #       sft.data.train=tokens/chats sft.data.heldout=null drafter.data=prompts.jsonl drafter.responses.source=greedy
 #   launch/stages.sh quickstart            # at toy size, with the text and start checkpoint of `make quickstart`
 #   launch/stages.sh --dry-run 8b ...      # print the sbatch commands
