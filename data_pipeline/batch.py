@@ -1,32 +1,114 @@
-"""The one shape in which data reaches the trainer, in every stage."""
+"""Define the one form in which data reaches a trainer, and name every form that it takes on the way to the loss.
 
-from dataclasses import dataclass, fields
+Segments       tokens of one sequence, document by document      data_pipeline/packing/sequence.py
+Batch          B sequences laid out, with a SequenceLayout       data_pipeline/batch.py
+NoisyBatch     a batch and what is masked in it                  data_pipeline/noise.py
+Microbatch     input of one forward:                             pretrain/step/microbatches.py
+               tokens, AttentionPlan (model/attention/plan.py), ScoredPositions (model/megatron/head.py)
+PreparedStep   the microbatches of a step, with loss weights     pretrain/step/microbatches.py
+LossStats      the losses that are logged                        pretrain/objective/losses.py
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
-@dataclass
-class Batch:
-    """B packed sequences of S clean tokens. All index tensors are int64, on one device.
+@dataclass(frozen=True)
+class SequenceLayout:
+    """Say which document and block each of S tokens belongs to; fields are [B, S], int64 or bool.
 
-    tokens: [B, S] token ids.
-    document_ids: [B, S] documents numbered from 0 within a sequence; -1 = padding, seen by none.
-    block_ids: [B, S] diffusion blocks numbered from 0 in sequence order; a block never spans two documents.
-    position_ids: [B, S] in-half RoPE positions; they restart at 0 with every document.
-    loss_mask: [B, S] bool; True where token s may be scored (token space: the row that predicts it comes before it).
-    block_padding: [B, S] bool; True where token s only completes the last block of a document or an answer, as decoding
-        meets it: noised like the rest of its block, but never AR's target and, being no text, seen by no other block.
-    sample_indices: [B] global sample index of each sequence; seeds its noise.
+    document_ids: documents numbered from 0 in sequence order; -1 = padding, seen by none.
+    block_ids: diffusion blocks numbered from 0 in sequence order; a block never spans two documents, and padding in it
+        comes last.
+    position_ids: RoPE positions within a half of the forward; they restart at 0 with every document.
+    block_padding: True where token s only fills the last block of a document or a response, as decoding meets it:
+        noised like the rest of its block, but never AR's target and, being no text, seen by no other block.
     """
 
-    tokens: torch.Tensor
-    document_ids: torch.Tensor
-    block_ids: torch.Tensor
-    position_ids: torch.Tensor
-    loss_mask: torch.Tensor
-    block_padding: torch.Tensor
-    sample_indices: torch.Tensor
+    document_ids: Tensor
+    block_ids: Tensor
+    position_ids: Tensor
+    block_padding: Tensor
+
+    @property
+    def sequence_length(self) -> int:
+        """Return S."""
+        return self.position_ids.shape[1]
+
+    @property
+    def is_text(self) -> Tensor:
+        """Return [B, S] bool: neither padding nor block padding."""
+        return (self.document_ids >= 0) & ~self.block_padding
+
+    def fields(self) -> tuple[Tensor, ...]:
+        """Return document_ids, block_ids, position_ids, block_padding."""
+        return self.document_ids, self.block_ids, self.position_ids, self.block_padding
+
+    def to(self, device: torch.device | str) -> "SequenceLayout":
+        """Return the same layout on another device."""
+        return SequenceLayout(*(field.to(device) for field in self.fields()))
+
+    def without_repeats(self) -> "SequenceLayout":
+        """Return the same layout with B = 1 if all sequences of the batch are laid out alike."""
+        if any(not torch.equal(field, field[:1].expand_as(field)) for field in self.fields()):
+            return self
+        return SequenceLayout(*(field[:1] for field in self.fields()))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold B packed sequences of S clean tokens; all tensors are on one device.
+
+    tokens: [B, S] int64 token ids.
+    layout: what each token belongs to; its fields can be read from the batch as well.
+    loss_mask: [B, S] bool; True where token s may be scored (in token space: the position that predicts it comes
+        before it).
+    sample_indices: [B] int64 global sample index of each sequence; seeds its noise.
+    """
+
+    tokens: Tensor
+    layout: SequenceLayout
+    loss_mask: Tensor
+    sample_indices: Tensor
+
+    @property
+    def document_ids(self) -> Tensor:
+        """Return the layout's document_ids [B, S]."""
+        return self.layout.document_ids
+
+    @property
+    def block_ids(self) -> Tensor:
+        """Return the layout's block_ids [B, S]."""
+        return self.layout.block_ids
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Return the layout's position_ids [B, S]."""
+        return self.layout.position_ids
+
+    @property
+    def block_padding(self) -> Tensor:
+        """Return the layout's block_padding [B, S]."""
+        return self.layout.block_padding
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return tokens, the layout's fields, loss_mask and sample_indices."""
+        return self.tokens, *self.layout.fields(), self.loss_mask, self.sample_indices
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with every tensor on `device`."""
-        return Batch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """Return the same batch on another device."""
+        return _from_tensors(tensor.to(device) for tensor in self.tensors())
+
+
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Return one batch with the sequences of several, in order."""
+    fields = zip(*(batch.tensors() for batch in batches), strict=True)
+    return _from_tensors(torch.cat(field) for field in fields)
+
+
+def _from_tensors(tensors: Iterable[Tensor]) -> Batch:
+    tokens, *layout, loss_mask, sample_indices = tensors
+    return Batch(tokens, SequenceLayout(*layout), loss_mask, sample_indices)

@@ -14,12 +14,12 @@ import numpy as np
 from conf.schema import DocumentKind, OverlongChat, SourceConfig
 from conf.system.errors import UserError
 from data_pipeline import order as sample_order
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, stack_batches
 from data_pipeline.order import BlendOrder, SourceOrder, derive_key, permute
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.index import PackingIndexBuilder
 from data_pipeline.packing.packers import PackingCounts, build_packer
-from data_pipeline.packing.sequence import Rows, Segments, lay_out, stack_rows
+from data_pipeline.packing.sequence import Segments, lay_out
 from data_pipeline.storage.tokens import StoredTokens
 
 
@@ -76,9 +76,10 @@ class TokenDataset:
         self._check_largest(int(segments.tokens.max()))
         return segments
 
-    def build_rows(self, number: int) -> Rows:
-        """Sequence `number` of this source, laid out."""
-        return lay_out(self.read_segments(self.place(number)), self.form, self.block_padding_token_id)
+    def build_sequence(self, number: int, sample_index: int = 0) -> Batch:
+        """Return sequence `number` of this source, laid out, as a batch of one; sample_index: of it in the run."""
+        segments = self.read_segments(self.place(number))
+        return lay_out(segments, self.form, self.block_padding_token_id, sample_index)
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises UserError if a token id does not fit a model of `vocab_size`.
@@ -134,11 +135,11 @@ class Blend:
 
     def build_batch(self, sample_indices: Sequence[int]) -> Batch:
         """Batch [B, S] of the sequences at B global sample indices, on the CPU."""
-        rows = []
+        sequences = []
         for sample_index in sample_indices:
             name, number = self.locate(int(sample_index))
-            rows.append(self.sources[name].build_rows(number))
-        return stack_rows(rows, [int(index) for index in sample_indices])
+            sequences.append(self.sources[name].build_sequence(number, int(sample_index)))
+        return stack_batches(sequences)
 
     @property
     def num_samples_without_repeats(self) -> int:

@@ -19,7 +19,7 @@ from data_pipeline.batch import Batch
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Names the noise of a run: seed, stage name, split (train or heldout), and the lowest masking probability."""
+    """Name the noise of a run: seed, stage name, split (train or heldout), and the lowest masking probability."""
 
     seed: int
     stage: str
@@ -27,7 +27,7 @@ class NoiseSource:
     epsilon: float
 
     def draw(self, sample_index: int, document: int, num_tokens: int) -> tuple[float, np.ndarray]:
-        """Noise level t in [0, 1) of a document and one uniform draw in [0, 1) per token, fp32 [num_tokens]."""
+        """Return a document's noise level t in [0, 1) and one uniform draw in [0, 1) per token, fp32 [num_tokens]."""
         name = f"{self.seed}/{self.stage}/{self.split}/{sample_index}/{document}"
         key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "little")
         generator = np.random.Generator(np.random.Philox(key=key))
@@ -36,39 +36,37 @@ class NoiseSource:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A batch and its noise. noisy_tokens [B, S]; masked [B, S] bool; p_mask [B, S] fp32 masking probability."""
+    """Hold a batch and its noise: noisy_tokens [B, S], masked [B, S] bool, p_mask [B, S] fp32 masking probability."""
 
     batch: Batch
     noisy_tokens: Tensor
     masked: Tensor
     p_mask: Tensor
 
+    @property
+    def doubled_tokens(self) -> Tensor:
+        """Return the tokens of a joint forward, [noisy | clean] [B, 2S]."""
+        return torch.cat([self.noisy_tokens, self.batch.tokens], dim=1)
+
 
 def add_noise(batch: Batch, source: NoiseSource, mask_token_id: int) -> NoisyBatch:
-    """Masks tokens that may be scored and those that complete a block; everything else stays clean. CPU only."""
+    """Mask tokens that may be scored, and block padding; everything else stays clean. CPU only."""
     p_mask = np.ones(batch.tokens.shape, dtype=np.float32)
     masked = np.zeros(batch.tokens.shape, dtype=bool)
-    for row, sample_index in enumerate(batch.sample_indices.tolist()):
-        for document, inside in _find_documents(batch.document_ids[row].numpy()):
+    for sequence, sample_index in enumerate(batch.sample_indices.tolist()):
+        for document, inside in _find_documents(batch.document_ids[sequence].numpy()):
             level, uniform = source.draw(sample_index, document, len(inside))
             probability = (1 - source.epsilon) * level + source.epsilon
-            p_mask[row, inside] = probability
-            masked[row, inside] = uniform < np.float32(probability)
-    return _replace(
-        batch,
-        torch.from_numpy(masked) & (batch.loss_mask | batch.block_padding),
-        torch.from_numpy(p_mask),
-        mask_token_id,
-    )
-
-
-def _replace(batch: Batch, masked: Tensor, p_mask: Tensor, mask_token_id: int) -> NoisyBatch:
-    return NoisyBatch(batch, torch.where(masked, mask_token_id, batch.tokens), masked, p_mask)
+            p_mask[sequence, inside] = probability
+            masked[sequence, inside] = uniform < np.float32(probability)
+    is_masked = torch.from_numpy(masked) & (batch.loss_mask | batch.block_padding)
+    noisy_tokens = torch.where(is_masked, mask_token_id, batch.tokens)
+    return NoisyBatch(batch, noisy_tokens, is_masked, torch.from_numpy(p_mask))
 
 
 def _find_documents(document_ids: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and rows of each document of a sequence [S]."""
-    rows = np.flatnonzero(document_ids >= 0)
-    documents = document_ids[rows]
+    """Yield the number of each document of a sequence [S], and the indices of its tokens."""
+    inside = np.flatnonzero(document_ids >= 0)
+    documents = document_ids[inside]
     starts = np.flatnonzero(np.diff(documents, prepend=-1))
-    yield from zip(documents[starts].tolist(), np.split(rows, starts)[1:], strict=True)
+    yield from zip(documents[starts].tolist(), np.split(inside, starts)[1:], strict=True)

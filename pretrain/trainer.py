@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
-from conf.schema import Objective, RunConfig, SaveFailure, SpikePolicy
+from conf.schema import RunConfig, SaveFailure, SpikePolicy
 from data_pipeline.loader import BatchLoader
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
@@ -205,7 +205,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self.own_time.start()
         sums = run_schedule(self.model, step, forward_only=False)
-        stats = LossStats.from_sums(sums, step.counts, self._is_joint)
+        stats = LossStats.from_sums(sums, step.counts, self.config.stage)
         learning_rate = self._learning_rate()
         set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
         norm = compute_grad_norm(self.optimizer)
@@ -307,7 +307,3 @@ class Trainer:
 
     def _is_due(self, every_steps: int) -> bool:
         return self.is_finished or self.state.is_multiple_of(every_steps)
-
-    @property
-    def _is_joint(self) -> bool:
-        return self.config.stage.objective is Objective.joint

@@ -18,7 +18,7 @@ OURS = {"conf", "data_pipeline", "model", "pretrain", "lora", "launch", "tests"}
 MAY_IMPORT = {
     "conf": ("conf",),
     "data_pipeline": ("conf", "data_pipeline"),
-    "model": ("conf", "model"),
+    "model": ("conf", "model", "data_pipeline.batch"),
     "model/hf": (),  # shipped with exports: its siblings only, relatively
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (

@@ -75,6 +75,9 @@ RUN_RENAMES = RenamedNames(
         "data.train.<source>.input.rows": "data.train.<source>.input.records",
         "data.heldout.<source>.input.rows": "data.heldout.<source>.input.records",
     },
+    values={
+        "runtime.attention_backend": {"split": "cpu"},
+    },
     options={
         "parallel": {
             "tp2": "parallel.tensor_parallel=2",

@@ -117,7 +117,7 @@ def _flex_attention_needs_cuda(config: RunConfig) -> Violations:
     if config.runtime.attention_backend is AttentionBackend.flex and config.runtime.device is Device.cpu:
         yield (
             "runtime.attention_backend=flex has no backward pass on the CPU (runtime.device=cpu); "
-            "use runtime.attention_backend=split"
+            "use runtime.attention_backend=cpu"
         )
 
 

@@ -22,11 +22,12 @@ class Device(Enum):
 
 
 class AttentionBackend(Enum):
-    """auto: flex on CUDA, split on the CPU. flex: FlexAttention. split: dense products over structural pieces (which:
-    model/attention/plan.py)."""
+    """auto: flex on CUDA, cpu on the CPU. flex: FlexAttention. cpu: tiled for one document, grouped under masks for
+    packed ones (model/attention/plan.py chooses).
+    """
 
     auto = "auto"
-    split = "split"
+    cpu = "cpu"
     flex = "flex"
 
 

@@ -11,7 +11,6 @@ from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import Chunk, Decoder
 from data_pipeline.noise import NoiseSource, add_noise
-from data_pipeline.packing.sequence import stack_rows
 
 NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 
@@ -89,7 +88,7 @@ def read_samples(
 ) -> Iterator[Sample]:
     """Global samples of a run on this data alone; rows_shown: how many rows of each become text, 0: all."""
     for index in indices:
-        batch = stack_rows([dataset.build_rows(index)], [index])
+        batch = dataset.build_sequence(index, index)
         yield describe_sample(batch, decoder, noise, rows_shown or dataset.form.sequence_length)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from conf.schema import DocumentKind, OverlongChat
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.packing.sequence import Segments, count_rows
+from data_pipeline.packing.sequence import Segments, count_positions
 from data_pipeline.storage.tokens import Shard
 
 DOCUMENTS_PER_PIECE = 1 << 20  # bounds memory while an index is built
@@ -102,8 +102,8 @@ class TextPacker:
         entries, row = [], 0
         for first in range(0, shard.num_documents, DOCUMENTS_PER_PIECE):
             lengths = shard.document_lengths(first, min(first + DOCUMENTS_PER_PIECE, shard.num_documents))
-            ends = row + np.cumsum(count_rows(lengths, self._alignment))
-            starts = ends - count_rows(lengths, self._alignment)
+            ends = row + np.cumsum(count_positions(lengths, self._alignment))
+            starts = ends - count_positions(lengths, self._alignment)
             wanted = np.arange(-(-row // self._length), -(-int(ends[-1]) // self._length)) * self._length
             document = np.searchsorted(ends, wanted, side="right")
             entries.append(_to_entries(first + document, wanted - starts[document]))
@@ -143,12 +143,12 @@ class TextPacker:
         while True:
             lengths = shard.document_lengths(document, min(document + piece, shard.num_documents))
             lengths[0] -= offset
-            ends = np.cumsum(count_rows(lengths, self._alignment))
+            ends = np.cumsum(count_positions(lengths, self._alignment))
             if ends[-1] >= self._length or document + piece >= shard.num_documents:
                 break
             piece *= 4
         used = int(np.searchsorted(ends, self._length)) + 1
-        lengths, starts = lengths[:used], (ends - count_rows(lengths, self._alignment))[:used]
+        lengths, starts = lengths[:used], (ends - count_positions(lengths, self._alignment))[:used]
         return np.minimum(lengths, self._length - starts)
 
 
@@ -204,11 +204,11 @@ def _pack_window(shard: Shard, first: int, form: SequenceForm) -> Window:
     is_used = kept_tokens > 0
     if form.overlong_chats is OverlongChat.drop:
         is_used &= kept_tokens == tokens
-    rows = np.add.reduceat(count_rows(kept, form.alignment), chat_starts)
+    rows = np.add.reduceat(count_positions(kept, form.alignment), chat_starts)
     sequences = _first_fit_decreasing(rows, is_used, form.sequence_length)
 
     answers = np.where(np.repeat(is_used, np.diff(bounds)), kept, 0)[1::2]
-    block_padding_tokens = int((count_rows(answers, form.alignment) - answers).sum())
+    block_padding_tokens = int((count_positions(answers, form.alignment) - answers).sum())
     num_tokens, num_rows = int(kept_tokens[is_used].sum()), len(sequences) * form.sequence_length
     counts = PackingCounts(
         sequences=len(sequences),
@@ -238,7 +238,7 @@ def _cut_chats(lengths: np.ndarray, bounds: np.ndarray, form: SequenceForm) -> n
     What comes after the last answer token that fits is cut: nothing is kept of a chat whose first answer does not.
     bounds: [n + 1] first segments of the chats.
     """
-    rows = count_rows(lengths, form.alignment)
+    rows = count_positions(lengths, form.alignment)
     rows_before = np.cumsum(rows) - rows
     first_rows = np.repeat(rows_before[bounds[:-1] - bounds[0]], np.diff(bounds))
     room = form.sequence_length - (rows_before - first_rows)

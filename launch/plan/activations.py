@@ -18,7 +18,7 @@ from conf.schema import AttentionBackend, Recompute
 from launch.plan.rank_shape import FP32, RankShape
 
 TILE_COLUMNS = 960  # columns of the vocabulary at a time in fp32 on the CPU (model/megatron/head.py)
-SPLIT_GROUP_QUERIES = 128  # queries of a group (model/attention/split.py)
+GROUP_SIZE = 128  # queries of a group (model/attention/grouped.py)
 
 
 def saved_by_layer(shape: RankShape) -> int:
@@ -75,7 +75,7 @@ def _attention(shape: RankShape) -> int:
 
 
 def _on_cpu(shape: RankShape) -> bool:
-    return shape.kernels.attention is AttentionBackend.split
+    return shape.kernels.attention is AttentionBackend.cpu
 
 
 def seen_keys_bytes(shape: RankShape) -> int:
@@ -91,20 +91,20 @@ def _recomputed_attention(shape: RankShape) -> int:
 
 
 def _group_bytes(shape: RankShape) -> int:
-    """Return what the groups of model/attention/split.py save in addition: output before joining, mask, keys."""
+    """Return what the groups of model/attention/grouped.py save in addition: output before joining, mask, keys."""
     saved = _heads(shape, shape.model.query_width)
-    for first, last in _split_groups(shape):
+    for first, last in _cut_into_groups(shape):
         if shape.doubled:
             saved += _noisy_group(shape, first, last)
         saved += (last - first) * last * shape.element_bytes  # mask
     return saved
 
 
-def _split_groups(shape: RankShape) -> list[tuple[int, int]]:
+def _cut_into_groups(shape: RankShape) -> list[tuple[int, int]]:
     """Return the first and last position of each query group of the first rank; the others do nearly the same work."""
     length, chunk = shape.sequence_length, shape.local_length // 2
     chunks = [(0, chunk), (length - chunk, length)]
-    step = SPLIT_GROUP_QUERIES
+    step = GROUP_SIZE
     return [(first, min(first + step, stop)) for start, stop in chunks for first in range(start, stop, step)]
 
 

@@ -13,7 +13,7 @@ FP32 = Dtype.fp32.num_bytes  # bytes per element of gradients, optimizer state a
 class Kernels:
     """Name the implementation of the layers, which decides what is saved for the backward pass.
 
-    attention: flex or split. transformer_engine: Transformer Engine's layers, otherwise megatron-core's own.
+    attention: flex or cpu. transformer_engine: Transformer Engine's layers, otherwise megatron-core's own.
     """
 
     attention: AttentionBackend
@@ -21,7 +21,7 @@ class Kernels:
 
 
 GPU_KERNELS = Kernels(AttentionBackend.flex, transformer_engine=True)
-CPU_KERNELS = Kernels(AttentionBackend.split, transformer_engine=False)
+CPU_KERNELS = Kernels(AttentionBackend.cpu, transformer_engine=False)
 
 
 @dataclass(frozen=True)

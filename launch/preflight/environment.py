@@ -21,7 +21,7 @@ BUSY_SHARE = 0.05  # of a device's memory in use; more belongs to another proces
 WITHOUT_GPUS = "this machine has none: run this on a GPU node to check devices, kernels and a dry batch"
 ATTENTION_KERNELS = {
     AttentionBackend.flex: "FlexAttention with a block mask",
-    AttentionBackend.split: "dense matmuls over the parts of the mask",
+    AttentionBackend.cpu: "dense matmuls over the parts of the mask",
 }
 
 

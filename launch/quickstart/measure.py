@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -142,8 +141,7 @@ def choose_prefixes(heldout: Path, count: int) -> Tensor:
     available = dataset.num_sequences - 1  # the last one may be padded
     if available < count:
         raise UserError(f"{heldout} holds {available} prefixes of {PROMPT_TOKENS} tokens, {count} are needed.")
-    sequences = [dataset.build_rows(i * available // count) for i in range(count)]
-    return torch.from_numpy(np.stack([sequence.tokens for sequence in sequences]))
+    return torch.cat([dataset.build_sequence(i * available // count).tokens for i in range(count)])
 
 
 def decode_prompts(generate: Generate, prompts: Iterable[Tensor]) -> Continuations:

@@ -1,2 +1,6 @@
-"""Attention of the tri-mode model: who sees whom (layout), how it is computed (split, flex), and the megatron-core
-module that calls it (core). A batch's structure is built once per forward (plan) and passed down as an argument."""
+"""Attention of the tri-mode model.
+
+visibility decides who sees whom; plan chooses how attention is computed, once per forward, and holds the module that
+every layer calls; tiled, grouped (both CPU) and flex (CUDA) compute it; rotation turns queries and keys; context deals
+positions to context-parallel ranks.
+"""

@@ -1,6 +1,6 @@
-"""Attention as one block-sparse kernel: FlexAttention with a BlockMask and grouped key heads (the way on CUDA).
+"""Compute attention as one block-sparse kernel: FlexAttention with a BlockMask and grouped key heads (used on CUDA).
 
-FlexAttention has no backward on the CPU (torch 2.13): there this backend serves checks of the forward only.
+FlexAttention has no backward on the CPU (torch 2.13): there it serves checks of the forward only.
 Source: torch.nn.attention.flex_attention.
 """
 
@@ -11,20 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from model.attention.context import WHOLE, ContextShard
-from model.attention.context_mask import build_shard_mask_mod, is_seen
-from model.attention.layout import SequenceLayout
+from model.attention.visibility import VisibleKeys
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class FlexAttention:
-    """Callable form of a layout; block_mask is torch's BlockMask."""
+    """Attend under one layout; block_mask is torch's BlockMask."""
 
     block_mask: Any
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, R, D], key and value [B, G, K, D] -> [B, H, R, D]; K = R, or all that a context shard sees."""
+        """Map query [B, H, R, D], key and value [B, G, K, D] to [B, H, R, D]; K = R, or all that a shard sees."""
         kernel = _compiled_kernel() if query.is_cuda else _eager_kernel()
         return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
 
@@ -40,49 +41,42 @@ def _eager_kernel() -> Callable[..., Any]:
     return flex_attention
 
 
-def build_flex_attention(layout: SequenceLayout, shard: ContextShard = WHOLE) -> FlexAttention:
-    """The layout's BlockMask; one for the whole batch where all sequences are laid out alike."""
+def build_flex_attention(keys: VisibleKeys) -> FlexAttention:
+    """Build the BlockMask of these intervals; one for the whole batch where its sequences are laid out alike."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    layout = layout.without_repeats()
-    batch, length = layout.position_ids.shape
-    noisy = length // shard.size if layout.doubled else 0
-    rows, keys = noisy + length // shard.size, noisy + length
-    shared = None if batch == 1 else batch
-    device = layout.position_ids.device
-    # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [rows, rows].
+    batch, num_positions = keys.clean_start.shape
+    num_keys, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
+    # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [positions, keys].
     create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return FlexAttention(create(_build_mask_mod(layout, shard), shared, None, rows, keys, device=str(device)))
+    shared = None if batch == 1 else batch
+    return FlexAttention(create(build_mask_mod(keys), shared, None, num_positions, num_keys, device=str(device)))
 
 
-def _build_mask_mod(layout: SequenceLayout, shard: ContextShard) -> Callable[..., Tensor]:
-    if shard.size > 1:
-        return build_shard_mask_mod(layout, shard)
-    return _doubled_mask_mod(layout) if layout.doubled else _causal_mask_mod(layout)
+def build_mask_mod(keys: VisibleKeys) -> MaskMod:
+    """Return FlexAttention's mask_mod: comparisons of the key's index with int32 tables read by the query alone.
 
+    Written so, the backward's kernel spills least of the forms compared (compiled for sm_90). Only where documents
+    have gaps is a table of the keys read as well.
+    """
+    noisy_start, noisy_stop = keys.noisy_start, keys.noisy_stop
+    clean_start, clean_stop = keys.clean_start + keys.num_noisy, keys.clean_stop + keys.num_noisy
+    one = len(clean_start) == 1  # layout for the whole batch
 
-def _causal_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
-    documents = layout.clean_document_ids
-    one = len(documents) == 1
+    def sees_clean(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        sequence = 0 if one else b
+        return (k >= clean_start[sequence, q]) & (k < clean_stop[sequence, q])
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         sequence = 0 if one else b
-        return (q >= k) & (documents[sequence, q] == documents[sequence, k])
+        return ((k >= noisy_start[sequence, q]) & (k < noisy_stop[sequence, q])) | sees_clean(b, h, q, k)
 
-    return sees
+    in_intervals: MaskMod = sees if keys.num_noisy else sees_clean
+    if keys.gaps is None:
+        return in_intervals
+    is_gap = pad(keys.gaps, (keys.num_noisy, 0))
 
+    def sees_text(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return in_intervals(b, h, q, k) & ~is_gap[0 if one else b, k]
 
-def _doubled_mask_mod(layout: SequenceLayout) -> Callable[..., Tensor]:
-    documents = torch.cat([layout.document_ids, layout.clean_document_ids], dim=1)
-    blocks, length = layout.block_ids, layout.sequence_length
-    one = len(documents) == 1
-
-    def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        sequence = 0 if one else b
-        q_noisy, k_noisy = q < length, k < length
-        q_index, k_index = q % length, k % length
-        q_block, k_block = blocks[sequence, q_index], blocks[sequence, k_index]
-        in_document = documents[sequence, q] == documents[sequence, k]
-        return is_seen(q_noisy, k_noisy, q_index, k_index, q_block, k_block) & in_document
-
-    return sees
+    return sees_text

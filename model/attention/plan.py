@@ -1,51 +1,89 @@
-"""What every layer's attention needs from a batch, computed once per forward and passed down as an argument."""
+"""Choose how attention is computed, once per forward, and hand it to every layer.
+
+An AttentionPlan travels through megatron-core's `attention_bias` argument, which reaches every layer (and survives
+activation recomputation) untouched; no layer holds a mode or a mask.
+Shapes: B batch, S clean length, R positions of this rank, H query heads, G key heads, D head_dim.
+"""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from conf.schema import AttentionBackend, ModelConfig
 from conf.system.errors import UserError
-from model.attention.blocks import BlockAttention, suits
+from data_pipeline.batch import SequenceLayout
 from model.attention.context import WHOLE, ContextAttention, ContextShard
 from model.attention.flex import build_flex_attention
-from model.attention.layout import SequenceLayout
-from model.attention.rotation import Rotation, compute_rotation
-from model.attention.split import build_split_attention
+from model.attention.grouped import build_grouped_attention
+from model.attention.rotation import Rotation, apply_rotation, compute_rotation
+from model.attention.tiled import TiledAttention, fits_tiles
+from model.attention.visibility import find_regular_block_size, find_visible_keys
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 logger = logging.getLogger(__name__)
 REASONS = {
-    AttentionBackend.flex: "device cuda; nothing else was measured there yet, tests/bench/GPU.md",
-    AttentionBackend.split: "device cpu, where FlexAttention has no backward",
+    AttentionBackend.flex: "device cuda; no other backend has been measured there, tests/bench/GPU.md",
+    AttentionBackend.cpu: "device cpu, where FlexAttention has no backward",
 }
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """rotation: of queries and keys by in-half position. attend: query, key, value [B, heads, R, D] -> [B, H, R, D].
+    """Hold what every layer's attention needs from a batch.
 
-    R: rows of this rank. kept: [N], index into the flattened [R, B] rows of those that the last layer goes on with;
-    None: all.
+    rotation: of queries and keys by position id. attend: query, key, value [B, heads, R, D] -> [B, H, R, D].
+    last_positions: [N], index into the flattened [R, B] positions of those that the last layer continues with after
+    its attention; None: all.
     """
 
     rotation: Rotation
     attend: Attend
-    kept: Tensor | None = None
+    last_positions: Tensor | None = None
 
-    def take_kept(self, rows: Tensor) -> Tensor:
-        """[R, B, width] -> [N, 1, width], or all as they are."""
-        return rows if self.kept is None else rows.flatten(0, 1)[self.kept][:, None]
+    def take_last_positions(self, hidden: Tensor) -> Tensor:
+        """Map hidden [R, B, width] to [N, 1, width]; return it unchanged where the last layer continues with all."""
+        return hidden if self.last_positions is None else hidden.flatten(0, 1)[self.last_positions][:, None]
+
+
+class CoreAttention(MegatronModule):
+    """Rotate, scale and attend over the heads of this tensor-parallel rank, as megatron-core's SelfAttention calls it.
+
+    It has no parameters.
+    """
+
+    def __init__(self, config: Any, layer_number: int, **_: Any) -> None:
+        super().__init__(config=config)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None = None,
+        attn_mask_type: Any = None,
+        attention_bias: AttentionPlan | None = None,
+        packed_seq_params: None = None,
+    ) -> Tensor:
+        """Map query [R, B, H, D], key and value [R, B, G, D] before rotation to [R, B, H * D]."""
+        plan = attention_bias
+        assert isinstance(plan, AttentionPlan), "the model passes an AttentionPlan as attention_bias"
+        query = apply_rotation(query, plan.rotation, scale=True)
+        key = apply_rotation(key, plan.rotation)
+        attended = plan.attend(*(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)))
+        num_positions, batch = query.shape[:2]
+        return attended.permute(2, 0, 1, 3).reshape(num_positions, batch, -1)
 
 
 @dataclass
 class PlanBuilder:
-    """Turns layouts (given on the CPU) into plans on `device`. Regular layouts are planned once and kept.
+    """Turn layouts (given on the CPU) into plans on `device`; plans of regular layouts are cached.
 
-    shard: which rows of every sequence this rank holds; layouts are those of whole sequences.
+    shard: which positions of every sequence this rank holds; layouts are those of whole sequences.
     """
 
     model: ModelConfig
@@ -57,78 +95,60 @@ class PlanBuilder:
 
     def __post_init__(self) -> None:
         if self.backend is AttentionBackend.auto:
-            self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.split
+            self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.cpu
             logger.info("attention backend: %s (%s)", self.backend.value, REASONS[self.backend])
         if self.backend is AttentionBackend.flex and self.device.type == "cpu":
             raise UserError(
                 "runtime.attention_backend=flex has no backward pass on the CPU, and there is no CUDA device here: use "
-                "runtime.attention_backend=split or auto."
+                "runtime.attention_backend=cpu or auto."
             )
         if self.shard.size > 1:
             kind = "FlexAttention" if self.backend is AttentionBackend.flex else "groups under masks"
             logger.info("attention of %d context-parallel ranks: %s over gathered clean keys", self.shard.size, kind)
 
-    def build(self, layout: SequenceLayout) -> AttentionPlan:
-        """The plan of a layout; one of regular blocks in a single document comes from the cache."""
+    def build(self, layout: SequenceLayout, doubled: bool) -> AttentionPlan:
+        """Return the plan of a forward over [noisy | clean] (doubled) or clean tokens laid out so."""
         layout = layout.without_repeats()
-        block_size = _regular_block_size(layout)
+        block_size = find_regular_block_size(layout)
         if block_size is None:
-            return self._build(layout, None)
-        key = (layout.sequence_length, block_size, layout.doubled)
+            return self._build(layout, doubled, None)
+        key = (layout.sequence_length, block_size, doubled)
         if key not in self._regular:
-            self._regular[key] = self._build(layout, block_size)
+            self._regular[key] = self._build(layout, doubled, block_size)
         return self._regular[key]
 
-    def _build(self, layout: SequenceLayout, block_size: int | None) -> AttentionPlan:
+    def _build(self, layout: SequenceLayout, doubled: bool, block_size: int | None) -> AttentionPlan:
+        position_ids = layout.position_ids.repeat(1, 2) if doubled else layout.position_ids
+        if self.shard.size > 1:
+            assert not (doubled and self.shard.cuts_a_block(layout.block_ids)), "a context shard cuts a block"
+            positions = self.shard.find_positions(layout.sequence_length, doubled)
+            return AttentionPlan(self._rotate(position_ids, positions), self._share(layout, doubled))
+        return AttentionPlan(self._rotate(position_ids), self._choose(layout, doubled, block_size))
+
+    def _rotate(self, position_ids: Tensor, positions: Tensor | None = None) -> Rotation:
+        """Return the rotation by position_ids [B, R] of whole sequences; positions: those of this rank, None: all."""
         rope = self.model.rope
         # Asked on the CPU: a device would have to finish its work before it answers.
-        scales_queries = int(layout.position_ids.max()) >= rope.original_max_position_embeddings
-        assert not layout.doubled or _ends_of_spans_end_blocks(layout, self.shard), "a context shard cuts a block"
-        layout = layout.to(self.device)
-        rows = self.shard.rows(layout.sequence_length, layout.doubled).to(self.device)
-        positions = layout.row_positions()[:, rows]
-        rotation = compute_rotation(positions, rope, self.model.head_dim, self.dtype, scales_queries=scales_queries)
-        if self.shard.size == 1:
-            return AttentionPlan(rotation, self._choose(layout, block_size))
-        return AttentionPlan(rotation, self._share(layout))
+        scales_queries = int(position_ids.max()) >= rope.original_max_position_embeddings
+        position_ids = (position_ids if positions is None else position_ids[:, positions]).to(self.device)
+        return compute_rotation(position_ids, rope, self.model.head_dim, self.dtype, scales_queries=scales_queries)
 
-    def _choose(self, layout: SequenceLayout, block_size: int | None) -> Attend:
-        """The fastest that was measured for the device and the layout (tests/bench/joint/attention.py)."""
+    def _choose(self, layout: SequenceLayout, doubled: bool, block_size: int | None) -> Attend:
+        """Return the fastest way measured for the device and the layout (tests/bench/joint/attention.py)."""
+        length = layout.sequence_length
+        on_cpu = self.backend is AttentionBackend.cpu and self.device.type == "cpu"
+        if on_cpu and block_size is not None and fits_tiles(length, block_size):
+            logger.info("attention of %d tokens in blocks of %d: tiled (one document)", length, block_size)
+            return TiledAttention(length, block_size, doubled)
+        keys = find_visible_keys(layout, doubled).to(self.device)
+        return build_flex_attention(keys) if self.backend is AttentionBackend.flex else build_grouped_attention(keys)
+
+    def _share(self, layout: SequenceLayout, doubled: bool) -> Attend:
+        """Return attention of this context-parallel rank's positions."""
+        length = layout.sequence_length
+        keys = self.shard.take_visible_keys(find_visible_keys(layout, doubled)).to(self.device)
         if self.backend is AttentionBackend.flex:
-            return build_flex_attention(layout)
-        if block_size is None or self.device.type != "cpu" or not suits(layout.sequence_length, block_size):
-            return build_split_attention(layout)
-        logger.info(
-            "attention of %d tokens in blocks of %d: segments merged by log-sum-exp (one document of whole blocks on "
-            "the CPU; `make bench-joint` compares)",
-            layout.sequence_length,
-            block_size,
-        )
-        return BlockAttention(layout.sequence_length, block_size, layout.doubled)
-
-    def _share(self, layout: SequenceLayout) -> Attend:
-        """Attention of this context-parallel rank's rows."""
-        build = build_flex_attention if self.backend is AttentionBackend.flex else build_split_attention
-        local_length = layout.sequence_length // self.shard.size
-        return ContextAttention(self.shard, local_length, build(layout, self.shard))
-
-
-def build_regular_layout(sequence_length: int, block_size: int, doubled: bool) -> SequenceLayout:
-    """One document per sequence and blocks of equal size; fields [1, S]."""
-    positions = torch.arange(sequence_length)[None]
-    no_block_padding = torch.zeros_like(positions, dtype=torch.bool)
-    return SequenceLayout(torch.zeros_like(positions), positions // block_size, positions, no_block_padding, doubled)
-
-
-def _ends_of_spans_end_blocks(layout: SequenceLayout, shard: ContextShard) -> bool:
-    starts = torch.tensor([span.start for span in shard.spans(layout.sequence_length) if span.start], dtype=torch.int64)
-    return bool((layout.block_ids[:, starts] != layout.block_ids[:, starts - 1]).all())
-
-
-def _regular_block_size(layout: SequenceLayout) -> int | None:
-    block_size = int((layout.block_ids[0] == 0).sum())
-    if len(layout.position_ids) > 1 or block_size == 0:
-        return None
-    regular = build_regular_layout(layout.sequence_length, block_size, layout.doubled)
-    pairs = zip(layout.fields(), regular.fields(), strict=True)
-    return block_size if all(torch.equal(mine, its) for mine, its in pairs) else None
+            attend: Attend = build_flex_attention(keys)
+        else:
+            attend = build_grouped_attention(keys, self.shard.find_chunk_length(length))
+        return ContextAttention(self.shard, length // self.shard.size, attend)

@@ -111,7 +111,7 @@ class _Rotate(torch.autograd.Function):
 
 def _turn(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor:
     query_scale = rotation.query_scale if scale else None
-    turn = _compile_turn() if x.is_cuda else turn_heads  # model/megatron/kernels.py says why
+    turn = _compile_turn() if x.is_cuda else turn_heads  # model/megatron/kernel_choice.py says why
     return turn(x.detach(), rotation.cos, rotation.sin, query_scale, forward)
 
 

@@ -26,19 +26,30 @@ TILE_COLUMNS = 960
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """Which rows carry loss. rows [N]: index into the flattened [R, B] rows of a forward (row-major: r * B + b).
+class ScoredPositions:
+    """Name the N positions of a forward that carry loss.
 
-    targets [N] int64: token each row predicts. weights [N] fp32: factor of its cross entropy in the loss.
+    positions: [N] int64 index into the flattened [R, B] positions (r * B + b). targets: [N] int64 token that each one
+        predicts. weights: [N] fp32 factor of its cross entropy in the loss; zero until the counts of the whole global
+        batch are known (pretrain/objective/losses.py).
+    inverse_p: [N] fp32 1/p, by which a masked position's cross entropy bounds the loss (1 for clean positions).
+    is_noisy: [N] bool. is_text: [N] bool, False for block padding.
     """
 
-    rows: Tensor
+    positions: Tensor
     targets: Tensor
     weights: Tensor
+    inverse_p: Tensor
+    is_noisy: Tensor
+    is_text: Tensor
 
-    def to(self, device: torch.device) -> "ScoredRows":
-        """The same rows on another device."""
-        return ScoredRows(self.rows.to(device), self.targets.to(device), self.weights.to(device))
+    def fields(self) -> tuple[Tensor, ...]:
+        """Return positions, targets, weights, inverse_p, is_noisy, is_text."""
+        return self.positions, self.targets, self.weights, self.inverse_p, self.is_noisy, self.is_text
+
+    def to(self, device: torch.device) -> "ScoredPositions":
+        """Return the same positions on another device."""
+        return ScoredPositions(*(field.to(device) for field in self.fields()))
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -106,7 +117,7 @@ class VocabularyHead(ColumnParallelLinear):
     """
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, scored: ScoredRows | None = None, chunk_rows: int = 0
+        self, hidden: Tensor, scored: ScoredPositions | None = None, chunk_rows: int = 0
     ) -> Tensor | tuple[Tensor, Tensor]:
         """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as score_rows."""
         if scored is None:

@@ -15,8 +15,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from megatron.core.typed_torch import apply_module
 from torch import Tensor
 
-from model.attention.core import CoreAttention
-from model.attention.plan import AttentionPlan
+from model.attention.plan import AttentionPlan, CoreAttention
 
 MOST_KEPT = 0.9  # of all rows: beyond, picking them costs what leaving out the others saves
 MULTIPLE, FP8_MULTIPLE = 16, 128  # of rows, for whole tiles; products in 8 bits need them
@@ -30,7 +29,7 @@ def keep_scored_rows(plan: AttentionPlan, rows: Tensor, num_rows: int, multiple:
     kept = max(1, -(-len(rows) // multiple)) * multiple
     if kept > MOST_KEPT * num_rows:
         return plan
-    return replace(plan, kept=torch.cat([rows, rows.new_zeros(kept - len(rows))]))
+    return replace(plan, last_positions=torch.cat([rows, rows.new_zeros(kept - len(rows))]))
 
 
 def make_last(layer: ModuleSpec) -> ModuleSpec:
@@ -46,7 +45,7 @@ class LastCoreAttention(CoreAttention):
 
     def forward(self, *inputs: Any, attention_bias: AttentionPlan, **options: Any) -> Tensor:
         """As CoreAttention's -> [N, 1, H * D] where the plan keeps N rows."""
-        return attention_bias.take_kept(super().forward(*inputs, attention_bias=attention_bias, **options))
+        return attention_bias.take_last_positions(super().forward(*inputs, attention_bias=attention_bias, **options))
 
 
 class LastLayer(TransformerLayer):
@@ -57,9 +56,9 @@ class LastLayer(TransformerLayer):
     ) -> tuple[Tensor, Any]:
         """hidden_states [R, B, H] -> [R, B, H], or [N, 1, H] where the plan keeps N rows."""
         plan: AttentionPlan = attention_bias
-        if plan.kept is None:
+        if plan.last_positions is None:
             return super()._forward_attention(hidden_states, *inputs, attention_bias=attention_bias, **options)
         assert not self.recompute_input_layernorm, "model/megatron/transformer_config.py asks for attention alone"
         normed = apply_module(self.input_layernorm)(hidden_states)
         attended, _ = self.self_attention(normed, attention_mask=None, attention_bias=attention_bias)
-        return plan.take_kept(hidden_states) + attended, None
+        return plan.take_last_positions(hidden_states) + attended, None

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conf.schema import Recompute
-from model.attention.core import CoreAttention
+from model.attention.plan import CoreAttention
 from model.megatron.kernels import choose_fused_operators, choose_transformer_engine
 from model.megatron.last_layer import make_last
 from model.megatron.norm import RMSNorm, TorchRMSNorm

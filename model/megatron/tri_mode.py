@@ -17,7 +17,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan
 from model.megatron.embedding import Embedding
-from model.megatron.head import ScoredRows, VocabularyHead
+from model.megatron.head import ScoredPositions, VocabularyHead
 from model.megatron.last_layer import FP8_MULTIPLE, MULTIPLE, keep_scored_rows
 
 
@@ -71,7 +71,7 @@ class TriModeModel(LanguageModule):
         return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
     def forward(
-        self, tokens: Tensor, plan: AttentionPlan, scored: ScoredRows | None = None
+        self, tokens: Tensor, plan: AttentionPlan, scored: ScoredPositions | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         """tokens [B, R] -> hidden [R, B, H] before the last stage; on it (weighted loss, cross entropy per row [N])
         with `scored`, else the logits of this rank's vocabulary [R, B, V/T]."""
@@ -85,19 +85,19 @@ class TriModeModel(LanguageModule):
             return self.output_layer(hidden)
         return self.score(hidden, scored, plan)
 
-    def narrow(self, plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+    def narrow(self, plan: AttentionPlan, scored: ScoredPositions, num_rows: int) -> AttentionPlan:
         """The plan by which the last layer keeps scored rows alone, if it can and that pays."""
         if self.config.sequence_parallel:
             return plan
-        return keep_scored_rows(plan, scored.rows, num_rows, FP8_MULTIPLE if self.config.fp8 else MULTIPLE)
+        return keep_scored_rows(plan, scored.positions, num_rows, FP8_MULTIPLE if self.config.fp8 else MULTIPLE)
 
-    def score(self, hidden: Tensor, scored: ScoredRows, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+    def score(self, hidden: Tensor, scored: ScoredPositions, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
         """What the decoder gave by this plan -> as forward with `scored`."""
         if self.config.sequence_parallel:
             # ChunkedCrossEntropy returns the whole gradient on each rank: going back, split it, do not sum it again.
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
         rows = hidden.flatten(0, 1)
-        rows = rows[scored.rows] if plan.kept is None else rows[: len(scored.rows)]
+        rows = rows[scored.positions] if plan.last_positions is None else rows[: len(scored.positions)]
         return self.output_layer(rows, scored, self.loss_chunk_rows)
 
 

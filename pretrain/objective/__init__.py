@@ -1,1 +1,1 @@
-"""What is optimised: noise (what is masked), rows (what is scored, with which weight), losses (sums and counts)."""
+"""The objective of a stage: which positions are scored (scoring) and how that makes the loss (losses)."""

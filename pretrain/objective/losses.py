@@ -1,48 +1,101 @@
-"""Sums of a step's cross entropies and the losses read off them."""
+"""Weigh cross entropies into the loss, and compute the losses that are logged.
 
-from dataclasses import dataclass
+With CE the cross entropy of a scored position, p the probability by which a noisy one was masked, alpha =
+stage.diffusion_weight, and sums and counts over the whole global batch:
+
+    loss = ar_term + diffusion_term
+
+    stage.loss_normalization   ar_term                               diffusion_term
+    global_average             sum_clean CE / (N_clean + N_masked)   alpha * sum_noisy CE/p / (N_clean + N_masked)
+    per_objective              sum_clean CE / N_clean                alpha * sum_noisy CE/p / N_masked
+
+N_clean counts scored clean positions, N_masked scored noisy ones (all of which are masked). Logged beside them:
+
+    ar_loss             = sum_clean CE / N_clean
+    diffusion_loss      = sum_noisy CE/p / N_maskable, an upper bound in nats per token that could have been masked
+    diffusion_text_loss = the same over text alone, without block padding: this one compares with ar_loss
+
+About half of the tokens that could be masked are. So relative to ar_loss, diffusion_loss counts alpha times under
+global_average, but about 2 * alpha times under per_objective.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pretrain.objective.rows import RowSelection, StepCounts
+from conf.schema import LossNormalization, Objective, StageConfig
+from model.megatron.head import ScoredPositions
+from pretrain.objective.scoring import StepCounts
 
-NUM_SUMS = 4  # optimised loss, AR, diffusion, masked
+NUM_SUMS = 5  # see compute_loss_sums
 
 
-def compute_loss_sums(loss: Tensor, cross_entropy: Tensor, selection: RowSelection) -> Tensor:
-    """[loss, sum CE of clean rows, sum CE/p of noisy rows, sum CE of noisy rows], fp64, on the losses' device."""
+def choose_denominators(counts: StepCounts, stage: StageConfig) -> tuple[int, int]:
+    """Return what the clean and the noisy sum are divided by; counts: of the whole global batch."""
+    if stage.loss_normalization is LossNormalization.global_average:
+        scored = max(counts.clean + counts.masked, 1)
+        return scored, scored
+    return max(counts.clean, 1), max(counts.masked, 1)
+
+
+def weigh(scored: ScoredPositions, counts: StepCounts, stage: StageConfig) -> ScoredPositions:
+    """Fill in the weights by which cross entropies, over all microbatches and ranks, sum to the loss.
+
+    counts: of the whole global batch.
+    """
+    clean, noisy = choose_denominators(counts, stage)
+    noisy_weight = stage.diffusion_weight * scored.inverse_p / noisy
+    clean_weight = torch.full_like(scored.inverse_p, 1 / clean)
+    return replace(scored, weights=torch.where(scored.is_noisy, noisy_weight, clean_weight))
+
+
+def compute_loss_sums(loss: Tensor, cross_entropy: Tensor, scored: ScoredPositions) -> Tensor:
+    """Return [loss, sum CE of clean, sum CE/p of noisy, sum CE/p of noisy text, sum CE of noisy positions], fp64."""
     cross_entropy = cross_entropy.detach().double()
-    is_noisy = selection.is_noisy.to(cross_entropy.device)
-    noisy = cross_entropy * is_noisy
-    inverse_p = selection.inverse_p.to(cross_entropy.device)
+    noisy = cross_entropy * scored.is_noisy
+    bound = noisy * scored.inverse_p
     return torch.stack(
-        [loss.detach().double(), cross_entropy.sum() - noisy.sum(), (noisy * inverse_p).sum(), noisy.sum()]
+        [
+            loss.detach().double(),
+            cross_entropy.sum() - noisy.sum(),
+            bound.sum(),
+            (bound * scored.is_text).sum(),
+            noisy.sum(),
+        ]
     )
 
 
 @dataclass(frozen=True)
 class LossStats:
-    """Losses of a global batch, in nats. None where the objective has no such term.
+    """Losses of a global batch, in nats; None where the objective has no such term. The module has the formulas.
 
-    loss: what is optimised. ar_loss: mean over scored clean rows. diffusion_loss: sum(CE/p) over the tokens that could
-    have been masked, an upper bound per token. masked_ce: mean over masked tokens. masking_ratio: masked / maskable.
+    loss: what is optimised, ar_term + diffusion_term. masked_ce: mean cross entropy of masked tokens.
+    masking_ratio: masked / maskable tokens.
     """
 
     loss: float
+    ar_term: float
+    diffusion_term: float | None
     ar_loss: float
     diffusion_loss: float | None
+    diffusion_text_loss: float | None
     masked_ce: float | None
     masking_ratio: float | None
 
     @classmethod
-    def from_sums(cls, sums: Tensor, counts: StepCounts, is_joint: bool) -> "LossStats":
-        """sums [NUM_SUMS] and counts over the same rows."""
-        loss, ar_sum, diffusion_sum, masked_sum = sums.tolist()
+    def from_sums(cls, sums: Tensor, counts: StepCounts, stage: StageConfig) -> "LossStats":
+        """Divide sums [NUM_SUMS] by counts over the same positions, those of the whole global batch."""
+        loss, ar_sum, diffusion_sum, text_sum, masked_sum = sums.tolist()
+        clean, noisy = choose_denominators(counts, stage)
+        is_joint = stage.objective is Objective.joint
         return cls(
             loss=loss,
+            ar_term=ar_sum / clean,
+            diffusion_term=stage.diffusion_weight * diffusion_sum / noisy if is_joint else None,
             ar_loss=ar_sum / max(counts.clean, 1),
             diffusion_loss=diffusion_sum / max(counts.maskable, 1) if is_joint else None,
+            diffusion_text_loss=text_sum / max(counts.text, 1) if is_joint else None,
             masked_ce=masked_sum / max(counts.masked, 1) if is_joint else None,
             masking_ratio=counts.masked / max(counts.maskable, 1) if is_joint else None,
         )

@@ -43,7 +43,7 @@ def count_document_pairs(num_tokens: int, block_size: int, doubled: bool) -> int
     """Pairs of rows that see each other in one document, whose last block may be short.
 
     Clean rows see clean rows causally; with `doubled`, noisy rows also see their own noisy block and the clean blocks
-    before it (model/attention/layout.py). For whole blocks: L (L + 1) / 2, and L^2 + L (block_size + 1) / 2.
+    before it (model/attention/visibility.py). For whole blocks: L (L + 1) / 2, and L^2 + L (block_size + 1) / 2.
     """
     causal = num_tokens * (num_tokens + 1) // 2
     if not doubled:

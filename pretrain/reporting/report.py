@@ -12,7 +12,7 @@ from pretrain.checkpointing.checkpointer import SaveReport
 from pretrain.health.guard import LossGuard, Verdict
 from pretrain.health.heartbeat import Beat
 from pretrain.objective.losses import LossStats
-from pretrain.objective.rows import StepCounts
+from pretrain.objective.scoring import StepCounts
 from pretrain.reporting.console import Console
 from pretrain.reporting.flops import compute_step_flops, find_peak_flops
 from pretrain.run.metrics import load_metrics, measure_memory_bytes
@@ -120,7 +120,7 @@ class RunReport:
 
     def _describe(self, outcome: StepOutcome, guard: LossGuard) -> dict[str, Any]:
         config, counts, seconds = self.config, outcome.counts, outcome.seconds
-        flops = compute_step_flops(config.model, counts.rows, counts.pairs, counts.clean + counts.masked)
+        flops = compute_step_flops(config.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
         ranks = self.session.ranks
         peak = find_peak_flops(ranks.device)
         own = outcome.beat.seconds
@@ -128,7 +128,7 @@ class RunReport:
         return {
             **asdict(outcome.stats),
             "text_tokens": counts.text,
-            "context_tokens": counts.context,
+            "context_tokens": counts.prompt,
             "block_padding_tokens": counts.block_padding,
             "padding_tokens": counts.padding,
             "padding_share": counts.padding / config.tokens_per_step,

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 
-from conf.schema import Objective
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Blend
 from pretrain.objective.losses import LossStats
@@ -32,8 +31,7 @@ class HeldoutEvaluation:
             sums = run_schedule(model, step, forward_only=True)
         for chunk in model:
             chunk.train()
-        is_joint = self.builder.stage.objective is Objective.joint
-        return LossStats.from_sums(sums, step.counts, is_joint)
+        return LossStats.from_sums(sums, step.counts, self.builder.stage)
 
     def _batches(self) -> list[Batch]:
         """This rank's share in microbatches of equal shape; places left over hold padding."""

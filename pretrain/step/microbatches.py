@@ -1,7 +1,7 @@
-"""Batches of tokens -> inputs of the model's forwards, with the loss weights of the whole global batch."""
+"""Turn batches of tokens into inputs of the model's forwards, with the loss weights of the whole global batch."""
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -12,26 +12,21 @@ from conf.schema import Objective, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoiseSource, add_noise
 from model.attention.plan import AttentionPlan, PlanBuilder
-from model.megatron.head import ScoredRows
-from pretrain.objective.local import take_local_rows
-from pretrain.objective.rows import (
-    ForwardInput,
-    RowSelection,
-    StepCounts,
-    build_ar_input,
-    build_joint_input,
-    compute_row_weights,
-)
+from model.megatron.head import ScoredPositions
+from pretrain.objective.losses import weigh
+from pretrain.objective.scoring import StepCounts, count_step, score_ar, score_joint, take_local
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """Input of one forward: rows of this rank. tokens [B, R]; plan, scored: as TriModeModel.forward takes them."""
+    """Input of one forward over this rank's positions, on its device.
+
+    tokens: [B, R]. plan, scored: as TriModeModel.forward takes them.
+    """
 
     tokens: Tensor
     plan: AttentionPlan
-    scored: ScoredRows
-    selection: RowSelection
+    scored: ScoredPositions
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class PreparedStep:
 
 @dataclass(frozen=True)
 class MicrobatchBuilder:
-    """Applies the stage's objective, to whole sequences first: noise, scored rows and counts know no context shards.
+    """Apply the stage's objective, to whole sequences first: noise, scores and counts do not depend on context shards.
 
     noise: of the training or of the held-out split.
     """
@@ -55,23 +50,32 @@ class MicrobatchBuilder:
     plans: PlanBuilder
 
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
-        """Noise, rows and weights of a step. All data-parallel ranks take part: their counts are summed."""
-        inputs = [self._build_input(batch) for batch in batches]
-        local = sum((item.counts for item in inputs), start=StepCounts())
+        """Prepare a step. All data-parallel ranks take part: their counts are summed."""
+        microbatches, local = [], StepCounts()
+        for batch in batches:
+            microbatch, counts = self._build(batch)
+            microbatches.append(microbatch)
+            local += counts
         counts = _sum_over_data_parallel(local, self.plans.device)
-        return PreparedStep([self._finish(item, counts) for item in inputs], counts)
+        return PreparedStep([self._finish(microbatch, counts) for microbatch in microbatches], counts)
 
-    def _build_input(self, batch: Batch) -> ForwardInput:
-        if self.stage.objective is Objective.ar:
-            return build_ar_input(batch)
-        return build_joint_input(add_noise(batch, self.noise, self.mask_token_id))
+    def _build(self, batch: Batch) -> tuple[Microbatch, StepCounts]:
+        """Return the microbatch, on the CPU and without weights, and the counts of its whole sequences."""
+        doubled = self.stage.objective is Objective.joint
+        if doubled:
+            noisy = add_noise(batch, self.noise, self.mask_token_id)
+            tokens, scored = noisy.doubled_tokens, score_joint(noisy)
+        else:
+            tokens, scored = batch.tokens, score_ar(batch)
+        counts = count_step(batch, scored, doubled)
+        if self.plans.shard.size > 1:
+            tokens, scored = take_local(tokens, scored, self.plans.shard, doubled)
+        return Microbatch(tokens, self.plans.build(batch.layout, doubled), scored), counts
 
-    def _finish(self, item: ForwardInput, counts: StepCounts) -> Microbatch:
-        plan = self.plans.build(item.layout)
-        tokens, selection = take_local_rows(item, self.plans.shard)
-        scored = compute_row_weights(selection, counts, self.stage)
-        device = self.plans.device
-        return Microbatch(tokens.to(device), plan, scored.to(device), selection)
+    def _finish(self, microbatch: Microbatch, counts: StepCounts) -> Microbatch:
+        """Move a microbatch to the device, with the weights that follow from the counts of the global batch."""
+        scored, device = weigh(microbatch.scored, counts, self.stage), self.plans.device
+        return replace(microbatch, tokens=microbatch.tokens.to(device), scored=scored.to(device))
 
 
 def _sum_over_data_parallel(counts: StepCounts, device: torch.device) -> StepCounts:

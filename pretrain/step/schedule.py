@@ -1,4 +1,4 @@
-"""One pass of megatron-core's forward/backward schedule over the microbatches of a global batch."""
+"""Run megatron-core's forward/backward schedule over the microbatches of a global batch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,19 +14,19 @@ from pretrain.step.microbatches import Microbatch, PreparedStep
 
 
 def run_schedule(model: list[Any], step: PreparedStep, forward_only: bool) -> Tensor:
-    """Forwards (and backwards) all microbatches; returns the loss sums [NUM_SUMS] of the whole global batch.
+    """Run forward (and backward) over all microbatches; return the loss sums [NUM_SUMS] of the whole global batch.
 
     Gradients are left in the gradient buffers, already reduced. `model`: this rank's (wrapped) chunks.
     """
-    batch_size, rows = step.microbatches[0].tokens.shape
-    rows *= parallel_state.get_context_parallel_world_size()  # megatron-core wants those of the whole sequence
+    batch_size, num_positions = step.microbatches[0].tokens.shape
+    num_positions *= parallel_state.get_context_parallel_world_size()  # megatron-core divides it again
     iterators = [iter(step.microbatches) for _ in model]
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(step.microbatches),
-        seq_length=rows,
+        seq_length=num_positions,
         micro_batch_size=batch_size,
         forward_only=forward_only,
     )
@@ -39,18 +39,15 @@ def _forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Any, Call
 
     def loss_function(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss, cross_entropy = output
+        sums = compute_loss_sums(loss, cross_entropy, microbatch.scored)
         # The token count in the middle is megatron-core's own denominator; ours is in the weights already.
-        return (
-            loss,
-            torch.ones((), dtype=torch.int),
-            {"sums": compute_loss_sums(loss, cross_entropy, microbatch.selection)},
-        )
+        return loss, torch.ones((), dtype=torch.int), {"sums": sums}
 
     return output, loss_function
 
 
 def _sum_over_ranks(outputs: list[dict[str, Tensor]], device: torch.device) -> Tensor:
-    """Only the last pipeline stage has outputs; everyone gets the sum over stages, data- and context-parallel ranks."""
+    """Return the sum over pipeline stages (only the last has outputs), data- and context-parallel ranks, on all."""
     sums = torch.zeros(NUM_SUMS, dtype=torch.float64, device=device)
     for output in outputs:
         sums += output["sums"]

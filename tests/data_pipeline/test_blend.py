@@ -63,7 +63,7 @@ def test_a_batch_holds_the_sequences_of_its_indices(sources: dict[str, TokenData
     assert batch.sample_indices.tolist() == indices
     for row, index in enumerate(indices):
         name, number = blend.locate(index)
-        assert np.array_equal(batch.tokens[row], sources[name].build_rows(number).tokens)
+        assert np.array_equal(batch.tokens[row], sources[name].build_sequence(number).tokens[0])
 
 
 def test_a_lone_source_is_read_in_its_own_order(sources: dict[str, TokenDataset]) -> None:

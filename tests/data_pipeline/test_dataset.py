@@ -95,7 +95,7 @@ def test_more_shards_than_files_may_be_open(tmp_path: Path) -> None:
         "from data_pipeline.dataset import TokenDataset\n"
         "from data_pipeline.packing.form import SequenceForm\n"
         "dataset = TokenDataset(sys.argv[1], SequenceForm(32, 8, 8), seed=1)\n"
-        "print(sum(int(dataset.build_rows(i).loss_mask.sum()) > 0 for i in range(dataset.num_sequences)))\n"
+        "print(sum(int(dataset.build_sequence(i).loss_mask.sum()) > 0 for i in range(dataset.num_sequences)))\n"
     )
     run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr

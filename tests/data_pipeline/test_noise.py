@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, SequenceLayout
 from data_pipeline.noise import NoiseSource, add_noise
 from data_pipeline.packing.form import SequenceForm
 from tests.helpers.packed import pack_chats
@@ -17,15 +17,14 @@ def make_batch(sample_indices: list[int], length: int = 512, document_length: in
     """Sequences of documents of equal length, tokens never the mask token."""
     rows = len(sample_indices)
     positions = (torch.arange(length) % document_length).repeat(rows, 1)
-    return Batch(
-        tokens=torch.arange(length).repeat(rows, 1) % 90,
+    layout = SequenceLayout(
         document_ids=torch.arange(length).repeat(rows, 1) // document_length,
         block_ids=torch.arange(length).repeat(rows, 1) // 16,
         position_ids=positions,
-        loss_mask=torch.ones(rows, length, dtype=torch.bool),
         block_padding=torch.zeros(rows, length, dtype=torch.bool),
-        sample_indices=torch.tensor(sample_indices),
     )
+    everywhere = torch.ones(rows, length, dtype=torch.bool)
+    return Batch(torch.arange(length).repeat(rows, 1) % 90, layout, everywhere, torch.tensor(sample_indices))
 
 
 def test_a_sample_has_the_same_noise_in_every_batch() -> None:

@@ -29,7 +29,7 @@ def find_trained(run_dir: Path, data: RunData, num_samples: int) -> list[tuple[s
     candidates = {}
     for name, source in data.train.sources.items():
         for number in range(num_samples):
-            candidates.setdefault(digest_tokens(source.build_rows(number).tokens), (name, number))
+            candidates.setdefault(digest_tokens(source.build_sequence(number).tokens[0]), (name, number))
     recorded = json.loads((run_dir / "tokens_rank0.json").read_text())
     return [candidates[recorded[f"train/{sample}"]] for sample in range(num_samples)]
 

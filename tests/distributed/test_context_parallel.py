@@ -15,7 +15,7 @@ from conf.composition.compose import compose_size
 from data_pipeline.toy.corpus import load_standard_library
 from launch.plan.communication import clean_keys_bytes, estimate_traffic
 from launch.plan.rank_shape import build_rank_shape
-from model.attention.context import CHUNK_ROWS
+from model.attention.context import MIN_CHUNK_LENGTH
 from tests.distributed.test_checkpoint import load_tensors
 from tests.distributed.test_layouts import LOSSES
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2_SP_CP2, TP8_SP_CP4
@@ -84,8 +84,8 @@ ATTENTION = {
     "joint_32": attention(ONE, 32, doubled=True),
     "joint_8_packed": attention(PACKED, 8, doubled=True),
     "joint_32_packed": attention(PACKED, 32, doubled=True),
-    "ar_packed_rounds": attention(PACKED, 8, doubled=False, chunk_rows=8),
-    "joint_8_packed_rounds": attention(PACKED, 8, doubled=True, chunk_rows=16),
+    "ar_packed_rounds": attention(PACKED, 8, doubled=False, min_chunk_length=8),
+    "joint_8_packed_rounds": attention(PACKED, 8, doubled=True, min_chunk_length=16),
     "joint_8_recomputed": attention(ONE, 8, doubled=True, recompute=True),
     "joint_8_bfloat16": attention(ONE, 8, doubled=True, dtype="bfloat16"),
 }
@@ -104,7 +104,7 @@ def job(data: ToyData, root: Path, name: str, case: str, overrides: list[str], s
     """A run under root/name that saves at its end, at a learning rate that does not depend on when that is."""
     long = data.train.parent / "long"
     options = [option.format(long=long) for option in CASES[case]]
-    length = LENGTH if case != LONG[1] else 4 * CHUNK_ROWS * 2
+    length = LENGTH if case != LONG[1] else 4 * MIN_CHUNK_LENGTH * 2
     batch = ["train.global_batch_size=4", "train.micro_batch_size=2", f"data.sequence_length={length}"]
     ends = [f"train.tokens={steps * 4 * length}", "evaluation.sequences=3"]
     rate = ["schedule.final_lr=1e-3", "schedule.warmup_fraction=0"]

@@ -2,7 +2,7 @@
 
 `torchrun ... -m tests.helpers.context_jobs JOBS.json FOLDER`: JOBS.json holds "runs" (a list of overrides each) and
 "attention" {ranks of the group: {name: {"sequences", "length", "block_size", "doubled", "recompute", "dtype", and if
-need be "chunk_rows"}}}, sequences as of tests.helpers.packed; of these every rank writes
+need be "min_chunk_length"}}}, sequences as of tests.helpers.packed; of these every rank writes
 FOLDER/<size>_<name>_rank<r>.json {"output", "gradients" (largest differences, relative where values are above 1),
 "sent" {collective: bytes of its messages}}.
 """
@@ -23,9 +23,9 @@ from conf.composition.compose import compose_run_config, compose_size
 from conf.schema import AttentionBackend, RunConfig
 from conf.system.entry import quiet_libraries
 from data_pipeline.packing.form import SequenceForm
-from model.attention.context import CHUNK_ROWS, find_context_shard
-from model.attention.layout import SequenceLayout, compute_dense_mask
+from model.attention.context import MIN_CHUNK_LENGTH, find_context_shard
 from model.attention.plan import PlanBuilder
+from model.attention.visibility import compute_dense_mask
 from model.megatron import cpu
 from pretrain.run.model_parallel import distributed_session
 from pretrain.trainer import run_training
@@ -58,22 +58,21 @@ def measure(
     doubled: bool,
     recompute: bool,
     dtype: str,
-    chunk_rows: int = CHUNK_ROWS,
+    min_chunk_length: int = MIN_CHUNK_LENGTH,
 ) -> dict[str, Any]:
     """Forward and backward of this rank's rows; the same rows of the whole sequence's are what they must be."""
     batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
-    shard = replace(find_context_shard(block_size), chunk_rows=chunk_rows)
-    heads = draw_heads(config, len(sequences), layout.row_positions().shape[1])
+    shard = replace(find_context_shard(block_size), min_chunk_length=min_chunk_length)
+    heads = draw_heads(config, len(sequences), length * (2 if doubled else 1))
     weight = torch.linspace(-1, 1, heads[0].numel()).view_as(heads[0])
-    mask = compute_dense_mask(layout)[:, None]
+    mask = compute_dense_mask(batch.layout, doubled)[:, None]
     expected = scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), heads)
 
-    rows = shard.rows(length, doubled)
+    rows = shard.find_positions(length, doubled)
     local = [tensor.detach()[:, :, rows].to(getattr(torch, dtype)).requires_grad_() for tensor in heads]
-    where = (AttentionBackend.split, torch.float32, torch.device("cpu"))
-    attend = PlanBuilder(config.model, *where, shard).build(layout).attend
+    where = (AttentionBackend.cpu, torch.float32, torch.device("cpu"))
+    attend = PlanBuilder(config.model, *where, shard).build(batch.layout, doubled).attend
     with SentBytes() as sent:
         attended: Any = checkpoint(attend, *local, use_reentrant=False) if recompute else attend(*local)
         gradients = torch.autograd.grad((attended * weight[:, :, rows]).sum(), local)

@@ -19,7 +19,7 @@ from torch import Tensor
 from conf.composition.compose import compose_size
 from conf.schema import RunConfig
 from conf.system.entry import quiet_libraries
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, SequenceLayout
 from data_pipeline.noise import NoiseSource
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
@@ -107,7 +107,7 @@ def _batches(config: RunConfig) -> list[Batch]:
     positions = torch.arange(length).repeat(size, 1)
     zeros, none = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
     blocks, tokens = positions // config.stage.block_size, torch.randint(config.model.vocab_size, positions.shape)
-    batch = Batch(tokens, zeros, blocks, positions, ~none, none, torch.arange(size))
+    batch = Batch(tokens, SequenceLayout(zeros, blocks, positions, none), ~none, torch.arange(size))
     share = config.train.global_batch_size // (size * parallel_state.get_data_parallel_world_size())
     return [batch] * share
 

@@ -16,7 +16,8 @@ from conf.schema import (
     Recompute,
     RuntimeConfig,
 )
-from model.attention.plan import AttentionPlan, PlanBuilder, build_regular_layout
+from model.attention.plan import AttentionPlan, PlanBuilder
+from model.attention.visibility import build_regular_layout
 from model.megatron.build import build_model_chunks
 from model.megatron.initialise import initialise_weights
 from model.megatron.transformer_config import TORCH_DTYPES
@@ -34,5 +35,5 @@ def built_model(recompute: Recompute, dtype: Dtype = Dtype.fp32) -> Iterator[tup
     with distributed_session(parallel, RuntimeConfig(device=Device.cpu), seed=0):
         (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(dtype), loss_chunk_rows=16)
         initialise_weights([chunk], MODEL, seed=0)
-        plans = PlanBuilder(MODEL, AttentionBackend.split, TORCH_DTYPES[dtype], torch.device("cpu"))
-        yield chunk, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE, doubled=True))
+        plans = PlanBuilder(MODEL, AttentionBackend.cpu, TORCH_DTYPES[dtype], torch.device("cpu"))
+        yield chunk, plans.build(build_regular_layout(LENGTH, BLOCK_SIZE), doubled=True)

@@ -14,8 +14,8 @@ from transformers import AutoModel
 
 from conf.schema import AttentionBackend, Dtype, ModelConfig, ParallelConfig, PrecisionConfig
 from data_pipeline.packing.form import SequenceForm
-from model.attention.layout import SequenceLayout
-from model.attention.plan import PlanBuilder, build_regular_layout
+from model.attention.plan import PlanBuilder
+from model.attention.visibility import build_regular_layout
 from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
 from model.convert.conversion import export_checkpoint
 from model.convert.load_weights import load_megatron_weights
@@ -83,8 +83,8 @@ def test_ar_logits_equal_the_trained_models(pair: Exported, tokens: torch.Tensor
 @torch.no_grad()
 def test_draft_logits_equal_the_noisy_half_of_training(pair: Exported, tokens: torch.Tensor) -> None:
     noisy = torch.where(torch.arange(LENGTH) % BLOCK == 0, tokens, MASK)
-    plans = PlanBuilder(pair.model, AttentionBackend.split, torch.float32, torch.device("cpu"))
-    plan = plans.build(build_regular_layout(LENGTH, BLOCK, doubled=True))
+    plans = PlanBuilder(pair.model, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
+    plan = plans.build(build_regular_layout(LENGTH, BLOCK), doubled=True)
     trained = pair.trained(torch.cat([noisy, tokens], dim=1), plan).transpose(0, 1)[:, :LENGTH]
     for start in range(0, LENGTH, BLOCK):
         cache = None
@@ -106,8 +106,8 @@ def test_first_forward_of_generate_is_the_draft_forward(pair: Exported, tokens: 
     noisy = torch.full((1, 2 * BLOCK), MASK)
     noisy[0, 0], noisy[0, BLOCK] = prompt[0, 0], output[0, BLOCK]
     clean = torch.cat([prompt, output[:, BLOCK:]], dim=1)
-    plans = PlanBuilder(pair.model, AttentionBackend.split, torch.float32, torch.device("cpu"))
-    plan = plans.build(build_regular_layout(2 * BLOCK, BLOCK, doubled=True))
+    plans = PlanBuilder(pair.model, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
+    plan = plans.build(build_regular_layout(2 * BLOCK, BLOCK), doubled=True)
     logits = pair.trained(torch.cat([noisy, clean], dim=1), plan).transpose(0, 1)[0, BLOCK : 2 * BLOCK]
     logits[:, MASK] = -torch.inf
     assert output[0, BLOCK + 1 :].tolist() == logits.argmax(-1)[1:].tolist()
@@ -119,9 +119,10 @@ def test_packed_chats_are_trained_on_as_they_are_decoded(pair: Exported) -> None
     batch = pack_chats([[[20, 21, 5, 30], [3, 40]], [[9], [35, 17, 1, 1]]], SequenceForm(192, BLOCK, BLOCK), 384)
     is_first = torch.cat([torch.ones(2, 1, dtype=torch.bool), batch.block_ids.diff(dim=1) > 0], dim=1)
     noisy = torch.where((batch.loss_mask | batch.block_padding) & ~is_first, MASK, batch.tokens)
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled=True)
-    plans = PlanBuilder(pair.model, AttentionBackend.split, torch.float32, torch.device("cpu"))
-    logits = pair.trained(torch.cat([noisy, batch.tokens], dim=1), plans.build(layout)).transpose(0, 1)
+    plans = PlanBuilder(pair.model, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
+    logits = pair.trained(torch.cat([noisy, batch.tokens], dim=1), plans.build(batch.layout, doubled=True)).transpose(
+        0, 1
+    )
     noisy_logits, clean_logits = logits[:, :192], logits[:, 192:]
 
     num_blocks = 0

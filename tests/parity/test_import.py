@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from conf.schema import AttentionBackend, Dtype, ModelConfig, ParallelConfig, PrecisionConfig
-from model.attention.plan import PlanBuilder, build_regular_layout
+from model.attention.plan import PlanBuilder
+from model.attention.visibility import build_regular_layout
 from model.convert.load_weights import load_hf_weights
 from model.megatron.build import build_model_chunks
 from model.megatron.tri_mode import TriModeModel
@@ -37,8 +38,8 @@ def build_imported(directory: Path, model: ModelConfig) -> TriModeModel:
 
 def compute_ar_logits(chunk: TriModeModel, model: ModelConfig, tokens: torch.Tensor) -> torch.Tensor:
     """Logits [B, S, V] of the AR forward."""
-    plans = PlanBuilder(model, AttentionBackend.split, torch.float32, torch.device("cpu"))
-    plan = plans.build(build_regular_layout(tokens.shape[1], tokens.shape[1], doubled=False))
+    plans = PlanBuilder(model, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
+    plan = plans.build(build_regular_layout(tokens.shape[1], tokens.shape[1]), doubled=False)
     return chunk(tokens, plan).transpose(0, 1)
 
 

@@ -13,9 +13,8 @@ from transformers import AutoModel, AutoTokenizer
 from conf.schema import AttentionBackend, Dtype, ParallelConfig, PrecisionConfig
 from data_pipeline.chat.template import CHATML_PATH
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.packing.sequence import Segments, lay_out, stack_rows
+from data_pipeline.packing.sequence import Segments, lay_out
 from data_pipeline.toy.corpus import load_docstring_chats
-from model.attention.layout import SequenceLayout
 from model.attention.plan import PlanBuilder
 from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
 from model.convert.conversion import export_checkpoint
@@ -96,17 +95,18 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
     )
     assert num_forwards == 2, "prefill, and one forward that commits the whole block"
     length = prompt_ids.shape[1]
-    lengths, is_context = np.array([length, BLOCK]), np.array([True, False])
-    segments = Segments(output[0].numpy(), lengths, np.zeros(2, dtype=np.int64), is_context)
+    lengths, is_prompt = np.array([length, BLOCK]), np.array([True, False])
+    segments = Segments(output[0].numpy(), lengths, np.zeros(2, dtype=np.int64), is_prompt)
     form = SequenceForm(-(-length // BLOCK) * BLOCK + 2 * BLOCK, BLOCK, BLOCK)
-    batch = stack_rows([lay_out(segments, form, END_OF_TURN)], [0])
+    batch = lay_out(segments, form, END_OF_TURN)
     start = int(batch.loss_mask[0].nonzero()[0])
     noisy = batch.tokens.clone()
     noisy[0, start + 1 : start + BLOCK] = MASK
 
     model = model_config_from(load_checkpoint_manifest(resolve_checkpoint(instruct.run)).model, "")
-    layout = SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled=True)
-    plan = PlanBuilder(model, AttentionBackend.split, torch.float32, torch.device("cpu")).build(layout)
+    plan = PlanBuilder(model, AttentionBackend.cpu, torch.float32, torch.device("cpu")).build(
+        batch.layout, doubled=True
+    )
     rows = instruct.trained(torch.cat([noisy, batch.tokens], dim=1), plan).transpose(0, 1)
     trained = rows[0, start : start + BLOCK]
 

@@ -21,14 +21,10 @@ from data_pipeline.noise import NoiseSource, NoisyBatch, add_noise
 from data_pipeline.packing.form import SequenceForm
 from model.attention.plan import PlanBuilder
 from model.megatron.tri_mode import TriModeModel
-from pretrain.objective.rows import (
-    ForwardInput,
-    StepCounts,
-    build_ar_input,
-    build_joint_input,
-    compute_row_weights,
-)
+from pretrain.objective.losses import weigh
+from pretrain.objective.scoring import StepCounts
 from pretrain.run.process_group import Ranks
+from tests.helpers.objective import ObjectiveInput, apply_objective
 from tests.helpers.packed import pack_chats
 from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_config
 from tests.parity.test_import import build_imported
@@ -64,16 +60,16 @@ def make_batch(chats: list[list[list[int]]], length: int = LENGTH) -> Batch:
     return pack_chats(chats, SequenceForm(length, BLOCK, BLOCK), MODEL.vocab_size)
 
 
-def build_input(noisy: NoisyBatch, objective: Objective) -> ForwardInput:
-    return build_ar_input(noisy.batch) if objective is Objective.ar else build_joint_input(noisy)
+def build_input(noisy: NoisyBatch, objective: Objective) -> ObjectiveInput:
+    return apply_objective(noisy, objective)
 
 
-def compute_ours(models: Models, item: ForwardInput, totals: StepCounts, objective: Objective) -> Tensor:
+def compute_ours(models: Models, item: ObjectiveInput, totals: StepCounts, objective: Objective) -> Tensor:
     """Our loss of one microbatch as a share of the step whose counts are `totals`."""
     device = next(models.ours.parameters()).device
     plans = PlanBuilder(MODEL, AttentionBackend.auto, torch.float32, device)
-    scored = compute_row_weights(item.selection, totals, STAGES[objective]).to(device)
-    return models.ours(item.tokens.to(device), plans.build(item.layout), scored)[0]
+    scored = weigh(item.scored, totals, STAGES[objective]).to(device)
+    return models.ours(item.tokens.to(device), plans.build(item.layout, item.doubled), scored)[0]
 
 
 def sees(batch: Batch, row: int, query: int, key: int) -> bool:
@@ -148,7 +144,7 @@ def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch)
     hook.remove()
     grad = hidden[0].grad
     assert grad is not None
-    rows = item.selection.rows
+    rows = item.scored.positions
     scored, padding = grad.flatten(0, 1).tensor_split([len(rows)])
     assert len(grad) < item.tokens.numel() / 2
     assert not padding.any()
@@ -219,7 +215,7 @@ def take_document(noisy: NoisyBatch, row: int, document: int) -> NoisyBatch:
 
 
 def loss_and_gradients(
-    models: Models, items: list[ForwardInput], totals: StepCounts, objective: Objective
+    models: Models, items: list[ObjectiveInput], totals: StepCounts, objective: Objective
 ) -> tuple[float, dict[str, Tensor]]:
     models.ours.zero_grad()
     loss = torch.stack([compute_ours(models, item, totals, objective) for item in items]).sum()

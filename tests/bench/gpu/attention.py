@@ -1,7 +1,7 @@
-"""One layer's attention alone, forward and backward, as TFLOP/s of the pairs that see each other.
+"""One layer's attention alone, forward and backward, as TFLOP/s of the attended pairs.
 
-Joint mask: FlexAttention in several forms, and segments merged by log-sum-exp. Beside them dense causal attention of
-one sequence long enough to have as many pairs.
+Joint mask: FlexAttention in several forms. Beside them dense causal attention of one sequence long enough to have as
+many pairs.
 """
 
 import math
@@ -14,18 +14,15 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from conf.schema import ModelConfig
-from model.attention.blocks import BlockAttention
-from model.attention.context import WHOLE
-from model.attention.flex import _build_mask_mod, build_flex_attention
-from model.attention.layout import SequenceLayout
-from model.attention.plan import build_regular_layout
+from model.attention.flex import build_flex_attention, build_mask_mod
+from model.attention.visibility import VisibleKeys, build_regular_layout, find_visible_keys
 from pretrain.reporting.flops import count_document_pairs
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import BLOCK_SIZE, SEED
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-FLEX, HALVES = "flex (ours)", "segments merged by log-sum-exp"
+FLEX = "flex (ours)"
 FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
 TILE = 128  # dense causal sequences are multiples of it
 
@@ -44,7 +41,7 @@ FLEX_FORMS: dict[str, tuple[int, bool, dict[str, Any], str]] = {
     "flex, TMA": (128, False, {"USE_TMA": True}, "default"),
     "flex, autotuned": (128, False, {}, "max-autotune-no-cudagraphs"),
 }
-JOINT_WAYS = (FLEX, *FLEX_FORMS, HALVES)
+JOINT_WAYS = (FLEX, *FLEX_FORMS)
 DENSE_WAYS = (FLASH, CUDNN)
 WAYS = (*JOINT_WAYS, *DENSE_WAYS)
 AUTOTUNED = "flex, autotuned"
@@ -58,8 +55,8 @@ def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
     dense_length = round_to_tile(math.sqrt(2 * pairs))
     joint = _draw_heads(model, 2 * length, device, dtype)
     dense = _draw_heads(model, dense_length, device, dtype)
-    layout = build_regular_layout(length, BLOCK_SIZE, doubled=True).to(device)
-    ways = {name: _both_ways(_late(build), joint) for name, build in _joint_ways(layout, length, bench).items()}
+    keys = find_visible_keys(build_regular_layout(length, BLOCK_SIZE), doubled=True).to(device)
+    ways = {name: _both_ways(_late(build), joint) for name, build in _joint_ways(keys, bench).items()}
     ways |= {name: _both_ways(attend, dense) for name, attend in _dense_ways(bench.meter.is_cuda).items()}
     results = measure(bench.meter, ways, bench.settings.rounds)
     dense_pairs = count_document_pairs(dense_length, BLOCK_SIZE, doubled=False)
@@ -104,24 +101,22 @@ def _late(build: Callable[[], Attend]) -> Attend:
     return attend
 
 
-def _joint_ways(layout: SequenceLayout, length: int, bench: Workbench) -> dict[str, Callable[[], Attend]]:
-    ways: dict[str, Callable[[], Attend]] = {FLEX: lambda: build_flex_attention(layout)}
+def _joint_ways(keys: VisibleKeys, bench: Workbench) -> dict[str, Callable[[], Attend]]:
+    ways: dict[str, Callable[[], Attend]] = {FLEX: lambda: build_flex_attention(keys)}
     for name, form in FLEX_FORMS.items():
         if name != AUTOTUNED or bench.settings.autotune:
-            ways[name] = partial(_build_flex_form, layout, *form)
-    return ways | {HALVES: lambda: BlockAttention(length, BLOCK_SIZE, doubled=True)}
+            ways[name] = partial(_build_flex_form, keys, *form)
+    return ways
 
 
-def _build_flex_form(
-    layout: SequenceLayout, block_rows: int, repeated: bool, options: dict[str, Any], mode: str
-) -> Attend:
+def _build_flex_form(keys: VisibleKeys, block_rows: int, repeated: bool, options: dict[str, Any], mode: str) -> Attend:
     """FlexAttention under the same mask in another form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    rows, device = 2 * layout.sequence_length, layout.position_ids.device
+    rows, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
     on_cuda = device.type == "cuda"
     create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
-    mask = create(_build_mask_mod(layout, WHOLE), None, None, rows, rows, device=str(device), BLOCK_SIZE=block_rows)
+    mask = create(build_mask_mod(keys), None, None, rows, rows, device=str(device), BLOCK_SIZE=block_rows)
     kernel: Any = torch.compile(flex_attention, dynamic=False, mode=mode) if on_cuda else flex_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from conf.schema import Objective
-from model.megatron.head import ScoredRows, score_rows
+from model.megatron.head import ScoredPositions, score_rows
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import SEED, build_step
@@ -32,7 +32,7 @@ def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
     case = bench.settings.case(length)
     (microbatch,) = build_step(case, Objective.joint).microbatches
     weight: Any = bench.side.module.output_layer.weight
-    rows = len(microbatch.scored.rows)
+    rows = len(microbatch.scored.positions)
     generator = torch.Generator(device=case.device).manual_seed(SEED)
     shape = rows, case.model.hidden_size
     hidden = torch.randn(shape, generator=generator, device=case.device, dtype=weight.dtype).requires_grad_()
@@ -40,7 +40,9 @@ def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
     return measure(bench.meter, ways, bench.settings.rounds, [*bench.known(), hidden])
 
 
-def build_ways(hidden: Tensor, weight: Tensor, scored: ScoredRows, compiled: bool) -> dict[str, Callable[[], Tensor]]:
+def build_ways(
+    hidden: Tensor, weight: Tensor, scored: ScoredPositions, compiled: bool
+) -> dict[str, Callable[[], Tensor]]:
     """Forward and backward; each returns the loss. hidden [N, H], weight [V, H]. compiled: where the names say so."""
     group: Any = parallel_state.get_tensor_model_parallel_group()
     plain: Callable[..., Tensor] = torch.compile(_weighted_loss, dynamic=False) if compiled else _weighted_loss

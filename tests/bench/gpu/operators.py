@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from model.attention.plan import build_regular_layout
 from model.attention.rotation import apply_rotation, compute_rotation
+from model.attention.visibility import build_regular_layout
 from model.megatron.norm import _RMSNorm
 from model.megatron.swiglu import _SwiGLU
 from tests.bench.gpu import plain
@@ -35,7 +35,7 @@ def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
     model, device, rows = bench.settings.model, bench.meter.device, 2 * length
     decoder: Any = bench.side.module.decoder
     weights = decoder.final_layernorm.weight.detach().requires_grad_()
-    positions = build_regular_layout(length, BLOCK_SIZE, doubled=True).row_positions().to(device)
+    positions = build_regular_layout(length, BLOCK_SIZE).position_ids.repeat(1, 2).to(device)
     rotation = compute_rotation(positions, model.rope, model.head_dim, weights.dtype)
     hidden, inner, query = (
         _draw((rows, 1, *shape), device, weights.dtype)

@@ -19,10 +19,10 @@ from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, scal
 
 from conf.schema import ModelConfig, Objective
 from model.attention.flex import FlexAttention, build_flex_attention
-from model.attention.layout import compute_dense_mask
 from model.attention.rotation import Rotation, apply_rotation
+from model.attention.visibility import compute_dense_mask, find_visible_keys
 from model.megatron.embedding import _Lookup
-from model.megatron.head import ScoredRows, score_rows
+from model.megatron.head import ScoredPositions, score_rows
 from model.megatron.norm import _RMSNorm
 from model.megatron.swiglu import _SwiGLU
 from tests.bench.gpu import plain
@@ -129,8 +129,12 @@ class Recipe:
         self.rotation = (rotation.cos[:, 0], rotation.sin[:, 0], None if scales is None else scales[:, 0])
         layout = build_input(case, Objective.joint).layout.to(case.device)
         on_cuda = case.device.type == "cuda"
-        self.mask: Any = build_flex_attention(layout).block_mask if on_cuda else compute_dense_mask(layout)[:, None]
-        self.all_targets = self.tokens.index_copy(0, self.scored.rows, self.scored.targets)
+        self.mask: Any = (
+            build_flex_attention(find_visible_keys(layout, True)).block_mask
+            if on_cuda
+            else compute_dense_mask(layout, True)[:, None]
+        )
+        self.all_targets = self.tokens.index_copy(0, self.scored.positions, self.scored.targets)
         self.run_layer: Any = _run_layer
         self.score_whole: Any = _score_whole
         if on_cuda and not changes.our_operators:
@@ -156,11 +160,11 @@ class Recipe:
         """[R, C] -> loss."""
         scored, eps = self.scored, self.case.model.rms_norm_eps
         if not self.changes.scored_rows:
-            everything = ScoredRows(scored.rows, self.all_targets, scored.weights)
+            everything = replace(scored, targets=self.all_targets)
             return self.score_whole(x, self.norm, self.head, everything, eps, self.changes)
         if not self.changes.chunked_head:
             return self.score_whole(x, self.norm, self.head, scored, eps, self.changes)
-        hidden = normalise(x, self.norm, eps, self.changes)[scored.rows]
+        hidden = normalise(x, self.norm, eps, self.changes)[scored.positions]
         # Only the weight itself has a buffer; through a view of it, its gradient is returned.
         weight = self.head if self.changes.gradients_in_buffer else self.head.view(self.head.shape)
         group: Any = parallel_state.get_tensor_model_parallel_group()
@@ -179,17 +183,19 @@ def _run_layer(layer: RecipeLayer, x: Tensor, rotation: Turn, mask: Any) -> Tens
     return layer(x, rotation, mask)
 
 
-def _score_whole(x: Tensor, norm: Tensor, head: Tensor, scored: ScoredRows, eps: float, changes: Changes) -> Tensor:
+def _score_whole(
+    x: Tensor, norm: Tensor, head: Tensor, scored: ScoredPositions, eps: float, changes: Changes
+) -> Tensor:
     """Weighted loss of the scored rows from whole logits: of all rows, selected afterwards, or of these alone."""
     hidden = normalise(x, norm, eps, changes)
     if changes.scored_rows:
-        hidden = hidden[scored.rows]
+        hidden = hidden[scored.positions]
     logits = linear(hidden, head)
     losses = cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), scored.targets, reduction="none"
     )
     if not changes.scored_rows:
-        losses = losses[scored.rows]
+        losses = losses[scored.positions]
     return (losses * scored.weights).sum()
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from conf.schema import Objective, PrecisionConfig, Recompute
 from model.attention.plan import AttentionPlan
-from model.megatron.head import ScoredRows
-from pretrain.objective.rows import StepCounts
+from model.megatron.head import ScoredPositions
+from pretrain.objective.scoring import StepCounts
 from pretrain.reporting.flops import compute_step_flops, find_peak_flops
 from tests.bench.gpu.meter import Meter, attempt, measure
 from tests.bench.gpu.recipe import Recipe, list_changes
@@ -79,7 +79,7 @@ def build_workbench(
     return Workbench(settings, Meter(case.device), side)
 
 
-def _keep_all(plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+def _keep_all(plan: AttentionPlan, scored: ScoredPositions, num_positions: int) -> AttentionPlan:
     return plan
 
 
@@ -109,7 +109,7 @@ def compute_rates(settings: Settings, length: int, name: str, seconds: float) ->
     """Of useful work alone; mfu against the device's bf16 peak, None where that is not known."""
     case = settings.case(length)
     counts: StepCounts = build_input(case, Objective.ar if name == AR else Objective.joint).counts
-    flops = compute_step_flops(case.model, counts.rows, counts.pairs, counts.clean + counts.masked)
+    flops = compute_step_flops(case.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
     peak = find_peak_flops(case.device) if name != NARROWED else None  # which leaves out some of these FLOPs
     return {"tokens_per_second": length / seconds, "mfu": flops / seconds / peak if peak else None}
 

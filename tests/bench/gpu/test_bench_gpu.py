@@ -13,7 +13,7 @@ from conf.schema import Objective
 from conf.system.errors import UserError
 from tests.bench import bench_gpu
 from tests.bench.gpu import recipe
-from tests.bench.gpu.attention import FLASH, FLEX, HALVES
+from tests.bench.gpu.attention import FLASH, FLEX
 from tests.bench.gpu.figures import NOT_YET, Failed, Figure, build_figures, take
 from tests.bench.gpu.head import list_ways as list_head_ways
 from tests.bench.gpu.meter import Meter, attempt, measure
@@ -56,8 +56,8 @@ def test_every_part_measures_what_its_figures_read(results: dict[str, Any]) -> N
     assert results["left_out"] == []
     attention, head, operators = (results[part][str(TOY_LENGTH)] for part in ("attention", "head", "operators"))
     assert "backward" in attention[FLEX]["error"], "FlexAttention does not train on the CPU, and ends nothing else"
-    assert attention["fastest"] == HALVES
-    assert attention[HALVES]["tflops"] > 0 and attention[FLASH]["tflops"] > 0
+    assert attention["fastest"] is None
+    assert attention[FLASH]["tflops"] > 0
     assert [name for name, way in head.items() if way["seconds"] > 0] == list_head_ways()
     assert {name for name, way in operators.items() if way["seconds"] > 0} == set(list_operator_ways())
     kept = results["kept"][str(TOY_LENGTH)]

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention.blocks import BlockAttention
-from model.attention.layout import compute_dense_mask
-from model.attention.plan import build_regular_layout
-from model.attention.split import build_split_attention
+from model.attention.grouped import build_grouped_attention
+from model.attention.tiled import TiledAttention
+from model.attention.visibility import build_regular_layout, compute_dense_mask, find_visible_keys
 from tests.bench.joint.cases import BLOCK_SIZE
 from tests.bench.joint.reference import DenseAttention
 from tests.bench.timing import measure_in_turns
@@ -20,11 +19,11 @@ HEADS, GROUPS, HEAD_DIM = 4, 2, 64
 
 def compare_attention(length: int, rounds: int) -> dict[str, Any]:
     """Median CPU seconds by way. Raises AssertionError where one computes something else than the dense mask."""
-    layout = build_regular_layout(length, BLOCK_SIZE, doubled=True)
+    layout = build_regular_layout(length, BLOCK_SIZE)
     ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-        "dense mask, repeated heads": DenseAttention(compute_dense_mask(layout)[:, None]),
-        "groups under masks": build_split_attention(layout),
-        "segments merged by log-sum-exp": BlockAttention(length, BLOCK_SIZE, doubled=True),
+        "dense mask, repeated heads": DenseAttention(compute_dense_mask(layout, True)[:, None]),
+        "grouped under masks": build_grouped_attention(find_visible_keys(layout, True)),
+        "tiled": TiledAttention(length, BLOCK_SIZE, doubled=True),
     }
     generator = torch.Generator().manual_seed(0)
     query, key, value = (

@@ -28,9 +28,9 @@ from conf.composition.compose import compose_size
 from conf.schema import ModelConfig
 from conf.system.entry import OneLineParser, count, exit_status
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.packing.sequence import Segments, count_rows, lay_out, stack_rows
-from model.attention.context import CHUNK_ROWS, ContextShard
-from model.attention.layout import SequenceLayout, count_seen_rows
+from data_pipeline.packing.sequence import Segments, count_positions, lay_out
+from model.attention.context import MIN_CHUNK_LENGTH, ContextShard
+from model.attention.visibility import SequenceLayout, count_visible_keys
 from pretrain.reporting.flops import count_step_flops
 
 LENGTH, BLOCK_SIZE, NUM_SEQUENCES = 262144, 32, 8
@@ -56,7 +56,7 @@ class Documents:
         while rows < length:
             drawn = round(generator.lognormal(math.log(self.median), self.sigma))
             lengths.append(int(np.clip(drawn, 1, length - rows)))
-            rows += int(count_rows(np.array([lengths[-1]]), alignment)[0])
+            rows += int(count_positions(np.array([lengths[-1]]), alignment)[0])
         return np.array(lengths)
 
 
@@ -96,32 +96,31 @@ def simulate_balance(
         for documents in KINDS:
             count = num_sequences if documents.median else 1
             layouts = [build_layout(documents, length, block_size, stage == "joint", seed) for seed in range(count)]
-            seen = [count_seen_rows(layout)[0] for layout in layouts]
+            seen = [count_visible_keys(layout, stage == "joint")[0] for layout in layouts]
             for size in sizes:
                 for split in SPLITS:
-                    held = split_rows(layouts[0], size, split, block_size)
+                    held = split_positions(length, stage == "joint", size, split, block_size)
                     ratios = compare_ranks(seen, held, model)
                     found.append(Balance(stage, documents.name, split, size, *ratios))
     return found
 
 
 def compare_ranks(seen: list[Tensor], held: list[Tensor], model: ModelConfig) -> tuple[float, float, float]:
-    """(pairs, worst_pairs, flops) of Balance. seen: [R] rows that each row sees, by sequence. held: rows by rank."""
-    pairs = [[int(of_sequence[rows].sum()) for rows in held] for of_sequence in seen]
+    """(pairs, worst_pairs, flops) of Balance. seen: [R] keys of each position, by sequence. held: positions by rank."""
+    pairs = [[int(of_sequence[positions].sum()) for positions in held] for of_sequence in seen]
     flops = [[sum(count_step_flops(model, len(held[0]), count, 0)) for count in counts] for counts in pairs]
     ratios = [max(counts) / mean(counts) for counts in pairs]
     return mean(ratios), max(ratios), mean(max(values) / mean(values) for values in flops)
 
 
-def split_rows(layout: SequenceLayout, size: int, split: str, block_size: int) -> list[Tensor]:
-    """Rows of every rank."""
-    length = layout.sequence_length
+def split_positions(length: int, doubled: bool, size: int, split: str, block_size: int) -> list[Tensor]:
+    """Positions of every rank."""
     if split == "contiguous":
-        rows = torch.arange(2 * length if layout.doubled else length)
-        return list(rows.view(-1, size, length // size).transpose(0, 1).flatten(1))
-    chunk_rows = CHUNK_ROWS if split == "rounds" else length
-    shards = [ContextShard(rank, size, None, block_size, chunk_rows) for rank in range(size)]
-    return [shard.rows(length, layout.doubled) for shard in shards]
+        positions = torch.arange(2 * length if doubled else length)
+        return list(positions.view(-1, size, length // size).transpose(0, 1).flatten(1))
+    min_chunk_length = MIN_CHUNK_LENGTH if split == "rounds" else length
+    shards = [ContextShard(rank, size, None, block_size, min_chunk_length) for rank in range(size)]
+    return [shard.find_positions(length, doubled) for shard in shards]
 
 
 def build_layout(documents: Documents, length: int, block_size: int, doubled: bool, seed: int) -> SequenceLayout:
@@ -130,8 +129,7 @@ def build_layout(documents: Documents, length: int, block_size: int, doubled: bo
     lengths = documents.draw(length, form.alignment, np.random.default_rng(seed))
     tokens = np.zeros(lengths.sum(), dtype=np.int64)
     segments = Segments(tokens, lengths, np.arange(len(lengths)), np.zeros(len(lengths), dtype=bool))
-    batch = stack_rows([lay_out(segments, form, block_padding_token_id=0)], [0])
-    return SequenceLayout(batch.document_ids, batch.block_ids, batch.position_ids, batch.block_padding, doubled)
+    return lay_out(segments, form, block_padding_token_id=0).layout
 
 
 def print_balance(console: Console, found: list[Balance]) -> None:

@@ -19,10 +19,12 @@ from conf.schema import (
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoisyBatch
 from model.attention.plan import PlanBuilder
+from model.attention.visibility import build_regular_layout
 from model.megatron.transformer_config import TORCH_DTYPES
-from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
+from pretrain.objective.losses import weigh
 from pretrain.run.process_group import choose_device
 from pretrain.step.microbatches import Microbatch, PreparedStep
+from tests.helpers.objective import ObjectiveInput, apply_objective
 
 BLOCK_SIZE, MASK_TOKEN_ID = 32, 100
 MASKING_PROBABILITY = 0.5
@@ -90,21 +92,18 @@ def build_batch(case: Case) -> NoisyBatch:
     """One document of random tokens; exactly half of its noisy tokens are masked."""
     generator = torch.Generator().manual_seed(SEED)
     length = case.sequence_length
-    positions = torch.arange(length)[None]
-    everywhere = torch.ones_like(positions, dtype=torch.bool)
+    everywhere = torch.ones(1, length, dtype=torch.bool)
     tokens = torch.randint(MASK_TOKEN_ID + 1, case.vocab_size, (1, length), generator=generator)
-    blocks, documents = positions // BLOCK_SIZE, torch.zeros_like(positions)
-    batch = Batch(tokens, documents, blocks, positions, everywhere, ~everywhere, torch.zeros(1, dtype=torch.int64))
+    batch = Batch(tokens, build_regular_layout(length, BLOCK_SIZE), everywhere, torch.zeros(1, dtype=torch.int64))
     masked = torch.zeros_like(everywhere)
     masked[0, torch.randperm(length, generator=generator)[: int(length * MASKING_PROBABILITY)]] = True
     noisy = torch.where(masked, MASK_TOKEN_ID, tokens)
     return NoisyBatch(batch, noisy, masked, torch.full(tokens.shape, MASKING_PROBABILITY))
 
 
-def build_input(case: Case, objective: Objective) -> ForwardInput:
+def build_input(case: Case, objective: Objective) -> ObjectiveInput:
     """The same tokens as the AR or the joint stage sees them."""
-    noisy = build_batch(case)
-    return build_ar_input(noisy.batch) if objective is Objective.ar else build_joint_input(noisy)
+    return apply_objective(build_batch(case), objective)
 
 
 def build_step(case: Case, objective: Objective) -> PreparedStep:
@@ -112,6 +111,6 @@ def build_step(case: Case, objective: Objective) -> PreparedStep:
     item = build_input(case, objective)
     device = case.device
     plans = PlanBuilder(case.model, AttentionBackend.auto, TORCH_DTYPES[case.precision.dtype], device)
-    scored = compute_row_weights(item.selection, item.counts, StageConfig(name="joint", objective=objective))
-    microbatch = Microbatch(item.tokens.to(device), plans.build(item.layout), scored.to(device), item.selection)
+    scored = weigh(item.scored, item.counts, StageConfig(name="joint", objective=objective))
+    microbatch = Microbatch(item.tokens.to(device), plans.build(item.layout, item.doubled), scored.to(device))
     return PreparedStep([microbatch], item.counts)

@@ -15,10 +15,10 @@ def count_economies(case: Case) -> dict[str, Any]:
     a block of n has none with probability 1 / (n + 1); at this case's fixed half there are none.
     """
     counts, model = build_input(case, Objective.joint).counts, case.model
-    total = compute_step_flops(model, counts.rows, counts.pairs, counts.clean + counts.masked)
-    unscored = counts.rows - counts.clean - counts.masked
+    total = compute_step_flops(model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+    unscored = counts.positions - counts.clean - counts.masked
     after_attention = model.hidden_size * (model.query_width + 3 * model.ffn_hidden_size)
-    layers = 6 * model.num_layer_parameters * counts.rows
+    layers = 6 * model.num_layer_parameters * counts.positions
     return {
         "last_layer_rows": 6 * after_attention * unscored / total,
         "empty_blocks": layers / 2 / (BLOCK_SIZE + 1) / total,

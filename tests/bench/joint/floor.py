@@ -31,7 +31,7 @@ class Work:
 def count_useful_work(case: Case) -> Work:
     """Of the joint step."""
     counts = build_input(case, Objective.joint).counts
-    return Work(counts.rows, counts.pairs, counts.clean + counts.masked)
+    return Work(counts.positions, counts.attended_pairs, counts.clean + counts.masked)
 
 
 def count_reference_work(case: Case) -> Work:

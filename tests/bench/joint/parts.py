@@ -17,7 +17,7 @@ def build_parts(side: Side) -> dict[str, Callable[[], object]]:
     hidden.requires_grad_()
 
     plan = module.narrow(microbatch.plan, microbatch.scored, microbatch.tokens.numel())
-    output, grad = plan.take_kept(hidden.detach()).clone().requires_grad_(), plan.take_kept(grad)
+    output, grad = plan.take_last_positions(hidden.detach()).clone().requires_grad_(), plan.take_last_positions(grad)
 
     def layers() -> None:
         module.decoder(hidden, attention_mask=None, attention_bias=plan).backward(grad)

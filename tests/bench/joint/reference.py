@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from conf.schema import Objective
-from model.attention.layout import compute_dense_mask
 from model.attention.plan import AttentionPlan
-from model.megatron.head import ScoredRows
+from model.attention.visibility import compute_dense_mask
+from model.megatron.head import ScoredPositions
 from model.megatron.tri_mode import TriModeModel
 from pretrain.step.microbatches import PreparedStep
-from tests.bench.joint.cases import Case, build_batch, build_input, build_step
+from tests.bench.joint.cases import Case, build_batch, build_step
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DenseAttention:
 
 
 @dataclass(frozen=True)
-class AllRows(ScoredRows):
+class AllPositions(ScoredPositions):
     """clean_tokens, masked [S]: every row is scored, the masked noisy ones are selected afterwards."""
 
     clean_tokens: Tensor
@@ -43,12 +43,12 @@ class AllRows(ScoredRows):
 class ReferenceModel(TriModeModel):
     """Our model with the head of the straightforward formulation. One sequence per batch."""
 
-    def narrow(self, plan: AttentionPlan, scored: ScoredRows, num_rows: int) -> AttentionPlan:
+    def narrow(self, plan: AttentionPlan, scored: ScoredPositions, num_positions: int) -> AttentionPlan:
         """All rows go through all of every layer."""
         return plan
 
-    def score(self, hidden: Tensor, scored: ScoredRows, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
-        assert isinstance(scored, AllRows)
+    def score(self, hidden: Tensor, scored: ScoredPositions, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
+        assert isinstance(scored, AllPositions)
         logits = self.output_layer(hidden)[:, 0].float()
         noisy, clean = logits.split(len(scored.clean_tokens))
         diffusion = cross_entropy(noisy, scored.clean_tokens, reduction="none")[scored.masked]
@@ -61,8 +61,7 @@ def build_reference_step(case: Case) -> PreparedStep:
     """The joint step of the same tokens, for ReferenceModel."""
     step, noisy = build_step(case, Objective.joint), build_batch(case)
     (microbatch,) = step.microbatches
-    mask = compute_dense_mask(build_input(case, Objective.joint).layout)[:, None]
-    scored = microbatch.scored
-    scored = AllRows(scored.rows, scored.targets, scored.weights, noisy.batch.tokens[0], noisy.masked[0])
+    mask = compute_dense_mask(noisy.batch.layout, doubled=True)[:, None]
+    scored = AllPositions(**vars(microbatch.scored), clean_tokens=noisy.batch.tokens[0], masked=noisy.masked[0])
     plan = replace(microbatch.plan, attend=DenseAttention(mask))
     return replace(step, microbatches=[replace(microbatch, plan=plan, scored=scored)])

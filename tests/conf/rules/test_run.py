@@ -66,7 +66,7 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         (["schedule.final_lr=1"], 1, ["schedule.final_lr=1", "schedule.peak_lr=1e-05"]),
         (["schedule.decay_fraction=0.995"], 1, ["schedule.warmup_fraction=0.01", "schedule.decay_fraction=0.995"]),
         (["model.rope.beta_slow=40"], 1, ["model.rope.beta_fast=32", "model.rope.beta_slow=40"]),
-        (["runtime=cpu", "runtime.attention_backend=flex"], 1, ["runtime.attention_backend=split"]),
+        (["runtime=cpu", "runtime.attention_backend=flex"], 1, ["runtime.attention_backend=cpu"]),
         (TP2_PP2, 6, ["6 ranks", "= 4", "--nproc_per_node=4"]),
         (["train.global_batch_size=6", "train.micro_batch_size=2"], 2, ["train.global_batch_size=6", "=4"]),
         ([*PP2_INTERLEAVED, "train.global_batch_size=3"], 2, ["3 microbatches", "pipeline_parallel=2"]),

@@ -11,7 +11,6 @@ from data_pipeline.inspect.decode import IdDecoder, TextDecoder
 from data_pipeline.inspect.samples import RowKind, Sample, Span, describe_sample, read_samples
 from data_pipeline.noise import NoiseSource, add_noise
 from data_pipeline.packing.form import SequenceForm, build_sequence_form
-from data_pipeline.packing.sequence import stack_rows
 from tests.helpers.packed import pack_chats
 from tests.helpers.stored import random_chats, write_dataset
 
@@ -109,7 +108,7 @@ def test_samples_are_those_of_the_trainer(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "chats", [random_chats(40, 12)], kind="chat")
     dataset = TokenDataset(path, FORM, seed=5)
     (sample,) = read_samples(dataset, [dataset.num_sequences + 3], IdDecoder(), None, rows_shown=0)
-    batch: Batch = stack_rows([dataset.build_rows(dataset.num_sequences + 3)], [0])
+    batch: Batch = dataset.build_sequence(dataset.num_sequences + 3)
     for span in sample.spans:
         shown = [int(word) for piece in span.pieces for word in piece.text.split()]
         rows = slice(span.first_row, span.end_row)

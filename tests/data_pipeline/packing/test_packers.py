@@ -2,6 +2,7 @@
 
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing import packers as packing
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.packers import PackingCounts
-from data_pipeline.packing.sequence import Rows, Segments
+from data_pipeline.packing.sequence import Segments
 from tests.helpers.stored import Document, random_chats, random_texts, write_dataset
 
 LENGTH, BLOCK = 64, 8
+FIELDS = ("tokens", "document_ids", "block_ids", "position_ids", "loss_mask", "block_padding")
 TEXTS = [random_texts(50, 90), random_texts(3, 300, seed=1), random_texts(40, 6, seed=2)]
 CHATS = [random_chats(60, 9), random_chats(45, 20, seed=1)]
 
@@ -30,12 +32,15 @@ def open_in_order(path: Path, alignment: int = BLOCK, **form: object) -> TokenDa
     return TokenDataset(path, SequenceForm(LENGTH, BLOCK, alignment, **form), seed=1, shuffle=False)  # type: ignore[arg-type]
 
 
-def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[Rows]]:
+def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[SimpleNamespace]]:
+    """Segments of every sequence, and its arrays [S]."""
     places = range(dataset.num_sequences)
-    return [dataset.read_segments(place) for place in places], [dataset.build_rows(place) for place in places]
+    batches = [dataset.build_sequence(place) for place in places]
+    rows = [SimpleNamespace(**{name: getattr(batch, name)[0].numpy() for name in FIELDS}) for batch in batches]
+    return [dataset.read_segments(place) for place in places], rows
 
 
-def check_counts(counts: PackingCounts, rows: list[Rows], documents: list[Document]) -> None:
+def check_counts(counts: PackingCounts, rows: list[SimpleNamespace], documents: list[Document]) -> None:
     """The counts against counting in the rows themselves, and against what is on disk."""
     is_padding = np.concatenate([row.document_ids < 0 for row in rows])
     block_padding = np.concatenate([row.block_padding for row in rows])

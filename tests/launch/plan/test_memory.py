@@ -15,7 +15,7 @@ from launch.plan.hardware_profile import HardwareProfile
 from launch.plan.layout_plan import plan_layout
 from launch.plan.memory import PipelineStageMemory, estimate_memory
 from launch.plan.rank_shape import build_rank_shape
-from model.attention import split
+from model.attention import grouped
 from model.megatron import head
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_SP
 from tests.helpers.layouts import LAYOUTS as LAYOUTS_BY_NAME
@@ -89,7 +89,7 @@ def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, li
 
 def test_sizes_of_the_models_operators_are_theirs() -> None:
     """launch.plan imports no torch, and so repeats them."""
-    assert (activations.TILE_COLUMNS, activations.SPLIT_GROUP_QUERIES) == (head.TILE_COLUMNS, split.ROWS_PER_GROUP)
+    assert (activations.TILE_COLUMNS, activations.GROUP_SIZE) == (head.TILE_COLUMNS, grouped.GROUP_SIZE)
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -9,14 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode, addmm_flop
 
 from conf.composition.compose import compose_size
 from conf.schema import AttentionBackend, RunConfig, RuntimeConfig
-from data_pipeline.batch import Batch
+from data_pipeline.batch import Batch, SequenceLayout
 from launch.plan.step_work import count_work
-from model.attention.layout import compute_dense_mask
-from model.attention.plan import PlanBuilder, build_regular_layout
+from model.attention.plan import PlanBuilder
+from model.attention.visibility import build_regular_layout, compute_dense_mask
 from model.megatron.build import build_model_chunks
-from pretrain.objective.rows import ForwardInput, build_ar_input, build_joint_input, compute_row_weights
+from pretrain.objective.losses import weigh
 from pretrain.reporting.flops import count_document_pairs
 from pretrain.run.model_parallel import distributed_session
+from tests.helpers.objective import ObjectiveInput, apply_objective
 
 SIZES = [(1, 1), (8, 4), (32, 8), (48, 48), (60, 1), (96, 24), (128, 32), (288, 48), (50, 16), (7, 32), (333, 32)]
 TINY = ["model=tiny", "runtime=cpu", "precision=fp32", "train.tokens=1e6", "train.global_batch_size=1"]
@@ -30,7 +31,7 @@ def compose(stage: str, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
 @pytest.mark.parametrize(("length", "block_size"), SIZES)
 def test_attended_pairs_are_the_sum_of_the_dense_mask(length: int, block_size: int, doubled: bool) -> None:
-    mask = compute_dense_mask(build_regular_layout(length, block_size, doubled))
+    mask = compute_dense_mask(build_regular_layout(length, block_size), doubled)
     assert count_document_pairs(length, block_size, doubled) == int(mask.sum())
 
 
@@ -47,9 +48,10 @@ def test_attended_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage:
     documents = torch.repeat_interleave(torch.arange(3), lengths)[None]
     positions = torch.cat([torch.arange(int(length)) for length in lengths])[None]
     blocks = torch.cumsum(positions % 32 == 0, dim=1) - 1
-    regular = build_regular_layout(128, 32, doubled=stage == "joint")
-    packed = type(regular)(documents, blocks, positions, regular.block_padding, regular.doubled)
-    assert count_work(config, document_tokens=48).attended_pairs == int(compute_dense_mask(packed).sum())
+    packed = SequenceLayout(documents, blocks, positions, torch.zeros_like(documents, dtype=torch.bool))
+    assert count_work(config, document_tokens=48).attended_pairs == int(
+        compute_dense_mask(packed, stage == "joint").sum()
+    )
 
 
 def test_documents_that_see_each_other_are_one() -> None:
@@ -72,14 +74,16 @@ def test_matmuls_with_weights_are_those_torch_counts_in_the_model(stage: str, si
     (chunk,) = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
     for weight in chunk.parameters():
         torch.nn.init.normal_(weight, std=0.02)
-    plan = PlanBuilder(config.model, AttentionBackend.split, torch.float32, torch.device("cpu")).build(item.layout)
+    plan = PlanBuilder(config.model, AttentionBackend.cpu, torch.float32, torch.device("cpu")).build(
+        item.layout, item.doubled
+    )
     in_place: Any = {torch.ops.aten.addmm_: count_in_place}  # the head's gradients; torch counts addmm alone
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        loss, _ = chunk(item.tokens, plan, compute_row_weights(item.selection, item.counts, config.stage))
+        loss, _ = chunk(item.tokens, plan, weigh(item.scored, item.counts, config.stage))
         loss.backward()
     work = count_work(config)
     assert work.flops.layers + work.flops.head == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert (work.positions, work.attended_pairs) == (item.counts.rows, item.counts.pairs)
+    assert (work.positions, work.attended_pairs) == (item.counts.positions, item.counts.attended_pairs)
 
 
 def count_in_place(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
@@ -87,25 +91,16 @@ def count_in_place(total: torch.Size, left: torch.Size, right: torch.Size, **_: 
     return addmm_flop(total, left, right)
 
 
-def build_input(config: RunConfig) -> ForwardInput:
+def build_input(config: RunConfig) -> ObjectiveInput:
     """One sequence, every token of it scored and, in the joint stage, masked."""
     from data_pipeline.noise import NoisyBatch
 
-    layout = build_regular_layout(config.data.sequence_length, config.stage.block_size, doubled=False)
+    layout = build_regular_layout(config.data.sequence_length, config.stage.block_size)
     tokens = torch.randint(config.model.vocab_size, layout.position_ids.shape)
     everywhere = torch.ones_like(tokens, dtype=torch.bool)
-    batch = Batch(
-        tokens,
-        layout.document_ids,
-        layout.block_ids,
-        layout.position_ids,
-        everywhere,
-        layout.block_padding,
-        torch.zeros(1),
-    )
-    if config.stage.name == "ar":
-        return build_ar_input(batch)
-    return build_joint_input(NoisyBatch(batch, tokens, everywhere, torch.ones_like(tokens, dtype=torch.float32)))
+    batch = Batch(tokens, layout, everywhere, torch.zeros(1))
+    noisy = NoisyBatch(batch, tokens, everywhere, torch.ones_like(tokens, dtype=torch.float32))
+    return apply_objective(noisy, config.stage.objective)
 
 
 def test_attention_flops_are_those_of_plain_matmuls() -> None:

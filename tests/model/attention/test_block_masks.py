@@ -5,8 +5,9 @@ import torch
 import torch.nn.attention.flex_attention as flex_attention
 
 from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, ParallelConfig, PrecisionConfig, RuntimeConfig
-from model.attention.layout import SequenceLayout
-from model.attention.plan import PlanBuilder, build_regular_layout
+from data_pipeline.batch import SequenceLayout
+from model.attention.plan import PlanBuilder
+from model.attention.visibility import build_regular_layout
 from model.megatron.build import build_model_chunks
 from model.megatron.initialise import initialise_weights
 from pretrain.run.model_parallel import distributed_session
@@ -21,16 +22,16 @@ def test_a_forward_builds_its_block_mask_once_for_all_layers(monkeypatch: pytest
     monkeypatch.setattr(
         flex_attention, "create_block_mask", lambda *args, **options: built.append(1) or original(*args, **options)
     )
-    plans = PlanBuilder(MODEL, AttentionBackend.split, torch.float32, torch.device("cpu"))
+    plans = PlanBuilder(MODEL, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
     plans.backend = AttentionBackend.flex  # refused on the CPU, where it has no backward: here nothing goes back
-    regular, packed = build_regular_layout(64, 16, doubled=True), build_packed_layout([[[64], [32]], [[64], [32]]])
+    regular, packed = build_regular_layout(64, 16), build_packed_layout([[[64], [32]], [[64], [32]]])
 
     def count(layout: SequenceLayout) -> int:
         """BlockMasks that one forward through all layers builds."""
         built.clear()
         tokens = torch.zeros(len(layout.position_ids), 2 * layout.sequence_length, dtype=torch.int64)
         with torch.no_grad():
-            chunk(tokens, plans.build(layout))
+            chunk(tokens, plans.build(layout, doubled=True))
         return len(built)
 
     runtime = RuntimeConfig(device=Device.auto)
@@ -38,6 +39,6 @@ def test_a_forward_builds_its_block_mask_once_for_all_layers(monkeypatch: pytest
         (chunk,) = build_model_chunks(MODEL, ParallelConfig(), PrecisionConfig(Dtype.fp32), runtime.loss_chunk_rows)
         initialise_weights([chunk], MODEL, seed=0)
         assert ranks.device.type == "cpu"
-        assert [count(regular), count(regular)] == [1, 0], "a regular layout is kept"
+        assert [count(regular), count(regular)] == [1, 0], "a regular layout is cached"
         assert [count(packed), count(packed)] == [1, 1], "documents are laid out anew in every batch"
-        assert count(build_regular_layout(128, 16, doubled=True)) == 1
+        assert count(build_regular_layout(128, 16)) == 1

@@ -7,8 +7,8 @@ from torch import Tensor
 from conf.schema import Dtype, Recompute
 from model.attention.plan import AttentionPlan
 from model.megatron import last_layer
-from model.megatron.head import ScoredRows
 from model.megatron.last_layer import keep_scored_rows
+from tests.helpers.objective import score_positions
 from tests.helpers.small_joint import BATCH, LENGTH, NUM_ROWS, built_model
 
 
@@ -16,7 +16,7 @@ def run(rows: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[
     """Loss, cross entropies and gradients of a joint forward that scores `rows`; rows of the last layer's MLP."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 128, (BATCH, 2 * LENGTH), generator=generator)
-    scored = ScoredRows(
+    scored = score_positions(
         rows, torch.randint(0, 128, rows.shape, generator=generator), torch.rand(len(rows), generator=generator)
     )
     computed: list[int] = []
@@ -59,6 +59,6 @@ def test_where_nearly_all_rows_are_scored_none_is_left_out() -> None:
     plan = AttentionPlan(rotation=None, attend=None)  # type: ignore[arg-type]
     assert keep_scored_rows(plan, torch.arange(91), 100) is plan
     assert keep_scored_rows(plan, torch.arange(50), 100, multiple=128) is plan
-    kept = keep_scored_rows(plan, torch.arange(7, 57), 100).kept
+    kept = keep_scored_rows(plan, torch.arange(7, 57), 100).last_positions
     assert kept is not None
     assert kept.tolist() == [*range(7, 57), *[0] * 14]

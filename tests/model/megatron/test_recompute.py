@@ -10,11 +10,11 @@ from torch import Tensor
 
 from conf.schema import Dtype, Recompute
 from model.megatron import spec, transformer_config
-from model.megatron.head import ScoredRows
 from model.megatron.norm import TorchRMSNorm
 from model.megatron.recompute import keep_origin, leave_origin, recompute_elementwise
 from model.megatron.swiglu import CompiledSwiGLU, SwiGLU
 from tests.helpers.live_bytes import LiveBytes
+from tests.helpers.objective import score_positions
 from tests.helpers.small_joint import BATCH, LENGTH, MODEL, NUM_ROWS, built_model
 
 
@@ -25,7 +25,7 @@ def draw(shape: tuple[int, ...]) -> Tensor:
 def train(recompute: Recompute, dtype: Dtype, num_scored: int) -> list[Tensor]:
     """Loss, cross entropies and gradients."""
     rows = torch.arange(num_scored)
-    scored = ScoredRows(rows, draw((num_scored,)), torch.ones(num_scored))
+    scored = score_positions(rows, draw((num_scored,)), torch.ones(num_scored))
     with built_model(recompute, dtype) as (model, plan):
         loss, losses = model(draw((BATCH, 2 * LENGTH)), plan, scored)
         loss.backward()
