@@ -1,4 +1,4 @@
-"""Measures what `launch.plan` predicts: per job one training step of the real model, its tensors and messages counted.
+"""Measure what `launch.plan` predicts: the tensors and messages of one training step of the real model per job.
 
 `torchrun ... -m tests.helpers.plan_jobs JOBS.json FOLDER`: JOBS.json holds {name: overrides}; every rank writes
 FOLDER/<name>_rank<r>.json {"weights", "gradients", "optimizer", "transient" (bytes), "checkpoint" (bytes of all ranks),
@@ -36,7 +36,7 @@ from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order."""
+    """Run the jobs of argv[1] in order."""
     quiet_libraries()
     cpu.install()
     dist.init_process_group("gloo")
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure_step(config: RunConfig) -> dict[str, Any]:
-    """The second step's numbers: the first one allocates what stays."""
+    """Measure the second step; the first one allocates what is reused."""
     with distributed_session(config.parallel, config.runtime, config.train.seed) as ranks:
         chunks: list[Any] = build_model_chunks(
             config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows
@@ -90,7 +90,7 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
 
 
 def _peak_of_schedule(model: list[Any], step: PreparedStep, known: list[Tensor]) -> int:
-    """Most bytes at a time: of tensors on a CPU, as the allocator counts them on a GPU."""
+    """Return the most bytes in use: of tensors on a CPU, as counted by the allocator on a GPU."""
     if not known[0].is_cuda:
         with LiveBytes(known) as live:
             run_schedule(model, step, forward_only=False)
@@ -102,7 +102,7 @@ def _peak_of_schedule(model: list[Any], step: PreparedStep, known: list[Tensor])
 
 
 def _batches(config: RunConfig) -> list[Batch]:
-    """This rank's share of a global batch of random tokens, one document per sequence."""
+    """Return this rank's share of a global batch of random tokens, one document per sequence."""
     size, length = config.train.micro_batch_size, config.data.sequence_length
     positions = torch.arange(length).repeat(size, 1)
     zeros, none = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
@@ -113,7 +113,7 @@ def _batches(config: RunConfig) -> list[Batch]:
 
 
 def _optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
-    """fp32 weights and Adam's moments; step counters are numbers, not state of weights."""
+    """Yield fp32 weights and Adam's moments, without step counters."""
     for inner in getattr(optimizer, "chained_optimizers", [optimizer]):
         for group in inner.optimizer.param_groups:
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""The command: quick, without torch, one message for a mistake, tables that fit a terminal."""
+"""The command is quick, imports no torch, prints one message for a mistake, and tables that fit a terminal."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Predicted bytes against live tensors and collectives of real training steps."""
+"""Predicted bytes are compared with live tensors and collectives of real training steps."""
 
 import json
 from itertools import product
@@ -67,7 +67,7 @@ Measured = dict[str, list[dict[str, Any]]]
 
 
 def measure(jobs: dict[str, list[str]], folder: Path, timeout: float) -> Measured:
-    """Every job's numbers by rank, from one set of processes."""
+    """Measure every job by rank, in one set of processes."""
     path = folder / "jobs.json"
     path.write_text(json.dumps({name: [*COMMON, *overrides] for name, overrides in jobs.items()}), encoding="utf-8")
     run_ranks(NUM_RANKS, "tests.helpers.plan_jobs", str(path), str(folder), timeout=timeout)
@@ -81,14 +81,14 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 
 def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, list[PipelineStageMemory]]:
-    """The configuration of a job, and the memory of each rank: a stage each, or all alike."""
+    """Return the configuration of a job and the memory of each rank: a pipeline stage each, or all alike."""
     config = compose_size([*COMMON, *jobs[name]])
     stages = estimate_memory(build_rank_shape(config, NUM_RANKS))
     return config, stages if len(stages) == NUM_RANKS else stages * NUM_RANKS
 
 
 def test_sizes_of_the_models_operators_are_theirs() -> None:
-    """launch.plan imports no torch, and so repeats them."""
+    """The plan must not import torch, so it repeats two constants of the model."""
     assert (activations.TILE_COLUMNS, activations.GROUP_SIZE) == (head.TILE_COLUMNS, grouped.GROUP_SIZE)
 
 

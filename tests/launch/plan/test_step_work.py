@@ -1,4 +1,4 @@
-"""FLOPs and attended pairs against torch's counter, the dense reference mask and the trainer's own counting."""
+"""FLOPs and attended pairs are compared with torch's counter, the dense reference mask and the trainer's own counting."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -87,12 +87,12 @@ def test_matmuls_with_weights_are_those_torch_counts_in_the_model(stage: str, si
 
 
 def count_in_place(total: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
-    """FLOPs of total += left @ right, from shapes."""
+    """Count the FLOPs of total += left @ right from shapes."""
     return addmm_flop(total, left, right)
 
 
 def build_input(config: RunConfig) -> ObjectiveInput:
-    """One sequence, every token of it scored and, in the joint stage, masked."""
+    """Build one sequence with every token scored and, in the joint stage, masked."""
     from data_pipeline.noise import NoisyBatch
 
     layout = build_regular_layout(config.data.sequence_length, config.stage.block_size)

@@ -1,4 +1,4 @@
-"""How many ranks and microbatches a dry batch takes, and what is said about its outcome."""
+"""A dry batch takes the right number of ranks and microbatches, and its outcome is explained."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command: status, table, JSON and messages."""
+"""The command has a status, a table, JSON and messages."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where ranks will meet, and whether they can."""
+"""The endpoint of a job is found, and whether its port is free."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Each check of the preflight, on a toy run with one thing wrong."""
+"""Each check finds what is wrong with a toy run."""
 
 import shutil
 import socket
@@ -30,7 +30,7 @@ def details_of(findings: list[Finding], result: Result) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def free_port(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The machine's 29500 may be in use by whatever else runs."""
+    """Use a free port, because 29500 may be in use on this machine."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]

@@ -28,7 +28,7 @@ def heldout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, heldout: Path) -> Path:
-    """A model whose every draft is accepted, an adapter that spoils them, its code and tokenizer files."""
+    """Write a model whose drafts are all accepted, an adapter that spoils them, its code and tokenizer files."""
     directory = tmp_path_factory.mktemp("export") / "export"
     make_repetitive_model(**SHAPE).save_pretrained(directory)
     save_random_adapter(directory / "linear_spec_lora", rank=16, std=3.0, **SHAPE)
@@ -58,7 +58,7 @@ def test_every_mode_is_measured(export: Path, heldout: Path) -> None:
 
 
 def test_only_the_last_mode_drafts_with_the_adapter(export: Path, heldout: Path) -> None:
-    """Against the repository's own loading, without and with the adapter attached."""
+    """Compare with the repository's own loading, without and with the adapter attached."""
     modes = measure.run_decoding(export, heldout)["modes"]
     model = load_export(export, dtype="fp32", device="cpu")
     prefixes = measure.choose_prefixes(heldout, 20)
