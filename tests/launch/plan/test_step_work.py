@@ -1,4 +1,4 @@
-"""FLOPs and attended pairs are compared with torch's counter, the dense reference mask and the trainer's own counting."""
+"""FLOPs and attended pairs equal those of torch's counter, of the dense reference mask and of the trainer."""
 
 from collections.abc import Iterator
 from typing import Any
