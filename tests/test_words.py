@@ -1,4 +1,4 @@
-"""No retired word of CONTRIBUTING.md's table is used, and no public name is defined in two modules."""
+"""No retired word of CONTRIBUTING.md's table is used, no public name is defined twice, docstrings are sentences."""
 
 import ast
 import io
@@ -128,3 +128,20 @@ def test_a_public_name_is_defined_in_one_module() -> None:
     twice = [f"{name}: {', '.join(sorted(files))}" for name, files in modules.items() if len(files) > 1]
     twice = [found for found in twice if found.split(":")[0] not in IN_EVERY_COMMAND]
     assert len(twice) <= PENDING_NAMES, "\n".join(twice)
+
+
+FRAGMENTS = {"Of", "As", "That", "Those", "Behind"}  # first words of a docstring that only the signature explains
+PENDING_FOLDERS = ("data_pipeline/", "model/", "pretrain/", "tests/")
+
+
+def docstring_fragments(file: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = re.match(r"\w+", ast.get_docstring(node) or "")
+            if first and first[0] in FRAGMENTS:
+                yield f"{file}:{getattr(node, 'lineno', 1)}: {first[0]} ..."
+
+
+def test_docstrings_begin_with_a_sentence() -> None:
+    files = [file for file in tracked_files() if file.endswith(".py") and not file.startswith(PENDING_FOLDERS)]
+    assert [found for file in files for found in docstring_fragments(file)] == []

@@ -22,8 +22,10 @@ class Device(Enum):
 
 
 class AttentionBackend(Enum):
-    """auto: flex on CUDA, cpu on the CPU. flex: FlexAttention. cpu: tiled for one document, grouped under masks for
-    packed ones (model/attention/plan.py chooses).
+    """Implementation of attention.
+
+    auto: flex on CUDA, cpu on the CPU. flex: FlexAttention. cpu: tiled for one document, grouped under masks for packed
+    ones (model/attention/plan.py chooses).
     """
 
     auto = "auto"

@@ -2,8 +2,8 @@
 
     python -m tests.golden.record     # overwrite tests/golden/*.txt with what this code computes
 
-The text is made from a fixed generator instead of this machine's files, so that every machine trains on the same tokens.
-The files were first written by the code of November 2026 (commit db8fe4c), before its files were moved and renamed.
+The text is made from a fixed generator instead of this machine's files, so that every machine trains on the same
+tokens. The files were first written by the code of November 2026 (commit db8fe4c), before it was restructured.
 """
 
 import random
