@@ -24,7 +24,7 @@ from lora.examples.example_set import Example, ExampleSet, hash_values
 from lora.examples.prompts import PromptSet
 from lora.examples.response_cache import ResponseCache, ResponseShard
 from model.hf.decoding import decode_ar
-from model.hf.options import DecodeOptions
+from model.hf.options import AR, DecodeOptions
 
 RESPONSES_VERSION = 1  # goes up when prompts are chosen, ordered or responded to in another way
 logger = logging.getLogger(__name__)
@@ -207,6 +207,6 @@ def _decode_batch(model: Any, task: ResponseTask, prompt_ids: Tensor, seed: int)
         seed=seed,
         eos_token_id=task.stop_ids,
     )
-    result = decode_ar(model, prompt_ids, options)
+    result = decode_ar(model, prompt_ids, options.for_mode(AR))
     ends = [prompt_ids.shape[1] + count for count in result.num_new_tokens]
     return [sequence[:end] for sequence, end in zip(result.output_ids.cpu().numpy(), ends, strict=True)]

@@ -151,7 +151,7 @@ class ChatSession:
         )
         begin = time.perf_counter()
         try:
-            result = decode(model, options.mode, prompt_ids, decode_options)
+            result = decode(model, options.mode, prompt_ids, decode_options.for_mode(options.mode))
         except torch.OutOfMemoryError:
             raise UserError("the device ran out of memory: shorten the conversation, or use --device cpu") from None
         except ValueError as error:  # only the model can judge some options and tokens

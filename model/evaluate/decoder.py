@@ -105,7 +105,7 @@ class BatchDecoder:
             changes["threshold"] = variant.threshold
         if self._seed is not None:
             changes["seed"] = self._seed + number
-        options = replace(self._options, **changes)
+        options = replace(self._options, **changes).for_mode(variant.mode)
         prompt_ids, mask = pad_left([prompt.token_ids for prompt in prompts])
         # Within suspended() the decode loops find no adapter to switch on.
         with nullcontext() if variant.with_adapter else self._adapter.suspended():
@@ -125,7 +125,7 @@ class BatchDecoder:
         return Decoded(
             tokens,
             dict(result.forwards),
-            result.num_rows,
+            result.num_positions,
             result.num_proposed,
             result.num_committed,
             list(result.acceptance_lengths),

@@ -33,7 +33,7 @@ from model.export.load import attach_adapter, find_stop_ids, find_think_ids, loa
 from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
 from model.hf.decoding import decode
 from model.hf.layers import DraftAdapter
-from model.hf.options import MODES, DecodeOptions, check_options
+from model.hf.options import MODES, DecodeOptions, check_effect, check_options
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p")
 HuggingFaceLM: Any = HFLM  # the decorator hides types
@@ -100,6 +100,7 @@ class TriModeLM(HuggingFaceLM):
             self._options = replace(self._options, think_token_ids=find_think_ids(self.tokenizer))
         with _as_user_errors():
             check_options(model.config, self._options)
+            check_effect(mode, replace(self._options, seed=None))  # each task decides whether to sample
         self._adapter = DraftAdapter(model)
         self._num_prompts = self._num_tokens = self._num_unread = self._num_forwards = 0
 
@@ -119,6 +120,7 @@ class TriModeLM(HuggingFaceLM):
         options = replace(self._options, max_new_tokens=max_length - context.shape[1], **_read_sampling(given))
         if options.seed is not None:
             options = replace(options, seed=options.seed + self._num_prompts)
+        options = options.for_mode(self._mode)
         self._num_prompts += len(context)
         stops = self._read_stops(stop)
         with _as_user_errors():

@@ -1,7 +1,7 @@
-"""Who sees whom in one forward: masks for attention, and where the new tokens stand.
+"""Who sees whom in one forward: the attention mask, and the positions of the new tokens.
 
-Shapes: B batch, N new tokens, T visible slots of the cache (cached, new and, with fixed shapes, spare ones), G query
-heads per key/value head, whose rows attention folds into one head.
+Shapes: B sequences, N new tokens, T visible slots of the cache (cached, new and, with fixed shapes, spare ones), G
+query heads per key/value head, whose queries attention folds into one head.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Visibility:
-    """Which of the T slots each of the N new tokens sees.
+    """Says which of the T slots each of the N new tokens sees.
 
-    num_causal: the first so many new tokens see tokens 0..i alone, the others all; only where nothing is cached
-        (N == T) and `mask` is None.
-    mask: [B or 1, 1, G*N, T], bool (true where seen) or a bias (0 where seen, else minus infinity), rows repeated for
-        the G heads of a group; None: all are seen.
+    Attributes:
+        num_causal: so many new tokens, the first ones, see tokens 0..i alone, the others all; used only where nothing
+            is cached (N == T) and `mask` is None.
+        mask: [B or 1, 1, G*N, T], bool (true where seen) or a bias (0 where seen, else minus infinity), repeated for
+            the G heads of a group; None: all are seen.
     """
 
     num_causal: int = 0
@@ -29,12 +30,14 @@ ALL_SEEN = Visibility()
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
-    """The new tokens of a forward relative to each other. Every one of them sees the whole cached prefix.
+    """Relates the new tokens of a forward to each other. Each of them sees the whole cached prefix.
 
-    offsets: [B or 1, N], position behind the prefix; None: 0..N-1.
-    visible: [B or 1, N, N] bool, which new tokens a new token sees; None: all.
-    num_causal: where nothing is cached, as in Visibility and instead of `visible`.
-    is_reused: whether further forwards have this layout.
+    Attributes:
+        num_tokens: N.
+        offsets: [B or 1, N], positions counted from the end of the prefix; None: 0..N-1.
+        visible: [B or 1, N, N] bool, which new tokens a new token sees; None: all.
+        num_causal: as in Visibility; replaces `visible` where nothing is cached.
+        is_reused: whether further forwards have this layout, so that its mask is worth storing.
     """
 
     num_tokens: int
@@ -45,7 +48,7 @@ class TokenLayout:
 
 
 def make_causal_layout(num_tokens: int, device: torch.device) -> TokenLayout:
-    """Token i sees new tokens 0..i."""
+    """Build the layout in which token i sees new tokens 0..i."""
     if num_tokens == 1:
         return TokenLayout(1)
     visible = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
@@ -53,16 +56,18 @@ def make_causal_layout(num_tokens: int, device: torch.device) -> TokenLayout:
 
 
 def make_prefill_layout(num_prompt: int, num_masks: int) -> TokenLayout:
-    """A prompt, causal, and masks behind it that see all of it and each other; nothing is cached before."""
+    """Build the layout of a causal prompt followed by masks that see it and each other; nothing is cached yet."""
     return TokenLayout(num_prompt + num_masks, num_causal=num_prompt)
 
 
 def make_group_layout(num_drafted: int, groups: Tensor, num_masks: int, *, is_reused: bool) -> TokenLayout:
-    """Tokens to verify followed by groups of masks, all in one forward (quadratic self-speculation).
+    """Build the layout of tokens to verify followed by groups of masks (quadratic self-speculation).
 
-    The first 1 + num_drafted tokens are a seed and its draft, causal among themselves. groups [B or 1, K]: each is the
-    index of one of them; a group's num_masks masks stand behind that token as if the draft ended there: they see it,
-    what precedes it, and each other both ways. No token of the draft sees a mask.
+    The first 1 + num_drafted tokens are a seed and its draft, causal among themselves. A group's num_masks masks follow
+    one of these tokens as if the draft ended there: they see it, the tokens before it, and each other both ways. No
+    token of the draft sees a mask.
+
+    groups: [B or 1, K], the index of the token that each group follows.
     """
     device, num_verified = groups.device, 1 + num_drafted
     verified = torch.arange(num_verified, device=device)
@@ -73,26 +78,33 @@ def make_group_layout(num_drafted: int, groups: Tensor, num_masks: int, *, is_re
     visible[:, :num_verified, :num_verified] = verified[:, None] >= verified
     visible[:, num_verified:, :num_verified] = owner[:, :, None] >= verified
     visible[:, num_verified:, num_verified:] = group[:, None] == group
-    behind = torch.arange(1, 1 + num_masks, device=device).repeat(groups.shape[1])
-    offsets = torch.cat((verified.expand(len(groups), -1), owner + behind), dim=1)
+    distance = torch.arange(1, 1 + num_masks, device=device).repeat(groups.shape[1])
+    offsets = torch.cat((verified.expand(len(groups), -1), owner + distance), dim=1)
     return TokenLayout(num_tokens, offsets, visible, is_reused=is_reused)
 
 
 class MaskBuilder:
     """Turns layouts into masks for one decode.
 
-    While all rows have cached equally much, the mask of a layout is a window of one bias built once: whatever the
-    length of the prefix, everything is seen of it, so a longer prefix only moves the window's left edge.
+    While all sequences have cached equally much, the mask of a layout is a window of one bias built once: all of the
+    prefix is seen whatever its length, so a longer prefix only moves the window's left edge.
     """
 
     def __init__(self, group_size: int, dtype: torch.dtype):
-        """group_size: G. dtype: of the hidden states."""
+        """Set G (group_size) and the dtype of the hidden states."""
         self._group_size = group_size
         self.dtype = dtype
         self._windows: dict[TokenLayout, Tensor] = {}
 
     def build(self, layout: TokenLayout, lengths: Tensor | None, num_visible: int, capacity: int) -> Visibility:
-        """lengths, num_visible: what PrefixCache.begin gave for the layout's tokens; capacity: of that cache."""
+        """Build the mask of a layout from what PrefixCache.begin gave for its tokens.
+
+        Args:
+            layout: of the new tokens.
+            lengths: what `begin` returned.
+            num_visible: T, set by `begin`.
+            capacity: of that cache, in slots.
+        """
         if lengths is not None:
             return Visibility(mask=self._gather(layout, lengths, num_visible))
         if layout.num_causal and num_visible == layout.num_tokens:
@@ -107,25 +119,25 @@ class MaskBuilder:
         return Visibility(mask=window[..., window.shape[-1] - num_visible :])
 
     def _build_window(self, visible: Tensor, capacity: int) -> Tensor:
-        """[B or 1, 1, G*N, capacity + N]: a prefix of `capacity` slots, all seen, and the new tokens."""
+        """Return [B or 1, 1, G*N, capacity + N]: a prefix of `capacity` slots, all seen, and the new tokens."""
         prefix = visible.new_ones(*visible.shape[:2], capacity)
         return self._to_bias(torch.cat((prefix, visible), dim=2))
 
     def _gather(self, layout: TokenLayout, lengths: Tensor, num_visible: int) -> Tensor:
-        """[B, 1, G*N, T] where rows have cached `lengths` [B, 1] tokens, so that new ones begin at different slots."""
+        """Return [B, 1, G*N, T] for sequences of `lengths` [B, 1], whose new tokens begin at different slots."""
         visible = layout.visible
         if visible is None:
             visible = torch.ones(1, layout.num_tokens, layout.num_tokens, dtype=torch.bool, device=lengths.device)
-        # Columns: the prefix, each new token, and what lies behind all of them.
+        # Columns: the prefix, each new token, and the slots after all of them.
         edge = visible[..., :1]
         columns = torch.cat((torch.ones_like(edge), visible, torch.zeros_like(edge)), dim=2)
-        rows = max(len(columns), len(lengths))  # either may be one for all rows
+        batch = max(len(columns), len(lengths))  # either may be one for all sequences
         column_of_slot = torch.arange(num_visible, device=lengths.device) - lengths + 1
-        column_of_slot = column_of_slot.clamp(0, layout.num_tokens + 1)[:, None].expand(rows, layout.num_tokens, -1)
-        return self._to_bias(columns.expand(rows, -1, -1).gather(2, column_of_slot))
+        column_of_slot = column_of_slot.clamp(0, layout.num_tokens + 1)[:, None].expand(batch, layout.num_tokens, -1)
+        return self._to_bias(columns.expand(batch, -1, -1).gather(2, column_of_slot))
 
     def _to_bias(self, visible: Tensor) -> Tensor:
-        """[B, N, T] bool -> [B, 1, G*N, T]."""
+        """Turn [B, N, T] bool into a bias [B, 1, G*N, T]."""
         bias = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device)
         return bias.masked_fill_(~visible, -torch.inf).repeat(1, self._group_size, 1)[:, None]
 
@@ -139,11 +151,15 @@ def build_visibility(
     group_size: int,
     device: torch.device,
 ) -> Visibility:
-    """For callers of the model's forward: combine the mode with an optional mask.
+    """Combine causal or bidirectional attention with the mask given to the model's forward.
 
-    attention_mask: None; [B, T] with zeros on padding; or [B or 1, 1, N, T] bool, which then decides alone.
-    bidirectional: new tokens see each other both ways (and the whole cache) instead of causally.
-    group_size: G, query heads per key/value head.
+    Args:
+        attention_mask: None; [B, T] with zeros on padding; or [B or 1, 1, N, T] bool, which then decides alone.
+        num_new: N.
+        num_total: T, cached and new tokens.
+        bidirectional: new tokens see each other both ways (and the whole cache) instead of causally.
+        group_size: G, query heads per key/value head.
+        device: where the mask is needed.
 
     Raises:
         ValueError: attention_mask has another shape or, with four dimensions, is not bool.
@@ -164,13 +180,13 @@ def build_visibility(
     mask = (keys <= queries) if causal else torch.ones_like(keys <= queries)
     if padding is None:
         return Visibility(mask=mask.repeat(group_size, 1)[None, None])
-    # A padding token sees at least itself: a row without any key would be NaN.
+    # A padding token sees at least itself: a query without any key would give NaN.
     mask = (mask & padding[:, None, None, :]) | (keys == queries)
     return Visibility(mask=mask.repeat(1, 1, group_size, 1))
 
 
 def _read_padding(attention_mask: Tensor | None, num_total: int) -> Tensor | None:
-    """[B, T] bool, or None where nothing is padded."""
+    """Return [B, T] bool, false on padding, or None where nothing is padded."""
     if attention_mask is None or bool((attention_mask != 0).all()):
         return None
     if attention_mask.dim() != 2 or attention_mask.shape[1] != num_total:

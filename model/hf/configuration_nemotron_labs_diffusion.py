@@ -8,7 +8,7 @@ REQUIRED_ROPE_KEYS = ("rope_theta", "factor", "original_max_position_embeddings"
 
 
 def default_rope_parameters() -> dict[str, Any]:
-    """The rotary embedding of the released 3B and 8B instruct models."""
+    """Return the rotary embedding of the released 3B and 8B instruct models."""
     return {
         "rope_type": "yarn",
         "rope_theta": 1e6,
@@ -25,13 +25,17 @@ def default_rope_parameters() -> dict[str, Any]:
 class NemotronLabsDiffusionConfig(PretrainedConfig):
     """Dimensions, rotary embedding and diffusion settings of one checkpoint.
 
-    Sizes are counts or widths. `head_dim` is independent of hidden_size / num_attention_heads.
-    rope_parameters: YaRN, `factor` taken literally; `truncate` (optional, true) rounds the correction range;
-    `llama_4_scaling_beta` scales queries by 1 + beta * log(1 + floor(position / original_max_position_embeddings)).
-    mask_token_id: id of the mask token; decoding never emits it. block_size: tokens per diffusion block.
-    dlm_paradigm, dlm_loss_weight, ar_loss_weight, dp_varying_mask_ratio: how the checkpoint was trained, kept for
-    other software that reads them; nothing here depends on them.
-    Unknown keys are kept as attributes, so configs released with more of them load.
+    Sizes are counts or widths. Unknown keys become attributes, so configs released with more of them load.
+
+    Attributes:
+        head_dim: independent of hidden_size / num_attention_heads.
+        rope_parameters: YaRN, `factor` taken literally; `truncate` (optional, true) rounds the correction range;
+            `llama_4_scaling_beta` scales queries by 1 + beta * log(1 + floor(position /
+            original_max_position_embeddings)).
+        mask_token_id: id of the mask token; decoding never emits it.
+        block_size: tokens per diffusion block.
+        dlm_paradigm, dlm_loss_weight, ar_loss_weight, dp_varying_mask_ratio: say how the checkpoint was trained, for
+            other software that reads them; nothing here depends on them.
 
     Raises:
         ValueError: the keys describe a model this code does not compute (tied head, biases, another activation,
@@ -97,7 +101,7 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
 
 
 def _check_architecture(config: NemotronLabsDiffusionConfig) -> None:
-    """ValueError unless the keys describe the one architecture of this family."""
+    """Raise ValueError unless the keys describe the one architecture of this family."""
     if config.tie_word_embeddings:
         raise ValueError("tie_word_embeddings is true, but this format stores the head as diffusion_head.weight")
     if config.attention_bias or config.mlp_bias:
@@ -112,7 +116,7 @@ def _check_architecture(config: NemotronLabsDiffusionConfig) -> None:
 
 
 def _check_rope(rope: dict[str, Any]) -> None:
-    """ValueError unless `rope` is a complete YaRN description; a guessed value would be another model."""
+    """Raise ValueError unless `rope` is a complete YaRN description; a guessed value would be another model."""
     rope_type = rope.get("rope_type", rope.get("type"))
     if rope_type != "yarn":
         raise ValueError(f"rope_parameters has rope_type {rope_type!r}; this family uses 'yarn'")

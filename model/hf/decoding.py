@@ -1,4 +1,4 @@
-"""All modes behind one function."""
+"""All decoding modes behind one function, and the two that do not speculate: AR and block diffusion."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,10 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .options import AR, BLOCK_DIFFUSION, BLOCK_DIFFUSION_THRESHOLD, LINEAR, MODES, QUADRATIC, DecodeOptions
+from .options import (
+    AR,
+    BLOCK_DIFFUSION,
+    BLOCK_DIFFUSION_THRESHOLD,
+    LINEAR,
+    MODES,
+    QUADRATIC,
+    DecodeOptions,
+    DecodeResult,
+)
 from .quadratic import decode_quadratic_speculation
 from .sampling import compute_confidence
-from .session import DecodeResult, DecodeSession, is_stop
+from .session import DecodeSession, open_session
 from .speculation import decode_linear_speculation
 
 
@@ -17,25 +26,25 @@ from .speculation import decode_linear_speculation
 def decode_ar(
     model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
 ) -> DecodeResult:
-    """One token per forward; the prefill yields the first. A draft adapter, if attached, is not used.
+    """Decode one token per forward, the first one in the prefill. A draft adapter, if attached, is not used.
 
     prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets each token.
 
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    session = DecodeSession(model, prompt_ids, attention_mask, options)
+    session = open_session(model, AR, prompt_ids, attention_mask, options)
     tokens = session.prefill()
     new_tokens = [tokens]
-    session.stream.put(tokens, session.stop_ids)
-    finished = is_stop(tokens, session.stop_ids)
+    session.stream.put(tokens)
+    finished = session.is_stop(tokens)
     while len(new_tokens) < options.max_new_tokens and not (session.stop_ids and bool(finished.all())):
-        tokens = session.choose_next(session.encode_context("step", tokens))
+        tokens = session.choose_next(session.model.encode_context("step", tokens))
         new_tokens.append(tokens)
-        session.stream.put(tokens, session.stop_ids)
+        session.stream.put(tokens)
         if session.stop_ids:
-            finished |= is_stop(tokens, session.stop_ids)
-    return session.finish(torch.cat(new_tokens, dim=1), [])
+            finished |= session.is_stop(tokens)
+    return session.finish(torch.cat(new_tokens, dim=1))
 
 
 @torch.no_grad()
@@ -46,82 +55,94 @@ def decode_block_diffusion(
 
     With causal_context (how these models are trained and served) the prompt is encoded causally and yields the first
     token of the block, its seed; the rest starts masked. Every forward over the block is bidirectional and commits
-    each masked position whose confidence reaches the threshold, at least the best one of each row. A full block is
-    written to the cache by one causal forward, which yields the next seed. Without causal_context the model is a pure
-    diffusion model: prompt and full blocks are encoded bidirectionally, yield no token, and blocks start all masked.
-    The last block is as long as what is left. Confidence is the probability at temperature 1, whatever the temperature.
-    prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets each block when it is full.
+    each masked position whose confidence reaches the threshold, at least the best one of each sequence. A full block
+    is written to the cache by one causal forward, which yields the next seed. Without causal_context the model is a
+    pure diffusion model: prompt and full blocks are encoded bidirectionally, yield no token, and blocks start all
+    masked. The last block is as long as what is left. Confidence is the probability at temperature 1, whatever the
+    temperature. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets each full block.
 
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    session = DecodeSession(model, prompt_ids, attention_mask, options)
-    finished = torch.zeros(session.batch_size, 1, dtype=torch.bool, device=session.device)
+    session = open_session(model, BLOCK_DIFFUSION, prompt_ids, attention_mask, options)
+    finished = torch.zeros(len(prompt_ids), 1, dtype=torch.bool, device=session.model.device)
     seed = _encode(session, "prefill", session.prompt.tokens, session.prompt.lengths)
     blocks: list[Tensor] = []
-    num_left = options.max_new_tokens
+    num_left, num_proposed, num_committed = options.max_new_tokens, 0, 0
     while True:
-        block = _denoise_block(session, seed, min(session.block_length, num_left), finished)
+        block, proposed, committed = _denoise_block(session, seed, min(session.block_length, num_left), finished)
+        num_proposed, num_committed = num_proposed + proposed, num_committed + committed
         blocks.append(block)
-        session.stream.put(block, session.stop_ids)
+        session.stream.put(block)
         num_left -= block.shape[1]
-        finished |= is_stop(block, session.stop_ids).any(1, keepdim=True)
+        finished |= session.is_stop(block).any(1, keepdim=True)
         if num_left == 0 or (session.stop_ids and bool(finished.all())):
-            return session.finish(torch.cat(blocks, dim=1), [])
+            return session.finish(torch.cat(blocks, dim=1), num_proposed, num_committed)
         seed = _encode(session, "commit", block)
 
 
 def _encode(session: DecodeSession, kind: str, tokens: Tensor, counts: list[int] | None = None) -> Tensor:
-    """Write tokens [B, N] to the cache; returns the seeds [B, 1] they yield, none [B, 0] if encoded bidirectionally."""
+    """Write tokens [B, N] to the cache and return the seeds [B, 1] they yield, [B, 0] if encoded bidirectionally."""
     causal = session.options.causal_context
-    hidden = session.encode_context(kind, tokens, counts, bidirectional=not causal)
+    hidden = session.model.encode_context(kind, tokens, counts, bidirectional=not causal)
     return session.choose_next(hidden) if causal else tokens[:, :0]
 
 
-def _denoise_block(session: DecodeSession, seed: Tensor, length: int, finished: Tensor) -> Tensor:
-    """A block [B, length] that begins with seed [B, 0 or 1], filled; rows that have finished [B, 1] are left masked."""
-    block = seed.new_full((len(seed), length), session.mask_token_id)
+def _denoise_block(
+    session: DecodeSession, seed: Tensor, length: int, finished: Tensor
+) -> tuple[Tensor, int, int | Tensor]:
+    """Fill a block [B, length] that begins with seed [B, 0 or 1]; sequences that have finished [B, 1] stay masked.
+
+    Returns:
+        The block, how many tokens were predicted for it, and how many of them were committed.
+    """
+    block = seed.new_full((len(seed), length), session.model.mask_token_id)
     block[:, : seed.shape[1]] = seed
     masked = torch.ones_like(block, dtype=torch.bool)
     masked[:, : seed.shape[1]] = False
-    masked &= ~finished & ~_behind_stop(session, block)
+    masked &= ~finished & ~_find_after_stop(session, block)
+    num_proposed, num_committed = 0, 0
     while True:
-        block, masked = _denoise(session, block, masked)
-        # A row that thinks too long is closed there, and what it wrote behind is written anew.
-        drafted = block[:, seed.shape[1] :]
-        overrun = session.thinking.find_overrun(drafted) & ~finished
-        overrun &= overrun.cumsum(1) == 1
-        if session.options.thinking_budget is None or not bool(overrun.any()):
-            session.thinking.keep(drafted)
-            return block
-        drafted.masked_fill_(overrun, session.thinking.close_id)
+        block, masked, proposed, committed = _denoise(session, block, masked)
+        num_proposed, num_committed = num_proposed + proposed, num_committed + committed
+        # A sequence that thinks too long is closed there, and what it wrote after that is denoised again.
+        written = block[:, seed.shape[1] :]
+        overrun = session.thinking.find_overrun(written) & ~finished
+        if not (session.thinking.has_limit and bool(overrun.any())):
+            session.thinking.commit(written)
+            return block, num_proposed, num_committed
+        written.masked_fill_(overrun, session.thinking.close_id)
         masked[:, seed.shape[1] :] = (overrun.cumsum(1) > 0) & ~overrun
-        block.masked_fill_(masked, session.mask_token_id)
-        masked &= ~_behind_stop(session, block)
+        block.masked_fill_(masked, session.model.mask_token_id)
+        masked &= ~_find_after_stop(session, block)
 
 
-def _behind_stop(session: DecodeSession, block: Tensor) -> Tensor:
-    """Positions of block [B, N] at or behind a stop token: they are cut from the output and need no denoising."""
-    return is_stop(block, session.stop_ids).cumsum(1) > 0
+def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, int, int | Tensor]:
+    """Fill the masked positions of block [B, N], forward by forward; the cached prefix is only read.
 
-
-def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
-    """Fill the masked positions of block [B, N], forward by forward; the cached prefix is only read."""
+    Returns:
+        The block, the positions still masked, how many tokens were predicted, and how many of them were committed.
+    """
     threshold = BLOCK_DIFFUSION_THRESHOLD if session.options.threshold is None else session.options.threshold
-    layout = session.layout(block.shape[1], bidirectional=True)
-    while len((rows := masked.nonzero(as_tuple=True))[0]):  # the one transfer to the host in a forward
-        hidden = session.encode("denoise", block, layout)
-        logits = session.project(hidden[rows])
+    layout = session.model.layout(block.shape[1], bidirectional=True)
+    num_proposed, num_committed = 0, 0
+    while len((where := masked.nonzero(as_tuple=True))[0]):  # the one transfer to the host in a forward
+        hidden = session.model.encode("denoise", block, layout)
+        logits = session.model.project(hidden[where])
         tokens = session.sampler.choose(logits)
         confidence = torch.full(block.shape, -1.0, dtype=torch.float32, device=block.device)
-        confidence[rows] = compute_confidence(logits, tokens).float()
+        confidence[where] = compute_confidence(logits, tokens).float()
         chosen = masked & (confidence >= threshold)
         chosen |= masked & torch.zeros_like(masked).scatter(1, confidence.argmax(1, keepdim=True), True)
-        block = torch.where(chosen, block.index_put(rows, tokens), block)
-        session.num_proposed += len(tokens)
-        session.num_committed = session.num_committed + chosen.sum()
-        masked = masked & ~chosen & ~_behind_stop(session, block)
-    return block, masked
+        block = torch.where(chosen, block.index_put(where, tokens), block)
+        num_proposed, num_committed = num_proposed + len(tokens), num_committed + chosen.sum()
+        masked = masked & ~chosen & ~_find_after_stop(session, block)
+    return block, masked, num_proposed, num_committed
+
+
+def _find_after_stop(session: DecodeSession, block: Tensor) -> Tensor:
+    """Find the positions of block [B, N] from a stop token on: they are cut off and need no denoising."""
+    return session.is_stop(block).cumsum(1) > 0
 
 
 DECODERS: dict[str, Callable[..., DecodeResult]] = {
@@ -138,7 +159,7 @@ def decode(
     """Decode prompt_ids [B, P] in one of MODES; attention_mask [B, P], zero on left padding.
 
     Raises:
-        ValueError: an unknown mode, or prompts or options that cannot be decoded.
+        ValueError: an unknown mode, prompts or options that cannot be decoded, or options without effect in the mode.
     """
     if mode not in DECODERS:
         raise ValueError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")

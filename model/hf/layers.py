@@ -1,10 +1,11 @@
-"""The decoder: RMSNorm, grouped-query attention, SwiGLU. Everything that varies per call is an argument.
+"""The decoder: RMSNorm, grouped-query attention, SwiGLU, and the draft adapter on their output projection.
 
-Shapes: B batch, N new tokens, T cached + new tokens, H query heads, K key/value heads, G = H / K, D head_dim.
+Mode and cache are arguments of each call. Shapes: B sequences, N new tokens, T cached and new tokens, H query heads, K
+key/value heads, G = H / K, D head_dim.
 
-A draft adapter (`linear_spec_lora/`) changes only `self_attn.o_proj`. Which rows of a forward draft is an argument, so
-that drafted and verified tokens can share one. An adapter that also changes other projections is taken for a fine-tuned
-model: it belongs to verifier and drafter alike and stays on throughout, also beside a draft adapter.
+A draft adapter (`linear_spec_lora/`) changes only `self_attn.o_proj`, and only at the positions that draft. These are
+an argument, so that drafted and verified tokens can share a forward. An adapter that also changes other projections is
+taken for a fine-tuned model: it belongs to verifier and drafter alike and stays on, also beside a draft adapter.
 """
 
 import sys
@@ -22,15 +23,20 @@ from .attention_mask import ALL_SEEN, Visibility
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .rope import PositionEncoding, RotaryEmbedding, rotate
 
-NO_ROWS, ALL_ROWS = slice(0, 0), slice(None)
+NO_POSITIONS, ALL_POSITIONS = slice(0, 0), slice(None)
 
 
 @dataclass(frozen=True)
-class DraftRows:
-    """rows: of the N new tokens, those that draft. names: adapters that apply to them alone."""
+class DraftPositions:
+    """The positions of a forward that draft, and the adapters that apply to them alone.
+
+    Attributes:
+        names: of these adapters.
+        positions: those of the N new tokens.
+    """
 
     names: frozenset[str]
-    rows: slice
+    positions: slice
 
 
 class NemotronLabsDiffusionRMSNorm(nn.Module):
@@ -42,7 +48,7 @@ class NemotronLabsDiffusionRMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., size] -> [..., size]."""
+        """Normalise [..., size]."""
         if hidden.dtype in (torch.float32, torch.float64):
             return torch.rms_norm(hidden, self.weight.shape, self.weight, self.epsilon)
         return self.weight * torch.rms_norm(hidden.float(), self.weight.shape, None, self.epsilon).to(hidden.dtype)
@@ -67,43 +73,43 @@ class NemotronLabsDiffusionAttention(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        positions: PositionEncoding,
+        encoding: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        drafting: DraftRows | None = None,
+        drafting: DraftPositions | None = None,
     ) -> Tensor:
-        """hidden [B, N, hidden] -> [B, N, hidden]; drafting: as in project_output."""
+        """Map hidden [B, N, hidden] to [B, N, hidden]; drafting: as in project_output."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
         projected = torch.cat((self.q_proj(hidden), self.k_proj(hidden)), dim=-1).view(heads).transpose(1, 2)
-        query, key = rotate(projected, positions).split((self.num_heads, self.num_key_value_heads), dim=1)
-        if positions.query_scale is not None:
-            query = query * positions.query_scale
+        query, key = rotate(projected, encoding).split((self.num_heads, self.num_key_value_heads), dim=1)
+        if encoding.query_scale is not None:
+            query = query * encoding.query_scale
         value = self.v_proj(hidden).view(heads).transpose(1, 2)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         return project_output(self.o_proj, self._attend(query, key, value, visibility).flatten(2), drafting)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visibility: Visibility) -> Tensor:
-        """query [B, H, N, D], key and value [B, K, T, D] -> [B, N, H, D], without repeating key/value heads."""
+        """Attend with query [B, H, N, D] to key and value [B, K, T, D] -> [B, N, H, D], without repeating heads."""
         if num_causal := visibility.num_causal:
             first, keys, values = (states[:, :, :num_causal] for states in (query, key, value))
             attended = scaled_dot_product_attention(first, keys, values, is_causal=True, enable_gqa=True)
             attended = attended.transpose(1, 2)
             if num_causal == query.shape[2]:
                 return attended
-            behind = self._attend(query[:, :, num_causal:], key, value, ALL_SEEN)
-            return torch.cat((attended, behind), dim=1)
-        # The G heads of a group become rows of one head. Unlike enable_gqa this is open to every fused kernel, also
+            others = self._attend(query[:, :, num_causal:], key, value, ALL_SEEN)
+            return torch.cat((attended, others), dim=1)
+        # The G heads of a group become queries of one head. Unlike enable_gqa this is open to every fused kernel, also
         # those with a mask, and reads each key once per group: up to 10x faster for single tokens on a CPU.
         batch, heads, num_new, head_dim = query.shape
         groups = heads // self.num_key_value_heads
-        rows = query.reshape(batch, self.num_key_value_heads, groups * num_new, head_dim)
-        attended = scaled_dot_product_attention(rows, key, value, attn_mask=visibility.mask)
+        queries = query.reshape(batch, self.num_key_value_heads, groups * num_new, head_dim)
+        attended = scaled_dot_product_attention(queries, key, value, attn_mask=visibility.mask)
         return attended.reshape(batch, heads, num_new, head_dim).transpose(1, 2)
 
 
 class NemotronLabsDiffusionMLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU feed-forward network."""
 
     def __init__(self, config: NemotronLabsDiffusionConfig):
         super().__init__()
@@ -112,7 +118,7 @@ class NemotronLabsDiffusionMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., hidden]."""
+        """Map [..., hidden] to [..., hidden]."""
         return self.down_proj(silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
@@ -129,13 +135,13 @@ class NemotronLabsDiffusionLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden: Tensor,
-        positions: PositionEncoding,
+        encoding: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        drafting: DraftRows | None = None,
+        drafting: DraftPositions | None = None,
     ) -> Tensor:
-        """hidden [B, N, hidden] -> [B, N, hidden]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), positions, visibility, cache, drafting)
+        """Map hidden [B, N, hidden] to [B, N, hidden]; the arguments are those of the encoder."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), encoding, visibility, cache, drafting)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -153,22 +159,26 @@ class NemotronLabsDiffusionEncoder(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        positions: PositionEncoding,
+        encoding: PositionEncoding,
         visibility: Visibility,
         cache: Any,
-        drafting: DraftRows | None = None,
+        drafting: DraftPositions | None = None,
         collected: list[Tensor] | None = None,
     ) -> Tensor:
-        """Embedded tokens [B, N, hidden] at `positions` -> normed [B, N, hidden].
+        """Map embedded tokens [B, N, hidden] to normed hidden states [B, N, hidden].
 
-        cache: None, one of transformers' caches, or a PrefixCache that has begun a forward of N tokens.
-        drafting: which of N a draft adapter applies to (see project_output).
-        collected: if given, receives what enters each layer and, last, the result.
+        Args:
+            hidden: the embedded tokens.
+            encoding: of their positions.
+            visibility: which slots each of them sees.
+            cache: None, one of transformers' caches, or a PrefixCache that has begun a forward of N tokens.
+            drafting: the positions that a draft adapter applies to (see project_output).
+            collected: if given, receives the input of each layer and, last, the result.
         """
         for layer in self.layers:
             if collected is not None:
                 collected.append(hidden)
-            hidden = layer(hidden, positions, visibility, cache, drafting)
+            hidden = layer(hidden, encoding, visibility, cache, drafting)
         hidden = self.norm(hidden)
         if collected is not None:
             collected.append(hidden)
@@ -176,9 +186,9 @@ class NemotronLabsDiffusionEncoder(nn.Module):
 
 
 def _find_adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Layers of any PEFT adapter by name; empty without one."""
-    # An attached adapter implies that peft is loaded. Not imported here: it is no dependency of a checkpoint, and
-    # transformers demands every package that a shipped file names in an import.
+    """Return the layers of any PEFT adapter by name; empty without one."""
+    # An attached adapter implies that peft is loaded. It is not imported here because a checkpoint does not need it,
+    # and transformers demands every package that a shipped file imports.
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None:
         return {}
@@ -186,15 +196,16 @@ def _find_adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def _is_active(layer: Any, adapter: str) -> bool:
-    """Whether an adapter changes what a layer computes."""
+    """Return whether an adapter changes what a layer computes."""
     return not layer.disable_adapters and adapter in layer.active_adapters and adapter in layer.lora_A
 
 
 def find_draft_adapters(model: nn.Module) -> tuple[frozenset[str], list[Any]]:
-    """Names of the enabled draft adapters attached to `model` and the layers they change; both empty without one.
+    """Return the names of the enabled draft adapters of `model` and the layers they change; both empty without one.
 
     Raises:
-        ValueError: one is merged into the weights, so that verification could not run without it, or is no plain LoRA.
+        ValueError: one is merged into the weights, so that verification could not run without it, or it is not a plain
+            LoRA.
     """
     layers = _find_adapted_layers(model)
     if any(not hasattr(layer, "lora_A") for layer in layers.values()):
@@ -210,47 +221,48 @@ def find_draft_adapters(model: nn.Module) -> tuple[frozenset[str], list[Any]]:
     return frozenset(drafting) if changed else frozenset(), changed
 
 
-def project_output(o_proj: Any, attended: Tensor, drafting: DraftRows | None) -> Tensor:
-    """o_proj of attended [B, N, width] -> [B, N, hidden], with draft adapters on the drafting rows of N only.
+def project_output(o_proj: Any, attended: Tensor, drafting: DraftPositions | None) -> Tensor:
+    """Apply o_proj to attended [B, N, width] -> [B, N, hidden], with draft adapters at drafting positions only.
 
-    drafting: None leaves it to PEFT (all rows while adapters are enabled).
+    drafting: None leaves adapters to PEFT, which applies them at all positions while they are enabled.
     """
     if drafting is None or not hasattr(o_proj, "lora_A"):
         return o_proj(attended)
     output = o_proj.base_layer(attended)
     for name in o_proj.active_adapters:
-        rows = drafting.rows if name in drafting.names else ALL_ROWS
-        adapted = attended[:, rows]
+        positions = drafting.positions if name in drafting.names else ALL_POSITIONS
+        adapted = attended[:, positions]
         if adapted.shape[1] and _is_active(o_proj, name) and name not in o_proj.merged_adapters:
-            output[:, rows] += _compute_update(o_proj, name, adapted).to(output.dtype)
+            output[:, positions] += _compute_update(o_proj, name, adapted).to(output.dtype)
     return output
 
 
-def _compute_update(o_proj: Any, name: str, rows: Tensor) -> Tensor:
-    """What PEFT adds to the base layer's output for one adapter."""
+def _compute_update(o_proj: Any, name: str, attended: Tensor) -> Tensor:
+    """Compute what PEFT adds to the base layer's output for one adapter."""
     down, up = o_proj.lora_A[name], o_proj.lora_B[name]
-    inputs = o_proj.lora_dropout[name](rows.to(down.weight.dtype))
+    inputs = o_proj.lora_dropout[name](attended.to(down.weight.dtype))
     return up(down(inputs)) * o_proj.scaling[name]
 
 
 class DraftAdapter:
-    """The draft adapters of a model, if any; looked up once."""
+    """The draft adapters of a model, if any, looked up once."""
 
     def __init__(self, model: nn.Module):
+        """Find the adapters; raises what find_draft_adapters raises."""
         self._names, self._layers = find_draft_adapters(model)
 
     def __bool__(self) -> bool:
         """Whether there is one."""
         return bool(self._layers)
 
-    def on(self, rows: slice) -> DraftRows | None:
-        """The adapters on `rows` alone, for a forward; None without one."""
-        return DraftRows(self._names, rows) if self._layers else None
+    def on(self, positions: slice) -> DraftPositions | None:
+        """Return what applies the adapters at `positions` of a forward alone; None without an adapter."""
+        return DraftPositions(self._names, positions) if self._layers else None
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Run the body as if there were none; does nothing without one."""
-        # The list that PEFT's own methods set, without their walk over all modules (80x slower per use).
+        """Run the body as if there were no draft adapter."""
+        # This sets the list that PEFT's own methods set, without their walk over all modules (80x slower per use).
         before = [layer._active_adapter for layer in self._layers]
         try:
             for layer in self._layers:

@@ -1,4 +1,4 @@
-"""The tri-mode language model: one forward, three ways to decode.
+"""The tri-mode language model: one forward, and an entry point for each way to decode.
 
 `forward` is causal unless asked otherwise, so the usual Hugging Face habits work. Mode and cache are arguments.
 """
@@ -16,16 +16,20 @@ from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .decoding import decode
 from .layers import NemotronLabsDiffusionEncoder
-from .options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, DecodeOptions
+from .options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, DecodeOptions, make_options
 
-Rows = int | slice | Tensor
+Positions = int | slice | Tensor
 
-# What callers of any model pass; nothing here depends on it.
+# What callers of any model pass to generate; nothing here depends on it.
 IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 
 
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
-    """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation."""
+    """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation.
+
+    The methods named `*generate` take further fields of DecodeOptions by keyword. They raise ValueError for prompts or
+    options that cannot be decoded or have no effect, and TypeError for an option that does not exist.
+    """
 
     config_class = NemotronLabsDiffusionConfig
     base_model_prefix = "encoder"
@@ -41,15 +45,17 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         self.post_init()
 
     @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (the same, less spelled out)
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (the same signature, abbreviated)
         cls, pretrained_model_name_or_path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """PreTrainedModel's, which fills tensors that a checkpoint lacks with random numbers: here that is an error.
+        """Load a checkpoint as PreTrainedModel does, but refuse one that lacks tensors of the model.
+
+        PreTrainedModel fills missing tensors with random numbers.
 
         Raises:
-            ValueError: the checkpoint lacks tensors of the model; the message names one.
+            ValueError: the checkpoint lacks tensors; the message names one.
         """
-        loaded: Any = super().from_pretrained(  # a pair then, which its annotation does not say
+        loaded: Any = super().from_pretrained(  # with output_loading_info a pair, which its annotation does not say
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         model, info = loaded
@@ -61,7 +67,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         return (model, info) if output_loading_info else model
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
+        """Return the token embedding."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
@@ -69,7 +75,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         self.encoder.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The vocabulary head."""
+        """Return the vocabulary head."""
         return self.diffusion_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -85,30 +91,35 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: Rows = 0,
+        logits_to_keep: Positions = 0,
         bidirectional: bool = False,
         commit: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> CausalLMOutputWithPast | tuple:
-        """Logits of N new tokens that follow the T - N cached ones.
+        """Compute the logits of N new tokens that follow the T - N cached ones.
 
-        input_ids [B, N], or inputs_embeds [B, N, hidden].
-        attention_mask: [B, T] with zeros on padding, or [B or 1, 1, N, T] bool which then decides alone who sees whom.
-        position_ids: [B or 1, N]; counted from the cached length if not given.
-        past_key_values: a PrefixCache (or, with commit=True, transformers' DynamicCache) that is read and extended.
-        labels [B, N]: next-token targets as in every causal LM (shifted here, -100 ignored); gives `loss`.
-        use_cache: true starts a PrefixCache when none is given.
-        logits_to_keep: rows that reach the vocabulary head: an int keeps the last ones (0: all), a slice or a 1D
-            tensor of indices selects positions, a bool mask [B, N] gives flat logits [number of trues, vocab].
-        bidirectional: the new tokens see each other both ways; the cached prefix is seen by all in either mode.
-        commit: false leaves the cache as it is (drafts); true adds the new tokens to it.
+        Args:
+            input_ids: [B, N]; give these or inputs_embeds.
+            attention_mask: [B, T] with zeros on padding, or [B or 1, 1, N, T] bool that decides alone who sees whom.
+            position_ids: [B or 1, N]; counted from the cached length if not given.
+            past_key_values: a PrefixCache (or, with commit=True, transformers' DynamicCache) to read and extend.
+            inputs_embeds: [B, N, hidden].
+            labels: [B, N] next-token targets as in every causal LM (shifted here, -100 ignored); gives `loss`.
+            use_cache: True starts a PrefixCache when none is given.
+            logits_to_keep: positions that reach the vocabulary head: an int takes the last ones (0: all), a slice or
+                a 1D tensor of indices selects them, a bool mask [B, N] gives flat logits [number of trues, vocab].
+            bidirectional: the new tokens see each other both ways; all of them see the cached prefix in either mode.
+            commit: False leaves the cache as it is (drafts); True adds the new tokens to it.
+            output_hidden_states: return the input of each layer and the normed output.
+            output_attentions: not available.
+            return_dict: False returns a tuple.
 
         Raises:
             ValueError: contradictory arguments; the message names them.
         """
-        _check_forward(self, input_ids, inputs_embeds, labels, logits_to_keep, output_attentions)
+        _check_forward(input_ids, inputs_embeds, labels, logits_to_keep, output_attentions)
         hidden = self.encoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values
         if cache is None and use_cache:
@@ -134,11 +145,11 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}: give a PrefixCache or, with commit=True, a DynamicCache"
             )
-        positions = self.encoder.rotary(position_ids, hidden.dtype)
-        hidden = self.encoder(hidden, positions, visibility, cache, collected=collected)
+        encoding = self.encoder.rotary(position_ids, hidden.dtype)
+        hidden = self.encoder(hidden, encoding, visibility, cache, collected=collected)
         if commit and isinstance(cache, PrefixCache):
             cache.advance(num_new)
-        logits = self.diffusion_head(select_rows(hidden, logits_to_keep))
+        logits = self.diffusion_head(select_positions(hidden, logits_to_keep))
         output = CausalLMOutputWithPast(
             loss=None if labels is None else compute_next_token_loss(logits, labels),
             logits=logits,
@@ -157,9 +168,9 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
-        """Decode one token per forward. See `decode_ar`; returns (output_ids with the prompt, number of forwards)."""
-        given = options | {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
-        return self._decode(AR, prompt_ids, attention_mask, given)
+        """Decode one token per forward (see decode_ar); return (output_ids with the prompt, number of forwards)."""
+        options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
+        return self._decode(AR, prompt_ids, attention_mask, options)
 
     def generate(
         self,
@@ -178,14 +189,16 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         return_dict_in_generate: bool = False,
         **options: Any,
     ) -> Any:
-        """Decode in any mode (ar, block_diffusion, linear, quadratic); returns (output_ids with the prompt, forwards).
+        """Decode in any mode (ar, block_diffusion, linear, quadratic); return (output_ids with the prompt, forwards).
 
-        Takes what a tokenizer returns: `generate(**tokenizer(text, return_tensors="pt"), mode="linear")`.
-        temperature: None is 0, or 1 with do_sample=True; do_sample=False is greedy whatever the temperature.
+        It takes what a tokenizer returns: `generate(**tokenizer(text, return_tensors="pt"), mode="linear")`.
+        temperature: None is 0, or 1 with do_sample=True.
+        do_sample: must agree with a temperature that is given.
         return_dict_in_generate: return the DecodeResult instead.
         """
         if (prompt_ids is None) == (input_ids is None):
             raise ValueError("give the prompts once, as prompt_ids or as input_ids")
+        prompts: Any = input_ids if prompt_ids is None else prompt_ids
         given = {name: value for name, value in options.items() if name not in IGNORED} | {
             "max_new_tokens": max_new_tokens,
             "block_length": block_length,
@@ -194,9 +207,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
             "temperature": _resolve_temperature(temperature, do_sample),
             "eos_token_id": eos_token_id,
         }
-        prompts: Any = input_ids if prompt_ids is None else prompt_ids
         if return_dict_in_generate:
-            return decode(self, mode, prompts, _make_options(given), attention_mask)
+            return decode(self, mode, prompts, make_options(given), attention_mask)
         return self._decode(mode, prompts, attention_mask, given)
 
     def linear_spec_generate(
@@ -212,16 +224,10 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
-        """Decode by linear self-speculation. See `decode_linear_speculation`; returns (output_ids, forwards)."""
-        given = options | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "temperature": temperature,
-            "mask_token_id": mask_token_id,
-            "eos_token_id": eos_token_id,
-            "threshold": threshold,
-        }
-        return self._decode(LINEAR, prompt_ids, attention_mask, given)
+        """Decode by linear self-speculation (see decode_linear_speculation); return as ar_generate does."""
+        options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
+        options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
+        return self._decode(LINEAR, prompt_ids, attention_mask, options)
 
     def quadratic_spec_generate(
         self,
@@ -236,67 +242,58 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
-        """Decode by quadratic self-speculation. See `decode_quadratic_speculation`; returns (output_ids, forwards)."""
-        given = options | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "temperature": temperature,
-            "mask_token_id": mask_token_id,
-            "eos_token_id": eos_token_id,
-            "threshold": threshold,
-        }
-        return self._decode(QUADRATIC, prompt_ids, attention_mask, given)
+        """Decode by quadratic self-speculation (see decode_quadratic_speculation); return as ar_generate does."""
+        options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
+        options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
+        return self._decode(QUADRATIC, prompt_ids, attention_mask, options)
 
     def _decode(
         self, mode: str, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
     ) -> tuple[Tensor, int]:
-        result = decode(self, mode, prompt_ids, _make_options(given), attention_mask)
+        result = decode(self, mode, prompt_ids, make_options(given), attention_mask)
         return result.output_ids, result.num_forwards
 
 
-def select_rows(hidden: Tensor, rows: Rows) -> Tensor:
-    """Rows of hidden [B, N, hidden] that reach the head; `rows` as logits_to_keep in the model's forward."""
-    if isinstance(rows, int):
-        rows = slice(-rows, None) if rows else slice(None)
-    if isinstance(rows, Tensor) and rows.dtype == torch.bool:
-        return hidden[rows]
-    return hidden[:, rows]
+def select_positions(hidden: Tensor, positions: Positions) -> Tensor:
+    """Select the positions of hidden [B, N, hidden] that reach the head, given as logits_to_keep of the forward."""
+    if isinstance(positions, int):
+        positions = slice(-positions, None) if positions else slice(None)
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        return hidden[positions]
+    return hidden[:, positions]
 
 
 def compute_next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits [B, N, vocab] row i against labels [B, N] at i + 1; -100 is ignored."""
+    """Compute the mean cross entropy of logits [B, N, vocab] at i against labels [B, N] at i + 1; -100 is ignored."""
     return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
 
 
 def _check_forward(
-    model: NemotronLabsDiffusionModel,
     input_ids: Tensor | None,
     inputs_embeds: Tensor | None,
     labels: Tensor | None,
-    logits_to_keep: Rows,
+    logits_to_keep: Positions,
     output_attentions: bool | None,
 ) -> None:
-    """ValueError for arguments that contradict each other or cannot be served."""
+    """Raise ValueError for arguments that contradict each other or cannot be served."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("give exactly one of input_ids and inputs_embeds")
     if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-        raise ValueError("labels need the logits of all rows: leave logits_to_keep at 0")
+        raise ValueError("labels need the logits of all positions: leave logits_to_keep at 0")
     if output_attentions:
-        raise ValueError("output_attentions is not available: attention runs in fused kernels that keep no weights")
-
-
-def _make_options(given: dict[str, Any]) -> DecodeOptions:
-    """TypeError naming the options that do not exist."""
-    known = DecodeOptions.__dataclass_fields__
-    if unknown := sorted(given.keys() - known.keys()):
-        raise TypeError(f"there is no option {', '.join(unknown)}: these models take {', '.join(known)}")
-    return DecodeOptions(**given)
+        raise ValueError("output_attentions is not available: fused attention kernels do not return weights")
 
 
 def _resolve_temperature(temperature: float | None, do_sample: bool | None) -> float:
-    if do_sample is False:
-        return 0.0
-    return temperature if temperature is not None else float(bool(do_sample))
+    """Return the temperature that both arguments mean; raise ValueError if they contradict each other."""
+    if temperature is None:
+        return float(bool(do_sample))
+    if do_sample is not None and do_sample != (temperature > 0):
+        remedy = "give a temperature above 0" if do_sample else "leave temperature out"
+        raise ValueError(
+            f"do_sample={do_sample} contradicts temperature={temperature}: {remedy}, or leave do_sample out"
+        )
+    return temperature
 
 
 # save_pretrained then writes auto_map and copies this file and those it imports.

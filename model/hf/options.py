@@ -1,10 +1,14 @@
-"""What a decode can be asked for, checked: its modes, and one set of options for all of them. Imports no torch."""
+"""What passes into and out of a decode: the modes, the options with every default and check, the result.
+
+Imports no torch, so that command lines can start with it.
+"""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers.generation.streamers import BaseStreamer
 
 MODES = AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC = "ar", "block_diffusion", "linear", "quadratic"
@@ -12,24 +16,36 @@ SPECULATIVE = (LINEAR, QUADRATIC)
 
 BLOCK_DIFFUSION_THRESHOLD = 0.9  # of the released models
 WHOLE_NUMBERS = ("max_new_tokens", "block_length", "top_k", "mask_groups", "thinking_budget", "seed")
+# The modes that read an option; options that are not listed are read by all of them.
+MODES_THAT_READ = {
+    "block_length": (BLOCK_DIFFUSION, LINEAR, QUADRATIC),
+    "threshold": (BLOCK_DIFFUSION, LINEAR, QUADRATIC),
+    "causal_context": (BLOCK_DIFFUSION,),
+    "mask_groups": (QUADRATIC,),
+}
+SAMPLING_OPTIONS = ("top_k", "top_p", "seed")  # read at a temperature above 0
 
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """How to decode; a mode ignores what it has no use for. Every default of decoding is here.
+    """How to decode. A value other than the default is refused where the mode or greedy decoding ignores it.
 
-    block_length: tokens of a block, its seed included; None takes the config's block_size.
-    threshold: a probability (at temperature 1). Block diffusion commits masked positions that reach it (None: 0.9);
-        in speculation a draft ends before the first less probable token (None: 0, never).
-    causal_context: of block diffusion; false decodes as a pure diffusion model.
-    temperature: 0 is greedy. top_k, top_p: keep the k best tokens, the fewest that hold probability p; None keeps all.
-    seed: of the random numbers; None takes torch's global generator.
-    eos_token_id: one or several ids that end a row; None takes the checkpoint's, [] never stops.
-    mask_token_id: None takes the config's.
-    mask_groups: of quadratic speculation, how many groups of masks are computed per forward; None computes all.
-    thinking_budget: tokens between <think> and </think> at most, the latter then being forced; None is no limit.
-    think_token_ids: ids of <think> and </think>; the default is that of the instruct models.
-    streamer: gets tokens as they become final (see TokenStream).
+    Attributes:
+        max_new_tokens: the most tokens to add to a prompt, the stop token included.
+        block_length: tokens of a block, its seed included; None takes the config's block_size. Not for AR.
+        threshold: a probability (at temperature 1). Block diffusion commits masked positions that reach it (None: 0.9);
+            in speculation a draft ends before the first less probable token (None: 0, never). Not for AR.
+        causal_context: False decodes as a pure diffusion model. For block diffusion alone.
+        temperature: 0 is greedy.
+        top_k: sample from the k most probable tokens; None from all.
+        top_p: sample from the fewest tokens that hold probability p; None from all.
+        seed: seeds the random numbers; None takes torch's global generator.
+        eos_token_id: one or several ids that end a sequence; None takes the checkpoint's, [] never stops.
+        mask_token_id: None takes the config's.
+        mask_groups: groups of masks computed per forward; None computes all. For quadratic speculation alone.
+        thinking_budget: the most tokens between <think> and </think>, which is then forced; None is no limit.
+        think_token_ids: ids of <think> and </think>; the default is that of the instruct models.
+        streamer: receives tokens as they become final (see TokenStream).
     """
 
     max_new_tokens: int = 128
@@ -47,10 +63,83 @@ class DecodeOptions:
     think_token_ids: tuple[int, int] = (12, 13)
     streamer: "BaseStreamer | None" = None
 
+    def for_mode(self, mode: str) -> "DecodeOptions":
+        """Return a copy with the default for whatever has no effect in `mode`, to decode in several modes alike."""
+        return replace(self, **{name: getattr(DecodeOptions, name) for name in self.list_ineffective(mode)})
+
+    def list_ineffective(self, mode: str) -> list[str]:
+        """List the options that differ from their default and yet have no effect in `mode`."""
+        ignored = [name for name, modes in MODES_THAT_READ.items() if mode not in modes]
+        ignored += SAMPLING_OPTIONS if self.temperature == 0 else ()
+        return [name for name in ignored if getattr(self, name) != getattr(DecodeOptions, name)]
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """One finished decode.
+
+    Attributes:
+        output_ids: [B, P + T], prompt and its padding included; a sequence that stopped early is filled up with the
+            first stop id.
+        num_new_tokens: of each sequence, up to and including its stop token.
+        forwards: model calls by kind: prefill; step (AR); denoise, commit (block diffusion: one writes a full block and
+            yields the next seed); draft, verify; draft_and_verify.
+        num_positions: token positions that went through the layers, over all forwards and sequences.
+        num_proposed: tokens predicted for masked positions, or drafted and verified.
+        num_committed: proposed tokens that entered the output.
+        acceptance_lengths: tokens emitted by each draft-verify cycle, bonus included; empty without speculation.
+    """
+
+    output_ids: "Tensor"
+    num_new_tokens: list[int]
+    forwards: dict[str, int]
+    num_positions: int
+    num_proposed: int
+    num_committed: int
+    acceptance_lengths: list[int]
+
+    @property
+    def num_forwards(self) -> int:
+        """Model calls, including prefill, drafts, verifications and commits of blocks."""
+        return sum(self.forwards.values())
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens of a sequence (mean over the batch) per model call; 1 for AR."""
+        return sum(self.num_new_tokens) / len(self.num_new_tokens) / self.num_forwards
+
+    @property
+    def tokens_per_position(self) -> float:
+        """New tokens per token position computed, prompts included."""
+        return sum(self.num_new_tokens) / self.num_positions
+
+    @property
+    def commit_ratio(self) -> float | None:
+        """Share of proposed tokens that entered the output; None without proposals."""
+        return self.num_committed / self.num_proposed if self.num_proposed else None
+
+    @property
+    def num_cycles(self) -> int:
+        """Draft-verify cycles, over all sequences."""
+        return len(self.acceptance_lengths)
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Mean tokens per draft-verify cycle; None without one."""
+        return sum(self.acceptance_lengths) / self.num_cycles if self.acceptance_lengths else None
+
+
+def make_options(given: dict[str, Any]) -> DecodeOptions:
+    """Build the options; raise TypeError for names that do not exist."""
+    known = DecodeOptions.__dataclass_fields__
+    if unknown := sorted(given.keys() - known.keys()):
+        raise TypeError(f"there is no option {', '.join(unknown)}: these models take {', '.join(known)}")
+    return DecodeOptions(**given)
+
 
 def check_options(config: Any, options: DecodeOptions) -> None:
-    """ValueError for values that no mode can serve. config: the model's."""
-    _check_kinds(options)
+    """Raise ValueError for values that no mode can serve; `config` is the model's."""
+    _check_types(options)
     if options.seed is not None and not -(1 << 63) <= options.seed < 1 << 64:
         raise ValueError(f"seed is {options.seed}; it must fit into 64 bits")
     if options.max_new_tokens < 1:
@@ -69,14 +158,22 @@ def check_options(config: Any, options: DecodeOptions) -> None:
     _check_thinking(config, options)
 
 
-def _check_kinds(options: DecodeOptions) -> None:
-    """ValueError for what is no number, or none where one is needed."""
-    kinds: list[tuple[str, Any, str]] = [(name, int, "a whole number") for name in WHOLE_NUMBERS]
-    kinds += [(name, (int, float), "a number") for name in ("temperature", "threshold", "top_p")]
-    for name, kind, what in kinds:
+def check_effect(mode: str, options: DecodeOptions) -> None:
+    """Raise ValueError for an option that was given and has no effect in `mode`, or no effect without sampling."""
+    for name in options.list_ineffective(mode):
+        if mode in MODES_THAT_READ.get(name, MODES):
+            raise ValueError(f"{name} has no effect at temperature 0: give a temperature above 0, or leave {name} out")
+        modes = " or ".join(MODES_THAT_READ[name])
+        raise ValueError(f"{name} has no effect in mode {mode}: leave it out, or choose mode {modes}")
+
+
+def _check_types(options: DecodeOptions) -> None:
+    types: list[tuple[str, Any, str]] = [(name, int, "a whole number") for name in WHOLE_NUMBERS]
+    types += [(name, (int, float), "a number") for name in ("temperature", "threshold", "top_p")]
+    for name, expected, what in types:
         value = getattr(options, name)
         may_be_none = name not in ("max_new_tokens", "temperature")
-        if isinstance(value, bool) or not (isinstance(value, kind) or (value is None and may_be_none)):
+        if isinstance(value, bool) or not (isinstance(value, expected) or (value is None and may_be_none)):
             raise ValueError(f"{name} is {value!r}; it must be {what}")
 
 
@@ -100,12 +197,12 @@ def _check_thinking(config: Any, options: DecodeOptions) -> None:
 
 
 def resolve_block_length(config: Any, options: DecodeOptions) -> int:
-    """Tokens of a block, those of `config` by default."""
+    """Return the tokens of a block, by default the config's block_size."""
     return config.block_size if options.block_length is None else options.block_length
 
 
 def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
-    """The given id, else the config's. Raises ValueError outside the vocabulary."""
+    """Return the given id, else the config's; raise ValueError if it is outside the vocabulary."""
     resolved = config.mask_token_id if mask_token_id is None else mask_token_id
     if not 0 <= resolved < config.vocab_size:
         raise ValueError(f"mask_token_id {resolved} is outside the vocabulary 0..{config.vocab_size - 1}")
@@ -113,23 +210,22 @@ def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
 
 
 def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
-    """Ids that end a row: the given one or ones, else those of generation_config.json, else of config.json.
+    """Return the ids that end a sequence: those given, else of generation_config.json, else of config.json.
 
-    An empty list means never.
+    eos_token_id: an int, several ints, or a tensor of either; None if not given. No ids ([]) means never.
     """
-    generation = getattr(model, "generation_config", None)
     eos = eos_token_id
-    for source in (generation, model.config):
+    for source in (getattr(model, "generation_config", None), model.config):
         eos = getattr(source, "eos_token_id", None) if eos is None else eos
     if eos is None:
         return ()
-    if hasattr(eos, "tolist"):  # a tensor
+    if hasattr(eos, "tolist"):
         eos = eos.tolist()
     return (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
 
 
 def check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, mask_token_id: int) -> None:
-    """ValueError for ids that are never chosen: rows would not stop at them."""
+    """Raise ValueError for ids that are never chosen, at which no sequence would stop."""
     for stop_id in stop_ids:
         if not 0 <= stop_id < vocab_size:
             raise ValueError(f"eos_token_id {stop_id} is outside the vocabulary 0..{vocab_size - 1}")

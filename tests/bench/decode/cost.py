@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from model.hf.options import DecodeOptions
-from model.hf.session import DecodeSession
+from model.hf.options import AR, DecodeOptions
+from model.hf.session import open_session
 from tests.bench.timing import time_interleaved
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 272)  # 272: all groups of a block of 16
@@ -39,13 +39,14 @@ class Cost:
 def measure_cost(model: Any, rounds: int) -> Cost:
     """Forwards of various numbers of rows behind a prompt, all rows through the head."""
     prompt = torch.randint(0, model.config.mask_token_id, (1, PROMPT_TOKENS))
-    session = DecodeSession(model, prompt, None, DecodeOptions(1, eos_token_id=[]), largest_forward=max(ROWS))
+    session = open_session(model, AR, prompt, None, DecodeOptions(1, eos_token_id=[]), largest_forward=max(ROWS))
     session.prefill()
     tokens = prompt.repeat(1, math.ceil(max(ROWS) / PROMPT_TOKENS))
 
     def make(num_rows: int) -> Any:
-        layout = session.layout(num_rows)
-        return lambda: session.project(session.encode("cost", tokens[:, :num_rows], layout))
+        cached = session.model
+        layout = cached.layout(num_rows)
+        return lambda: cached.project(cached.encode("cost", tokens[:, :num_rows], layout))
 
     seconds = time_interleaved([make(num_rows) for num_rows in ROWS], rounds)
     return fit(dict(zip(ROWS, seconds, strict=True)))

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from model.hf.attention_mask import make_group_layout
+from model.hf.cache import CachedModel
 from model.hf.decoding import decode
-from model.hf.options import MODES, DecodeOptions
-from model.hf.session import DecodeSession
+from model.hf.options import LINEAR, MODES, DecodeOptions
+from model.hf.session import open_session
 from tests.bench.decode.models import MASK_TOKEN_ID, Sizes, make_model
 from tests.bench.timing import time_interleaved
 
@@ -28,9 +29,9 @@ def measure_forwards(rounds: int) -> dict[str, Any]:
     model = make_model(SIZES)
     prompt = torch.randint(0, MASK_TOKEN_ID, (1, NUM_CACHED))
     options = DecodeOptions(64, block_length=BLOCK_LENGTH, eos_token_id=[])
-    session = DecodeSession(model, prompt, None, options, largest_forward=BLOCK_LENGTH * (1 + NUM_GROUPS))
+    session = open_session(model, LINEAR, prompt, None, options, largest_forward=BLOCK_LENGTH * (1 + NUM_GROUPS))
     session.prefill()
-    forwards = _make_forwards(session, torch.randint(0, MASK_TOKEN_ID, (1, BLOCK_LENGTH * (1 + NUM_GROUPS))))
+    forwards = _make_forwards(session.model, torch.randint(0, MASK_TOKEN_ID, (1, BLOCK_LENGTH * (1 + NUM_GROUPS))))
     functions: list[Callable[[], object]] = []
     for function, num_rows, num_head_rows in forwards.values():
         functions += [make_floor(model, num_rows, num_head_rows), function]
@@ -52,16 +53,16 @@ def measure_forwards(rounds: int) -> dict[str, Any]:
     }
 
 
-def _make_forwards(session: DecodeSession, tokens: Tensor) -> dict[str, tuple[Callable[[], Tensor], int, int]]:
+def _make_forwards(cached: CachedModel, tokens: Tensor) -> dict[str, tuple[Callable[[], Tensor], int, int]]:
     """By kind: the forward with its logits, rows that it computes, rows of those that reach the head.
 
     As the decoders run them, up to the choice of tokens; nothing is kept in the cache, so they can be repeated.
     """
     block, seed = tokens[:, :BLOCK_LENGTH], tokens[:, :1]
     both_ways, causal, single = (
-        session.layout(BLOCK_LENGTH, bidirectional=True),
-        session.layout(BLOCK_LENGTH),
-        session.layout(1),
+        cached.layout(BLOCK_LENGTH, bidirectional=True),
+        cached.layout(BLOCK_LENGTH),
+        cached.layout(1),
     )
     groups = make_group_layout(
         BLOCK_LENGTH - 1, torch.arange(NUM_GROUPS)[None], BLOCK_LENGTH, is_reused=True
@@ -69,18 +70,18 @@ def _make_forwards(session: DecodeSession, tokens: Tensor) -> dict[str, tuple[Ca
     last = BLOCK_LENGTH - 1 + BLOCK_LENGTH
 
     def draft_and_verify() -> Tensor:
-        hidden = session.encode("draft_and_verify", tokens, groups)
-        session.project(hidden[:, :BLOCK_LENGTH])
-        return session.project(hidden[:, BLOCK_LENGTH:last])
+        hidden = cached.encode("draft_and_verify", tokens, groups)
+        cached.project(hidden[:, :BLOCK_LENGTH])
+        return cached.project(hidden[:, BLOCK_LENGTH:last])
 
     return {
         "draft": (
-            lambda: session.project(session.encode("draft", block, both_ways)[:, 1:]),
+            lambda: cached.project(cached.encode("draft", block, both_ways)[:, 1:]),
             BLOCK_LENGTH,
             BLOCK_LENGTH - 1,
         ),
-        "verify": (lambda: session.project(session.encode("verify", block, causal)), BLOCK_LENGTH, BLOCK_LENGTH),
-        "step": (lambda: session.project(session.encode("step", seed, single)), 1, 1),
+        "verify": (lambda: cached.project(cached.encode("verify", block, causal)), BLOCK_LENGTH, BLOCK_LENGTH),
+        "step": (lambda: cached.project(cached.encode("step", seed, single)), 1, 1),
         "draft_and_verify": (draft_and_verify, tokens.shape[1], last),
     }
 
@@ -140,7 +141,8 @@ def count_prefill_head_rows(model: Any, prompt: Tensor, options: DecodeOptions) 
             ),
         ]
         # Two tokens: with one there is nothing to draft.
-        decode(model, mode, prompt, DecodeOptions(2, block_length=options.block_length, eos_token_id=[]))
+        two_tokens = DecodeOptions(2, block_length=options.block_length, eos_token_id=[])
+        decode(model, mode, prompt, two_tokens.for_mode(mode))
         for hook in hooks:
             hook.remove()
         counts[mode] = forwards[0]

@@ -40,7 +40,7 @@ def test_a_plain_loop_over_transformers_gives_our_tokens_in_as_many_forwards(mod
     options = DecodeOptions(NEW_TOKENS, block_length=BLOCK_LENGTH, eos_token_id=[])
     if mode == "block_diffusion":  # a threshold means something else in speculation
         options = DecodeOptions(NEW_TOKENS, block_length=BLOCK_LENGTH, eos_token_id=[], threshold=THRESHOLD)
-    ours = decode(model, mode, prompt, options)
+    ours = decode(model, mode, prompt, options.for_mode(mode))
 
     tokens, num_forwards = LOOPS[mode](make_twin(model, SIZES), prompt, NEW_TOKENS, *ARGUMENTS[mode])
 

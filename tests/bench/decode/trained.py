@@ -83,7 +83,7 @@ def decode_prompt(task: Task) -> list[Run]:
             setting,
             len(tokens),
             result.num_forwards,
-            result.num_rows - len(task.prompt_ids),
+            result.num_positions - len(task.prompt_ids),
             seconds,
             result.acceptance_lengths,
             judge.compare(task.prompt_ids, ar, tokens).value,

@@ -24,6 +24,12 @@ def test_every_shipped_file_is_needed_and_every_needed_file_is_shipped() -> None
     assert not missing
 
 
+def test_whoever_trusts_the_shipped_code_has_few_short_files_to_read() -> None:
+    files = list_code_files()
+    assert len(files) <= 12
+    assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 300
+
+
 def test_the_model_type_is_that_of_the_shipped_configuration() -> None:
     assert NemotronLabsDiffusionConfig.model_type == NLD_TYPE
 

@@ -10,8 +10,8 @@ from model.hf.attention_mask import make_group_layout
 from model.hf.cache import PrefixCache
 from model.hf.decoding import decode
 from model.hf.layers import DraftAdapter
-from model.hf.options import DecodeOptions
-from model.hf.session import DecodeSession
+from model.hf.options import QUADRATIC, DecodeOptions
+from model.hf.session import open_session
 from model.hf.speculation import real_context_acceptance
 from tests.model.hf.adapters import attach_adapter, fill_adapter
 from tests.model.hf.modes import SPECULATIVE
@@ -148,15 +148,15 @@ def make_dense_mask(num_prefix):
     return visible[None, None]
 
 
-def test_in_one_forward_masks_go_through_the_merged_weight_and_no_other_row(tiny):
+def test_in_one_forward_masks_go_through_the_merged_weight_and_no_other_position(tiny):
     model = tiny.model()
     attach_adapter(model)
-    session = DecodeSession(model, prompt(), None, DecodeOptions())
+    session = open_session(model, QUADRATIC, prompt(), None, DecodeOptions())
     with torch.no_grad():
         session.prefill()
         tokens = torch.tensor([[7, 8, 9, *[60] * (GROUPS * MASKS)]])
         layout = make_group_layout(GROUPS - 1, torch.arange(GROUPS)[None], MASKS, is_reused=True)
-        hidden = session.encode("draft_and_verify", tokens, layout, draft_rows=slice(GROUPS, None))
+        hidden = session.model.encode("draft_and_verify", tokens, layout, drafting=slice(GROUPS, None))
         positions = [*range(5 + GROUPS), *(6 + group + mask for group in range(GROUPS) for mask in range(MASKS))]
         arguments = {"attention_mask": make_dense_mask(5), "position_ids": torch.tensor([positions])}
         everything = torch.cat((prompt(), tokens), dim=1)

@@ -42,7 +42,7 @@ def test_the_mask_token_is_never_emitted(tiny, mode, temperature):
     fixed: dict[str, Any] = {"max_new_tokens": 14, "temperature": temperature, "eos_token_id": [], "seed": 0}
     extras: list[dict[str, Any]] = [{"mask_groups": 2}, {"threshold": 0.3, "top_k": 3, "top_p": 0.7}]
     for extra in extras:
-        options = DecodeOptions(**(fixed | extra))
+        options = DecodeOptions(**(fixed | extra)).for_mode(mode)
         assert MASK not in decode(model, mode, prompts(2, 5), options).output_ids
 
 
@@ -62,7 +62,8 @@ def test_no_more_tokens_are_emitted_than_asked_for(tiny, mode, accuracy):
     prompt, stop = torch.tensor([[3, 5, 4, 9], [4, 4, 8, 2], [1, 2, 3, 4]]), 7
     for max_new_tokens in (1, 2, 8, 9, 10, 18):
         for extra in ({}, {"mask_groups": 1}, {"eos_token_id": [stop]}, {"temperature": 1.0, "seed": 3}):
-            options = DecodeOptions(**{"max_new_tokens": max_new_tokens, "eos_token_id": [], **extra})
+            given = {"max_new_tokens": max_new_tokens, "eos_token_id": [], **extra}
+            options = DecodeOptions(**given).for_mode(mode)
             result = decode(model, mode, prompt, options)
             assert result.output_ids.shape[1] == 4 + max(result.num_new_tokens) <= 4 + max_new_tokens
             for row, num_new in zip(result.output_ids[:, 4:].tolist(), result.num_new_tokens, strict=True):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.hf import session as session
+from model.hf import cache, session
 from model.hf.decoding import decode
 from model.hf.options import DecodeOptions
 from tests.model.hf.modes import ALL, pad_left
@@ -15,8 +15,7 @@ def force_fixed_shapes(monkeypatch):
     """Call it to make every further decode one with fixed shapes."""
 
     def force():
-        forced = property(lambda _: True, lambda _, value: None)
-        monkeypatch.setattr(session.DecodeSession, "fixed_shapes", forced, raising=False)
+        monkeypatch.setattr(cache, "needs_fixed_shapes", lambda _: True)
 
     return force
 

@@ -82,12 +82,44 @@ def test_do_sample_says_whether_to_sample(tiny, mode):
         return model.generate(PROMPT, 20, eos_token_id=[], mode=mode, **options)[0]
 
     greedy = run()
-    assert torch.equal(run(do_sample=False, temperature=0.7), greedy)
+    assert torch.equal(run(do_sample=False), greedy)
+    assert torch.equal(run(do_sample=False, temperature=0.0), greedy)
     sampled = run(do_sample=True, seed=1)
     assert not torch.equal(sampled, greedy)
     assert torch.equal(sampled, run(temperature=1.0, seed=1))
     assert torch.equal(run(do_sample=True, temperature=0.5, seed=1), run(temperature=0.5, seed=1))
     assert torch.equal(run(do_sample=True, top_k=1, seed=1), greedy) or mode == "block_diffusion"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"do_sample": True, "temperature": 0.0},
+            "do_sample=True contradicts temperature=0.0: give a",
+        ),
+        (
+            {"do_sample": False, "temperature": 0.7},
+            "do_sample=False contradicts temperature=0.7: leave",
+        ),
+        ({"do_sample": False, "top_k": 5}, "top_k has no effect at temperature 0: give a temperature above 0"),
+        ({"top_p": 0.9}, "top_p has no effect at temperature 0"),
+        ({"seed": 0}, "seed has no effect at temperature 0"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", MODES)
+def test_sampling_that_would_not_happen_is_refused(tiny, mode, options, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.model().generate(PROMPT, 4, mode=mode, **options)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_defaults_given_in_full_are_not_refused(tiny, mode):
+    """A caller may spell out the released defaults, also those that a mode does not read."""
+    model = tiny.model()
+    output, _ = model.generate(PROMPT, 9, None, None, True, 0.0, [], mode=mode)
+    assert torch.equal(output, model.generate(PROMPT, 9, eos_token_id=[], mode=mode)[0])
 
 
 @pytest.mark.parametrize("name", ["ar_generate", "generate", "linear_spec_generate", "quadratic_spec_generate"])

@@ -21,7 +21,7 @@ def prompts(num_rows, seed):
 def compare(model, prompt, comparison, *, num_tokens=24, block=8, modes=SPECULATIVE, eos=()):
     """All modes against AR, all rows at once."""
     options = {"max_new_tokens": num_tokens, "block_length": block, "eos_token_id": eos}
-    expected = decode(model, "ar", prompt, DecodeOptions(**options))
+    expected = decode(model, "ar", prompt, DecodeOptions(**options).for_mode("ar"))
     for mode, extra in modes:
         result = decode(model, mode, prompt, DecodeOptions(**options, **extra))
         for row in range(len(prompt)):

@@ -46,6 +46,38 @@ def test_an_impossible_option_is_named(tiny, change, message):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "modes"),
+    [
+        ({"block_length": 4}, ("block_diffusion", "linear", "quadratic")),
+        ({"threshold": 0.5}, ("block_diffusion", "linear", "quadratic")),
+        ({"causal_context": False}, ("block_diffusion",)),
+        ({"mask_groups": 2}, ("quadratic",)),
+    ],
+    ids=str,
+)
+def test_an_option_without_effect_in_a_mode_is_refused(tiny, given, modes):
+    model, (name,) = tiny.model(), given
+    for mode in MODES:
+        options = DecodeOptions(max_new_tokens=4, **given)
+        if mode in modes:
+            decode(model, mode, PROMPT, options)
+            assert options.for_mode(mode) == options
+            continue
+        with pytest.raises(
+            ValueError, match=f"{name} has no effect in mode {mode}: leave it out, or choose mode {modes[0]}"
+        ):
+            decode(model, mode, PROMPT, options)
+        assert options.for_mode(mode) == DecodeOptions(max_new_tokens=4)
+
+
+def test_options_of_sampling_are_dropped_where_decoding_is_greedy():
+    options = DecodeOptions(top_k=3, top_p=0.5, seed=1)
+    assert options.for_mode("linear") == DecodeOptions()
+    sampled = DecodeOptions(temperature=0.5, top_k=3, top_p=0.5, seed=1)
+    assert sampled.for_mode("linear") == sampled
+
+
 def test_stop_ids_are_one_several_or_none(tiny):
     model = tiny.model(eos_token_id=[2, 11])
     assert resolve_stop_ids(model, None) == (2, 11)

@@ -5,19 +5,18 @@ import torch
 
 from model.hf.decoding import decode
 from model.hf.options import MODES, DecodeOptions
-from model.hf.session import prepare_prompt
+from model.hf.session import prepare_prompts
 
 
 def prepare(model, ids, mask=None):
     mask = None if mask is None else torch.tensor(mask)
-    return prepare_prompt(model, torch.tensor(ids), mask, mask_token_id=60, max_new_tokens=4)
+    return prepare_prompts(model, torch.tensor(ids), mask, mask_token_id=60, max_new_tokens=4)
 
 
 def test_left_padding_moves_to_the_right(tiny):
     prompt = prepare(tiny.model(), [[0, 0, 5, 6], [9, 7, 8, 4], [0, 1, 2, 3]], [[0, 0, 1, 1], [1] * 4, [0, 1, 1, 1]])
     assert prompt.lengths == [2, 4, 3]
     assert prompt.tokens.tolist() == [[5, 6, 6, 6], [9, 7, 8, 4], [1, 2, 3, 3]]
-    assert prompt.last_tokens().tolist() == [[6], [4], [3]]
     assert prompt.is_ragged
 
 
@@ -32,7 +31,7 @@ def test_masks_of_any_type_serve(tiny):
     model, ids = tiny.model(), torch.tensor([[0, 5, 6]])
     for dtype in (torch.bool, torch.long, torch.float32):
         mask = torch.tensor([[0, 1, 1]]).to(dtype)
-        assert prepare_prompt(model, ids, mask, mask_token_id=60, max_new_tokens=1).lengths == [2]
+        assert prepare_prompts(model, ids, mask, mask_token_id=60, max_new_tokens=1).lengths == [2]
 
 
 @pytest.mark.parametrize(
@@ -45,10 +44,10 @@ def test_masks_of_any_type_serve(tiny):
         ([[1, 2]], None, r"token ids \[batch, length\]"),
         (torch.tensor([[3, 64]]), None, "holds id 64, the vocabulary is 0..63"),
         (torch.tensor([[3, -1]]), None, "holds id -1, the vocabulary is 0..63"),
-        (torch.tensor([[3, 4], [5, 60]]), None, r"mask token \(id 60\) in row 1 at index 1"),
-        (torch.tensor([[3, 4], [5, 6]]), [[1, 1], [0, 0]], "row 1 of prompt_ids is empty, all of it padding"),
-        (torch.tensor([[3, 4], [5, 6]]), [[1, 1], [1, 0]], "row 1 of attention_mask.*pad on the left"),
-        (torch.tensor([[3, 4, 5]]), [[1, 0, 1]], "row 0 of attention_mask.*pad on the left"),
+        (torch.tensor([[3, 4], [5, 60]]), None, r"mask token \(id 60\) in prompt 1 at index 1"),
+        (torch.tensor([[3, 4], [5, 6]]), [[1, 1], [0, 0]], "prompt 1 of prompt_ids is empty, all of it padding"),
+        (torch.tensor([[3, 4], [5, 6]]), [[1, 1], [1, 0]], "prompt 1 of attention_mask.*pad on the left"),
+        (torch.tensor([[3, 4, 5]]), [[1, 0, 1]], "prompt 0 of attention_mask.*pad on the left"),
         (torch.tensor([[3, 4]]), [[1, 1, 1]], r"attention_mask is \[1, 3\], prompt_ids \[1, 2\]"),
         (torch.full((1, 380), 5), None, "380 tokens and max_new_tokens 5 exceed the model's 384 positions"),
     ],

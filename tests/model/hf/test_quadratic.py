@@ -81,10 +81,10 @@ def test_mask_groups_bound_the_rows_of_a_forward(tiny, mask_groups):
     model.encoder.forward = lambda hidden, *rest: shapes.append(hidden.shape[1]) or real(hidden, *rest)
     result = run(model, torch.tensor([[3, 5, 4]]), max_new_tokens=50, mask_groups=mask_groups)
     assert max(shapes[1:]) <= 8 + 8 * min(mask_groups, 8)
-    assert result.num_rows == sum(shapes)
+    assert result.num_positions == sum(shapes)
     everything = run(model, torch.tensor([[3, 5, 4]]), max_new_tokens=50)
     assert torch.equal(result.output_ids, everything.output_ids)
-    assert mask_groups >= 8 or result.num_rows < everything.num_rows
+    assert mask_groups >= 8 or result.num_positions < everything.num_positions
 
 
 def test_groups_see_what_precedes_them_and_themselves():
@@ -99,8 +99,8 @@ def test_groups_see_what_precedes_them_and_themselves():
 def test_a_block_is_no_longer_than_the_answer_and_an_enormous_forward_is_refused(tiny):
     model, prompt = tiny.model(), torch.tensor([[3, 4, 5]])
     options = DecodeOptions(max_new_tokens=6, block_length=300, eos_token_id=[])
-    assert decode_quadratic_speculation(model, prompt, options).num_rows <= 3 + 6 + 6 * 6 * 7
-    with pytest.raises(ValueError, match="block_length 200 with 200 groups of masks makes forwards of 40200 rows"):
+    assert decode_quadratic_speculation(model, prompt, options).num_positions <= 3 + 6 + 6 * 6 * 7
+    with pytest.raises(ValueError, match="block_length 200 with 200 groups of masks makes forwards of 40200 positions"):
         decode_quadratic_speculation(model, prompt, replace(options, max_new_tokens=300, block_length=200))
     with pytest.raises(ValueError, match="block_length is 400; the model has no more than 384 positions"):
         decode_quadratic_speculation(model, prompt, replace(options, block_length=400))

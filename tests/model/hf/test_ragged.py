@@ -22,7 +22,7 @@ def assert_rows_as_alone(model, prompt, mode, *, lengths=LENGTHS, exact=True, **
     """Returns how many rows part at a near tie; exact: none may."""
     ids, mask = pad_left(prompt, lengths)
     stops = options.pop("eos_token_id", [])
-    settings = DecodeOptions(**{"max_new_tokens": 20, "eos_token_id": stops, **options})
+    settings = DecodeOptions(**{"max_new_tokens": 20, "eos_token_id": stops, **options}).for_mode(mode)
     batch, comparison = decode(model, mode, ids, settings, mask), Comparison()
     assert torch.equal(batch.output_ids[:, :9], ids)
     acceptance_lengths = []

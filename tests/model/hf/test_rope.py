@@ -5,7 +5,7 @@ import torch
 from transformers import Ministral3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from model.hf.rope import RotaryEmbedding, compute_attention_factor, compute_inverse_frequencies
+from model.hf.rope import RotaryEmbedding
 
 CASES = [
     {},
@@ -38,8 +38,9 @@ def test_frequencies_equal_transformers(case, head_dim):
     }
     config = Ministral3Config(head_dim=head_dim, rope_parameters=dict(rope))
     frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](config)
-    assert torch.equal(compute_inverse_frequencies(rope, head_dim), frequencies)
-    assert compute_attention_factor(rope) == pytest.approx(factor, abs=1e-12)
+    ours = RotaryEmbedding(rope, head_dim)
+    assert torch.equal(ours.inverse_frequencies, frequencies)
+    assert ours.attention_factor == pytest.approx(factor, abs=1e-12)
 
 
 def test_query_scale_steps_at_multiples_of_the_original_context():

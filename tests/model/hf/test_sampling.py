@@ -63,10 +63,10 @@ def test_a_seed_repeats_the_draws_and_leaves_the_global_generator_alone():
 def test_greedy_verification_accepts_the_longest_equal_prefix():
     choices = torch.tensor([[4, 5, 6, 7]]).expand(4, -1)
     draft = torch.tensor([[4, 5, 6], [4, 5, 0], [0, 5, 6], [4, 0, 6]])
-    verdict = GREEDY.verify(Draft(draft, None), torch.nn.functional.one_hot(choices, 9).float())
-    assert verdict.num_accepted.tolist() == [3, 2, 0, 1]
-    assert torch.equal(verdict.tokens, choices)
-    assert verdict.bonus().flatten().tolist() == [7, 6, 4, 5]
+    verified = GREEDY.verify(Draft(draft, None), torch.nn.functional.one_hot(choices, 9).float())
+    assert verified.num_accepted.tolist() == [3, 2, 0, 1]
+    assert torch.equal(verified.tokens, choices)
+    assert verified.bonus().flatten().tolist() == [7, 6, 4, 5]
 
 
 def frequencies(tokens, vocab_size):
@@ -83,10 +83,10 @@ def test_rejection_sampling_emits_the_verifiers_distribution(top_k, top_p):
     draft_logits[:, 2] = -torch.inf  # a token the drafter never proposes but the verifier wants
     p = sampler.compute_probabilities(verify_logits)
     draft = sampler.draft(draft_logits.expand(num_rows, -1, -1), with_confidence=True)
-    verdict = sampler.verify(draft, verify_logits.expand(num_rows, -1, -1))
-    assert 0.1 < (verdict.num_accepted > 0).float().mean() < 0.95
+    verified = sampler.verify(draft, verify_logits.expand(num_rows, -1, -1))
+    assert 0.1 < (verified.num_accepted > 0).float().mean() < 0.95
     for position in range(3):
-        emitted = verdict.tokens[verdict.num_accepted >= position, position]
+        emitted = verified.tokens[verified.num_accepted >= position, position]
         error = (p[position] * (1 - p[position]) / len(emitted)).sqrt()
         assert ((frequencies(emitted, vocab_size) - p[position]).abs() <= 5 * error).all()
 

@@ -42,12 +42,13 @@ def test_forwards_and_rows_are_those_the_encoder_sees(tiny, trained, mode, extra
     if kind == "ragged":
         prompt, mask = pad_left(prompt, [4, 1, 3])
     meter = Meter(model)
-    result = run(model, mode, prompt, mask, temperature=1.0 if kind == "sampled" else 0.0, seed=0, **extra)
+    sampling = {"temperature": 1.0, "seed": 0} if kind == "sampled" else {}
+    result = run(model, mode, prompt, mask, **sampling, **extra)
     assert result.num_forwards == len(meter.rows) == sum(result.forwards.values())
-    assert result.num_rows == sum(meter.rows)
+    assert result.num_positions == sum(meter.rows)
     assert result.forwards["prefill"] == 1
     assert result.tokens_per_forward == 20 / len(meter.rows)
-    assert result.tokens_per_row == 20 * len(prompt) / sum(meter.rows)
+    assert result.tokens_per_position == 20 * len(prompt) / sum(meter.rows)
 
 
 def test_the_head_sees_one_row_per_ar_forward(tiny):
@@ -85,7 +86,7 @@ def test_the_head_sees_one_group_however_many_are_computed(tiny, mask_groups):
     verified = [rows - 8 * mask_groups for rows in meter.rows[1:]]
     for rows, head_rows, num_verified in zip(meter.rows[1:], meter.head_rows[1:], verified, strict=True):
         assert head_rows <= (num_verified if num_verified > 0 else rows) + 7
-    assert result.num_rows == sum(meter.rows)
+    assert result.num_positions == sum(meter.rows)
 
 
 def test_results_add_up(tiny):

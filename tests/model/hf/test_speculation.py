@@ -5,9 +5,9 @@ import torch
 
 from model.hf import speculation as speculation
 from model.hf.decoding import decode
-from model.hf.options import DecodeOptions
+from model.hf.options import LINEAR, DecodeOptions
 from model.hf.sampling import Draft
-from model.hf.session import DecodeSession
+from model.hf.session import open_session
 from model.hf.speculation import real_context_acceptance
 
 MASK = 60
@@ -33,7 +33,7 @@ def fake_drafter(truth, share_right, seed=0):
 
     def draft_block(session, block_seed, length):
         draft = real(session, block_seed, length)  # counts its forward
-        known = truth[:, session.cache.length + 1 :][:, : length - 1]
+        known = truth[:, session.model.cache.length + 1 :][:, : length - 1]
         right = torch.rand(known.shape, generator=generator) < share_right
         return Draft(torch.where(right, known, (known + 1) % 60), draft.probabilities)
 
@@ -135,7 +135,7 @@ def test_where_a_threshold_cuts_does_not_depend_on_the_tokens_drawn(tiny):
     model, prompt = tiny.model(initializer_range=0.15), prompts(1, 7)
 
     def draft(**options):
-        session = DecodeSession(model, prompt, None, DecodeOptions(**options))
+        session = open_session(model, LINEAR, prompt, None, DecodeOptions(**options))
         with torch.no_grad():
             session.prefill()
             return speculation.draft_block(session, prompt[:, :1], 8)

@@ -89,8 +89,8 @@ def test_a_batch_with_a_streamer_is_refused_before_anything_is_streamed(tiny, na
 
 
 def test_nothing_moves_to_the_host_without_a_streamer():
-    stream = TokenStream(None, torch.empty(3, 4, device="meta", dtype=torch.long))
-    stream.put(torch.empty(3, 4, device="meta", dtype=torch.long), (1,))
+    stream = TokenStream(None, torch.empty(3, 4, device="meta", dtype=torch.long), (1,))
+    stream.put(torch.empty(3, 4, device="meta", dtype=torch.long))
     stream.end()
 
 
