@@ -15,7 +15,7 @@ from conf.composition.trees import RUN_TREE
 from conf.schema import RunConfig
 from conf.system.entry import OneLineParser, count, quiet_libraries
 from conf.system.errors import UserError
-from launch.preflight.data_sources import check_heldout_data, check_tokenizer, check_training_data
+from launch.preflight.data_sources import check_data_tokenizer, check_heldout_data, check_training_data
 from launch.preflight.dry_batch import check_dry_batch
 from launch.preflight.environment import check_devices, check_kernels, check_package_versions, count_gpus_quickly
 from launch.preflight.rendezvous import check_ports
@@ -48,7 +48,7 @@ CHECKS = (  # in the order in which they run: quick ones first
     PreflightCheck("ports", check_ports),
     PreflightCheck("run folder", check_run_folder),
     PreflightCheck("disk space", check_disk_space),
-    PreflightCheck("tokenizer", check_tokenizer, needs=("packages",)),
+    PreflightCheck("tokenizer", check_data_tokenizer, needs=("packages",)),
     PreflightCheck("training data", check_training_data, needs=("tokenizer",)),
     PreflightCheck("held-out data", check_heldout_data, needs=("tokenizer",)),
     PreflightCheck("start", check_start, needs=("training data",)),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # imports torch
 ONE_EPOCH = 1.0
 
 
-def check_tokenizer(job: TrainingJob) -> Iterator[Finding]:
+def check_data_tokenizer(job: TrainingJob) -> Iterator[Finding]:
     """Check that it has mask and end-of-sequence tokens, and no more entries than the model."""
     from pretrain.run.run_data import open_tokenizer
 
