@@ -1,4 +1,4 @@
-"""One step with the largest shapes, for launch/preflight: `python -m pretrain.dry_batch CONFIG --microbatches N`.
+"""Try one step with the largest shapes, for launch/preflight: `python -m pretrain.dry_batch CONFIG --microbatches N`.
 
 CONFIG: a resolved config.yaml in a folder that may be written; `report.json` appears beside it. The run folder that it
 names is not touched, and weights are fresh: what is tried is whether model, optimizer and batches fit and work.
@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,16 @@ from conf.system.atomic import atomic_write_text
 from conf.system.entry import OneLineParser, count, exit_status, quiet_libraries
 
 if TYPE_CHECKING:
+    from data_pipeline.batch import Batch
+    from data_pipeline.dataset import Blend
+    from pretrain.run.session import RunSession
     from pretrain.trainer import Trainer
 
 REPORT_FILE = "report.json"
 
 
 def main() -> None:
-    """Exit status 0, or 2 with one message for what the user can mend."""
+    """Exit with status 0, or 2 after one message for what the user can fix."""
     parser = OneLineParser(prog="python -m pretrain.dry_batch", description=__doc__)
     parser.add_argument("config", type=Path)
     parser.add_argument("--microbatches", type=count, required=True, help="per data-parallel rank")
@@ -33,16 +37,16 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains two steps, evaluates one microbatch and writes the report. Raises UserError."""
+    """Train two steps, evaluate one microbatch and write the report. Raises: UserError."""
     config = load_run_config(arguments.config)
     quiet_libraries("torch.distributed")
 
+    from pretrain.assemble import build_trainer
     from pretrain.resume.start_point import StartPoint
     from pretrain.run.model_parallel import model_parallel_groups
     from pretrain.run.run_data import open_data
     from pretrain.run.session import RunSession
     from pretrain.step.userbuffers import userbuffers
-    from pretrain.trainer import build_trainer
 
     data = open_data(config)
     run_dir = arguments.config.parent / "run"
@@ -53,8 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         small = replace(shrink(config, run_dir, arguments.microbatches, copies), runtime=quiet)
         assert data.tokenizer.eos_token_id is not None, "open_data checks it"
         trainer = build_trainer(small, data, StartPoint(data.tokenizer.eos_token_id), session)
-        measured = measure(trainer)
-        report = describe(trainer, measured, arguments.microbatches)
+        report = describe(session, small, measure(trainer), arguments.microbatches)
         if session.ranks.is_first:
             atomic_write_text(arguments.config.parent / REPORT_FILE, json.dumps(report) + "\n")
 
@@ -74,41 +77,65 @@ def shrink(config: RunConfig, run_dir: Path, num_microbatches: int, copies: int)
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of the step with the largest shapes, and of a held-out microbatch where there is one."""
+    """Holds seconds of the step with the largest shapes, and of a held-out microbatch where there is one."""
 
     step_seconds: float
     heldout_seconds: float | None
 
 
 def measure(trainer: "Trainer") -> Measured:
-    """The first step, on the run's own first sequences, allocates what the second one then works beside."""
+    """Time the second step; the first one, on the run's own sequences, allocates what the second one works beside."""
     trainer.train_step()
     lengthen(trainer)
     step_seconds = _time(trainer.train_step)
     return Measured(step_seconds, None if trainer.evaluation is None else _time(trainer.evaluate))
 
 
-def lengthen(trainer: "Trainer") -> None:
-    """From now on every sequence is one document without padding: most pairs that attend, most scored rows."""
-    from pretrain.longest import LongestBlend
+@dataclass(frozen=True)
+class LongestBlend:
+    """Lays out the tokens of `blend` as sequences of the largest cost: each one document, every token scored.
 
+    It is for trying out memory and time, never for training.
+    """
+
+    blend: "Blend"
+
+    def build_batch(self, sample_indices: Sequence[int]) -> "Batch":
+        """Return a Batch [B, S]."""
+        import torch
+
+        batch = self.blend.build_batch(sample_indices)
+        block_size = next(iter(self.blend.sources.values())).form.block_size
+        position_ids = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens).contiguous()
+        return replace(
+            batch,
+            document_ids=torch.zeros_like(batch.document_ids),
+            block_ids=position_ids // block_size,
+            position_ids=position_ids,
+            loss_mask=torch.ones_like(batch.loss_mask),
+            block_padding=torch.zeros_like(batch.block_padding),
+        )
+
+
+def lengthen(trainer: "Trainer") -> None:
+    """Make every sequence one document without padding: most attended pairs, most scored positions."""
     longest: Any = LongestBlend(trainer.loader.blend)
     trainer.loader = replace(trainer.loader, blend=longest, prefetch_steps=0, _ahead={})
 
 
-def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> dict[str, Any]:
-    """What preflight reads. All ranks take part: memory is that of the fullest."""
+def describe(session: "RunSession", config: RunConfig, measured: Measured, num_microbatches: int) -> dict[str, Any]:
+    """Return what preflight reads. All ranks call this together: memory is that of the fullest."""
     import torch
 
     from pretrain.run.metrics import load_metrics, measure_memory_bytes
     from pretrain.run.process_group import gather_over_ranks
 
-    device, config = trainer.ranks.device, trainer.config
+    ranks, device = session.ranks, session.ranks.device
     peaks = gather_over_ranks(lambda: measure_memory_bytes(device))
     is_cuda = device.type == "cuda"
-    losses = [line["loss"] for line in load_metrics(config.run.dir, "train")] if trainer.ranks.is_first else []
+    losses = [line["loss"] for line in load_metrics(config.run.dir, "train")] if ranks.is_first else []
     return {
-        "world_size": trainer.ranks.world_size,
+        "world_size": ranks.world_size,
         "num_microbatches": num_microbatches,
         "micro_batch_size": config.train.micro_batch_size,
         "sequence_length": config.data.sequence_length,
@@ -121,8 +148,8 @@ def describe(trainer: "Trainer", measured: Measured, num_microbatches: int) -> d
     }
 
 
-def _time(action: Any) -> float:
-    """Seconds; what trainers do ends with numbers on the CPU, so the device is done then."""
+def _time(action: Callable[[], object]) -> float:
+    """Return seconds; what trainers do ends with numbers on the CPU, so the device is done then."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started

@@ -40,7 +40,7 @@ def run(config: RunConfig, world_size: int) -> int:
     check_rules(config, world_size)
     quiet_libraries("torch.distributed")
 
-    from pretrain.trainer import run_training  # imports torch and megatron-core
+    from pretrain.assemble import run_training  # imports torch and megatron-core
 
     return run_training(config)
 

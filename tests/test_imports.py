@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "launch/plan": (
         "conf",
         "launch.plan",
-        "pretrain.checkpointing.size",
-        "pretrain.reporting.flops",
+        "pretrain.costs",
+        "pretrain.costs",
     ),  # answers in a second: no torch
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
@@ -40,7 +40,7 @@ MAY_IMPORT = {
             "model.megatron.kernels",
             "model.megatron.transformer_config",
         ),
-        *("pretrain.checkpointing.size", "pretrain.run.run_data", "pretrain.dry_batch", "pretrain.run.process_group"),
+        *("pretrain.costs", "pretrain.run.run_data", "pretrain.dry_batch", "pretrain.run.process_group"),
         *("pretrain.run.run_folder", "pretrain.resume.start_point", "pretrain.run.run_status"),
     ),
 }

@@ -64,11 +64,11 @@ def trace_joint_step(directory: Path) -> Trace:
 
 def with_trainer(config: Any, use: Callable[[Any], None]) -> None:
     """Call `use` with a trainer of `config` that starts from fresh weights."""
+    from pretrain.assemble import build_trainer
     from pretrain.resume.start_point import agree_on_start
     from pretrain.run.model_parallel import model_parallel_groups
     from pretrain.run.run_data import open_data
     from pretrain.run.session import RunSession
-    from pretrain.trainer import build_trainer
 
     data = open_data(config)
     groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pretrain.reporting.flops import PEAK_FLOPS_BF16
+from pretrain.costs import PEAK_FLOPS_BF16
 
 GIGA = 1e9
 

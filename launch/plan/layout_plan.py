@@ -10,7 +10,7 @@ from launch.plan.memory import PipelineStageMemory, estimate_memory
 from launch.plan.rank_shape import RankShape, build_rank_shape
 from launch.plan.step_time import StepTime, estimate_step_time
 from launch.plan.step_work import StepWork, count_work
-from pretrain.checkpointing.size import compute_tensor_bytes
+from pretrain.costs import compute_tensor_bytes
 
 SECONDS_PER_DAY = 86400
 

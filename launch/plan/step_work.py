@@ -1,9 +1,9 @@
-"""Count what one optimizer step computes: positions, attended pairs and useful FLOPs (pretrain/reporting/flops.py)."""
+"""Count what one optimizer step computes: positions, attended pairs and useful FLOPs (pretrain/costs.py)."""
 
 from dataclasses import dataclass
 
 from conf.schema import Objective, RunConfig
-from pretrain.reporting.flops import StepFlops, count_document_pairs, count_step_flops
+from pretrain.costs import StepFlops, count_attended_pairs, count_step_flops
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWor
     doubled = config.stage.objective is Objective.joint
     sequences, length = config.train.global_batch_size, config.data.sequence_length
     documents = split_into_documents(config, document_tokens)
-    pairs_of_documents = (count_document_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
+    pairs_of_documents = (count_attended_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
     attended_pairs = sequences * sum(pairs_of_documents)
     tokens = config.tokens_per_step
     positions = tokens * config.stage.positions_per_token

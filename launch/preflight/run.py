@@ -12,7 +12,7 @@ from conf.rules.run import check_rules
 from conf.system.lock import try_lock
 from launch.preflight.runner import Finding, TrainingJob
 from model.checkpoint.layout import list_complete_steps
-from pretrain.checkpointing.size import compute_checkpoint_bytes
+from pretrain.costs import compute_checkpoint_bytes
 from pretrain.run.run_folder import LOCK_FILE
 from pretrain.run.run_status import STATUS_FILE, RunPhase, peek_at_status
 

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,25 +14,28 @@ from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQu
 from megatron.core.optimizer import MegatronOptimizer
 from torch.distributed.checkpoint import CheckpointException
 
-from model.checkpoint.layout import CheckpointManifest, save_checkpoint_manifest
+from conf.schema import CheckpointConfig
+from model.checkpoint.layout import CheckpointManifest, save_checkpoint_manifest, step_of
 from pretrain.checkpointing.sharded_state import (
     build_save_strategy,
     build_sharded_state,
     count_bytes,
     defer_late_errors,
     gather_parameters,
+    load_checkpoint,
     raise_late_error,
     sum_own_files,
     summing,
 )
-from pretrain.checkpointing.size import SPACE_MARGIN
+from pretrain.costs import SPACE_MARGIN
 from pretrain.run.process_group import gather_over_ranks, run_on_every_rank, run_on_first_rank
+from pretrain.run.run_status import TrainState
 from pretrain.run.step_directory import SaveError, StepDirectory, find_first_cause
 
 
 @dataclass(frozen=True)
 class SaveReport:
-    """A checkpoint that is complete on disk.
+    """Describes a checkpoint that is complete on disk.
 
     save_seconds: training waited. write_seconds: from its beginning until it was complete. num_bytes: of all tensors.
     """
@@ -55,44 +58,52 @@ class _Save:
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run and deletes old ones. All ranks call every method together."""
+    """Writes and reads the checkpoints of one run, and deletes old ones. All ranks call every method together."""
 
     def __init__(
-        self, run_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer, keep: int, asynchronous: bool
+        self,
+        run_dir: Path,
+        chunks: list[Any],
+        optimizer: MegatronOptimizer,
+        config: CheckpointConfig,
+        build_manifest: Callable[[TrainState, dict[str, Any]], CheckpointManifest],
     ) -> None:
-        self._run_dir, self._chunks, self._optimizer, self._keep = run_dir, chunks, optimizer, keep
-        self._asynchronous = asynchronous
+        self._run_dir, self._chunks, self._optimizer = run_dir, chunks, optimizer
+        self._keep, self._asynchronous = config.keep, config.asynchronous
+        self._build_manifest = build_manifest
         defer_late_errors()
         self._queue = AsyncCallsQueue(persistent=False)
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
-        self.last_step: int | None = None  # of the newest checkpoint that was completed here, or gone back to
+        self.last_step: int | None = None  # of the newest checkpoint that was completed or read here
         self.begun_step: int | None = None  # of the newest save, whatever became of it
 
-    def save(self, manifest: CheckpointManifest) -> None:
-        """Saves the current weights and optimizer state under manifest.step; returns early if asynchronous.
+    def save(self, state: TrainState, guard: dict[str, Any]) -> None:
+        """Save the current weights and optimizer state of this moment; return early if asynchronous.
 
-        A save before is finished by now. Raises: SaveError if the disk cannot hold or cannot take it.
+        A save before is finished by now. guard: what the loss guard remembers.
+        Raises: SaveError if the disk cannot hold or cannot take it.
         """
         assert self._in_flight is None, "finish() comes first"
-        self.begun_step = manifest.step
-        save = _Save(StepDirectory.of_step(self._run_dir, manifest.step, self._keep), manifest)
+        self.begun_step = state.step
+        directory = StepDirectory.of_step(self._run_dir, state.step, self._keep)
+        save = _Save(directory, self._build_manifest(state, guard))
         gather_parameters(self._chunks)
-        state = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
+        tensors = build_sharded_state(self._chunks, self._optimizer, is_loading=False)
         with save.directory.explained(), _timed(save):
             save.directory.begin()
-            save.num_bytes = sum(gather_over_ranks(lambda: count_bytes(state)))
+            save.num_bytes = sum(gather_over_ranks(lambda: count_bytes(tensors)))
             check_free_space(save.directory.partial, save.num_bytes)
-            self._write(state, save)
+            self._write(tensors, save)
         if not self._asynchronous:
             self._report(save)
 
-    def _write(self, state: dict[str, Any], save: _Save) -> None:
+    def _write(self, tensors: dict[str, Any], save: _Save) -> None:
         requests, partial = [], save.directory.partial
 
         def write() -> None:
             request = dist_checkpointing.save(
-                state,
+                tensors,
                 str(partial),
                 build_save_strategy(),
                 async_sharded_save=self._asynchronous,
@@ -111,16 +122,21 @@ class Checkpointer:
         else:
             self._publish(save)
 
+    def load(self, step_dir: Path) -> None:
+        """Read weights and optimizer state of a step directory, which then counts as the newest checkpoint."""
+        load_checkpoint(step_dir, self._chunks, self._optimizer)
+        self.last_step = step_of(step_dir)
+
     def poll(self) -> None:
-        """Completes an asynchronous save that has been written meanwhile. Raises: SaveError if the disk could not."""
+        """Complete an asynchronous save that has been written meanwhile. Raises: SaveError if the disk failed."""
         self._complete(blocking=False)
 
     def finish(self) -> None:
-        """Waits for an asynchronous save. Raises: as poll."""
+        """Wait for an asynchronous save. Raises: as poll."""
         self._complete(blocking=True)
 
     def take_reports(self) -> list[SaveReport]:
-        """What was completed since the last call."""
+        """Return what was completed since the last call."""
         taken, self._reports = self._reports, []
         return taken
 
@@ -140,7 +156,7 @@ class Checkpointer:
         self._report(save)
 
     def _is_written(self, blocking: bool) -> bool:
-        """Whether the background writers of all ranks are done. Raises: OSError on every rank if one has failed."""
+        """Return whether the background writers of all ranks are done. Raises: OSError on every rank if one failed."""
         failure: OSError | None = None
         try:
             if not self._queue.maybe_finalize_async_calls(blocking=blocking):

@@ -1,70 +1,73 @@
-"""What ranks tell each other once per step, in one collective: a signal, a verdict, how long they took."""
+"""Signs of life: what ranks exchange once per step, which rank is slow, and the end of a process that stands still."""
 
+import faulthandler
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from pretrain.health.guard import Verdict
+from pretrain.health.guard import StepVerdict
 from pretrain.run.process_group import gather_over_ranks
 
 DECAY = 0.9  # of the running mean of how late a rank is: about ten steps of memory
 REPEAT_STEPS = 100  # between two reports of the same rank
+STACKS_FOLDER = "logs"
 
 
 @dataclass(frozen=True)
 class Beat:
-    """The same on every rank. signal: number of one that some rank was sent, or 0. verdict: the gravest.
+    """Holds what all ranks know of a step; the same on every rank.
 
-    seconds: [ranks] of each rank's own part of the step: reading data, and until its gradients were ready.
+    signal: number of a signal that any rank received, or 0. verdict: the worst verdict of any rank. seconds: [ranks] of
+    each rank's own part of the step: reading data, and until its gradients were ready.
     """
 
     signal: int
-    verdict: Verdict
+    verdict: StepVerdict
     seconds: list[float]
 
 
-def exchange(signal: int, verdict: Verdict, seconds: float, device: torch.device) -> Beat:
-    """All ranks together."""
-    mine = torch.tensor([signal, verdict, seconds], dtype=torch.float64, device=device)
-    everyone = torch.empty(dist.get_world_size() * 3, dtype=torch.float64, device=device)
-    dist.all_gather_into_tensor(everyone, mine)
-    signals, verdicts, times = everyone.view(-1, 3).t().tolist()
-    return Beat(int(max(signals)), Verdict(int(max(verdicts))), times)
+class Heartbeat:
+    """Measures this rank's own part of a step and exchanges it with signal and verdict, in one collective.
 
-
-class OwnTime:
-    """How long this rank computes before it meets the others of its data-parallel group to add up gradients.
-
-    After that meeting every rank has taken equally long; before it, a slow copy of the model shows.
+    After ranks have met to add up gradients each has taken equally long; before it, a slow copy of the model shows.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._start = self._ready = self._mark()
 
     def start(self) -> None:
-        """The forward begins."""
+        """Note that the forward begins."""
         self._start = self._mark()
 
     def gradients_ready(self) -> None:
-        """The last backward is done, and nothing is added up yet."""
+        """Note that the last backward is done, and nothing is added up yet."""
         self._ready = self._mark()
 
-    @property
-    def seconds(self) -> float:
-        """Of the last step; on a GPU the device must have finished it."""
-        if self._on_gpu:
+    def exchange(self, signal: int, verdict: StepVerdict, data_seconds: float) -> Beat:
+        """Tell all ranks about this one's step. All ranks call this together, when the device has finished the step."""
+        mine = torch.tensor([signal, verdict, data_seconds + self._own_seconds()], dtype=torch.float64)
+        everyone = torch.empty(dist.get_world_size() * 3, dtype=torch.float64, device=self._device)
+        dist.all_gather_into_tensor(everyone, mine.to(self._device))
+        signals, verdicts, times = everyone.view(-1, 3).t().tolist()
+        return Beat(int(max(signals)), StepVerdict(int(max(verdicts))), times)
+
+    def _own_seconds(self) -> float:
+        if self._device.type == "cuda":
             return self._start.elapsed_time(self._ready) / 1000
         return self._ready - self._start
 
     def _mark(self) -> Any:
-        if not self._on_gpu:
+        if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
@@ -90,26 +93,72 @@ class Stragglers:
             groups[place].append(rank)
         self.peers = list(groups.values())
 
-    def update(self, seconds: list[float], step: int) -> list[tuple[int, float]]:
-        """(rank, how many times the median it takes) of ranks to report now. seconds: Beat.seconds."""
-        found = []
+    def compare(self, seconds: list[float]) -> dict[int, float]:
+        """Return for each rank how many times its peers' median it takes. seconds: Beat.seconds."""
+        ratios = {}
         for ranks in self.peers:
             typical = max(median_low(seconds[rank] for rank in ranks), 1e-9)
-            for rank in ranks:
-                ratio = min(seconds[rank] / typical, 2 * self.factor)  # no single step is enough
-                late = DECAY * self._lateness[rank] + (1 - DECAY) * ratio
-                self._lateness[rank] = late
-                is_due = step - self._reported.get(rank, -REPEAT_STEPS) >= REPEAT_STEPS
-                if late > self.factor and is_due:
-                    self._reported[rank] = step
-                    found.append((rank, late))
+            ratios |= {rank: seconds[rank] / typical for rank in ranks}
+        return ratios
+
+    def update(self, ratios: dict[int, float], step: int) -> list[tuple[int, float]]:
+        """Return (rank, how many times the median it takes) of ranks to report now. ratios: of this step."""
+        found = []
+        for rank, ratio in ratios.items():
+            bounded = min(ratio, 2 * self.factor)  # no single step is enough
+            late = DECAY * self._lateness[rank] + (1 - DECAY) * bounded
+            self._lateness[rank] = late
+            is_due = step - self._reported.get(rank, -REPEAT_STEPS) >= REPEAT_STEPS
+            if late > self.factor and is_due:
+                self._reported[rank] = step
+                found.append((rank, late))
         return found
 
 
 def _place_in_copy() -> tuple[int, ...]:
-    """Of this rank among those that train on the same sequences."""
+    """Return the place of this rank among those that train on the same sequences."""
     return (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_context_parallel_rank(),
         parallel_state.get_pipeline_model_parallel_rank(),
     )
+
+
+class Watchdog:
+    """Ends this process after `minutes` without a sign of life, all stacks in `logs/stall_rank_<r>.txt`.
+
+    Whatever a process waits for (a dead peer, a lost file system), it does not hang. Collectives have a timeout of
+    their own (runtime.timeout_minutes); this one also covers reading, writing and CUDA. It runs in a thread of the
+    interpreter that needs no lock, so it works while Python is blocked.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, minutes: float) -> None:
+        self._seconds = minutes * 60
+        self._path = run_dir / STACKS_FOLDER / f"stall_rank_{rank}.txt"
+        self._file: IO[str] | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count the time while the block runs."""
+        self.alive()
+        try:
+            yield
+        finally:
+            self._stop()
+
+    def alive(self) -> None:
+        """Start, or start again, to count."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", encoding="utf-8")  # stacks of an earlier start stay
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._file)
+
+    def _stop(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        with suppress(OSError):  # the folder may be gone, which must not hide why the run ends
+            if not self._path.stat().st_size:
+                self._path.unlink()

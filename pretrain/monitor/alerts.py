@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from pretrain.checkpointing.size import SPACE_MARGIN
+from pretrain.costs import SPACE_MARGIN
 from pretrain.monitor.folder import FolderFacts
 from pretrain.monitor.history import History
 from pretrain.monitor.summary import Summary

@@ -191,7 +191,7 @@ def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]
 
 
 def build_manifest(
-    config: RunConfig, data: RunData, state: TrainState, start: StartPoint, guard: dict[str, Any]
+    config: RunConfig, data: RunData, start: StartPoint, state: TrainState, guard: dict[str, Any]
 ) -> CheckpointManifest:
     """What the checkpoint of this moment says about itself."""
     export = dict(start.export)

@@ -8,7 +8,7 @@ from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from conf.composition.compose import load_run_config
-from pretrain.checkpointing.size import compute_checkpoint_bytes
+from pretrain.costs import compute_checkpoint_bytes
 from tests.distributed.test_layouts import assert_same_curve
 from tests.helpers.processes import train_many
 from tests.helpers.toy_data import ToyData, tokens_of

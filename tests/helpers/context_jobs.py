@@ -27,8 +27,8 @@ from model.attention.context import MIN_CHUNK_LENGTH, find_context_shard
 from model.attention.plan import PlanBuilder
 from model.attention.visibility import compute_dense_mask
 from model.megatron import cpu
+from pretrain.assemble import run_training
 from pretrain.run.model_parallel import distributed_session
-from pretrain.trainer import run_training
 from tests.helpers.live_bytes import SentBytes
 from tests.helpers.packed import pack_chats
 

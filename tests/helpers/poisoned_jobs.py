@@ -20,7 +20,7 @@ WAIT_SECONDS, FOREVER = 0.2, 1000.0
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
     from data_pipeline.loader import BatchLoader
-    from pretrain.reporting.report import RunReport
+    from pretrain.reporting.run_report import RunReport
     from pretrain.step.microbatches import MicrobatchBuilder
 
     job: dict[str, Any] = {}
@@ -75,7 +75,7 @@ def marking(go_back: Callable[..., Any]) -> Callable[..., Any]:
 
     def marked(self: Any, state: Any) -> None:
         go_back(self, state)
-        Path(self.config.run.dir, "went_back").touch()
+        Path(self._session.run_dir, "went_back").touch()
 
     return marked
 

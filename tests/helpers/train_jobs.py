@@ -19,8 +19,8 @@ from tests.helpers.worker import take_jobs
 def main() -> None:
     """Runs the jobs of argv[1] in order."""
     from conf.composition.compose import compose_run_config
+    from pretrain.assemble import run_training
     from pretrain.step import microbatches
-    from pretrain.trainer import run_training
 
     draw = microbatches.add_noise
     for overrides in take_jobs():

@@ -30,7 +30,7 @@ def train_or_tell(overrides: list[str]) -> None:
 
     from conf.composition.compose import compose_run_config
     from conf.system.errors import UserError
-    from pretrain.trainer import run_training
+    from pretrain.assemble import run_training
 
     config = compose_run_config(overrides)
     try:

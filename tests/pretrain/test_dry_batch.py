@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from conf.composition.compose import compose_run_config, load_run_config
-from pretrain.dry_batch import REPORT_FILE
-from pretrain.longest import LongestBlend
+from pretrain.dry_batch import REPORT_FILE, LongestBlend
 from pretrain.run.run_data import open_data
 from pretrain.run.run_folder import write_out
 from tests.helpers.processes import ROOT, rank_environment

@@ -31,7 +31,7 @@ def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subpro
 
 @pytest.fixture
 def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
-    """Stands in for pretrain.trainer, so that the entry can be followed without training."""
+    """Stands in for pretrain.assemble, so that the entry can be followed without training."""
 
     class Trainer:
         raised: Exception | None = None
@@ -44,7 +44,7 @@ def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
                 raise cls.raised
 
     Trainer.configs = []
-    monkeypatch.setitem(sys.modules, "pretrain.trainer", Trainer)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pretrain.assemble", Trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(sys, "argv", ["pretrain.train", *GIVEN])
     monkeypatch.setattr(conf.system.entry, "SECONDS_FOR_RANK_0", 0.0)
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from conf.schema import ModelConfig
 from model.attention.flex import build_flex_attention, build_mask_mod
 from model.attention.visibility import VisibleKeys, build_regular_layout, find_visible_keys
-from pretrain.reporting.flops import count_document_pairs
+from pretrain.costs import count_attended_pairs
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench
 from tests.bench.joint.cases import BLOCK_SIZE, SEED
@@ -51,7 +51,7 @@ def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
     """By way: as of measure, with "tflops"; or {"error"}. "fastest": of the joint mask's."""
     model, device = bench.settings.model, bench.meter.device
     dtype = next(bench.side.module.parameters()).dtype
-    pairs = count_document_pairs(length, BLOCK_SIZE, doubled=True)
+    pairs = count_attended_pairs(length, BLOCK_SIZE, doubled=True)
     dense_length = round_to_tile(math.sqrt(2 * pairs))
     joint = _draw_heads(model, 2 * length, device, dtype)
     dense = _draw_heads(model, dense_length, device, dtype)
@@ -59,7 +59,7 @@ def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
     ways = {name: _both_ways(_late(build), joint) for name, build in _joint_ways(keys, bench).items()}
     ways |= {name: _both_ways(attend, dense) for name, attend in _dense_ways(bench.meter.is_cuda).items()}
     results = measure(bench.meter, ways, bench.settings.rounds)
-    dense_pairs = count_document_pairs(dense_length, BLOCK_SIZE, doubled=False)
+    dense_pairs = count_attended_pairs(dense_length, BLOCK_SIZE, doubled=False)
     for name, result in results.items():
         if "error" not in result:
             seen = dense_pairs if name in DENSE_WAYS else pairs

@@ -10,8 +10,8 @@ from torch import Tensor
 from conf.schema import Objective, PrecisionConfig, Recompute
 from model.attention.plan import AttentionPlan
 from model.megatron.head import ScoredPositions
+from pretrain.costs import compute_step_flops, find_peak_flops
 from pretrain.objective.scoring import StepCounts
-from pretrain.reporting.flops import compute_step_flops, find_peak_flops
 from tests.bench.gpu.meter import Meter, attempt, measure
 from tests.bench.gpu.recipe import Recipe, list_changes
 from tests.bench.gpu.settings import Settings

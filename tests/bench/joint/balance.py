@@ -31,7 +31,7 @@ from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.sequence import Segments, count_positions, lay_out
 from model.attention.context import MIN_CHUNK_LENGTH, ContextShard
 from model.attention.visibility import SequenceLayout, count_visible_keys
-from pretrain.reporting.flops import count_step_flops
+from pretrain.costs import count_step_flops
 
 LENGTH, BLOCK_SIZE, NUM_SEQUENCES = 262144, 32, 8
 SIZES = (2, 4, 8, 16)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from conf.schema import Objective
-from pretrain.reporting.flops import compute_step_flops
+from pretrain.costs import compute_step_flops
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 
 

@@ -1,6 +1,6 @@
 """The bare matrix products of the joint step's useful work.
 
-Useful work is that of the FLOP count (pretrain/reporting/flops.py): every product with a weight over the rows it is
+Useful work is that of the FLOP count (pretrain/costs.py): every product with a weight over the rows it is
 needed for, and attention over the pairs that see each other, once forward and twice backward. All rows go through all
 of every layer, though those without loss need not in the last (model/megatron/last_layer.py): economies.py says how
 much that is. Outputs exist beforehand; each product has the shape that computes it fastest here (a tile of the

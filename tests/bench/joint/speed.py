@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pretrain.reporting.flops import compute_step_flops
+from pretrain.costs import compute_step_flops
 from tests.bench.joint.cases import Case
 from tests.bench.joint.economies import count_economies
 from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pretrain.reporting.flops import count_document_pairs
+from pretrain.costs import count_attended_pairs
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_batch
 from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
 from tests.bench.joint.parts import build_parts
@@ -26,7 +26,7 @@ def test_the_straightforward_formulation_and_ours_have_the_same_losses_and_gradi
 def test_useful_work_is_that_of_the_flop_count() -> None:
     work = count_useful_work(TINY)
     assert work.rows == 128
-    assert work.pairs == count_document_pairs(64, BLOCK_SIZE, doubled=True)
+    assert work.pairs == count_attended_pairs(64, BLOCK_SIZE, doubled=True)
     assert work.scored_rows == 63 + 32
     assert int(build_batch(TINY).masked.sum()) == 32
     assert count_reference_work(TINY).pairs == 128 * 128

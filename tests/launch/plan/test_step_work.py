@@ -14,8 +14,8 @@ from launch.plan.step_work import count_work
 from model.attention.plan import PlanBuilder
 from model.attention.visibility import build_regular_layout, compute_dense_mask
 from model.megatron.build import build_model_chunks
+from pretrain.costs import count_attended_pairs
 from pretrain.objective.losses import weigh
-from pretrain.reporting.flops import count_document_pairs
 from pretrain.run.model_parallel import distributed_session
 from tests.helpers.objective import ObjectiveInput, apply_objective
 
@@ -32,13 +32,13 @@ def compose(stage: str, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize(("length", "block_size"), SIZES)
 def test_attended_pairs_are_the_sum_of_the_dense_mask(length: int, block_size: int, doubled: bool) -> None:
     mask = compute_dense_mask(build_regular_layout(length, block_size), doubled)
-    assert count_document_pairs(length, block_size, doubled) == int(mask.sum())
+    assert count_attended_pairs(length, block_size, doubled) == int(mask.sum())
 
 
 def test_the_closed_forms_are_those_of_whole_blocks() -> None:
     length, block = 4096, 32
-    assert count_document_pairs(length, block, doubled=False) == length * (length + 1) // 2
-    assert count_document_pairs(length, block, doubled=True) == length**2 + length * (block + 1) // 2
+    assert count_attended_pairs(length, block, doubled=False) == length * (length + 1) // 2
+    assert count_attended_pairs(length, block, doubled=True) == length**2 + length * (block + 1) // 2
 
 
 @pytest.mark.parametrize("stage", ["ar", "joint"])
@@ -56,7 +56,7 @@ def test_attended_pairs_of_packed_documents_are_the_sum_of_the_dense_mask(stage:
 
 def test_documents_that_see_each_other_are_one() -> None:
     config = compose("ar", "data.isolate_documents=false")
-    assert count_work(config, document_tokens=16).attended_pairs == count_document_pairs(128, 32, doubled=False)
+    assert count_work(config, document_tokens=16).attended_pairs == count_attended_pairs(128, 32, doubled=False)
 
 
 @pytest.fixture

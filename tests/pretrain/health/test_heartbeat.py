@@ -19,7 +19,8 @@ def build(monkeypatch: pytest.MonkeyPatch):
 
 def reports(stragglers: Stragglers, seconds: list[float], steps: int) -> list[tuple[int, int]]:
     """(step, rank) of every report."""
-    return [(step, rank) for step in range(1, steps + 1) for rank, _ in stragglers.update(seconds, step)]
+    ratios = stragglers.compare(seconds)
+    return [(step, rank) for step in range(1, steps + 1) for rank, _ in stragglers.update(ratios, step)]
 
 
 def test_a_rank_that_stays_slow_is_named_and_again_after_a_while(build) -> None:
@@ -30,7 +31,7 @@ def test_a_rank_that_stays_slow_is_named_and_again_after_a_while(build) -> None:
 
 def test_one_slow_step_is_no_straggler(build) -> None:
     stragglers = build([[0, 1]])
-    assert not stragglers.update([1.0, 400.0], 1)
+    assert not stragglers.update(stragglers.compare([1.0, 400.0]), 1)
     assert not reports(stragglers, [1.0, 1.0], 20)
 
 
@@ -41,3 +42,9 @@ def test_ranks_that_do_other_work_are_not_compared(build) -> None:
 
 def test_of_two_peers_the_slower_one_is_named(build) -> None:
     assert {rank for _, rank in reports(build([[0, 1]]), [2.0, 1.0], steps=50)} == {0}
+
+
+def test_a_rank_is_compared_with_the_peers_of_its_pipeline_stage(build) -> None:
+    ratios = build([[0, 1], [2, 3]]).compare([1.0, 2.0, 5.0, 5.0])  # the head's pipeline stage takes longer than all
+    assert max(ratios, key=ratios.__getitem__) == 1
+    assert ratios == {0: 1.0, 1: 2.0, 2: 1.0, 3: 1.0}

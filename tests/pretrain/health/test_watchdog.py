@@ -1,15 +1,19 @@
 """A process that shows no sign of life ends, and says where it stood."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from pretrain.health.heartbeat import Watchdog
 from tests.helpers.processes import ROOT
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from pretrain.health.watchdog import Watchdog
+from pretrain.health.heartbeat import Watchdog
 
 def wait_for_ever():
     time.sleep(60)
@@ -40,6 +44,13 @@ def test_signs_of_life_keep_it_alive_and_nothing_is_left_behind(tmp_path: Path) 
     done = run(str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert not list((tmp_path / "logs").iterdir())
+
+
+def test_a_folder_that_is_gone_does_not_hide_why_the_run_ends(tmp_path: Path) -> None:
+    watchdog = Watchdog(tmp_path / "run", rank=0, minutes=1)
+    with pytest.raises(OSError, match="the real cause"), watchdog.watching():
+        shutil.rmtree(tmp_path / "run")
+        raise OSError("the real cause")
 
 
 def test_stacks_of_an_earlier_start_stay(tmp_path: Path) -> None:

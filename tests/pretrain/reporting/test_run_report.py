@@ -6,35 +6,38 @@ from typing import Any
 
 import torch
 
-from pretrain.reporting import report as module
-from pretrain.reporting.report import RunReport
+from pretrain.reporting import run_report as module
+from pretrain.reporting.run_report import RunReport
 from pretrain.run.process_group import Ranks
 from pretrain.run.run_status import RunPhase, TrainState, load_status
 
 
-def build_report(run_dir: Path, **parts: Any) -> RunReport:
-    """One of rank 0 with a silent console."""
+def build_report(run_dir: Path) -> RunReport:
+    """One of rank 0 with a silent terminal."""
+    silent = SimpleNamespace(write=lambda *values: None, update=lambda *values: None)
     ranks = Ranks(0, 1, torch.device("cpu"))
-    session: Any = SimpleNamespace(
-        run_dir=run_dir, ranks=ranks, metrics=SimpleNamespace(write=lambda *values: None), **parts
+    session: Any = SimpleNamespace(run_dir=run_dir, ranks=ranks, metrics=silent, progress_bar=lambda title: silent)
+    config: Any = SimpleNamespace(
+        stage=SimpleNamespace(name="joint"), runtime=SimpleNamespace(log_every_steps=1000), run=None
     )
-    console: Any = SimpleNamespace(say_step=lambda *values: None)
-    return RunReport(SimpleNamespace(), session, console)  # type: ignore[arg-type]
+    stragglers: Any = SimpleNamespace(compare=lambda seconds: {}, update=lambda ratios, step: [])
+    return RunReport(config, session, stragglers)
 
 
 def test_a_phase_is_written_at_once_and_a_running_run_now_and_then(tmp_path: Path, monkeypatch) -> None:
     clock = iter([100.0, 101.0, 111.0, 111.0, 112.0, 113.0])
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(RunReport, "_describe", lambda *values: {})
+    monkeypatch.setattr(RunReport, "_describe_step", lambda *values: {"loss": 1.0, "tokens_per_second": 1.0})
+    outcome: Any = SimpleNamespace(beat=SimpleNamespace(seconds=[1.0]))
     report = build_report(tmp_path)
-    report.say_phase(RunPhase.running, TrainState(0))
+    report.write_phase(RunPhase.running, TrainState(0))
     seen = []
     for step in (1, 2, 3):
-        report.say_step(TrainState(step), None, None)  # type: ignore[arg-type]
+        report.write_step(TrainState(step), outcome, None)  # type: ignore[arg-type]
         found = load_status(tmp_path)
         assert found is not None
         seen.append(found.step)
-    report.say_phase(RunPhase.stopped, TrainState(3), "SIGUSR1")
+    report.write_phase(RunPhase.stopped, TrainState(3), "SIGUSR1")
     found = load_status(tmp_path)
     assert found is not None
     assert (seen, found.state, found.step) == ([0, 2, 2], "stopped", 3)

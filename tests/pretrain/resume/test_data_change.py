@@ -27,7 +27,7 @@ class Run:
         self.both = {"web": (toy_data.train, 3), "code": (toy_data.heldout, 1)}
         config = self.compose(self.both)
         state = TrainState(5, SEEN * SEQUENCE_LENGTH, SEEN)
-        save_checkpoint_manifest(root, build_manifest(config, open_data(config), state, StartPoint(11), {}))
+        save_checkpoint_manifest(root, build_manifest(config, open_data(config), StartPoint(11), state, {}))
         self.checkpoint: CheckpointManifest = load_checkpoint_manifest(root)
         self.counts = dict(zip(self.sources, open_data(config).train.order.count_read(SEEN), strict=True))
 

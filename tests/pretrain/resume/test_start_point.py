@@ -35,7 +35,7 @@ def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
     import_checkpoint(tmp_path / "hf", Path(config.run.dir), config.data.mask_token, Progress())
     step = step_directory(config.run.dir, 0).rename(step_directory(config.run.dir, 5))
     manifest = build_manifest(
-        config, open_data(config), TrainState(5, 5 * 512, 40), StartPoint(11, export={"bos_token_id": 1}), {}
+        config, open_data(config), StartPoint(11, export={"bos_token_id": 1}), TrainState(5, 5 * 512, 40), {}
     )
     save_checkpoint_manifest(step, manifest)
     return tmp_path

@@ -1,10 +1,12 @@
-"""The arithmetic of useful FLOPs against counting by other means."""
+"""FLOPs and bytes against counting by other means; tests/distributed/test_checkpoint.py compares real checkpoints."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Ministral3ForCausalLM
 
-from conf.schema import ModelConfig
-from pretrain.reporting.flops import compute_step_flops
+from conf.schema import Dtype, ModelConfig
+from pretrain.costs import compute_checkpoint_bytes, compute_step_flops
+from tests.helpers.tiny_checkpoints import make_text_config, tiny_model_config
 
 MODEL = ModelConfig("toy", 3, 64, 160, 4, 2, 32, 512)
 
@@ -22,3 +24,15 @@ def test_layer_and_head_flops_equal_torchs_counter() -> None:
     pairs = 1000
     attention = 3 * 4 * 128 * 3 * pairs
     assert compute_step_flops(MODEL, rows, pairs, scored) - attention == counter.get_total_flops()
+
+
+def test_parameters_are_those_of_transformers_model() -> None:
+    model = tiny_model_config()
+    network = Ministral3ForCausalLM(make_text_config(model, tied=False))
+    assert model.num_parameters == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_optimizer_state_is_fp32_whatever_the_weights_are() -> None:
+    model = tiny_model_config()
+    saved = compute_checkpoint_bytes(model, Dtype.fp32) - compute_checkpoint_bytes(model, Dtype.bf16)
+    assert abs(saved - 2 * 1.01 * model.num_parameters) <= 2

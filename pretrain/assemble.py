@@ -1,0 +1,140 @@
+"""Assembles a training run from its configuration: processes, data, model, optimizer and everything around them."""
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron.core import parallel_state
+
+from conf.schema import RunConfig
+from data_pipeline.loader import BatchLoader
+from data_pipeline.noise import NoiseSource
+from model.attention.context import find_context_shard
+from model.attention.plan import PlanBuilder
+from model.megatron.build import build_model_chunks, count_parameters
+from model.megatron.transformer_config import TORCH_DTYPES
+from pretrain.checkpointing.checkpointer import Checkpointer
+from pretrain.health.guard import LossGuard
+from pretrain.health.heartbeat import Heartbeat, Stragglers, Watchdog
+from pretrain.reporting.run_report import RunReport
+from pretrain.resume.data_change import with_order
+from pretrain.resume.start_point import StartPoint, agree_on_start, build_manifest, load_initial_weights
+from pretrain.run.model_parallel import model_parallel_groups
+from pretrain.run.process_group import run_on_first_rank
+from pretrain.run.run_data import HELDOUT_SEED, RunData, copy_tokenizer, count_samples, open_data
+from pretrain.run.session import RunSession
+from pretrain.run.start_record import record_start
+from pretrain.run.terminal import start_console_logging
+from pretrain.step.evaluation import HeldoutEvaluation
+from pretrain.step.microbatches import MicrobatchBuilder
+from pretrain.step.optimizer import build_optimizer, wrap_data_parallel
+from pretrain.step.userbuffers import userbuffers
+from pretrain.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(config: RunConfig) -> int:
+    """Train (or continue) the run that `config` describes, and return the exit status of the process.
+
+    0: complete. EXIT_STOPPED or EXIT_INTERRUPTED: a signal came, everything is saved.
+    Raises: UserError for what the user must change.
+    """
+    start_console_logging()
+    data = open_data(config)
+    groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
+    with RunSession(Path(config.run.dir), config.runtime) as session, groups, userbuffers(config):
+        start = agree_on_start(config, data)
+        data = with_order(data, start.order)
+        trainer = build_trainer(config, data, start, session)
+        if not trainer.is_finished:
+            trainer.report.write_data(data, trainer.state)
+        return trainer.run()
+
+
+def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: RunSession) -> Trainer:
+    """Build a trainer that continues at `start`, with weights (and optimizer state, when resuming) loaded."""
+    session.record_config(config, start.state.step)
+    run_on_first_rank(lambda: _record_start(config, data, start, session))
+    device = session.ranks.device
+    chunks = build_model_chunks(config.model, config.parallel, config.precision, config.runtime.loss_chunk_rows)
+    chunks = [chunk.to(device) for chunk in chunks]
+    if start.step_dir is None:
+        load_initial_weights(config, start, chunks)
+    heartbeat = Heartbeat(device)
+    model = wrap_data_parallel(chunks, config.parallel, heartbeat.gradients_ready)
+    optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
+    manifest = partial(build_manifest, config, data, start)
+    checkpointer = Checkpointer(session.run_dir, model, optimizer, config.checkpoint, manifest)
+    session.open_metrics(start.state.step, config, wandb_project=config.runtime.wandb_project)
+    report = RunReport(config, session, Stragglers(config.runtime.straggler_factor))
+    report.write_start(start, count_parameters(chunks))
+    if start.step_dir is not None:
+        _restore(checkpointer, report, start)
+    guard = LossGuard(config.guard)
+    guard.restore(start.guard)
+    plans = _build_plans(config, device)
+    return Trainer(
+        config=config,
+        model=model,
+        optimizer=optimizer,
+        state=start.state,
+        loader=_build_loader(config, data, start),
+        builder=_build_microbatch_builder(config, data, plans, "train"),
+        evaluation=_build_evaluation(config, data, plans),
+        checkpointer=checkpointer,
+        guard=guard,
+        heartbeat=heartbeat,
+        watchdog=Watchdog(session.run_dir, session.ranks.rank, config.runtime.stall_timeout_minutes),
+        report=report,
+    )
+
+
+def _record_start(config: RunConfig, data: RunData, start: StartPoint, session: RunSession) -> None:
+    record_start(config, session.run_dir, session.ranks.world_size, start.list_changes())
+    copy_tokenizer(config, data)
+
+
+def _restore(checkpointer: Checkpointer, report: RunReport, start: StartPoint) -> None:
+    began = time.perf_counter()
+    assert start.step_dir is not None
+    checkpointer.load(start.step_dir)
+    report.write_restored(start.state, time.perf_counter() - began, start.verify_seconds)
+
+
+def _build_plans(config: RunConfig, device: Any) -> PlanBuilder:
+    return PlanBuilder(
+        config.model,
+        config.runtime.attention_backend,
+        TORCH_DTYPES[config.precision.dtype],
+        device,
+        find_context_shard(config.stage.block_size),
+    )
+
+
+def _build_loader(config: RunConfig, data: RunData, start: StartPoint) -> BatchLoader:
+    return BatchLoader(
+        data.train,
+        config.train.global_batch_size,
+        config.train.micro_batch_size,
+        parallel_state.get_data_parallel_rank(),
+        parallel_state.get_data_parallel_world_size(),
+        config.data.prefetch_steps,
+        count_samples(config, start.state),
+    )
+
+
+def _build_microbatch_builder(config: RunConfig, data: RunData, plans: PlanBuilder, split: str) -> MicrobatchBuilder:
+    seed = HELDOUT_SEED if split == "heldout" else config.train.seed
+    noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
+    return MicrobatchBuilder(config.stage, noise, data.tokenizer.mask_token_id, plans)
+
+
+def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> HeldoutEvaluation | None:
+    if data.heldout is None:
+        return None
+    builder = _build_microbatch_builder(config, data, plans, "heldout")
+    num_sequences = min(config.evaluation.sequences, data.heldout.num_samples_without_repeats)
+    return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)

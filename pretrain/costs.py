@@ -1,0 +1,89 @@
+"""What a run costs, from its configuration alone: FLOPs of a step, bytes of a checkpoint. Imports no torch.
+
+FLOPs are the useful ones of the model; recomputation is not counted.
+
+Per sequence, forward = 2 * P_layers * positions + 4 * heads * head_dim * layers * attended_pairs
++ 2 * hidden * vocab * scored_positions; training takes three times that (the backward computes two matmuls for each of
+the forward).
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from conf.schema import Dtype, ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+# Dense bf16 peak in FLOP/s by a part of the device's name (vendor data sheets, without sparsity).
+PEAK_FLOPS_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12}
+
+# megatron-core's distributed optimizer saves three fp32 numbers per parameter, also where the weights are fp32
+# themselves (distrib_optimizer.py, "fully_reshardable": param, exp_avg, exp_avg_sq).
+OPTIMIZER_BYTES = 3 * Dtype.fp32.num_bytes
+# Files hold a little more than the tensors (.metadata, padding); seen: under 1 % at 1.8M parameters, less above.
+FILES_MARGIN = 1.01
+# What must be free before one is written, over its tensors; files were up to 3 % larger.
+SPACE_MARGIN = 1.05
+
+
+class StepFlops(NamedTuple):
+    """Holds FLOPs of one optimizer step: matmuls with the layers' weights, attention, vocabulary head."""
+
+    layers: int
+    attention: int
+    head: int
+
+
+def count_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> StepFlops:
+    """Return FLOPs of one optimizer step by part; arguments as of compute_step_flops."""
+    layers = 2 * model.num_layer_parameters * positions
+    attention = 4 * model.query_width * model.num_layers * attended_pairs
+    head = 2 * model.hidden_size * model.vocab_size * scored_positions
+    return StepFlops(3 * layers, 3 * attention, 3 * head)
+
+
+def compute_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> float:
+    """Return FLOPs of one optimizer step.
+
+    positions: of all sequences of the step, padding not counted (joint: both halves). attended_pairs: of a query and a
+    key it attends to.
+    """
+    return sum(count_step_flops(model, positions, attended_pairs, scored_positions))
+
+
+def count_attended_pairs(num_tokens: int, block_size: int, doubled: bool) -> int:
+    """Count the attended pairs of one document, whose last block may be short.
+
+    Clean tokens attend causally to clean ones; with `doubled`, noisy tokens also attend to their own noisy block and to
+    the clean blocks before it (model/attention/visibility.py). For whole blocks: L (L + 1) / 2, and
+    L^2 + L (block_size + 1) / 2.
+    """
+    causal = num_tokens * (num_tokens + 1) // 2
+    if not doubled:
+        return causal
+    blocks, rest = divmod(num_tokens, block_size)
+    noisy = block_size**2 * blocks * (blocks + 1) // 2 + rest * (blocks * block_size + rest)
+    return causal + noisy
+
+
+def find_peak_flops(device: "torch.device") -> float | None:
+    """Return the bf16 peak of one device in FLOP/s, or None where it is not known (CPUs, other GPUs)."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_FLOPS_BF16.items() if part in name), None)
+
+
+def compute_checkpoint_bytes(model: ModelConfig, dtype: Dtype) -> int:
+    """Return the bytes of one step directory: its tensors and what else lies in their files."""
+    return int(compute_tensor_bytes(model, dtype) * FILES_MARGIN)
+
+
+def compute_tensor_bytes(model: ModelConfig, dtype: Dtype) -> int:
+    """Return the bytes of a checkpoint's tensors: weights in `dtype` and the optimizer's fp32 weights and two moments.
+
+    The layout does not matter: every number is written once, whichever ranks hold it.
+    """
+    return model.num_parameters * (dtype.num_bytes + OPTIMIZER_BYTES)
