@@ -58,7 +58,7 @@ def count(text: str) -> int:
 def quiet_libraries(*modules: str) -> None:
     """Hide warnings that are meant for the libraries' developers; `python -W default` shows them.
 
-    Call this before the libraries are imported. modules: dotted names of libraries besides megatron-core, submodules
+    Call this before the libraries are imported. modules: dotted names of libraries other than megatron-core, submodules
     included. Errors that they log still show.
     """
     if sys.warnoptions:

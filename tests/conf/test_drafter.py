@@ -57,7 +57,7 @@ def test_the_command_line_reaches_enums_and_open_values() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "named"),
     [
         ("checkpont=x", "unknown key 'checkpont'; did you mean 'checkpoint'?"),
         ("train.setps=1", "did you mean 'train.steps'?"),
@@ -74,9 +74,9 @@ def test_the_command_line_reaches_enums_and_open_values() -> None:
         ("adapter", "key=value"),
     ],
 )
-def test_a_mistake_is_named_with_the_nearest_valid_spelling(override: str, told: str) -> None:
+def test_a_mistake_is_named_with_the_nearest_valid_spelling(override: str, named: str) -> None:
     message = refusal(override)
-    assert told in message and "\n" not in message
+    assert named in message and "\n" not in message
 
 
 def test_everything_missing_is_listed_in_one_message() -> None:

@@ -1,4 +1,4 @@
-"""Overlap, offload and 8-bit products: what cannot work together is said before anything starts."""
+"""Overlap, offload and 8-bit matmuls: what cannot work together is refused before anything starts."""
 
 import pytest
 
