@@ -1,1 +1,1 @@
-"""Looking at tokenised data: `python -m data_pipeline.inspect PATH --tokenizer DIR`."""
+"""Look at tokenised data: `python -m data_pipeline.inspect PATH --tokenizer DIR`."""

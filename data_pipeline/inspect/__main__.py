@@ -1,4 +1,4 @@
-"""Looking at tokenised data: `python -m data_pipeline.inspect PATH --tokenizer DIR`."""
+"""Look at tokenised data: `python -m data_pipeline.inspect PATH --tokenizer DIR`."""
 
 import argparse
 import io
@@ -12,7 +12,7 @@ from conf.system.entry import exit_status, quiet_libraries
 if TYPE_CHECKING:
     from data_pipeline.inspect.run import Inspection
 
-DEFAULT_SAMPLES, DEFAULT_ROWS = 3, 512
+DEFAULT_SAMPLES, DEFAULT_POSITIONS = 3, 512
 STAGE = "joint"
 STAGES_WITH_NOISE = ("joint", "sft")
 EXAMPLES = """examples:
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
   # one whole sequence of chats, as SFT packs and masks it; `less -R` keeps the colours
   FORCE_COLOR=1 python -m data_pipeline.inspect /tokens/chats --tokenizer /models/tokenizer \\
-      --stage sft --sequence-length 16384 --samples 1 --rows 0 | less -R
+      --stage sft --sequence-length 16384 --samples 1 --positions 0 | less -R
 
   # numbers alone: lengths as a picture, token frequencies, checksums
   python -m data_pipeline.inspect /tokens/corpus --tokenizer /models/tokenizer \\
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line; what a run configures has the default of conf/schema."""
+    """Build the command line; what a run configures has the default of conf/schema."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.inspect",
         description="Show a tokenised dataset: counts, lengths, and training sequences with document boundaries, "
@@ -64,8 +64,9 @@ def _add_sample_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--samples", type=_count, default=DEFAULT_SAMPLES, metavar="N", help="how many (%(default)s)")
     group.add_argument("--first", type=_count, default=0, metavar="N", help="index of the first one (%(default)s)")
     group.add_argument(
-        "--rows", type=_count, default=DEFAULT_ROWS, metavar="N", help="shown of each, 0: all (%(default)s)"
+        "--positions", type=_count, default=DEFAULT_POSITIONS, metavar="N", help="shown of each, 0: all (%(default)s)"
     )
+    group.add_argument("--rows", type=_refuse_rows, help=argparse.SUPPRESS)
     group.add_argument("--seed", type=int, default=TrainConfig.seed, help="of order and noise (%(default)s)")
     group.add_argument(
         "--stage", default=STAGE, choices=STAGES_WITH_NOISE, help="name of the stage whose noise is drawn (%(default)s)"
@@ -74,14 +75,18 @@ def _add_sample_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_form_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--sequence-length", type=_positive, default=DataConfig.sequence_length, metavar="N", help="rows (%(default)s)"
+        "--sequence-length",
+        type=_positive,
+        default=DataConfig.sequence_length,
+        metavar="N",
+        help="tokens (%(default)s)",
     )
     group.add_argument(
         "--block-size", type=_positive, default=StageConfig.block_size, metavar="N", help="tokens (%(default)s)"
     )
     group.add_argument("--ar", action="store_true", help="as the AR stage packs them: no noise, no padding between")
     group.add_argument("--no-isolate", action="store_true", help="documents see each other")
-    group.add_argument("--no-block-padding-loss", action="store_true", help="what completes a block is not scored")
+    group.add_argument("--no-block-padding-loss", action="store_true", help="block padding is not scored")
     group.add_argument(
         "--overlong",
         choices=[rule.value for rule in OverlongChat],
@@ -106,7 +111,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def build_inspection(arguments: argparse.Namespace, plain: bool) -> "Inspection":
-    """What the command line asks for. Raises UserError for a form that cannot be."""
+    """Return what the command line asks for. Raises UserError for a form that cannot be."""
     from data_pipeline.inspect.run import Inspection
     from data_pipeline.noise import NoiseSource
     from data_pipeline.packing.form import build_sequence_form
@@ -128,7 +133,7 @@ def build_inspection(arguments: argparse.Namespace, plain: bool) -> "Inspection"
         noise=None if arguments.ar else noise,
         first=arguments.first,
         samples=arguments.samples,
-        rows=arguments.rows,
+        positions=arguments.positions,
         count_tokens=arguments.tokens,
         verify=arguments.verify,
         histogram=arguments.histogram,
@@ -140,6 +145,10 @@ def _count(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError("must not be negative")
     return int(text)
+
+
+def _refuse_rows(text: str) -> int:
+    raise argparse.ArgumentTypeError(f"renamed: give --positions {text}")
 
 
 def _positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Token ids to text such that every token keeps its own place and nothing is lost.
+"""Decode token ids so that every token keeps its place and nothing is lost.
 
 A token of a byte-level vocabulary may be a part of a character: tokens are decoded together until they end where a
 character ends.
@@ -20,8 +20,8 @@ LONGEST_CHARACTER = 4  # bytes of UTF-8, hence tokens
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Text of `num_tokens` neighbouring tokens. is_special: one token that is no text, such as end-of-turn."""
+class DecodedChunk:
+    """Hold the text of `num_tokens` neighbouring tokens. is_special: one token that is no text, such as end-of-turn."""
 
     text: str
     num_tokens: int
@@ -29,29 +29,29 @@ class Chunk:
 
 
 class Decoder(Protocol):
-    """What shows tokens."""
+    """Show tokens."""
 
-    def decode(self, token_ids: Sequence[int]) -> Iterator[Chunk]:
-        """Chunks of these tokens, in order; as many tokens in each as it takes to end where a character ends."""
+    def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
+        """Yield chunks of these tokens, in order, each of as many tokens as it takes to end where a character ends."""
         ...
 
     def name(self, token_id: int) -> str:
-        """One token as text, by itself; part of a character is the replacement character."""
+        """Return one token as text, by itself; part of a character is the replacement character."""
         ...
 
 
 class IdDecoder:
-    """Shows numbers, where there is no tokenizer."""
+    """Show numbers, where there is no tokenizer."""
 
-    def decode(self, token_ids: Sequence[int]) -> Iterator[Chunk]:
-        return (Chunk(f"{token_id} ", 1) for token_id in token_ids)
+    def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
+        return (DecodedChunk(f"{token_id} ", 1) for token_id in token_ids)
 
     def name(self, token_id: int) -> str:
         return str(token_id)
 
 
 class TextDecoder:
-    """Shows the text of a Hugging Face tokenizer. Raises UserError if tokenizer.json cannot be loaded."""
+    """Show the text of a Hugging Face tokenizer. Raises UserError if tokenizer.json cannot be loaded."""
 
     def __init__(self, directory: Path) -> None:
         path = directory / "tokenizer.json"
@@ -61,22 +61,22 @@ class TextDecoder:
             raise UserError(f"{path} cannot be loaded: {error}") from error
         self._added = set(self._tokenizer.get_added_tokens_decoder())
 
-    def decode(self, token_ids: Sequence[int]) -> Iterator[Chunk]:
+    def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
         former: list[int] = []  # tokenizers that mark words by a leading blank drop it at the beginning of a text
         pending: list[int] = []
         for token_id in token_ids:
             if self._is_special(token_id):
                 yield from self._flush(pending)
-                yield Chunk(self.name(token_id), 1, is_special=True)
+                yield DecodedChunk(self.name(token_id), 1, is_special=True)
                 former, pending = [], []
                 continue
             pending.append(token_id)
             text = self._text_after(former, pending)
             if not text.endswith(PARTIAL) or self._spells_partial(pending):
-                yield Chunk(text, len(pending))
+                yield DecodedChunk(text, len(pending))
                 former, pending = pending, []
             elif len(pending) == LONGEST_CHARACTER:
-                yield Chunk(self.name(pending[0]), 1)
+                yield DecodedChunk(self.name(pending[0]), 1)
                 former, pending = pending[:1], pending[1:]
         yield from self._flush(pending)
 
@@ -94,9 +94,9 @@ class TextDecoder:
             SPELLINGS_OF_PARTIAL
         )
 
-    def _flush(self, pending: list[int]) -> Iterator[Chunk]:
-        """What a cut character left; the tokens before it in `pending` may well be whole."""
-        return (Chunk(self.name(token_id), 1) for token_id in pending)
+    def _flush(self, pending: list[int]) -> Iterator[DecodedChunk]:
+        """Yield what a cut character left, token by token; those before it in `pending` may well be whole."""
+        return (DecodedChunk(self.name(token_id), 1) for token_id in pending)
 
     def _text_after(self, former: list[int], token_ids: list[int]) -> str:
         before, text = self._decode(former), self._decode(former + token_ids)

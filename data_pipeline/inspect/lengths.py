@@ -1,4 +1,4 @@
-"""How long documents are: exact, in memory that does not grow with their number; and the picture of it."""
+"""Count how long documents are, exactly and in memory that does not grow with their number, and draw the counts."""
 
 import io
 from dataclasses import dataclass
@@ -12,12 +12,18 @@ from conf.system.atomic import atomic_write_bytes
 from conf.system.errors import UserError
 from data_pipeline.storage.tokens import StoredTokens
 
-DOCUMENTS_PER_PIECE = 1 << 18
+DOCUMENTS_PER_CHUNK = 1 << 18
+
+INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
+COLOURS = {"document": "#2563eb", "prompt": "#6b7280", "response": "#059669"}
+SEQUENCE_COLOUR = "#d97706"
+NUM_BINS = 40
+PANEL_INCHES = 2.3
 
 
 @dataclass(frozen=True)
 class LengthCounts:
-    """lengths: [n] distinct lengths in tokens, ascending. counts: [n] how often each occurs.
+    """Say how often each length occurs. lengths: [n] distinct lengths in tokens, ascending. counts: [n].
 
     n distinct lengths need n^2 / 2 tokens, so those of 10^12 tokens fit in 25 MB.
     """
@@ -27,20 +33,20 @@ class LengthCounts:
 
     @property
     def total(self) -> int:
-        """Number of lengths."""
+        """Return the number of lengths."""
         return int(self.counts.sum())
 
     @property
     def mean(self) -> float:
-        """In tokens."""
+        """Return the mean length in tokens."""
         return float(self.lengths @ self.counts) / self.total
 
     def quantile(self, share: float) -> int:
-        """Smallest length that at least `share` (0..1) of all are not longer than."""
+        """Return the smallest length that at least `share` (0..1) of all do not exceed."""
         return int(self.lengths[np.searchsorted(np.cumsum(self.counts), share * self.total)])
 
     def add(self, lengths: np.ndarray) -> "LengthCounts":
-        """With more lengths."""
+        """Return the counts with more lengths added."""
         new, counts = np.unique(lengths, return_counts=True)
         both, places = np.unique(np.concatenate([self.lengths, new]), return_inverse=True)
         totals = np.zeros(len(both), dtype=np.int64)
@@ -49,34 +55,27 @@ class LengthCounts:
 
 
 def count_lengths(stored: StoredTokens) -> dict[str, LengthCounts]:
-    """Lengths of `document`s, and in chats of `context`s and `answer`s."""
-    names = ("document", "context", "answer") if stored.kind is DocumentKind.chat else ("document",)
+    """Return the lengths of each `document`, and in chats of each `prompt` and `response`."""
+    names = ("document", "prompt", "response") if stored.kind is DocumentKind.chat else ("document",)
     none = np.zeros(0, dtype=np.int64)
     counts = {name: LengthCounts(none, none) for name in names}
     for number in range(stored.num_shards):
         shard = stored.open_shard(number)
-        for first in range(0, shard.num_documents, DOCUMENTS_PER_PIECE):
-            end = min(first + DOCUMENTS_PER_PIECE, shard.num_documents)
-            pieces = [shard.document_lengths(first, end)]
+        for first in range(0, shard.num_documents, DOCUMENTS_PER_CHUNK):
+            end = min(first + DOCUMENTS_PER_CHUNK, shard.num_documents)
+            lengths = [shard.document_lengths(first, end)]
             if stored.kind is DocumentKind.chat:
                 bounds = shard.segment_bounds(first, end)
                 segments = shard.segment_lengths(bounds[0], bounds[-1])
-                pieces += [segments[::2], segments[1::2]]
-            counts = {name: counts[name].add(piece) for name, piece in zip(names, pieces, strict=True)}
+                lengths += [segments[::2], segments[1::2]]
+            counts = {name: counts[name].add(more) for name, more in zip(names, lengths, strict=True)}
     return counts
 
 
-INK, MUTED, GRID = "#22262b", "#6b7280", "#e5e7eb"
-COLOURS = {"document": "#2563eb", "context": "#6b7280", "answer": "#059669"}
-SEQUENCE_COLOUR = "#d97706"
-NUM_BINS = 40
-PANEL_INCHES = 2.3
-
-
 def draw_lengths(lengths: dict[str, LengthCounts], title: str, sequence_length: int, path: Path) -> None:
-    """PNG with one panel per kind of length over a shared logarithmic axis. Raises UserError if it cannot be written.
+    """Write a PNG with one panel per kind of length over a shared logarithmic axis.
 
-    sequence_length: rows of a training sequence, for comparison.
+    sequence_length: of a training sequence, for comparison. Raises UserError if the file cannot be written.
     """
     import matplotlib
 
@@ -101,7 +100,7 @@ def draw_lengths(lengths: dict[str, LengthCounts], title: str, sequence_length: 
 
 
 def _choose_edges(counts: list[LengthCounts]) -> np.ndarray:
-    """Bins of about equal width on the axis, each of whole lengths: edges lie between integers."""
+    """Return the edges of bins of about equal width on the axis; they lie between integers."""
     shortest, longest = min(int(c.lengths[0]) for c in counts), max(int(c.lengths[-1]) for c in counts)
     return np.unique(np.geomspace(max(shortest, 1), longest + 1, NUM_BINS + 1).round()) - 0.5
 
@@ -131,5 +130,5 @@ def _draw_panel(axes: Any, name: str, counts: LengthCounts, edges: np.ndarray, s
 
 
 def _label(axes: Any, length: int, text: str, **style: Any) -> None:
-    """Text where the line at `length` meets the top of the panel."""
+    """Write text where the line at `length` meets the top of the panel."""
     axes.annotate(text, (length, 1), xycoords=("data", "axes fraction"), fontsize=8, **style)

@@ -1,4 +1,4 @@
-"""Samples as lines for a terminal: in colour, or with marks that survive a pipe."""
+"""Render samples as lines for a terminal: in colour, or with marks that survive a pipe."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -7,87 +7,96 @@ from itertools import groupby
 
 from rich.text import Text
 
-from data_pipeline.inspect.samples import Document, Piece, RowKind, Sample, Span
+from data_pipeline.inspect.samples import PositionKind, Sample, SampledDocument, ShownChunk, Span
 
-COLOURS = {RowKind.scored: "green", RowKind.context: "dim", RowKind.block_padding: "yellow", RowKind.padding: "dim"}
+COLOURS = {
+    PositionKind.scored: "green",
+    PositionKind.prompt: "dim",
+    PositionKind.block_padding: "yellow",
+    PositionKind.padding: "dim",
+}
 MASKED, SPECIAL, BOUNDARY, HEADER = "reverse red", "bold", "cyan", "bold cyan"
 MASK_MARKS, BLOCK_PADDING_MARKS = ("⟦", "⟧"), ("«", "»")
-PARTS = {RowKind.context: "context", RowKind.scored: "answer"}
+PARTS = {PositionKind.prompt: "prompt", PositionKind.scored: "response"}
 PADDING, BLOCK_PADDING_MARK, TIMES = "·", "•", "\u00d7"
 
 
 @dataclass(frozen=True)
 class Painter:
-    """in_colour: colours say what a token is; else brackets do."""
+    """Turn samples into text. in_colour: colours say what a token is; else brackets do. is_chat: of the documents."""
 
     in_colour: bool
+    is_chat: bool
 
-    def legend(self, has_noise: bool, has_answers: bool) -> Text:
-        """What the looks mean, as far as these samples can have them."""
-        parts = [self._piece("scored", RowKind.scored)]
-        if has_answers:
-            parts.append(self._piece("context: seen, not scored", RowKind.context))
+    def legend(self, has_noise: bool) -> Text:
+        """Return what the looks mean, as far as these samples can have them."""
+        parts = [self._chunk("scored", PositionKind.scored)]
+        if self.is_chat:
+            parts.append(self._chunk("prompt: seen, not scored", PositionKind.prompt))
         if has_noise:
-            parts.append(self._piece("masked by noise", RowKind.scored, is_masked=True))
-            parts.append(self._block_padding([Piece("<token>", 1, False, True)] * 3)[1:].append(" completes a block"))
-        parts.append(self._piece("<special>", RowKind.scored, is_special=True))
-        parts += [_count_padding(9).append(" padding rows"), Text("↵ newline")]
+            parts.append(self._chunk("masked by noise", PositionKind.scored, is_masked=True))
+            padding = self._block_padding([ShownChunk("<token>", 1, is_masked=False, is_special=True)] * 3)
+            parts.append(padding[1:].append(" block padding"))
+        parts.append(self._chunk("<special>", PositionKind.scored, is_special=True))
+        parts += [_count_padding(9).append(" positions of padding"), Text("↵ newline")]
         return Text("legend: ").append_text(Text("  ").join(parts))
 
-    def sample(self, sample: Sample, has_answers: bool) -> Iterator[Text]:
-        """Header, then every document after a line that names it and its noise."""
+    def sample(self, sample: Sample) -> Iterator[Text]:
+        """Yield a header, then every document after a line that names it and its noise."""
         yield Text(describe_header(sample), style=HEADER)
         text = Text()
         for span in sample.spans:
-            boundaries = _find_boundaries(sample, span, has_answers)
+            boundaries = self._find_boundaries(sample, span)
             if boundaries and text:
                 yield _without_last_newline(text)
                 text = Text()
             yield from (Text(boundary, style=BOUNDARY) for boundary in boundaries)
             text.append_text(self.span(span))
         yield _without_last_newline(text)
-        if sample.rows_shown < sample.num_rows:
-            yield Text(f"... {sample.num_rows - sample.rows_shown:,} more rows (--rows 0 shows all)", style=BOUNDARY)
+        left_out = sample.sequence_length - sample.num_shown
+        if left_out:
+            yield Text(f"... {left_out:,} more positions (--positions 0 shows all)", style=BOUNDARY)
 
     def span(self, span: Span) -> Text:
-        """Its text; rows of padding are counted, block padding are dots after the token that they all are."""
-        if span.kind is RowKind.padding:
-            return _count_padding(span.end_row - span.first_row)
-        if span.kind is RowKind.block_padding:
-            return self._block_padding(span.pieces)
+        """Return the text of a span; padding is counted, block padding is its token and a dot per position."""
+        if span.kind is PositionKind.padding:
+            return _count_padding(span.end - span.start)
+        if span.kind is PositionKind.block_padding:
+            return self._block_padding(span.chunks)
         text = Text()
-        for piece in span.pieces:
-            text.append_text(self._piece(make_visible(piece.text), span.kind, piece.is_masked, piece.is_special))
+        for chunk in span.chunks:
+            text.append_text(self._chunk(make_visible(chunk.text), span.kind, chunk.is_masked, chunk.is_special))
         return text
 
-    def _block_padding(self, pieces: list[Piece]) -> Text:
-        """Begins with a blank."""
-        name = f"{make_visible(pieces[0].text)}{TIMES}{len(pieces)} "
-        text = Text(f" {'' if self.in_colour else BLOCK_PADDING_MARKS[0]}{name}", style=COLOURS[RowKind.block_padding])
-        for is_masked, group in groupby(pieces, key=lambda piece: piece.is_masked):
-            text.append_text(self._piece(BLOCK_PADDING_MARK * len(list(group)), RowKind.block_padding, is_masked))
+    def _block_padding(self, chunks: list[ShownChunk]) -> Text:
+        """Return the token, its count and the dots; the text begins with a blank."""
+        style = COLOURS[PositionKind.block_padding]
+        name = f"{make_visible(chunks[0].text)}{TIMES}{len(chunks)} "
+        text = Text(f" {'' if self.in_colour else BLOCK_PADDING_MARKS[0]}{name}", style=style)
+        for is_masked, group in groupby(chunks, key=lambda chunk: chunk.is_masked):
+            dots = BLOCK_PADDING_MARK * len(list(group))
+            text.append_text(self._chunk(dots, PositionKind.block_padding, is_masked))
         return text if self.in_colour else text.append(BLOCK_PADDING_MARKS[1])
 
-    def _piece(self, shown: str, kind: RowKind, is_masked: bool = False, is_special: bool = False) -> Text:
+    def _chunk(self, shown: str, kind: PositionKind, is_masked: bool = False, is_special: bool = False) -> Text:
         if self.in_colour:
             style = MASKED if is_masked else COLOURS[kind]
             return Text(shown, style=f"{style} {SPECIAL}" if is_special else style)
         return Text(shown.join(MASK_MARKS) if is_masked else shown)
 
+    def _find_boundaries(self, sample: Sample, span: Span) -> list[str]:
+        """Return the lines that come before a span: a new document, a prompt, a response."""
+        lines = []
+        document = sample.documents.get(span.document)
+        if document is not None and span.start == document.start:
+            lines.append(f"━━ {describe_document(document)}")
+        if self.is_chat and span.kind in PARTS:
+            lines.append(f"── {PARTS[span.kind]}")
+        return lines
 
-def _count_padding(num_rows: int) -> Text:
-    return Text(f"{PADDING}{TIMES}{num_rows}", style=COLOURS[RowKind.padding])
 
-
-def _find_boundaries(sample: Sample, span: Span, has_answers: bool) -> list[str]:
-    """Lines that come before a span: a new document, a context, an answer."""
-    lines = []
-    document = sample.documents.get(span.document)
-    if document is not None and span.first_row == document.first_row:
-        lines.append(f"━━ {describe_document(document)}")
-    if has_answers and span.kind in PARTS:
-        lines.append(f"── {PARTS[span.kind]}")
-    return lines
+def _count_padding(count: int) -> Text:
+    return Text(f"{PADDING}{TIMES}{count}", style=COLOURS[PositionKind.padding])
 
 
 def _without_last_newline(text: Text) -> Text:
@@ -95,21 +104,20 @@ def _without_last_newline(text: Text) -> Text:
 
 
 def describe_header(sample: Sample) -> str:
-    """One line of counts."""
+    """Return one line of counts."""
     counts = []
-    for kind, count in sample.rows.items():
-        masked = sample.masked_rows[kind]
+    for kind, count in sample.num_positions.items():
+        masked = sample.num_masked[kind]
         if count:
             counts.append(f"{count:,} {kind.value}" + (f" ({masked:,} masked)" if masked else ""))
     number = len(sample.documents)
-    return (
-        f"sample {sample.index}: {sample.num_rows:,} rows, {number} document{'s' * (number != 1)}: {', '.join(counts)}"
-    )
+    documents = f"{number} document{'s' * (number != 1)}"
+    return f"sample {sample.index}: {sample.sequence_length:,} positions, {documents}: {', '.join(counts)}"
 
 
-def describe_document(document: Document) -> str:
-    """One line: where it is and its noise."""
-    line = f"document {document.number}, rows {document.first_row}-{document.end_row - 1}"
+def describe_document(document: SampledDocument) -> str:
+    """Return one line: where the document is, and its noise."""
+    line = f"document {document.number}, positions {document.start}-{document.end - 1}"
     if document.noise is None:
         return line
     level, probability = document.noise
@@ -118,7 +126,7 @@ def describe_document(document: Document) -> str:
 
 
 def make_visible(text: str) -> str:
-    """Text without anything that moves the cursor or reorders the line; a newline is a sign and a real newline."""
+    """Return text in which nothing moves the cursor or reorders the line; a newline is a sign and a real newline."""
     return "".join(map(_visible, text))
 
 

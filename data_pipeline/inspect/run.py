@@ -1,4 +1,4 @@
-"""What `python -m data_pipeline.inspect` does, in the order it prints."""
+"""Do what `python -m data_pipeline.inspect` was asked for, in the order it prints."""
 
 import sys
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
+from conf.schema import DocumentKind
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.dataset import TokenDataset
@@ -18,8 +19,8 @@ from data_pipeline.inspect.render import Painter
 from data_pipeline.inspect.samples import read_samples
 from data_pipeline.inspect.statistics import (
     NUM_FREQUENT,
-    build_facts_table,
     build_length_table,
+    build_properties_table,
     build_token_table,
     count_tokens,
     describe_bytes,
@@ -35,10 +36,11 @@ from data_pipeline.storage.tokens import StoredTokens
 
 @dataclass(frozen=True)
 class Inspection:
-    """path, tokenizer: of the data, and the directory of what made them (None: unknown). mask_token: its text.
+    """Hold what the command line asks for.
 
-    form, seed: of the training whose sequences are shown. noise: None shows a stage without.
-    first, samples: global sample indices [first, first + samples). rows: how many of each are shown, 0: all.
+    path, tokenizer: of the data, and the directory of what made them (None: unknown). mask_token: its text.
+    form, seed: of the training whose sequences are shown. noise: None shows a stage without noise.
+    first, samples: global sample indices [first, first + samples). positions: how many of each are shown; 0: all.
     count_tokens, verify: read all of the data, for frequencies and for checksums. histogram: a PNG to write.
     plain: no colours, even in a terminal.
     """
@@ -51,7 +53,7 @@ class Inspection:
     noise: NoiseSource | None
     first: int
     samples: int
-    rows: int
+    positions: int
     count_tokens: bool
     verify: bool
     histogram: Path | None
@@ -59,7 +61,7 @@ class Inspection:
 
 
 def run_inspection(request: Inspection, console: Console) -> None:
-    """Print everything. Raises UserError: data or tokenizer missing, broken, or not made for each other."""
+    """Print all that was asked for. Raises UserError: data or tokenizer missing, broken, or not made for each other."""
     stored = StoredTokens(request.path)
     tokenizer = _read_tokenizer(request, stored.manifest)
     decoder = TextDecoder(request.tokenizer) if request.tokenizer else IdDecoder()
@@ -71,7 +73,7 @@ def run_inspection(request: Inspection, console: Console) -> None:
     dataset = TokenDataset(request.path, request.form, request.seed)  # last: not all data make sequences of any length
     noise = f"with noise of stage {request.noise.stage}" if request.noise else "without noise"
     title = f"one epoch of training sequences, {noise}"
-    _print_table(console, title, build_facts_table(describe_packing(dataset)))
+    _print_table(console, title, build_properties_table(describe_packing(dataset)))
     if request.tokenizer is None:
         console.print("no --tokenizer: token ids instead of text")
     if request.samples:
@@ -91,7 +93,7 @@ def _read_tokenizer(request: Inspection, manifest: DatasetManifest | None) -> To
 
 
 def _verify(stored: StoredTokens, console: Console) -> None:
-    """Compare every checksum. Raises UserError for the first that differs, or if there are none."""
+    """Compare every checksum. Raises UserError for the first that differs, or without a manifest to compare with."""
     if stored.manifest is None:
         raise UserError(f"{stored.path} has no manifest and so no checksums to verify: leave --verify out.")
     columns = TextColumn("verify"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
@@ -109,7 +111,7 @@ def _print_statistics(
     request: Inspection, stored: StoredTokens, tokenizer: TokenizerInfo | None, console: Console
 ) -> None:
     lengths = count_lengths(stored)
-    _print_table(console, "data", build_facts_table(describe_data(stored, tokenizer)))
+    _print_table(console, "data", build_properties_table(describe_data(stored, tokenizer)))
     _print_table(console, "lengths in tokens", build_length_table(lengths))
     if request.histogram:
         name = request.path.resolve().name
@@ -134,11 +136,10 @@ def _print_tokens(stored: StoredTokens, tokenizer: TokenizerInfo | None, decoder
 
 
 def _print_samples(request: Inspection, dataset: TokenDataset, decoder: Decoder, console: Console) -> None:
-    painter = Painter(in_colour=not request.plain)
-    has_answers = dataset.stored.kind.value == "chat"
-    console.print(painter.legend(request.noise is not None, has_answers))
+    painter = Painter(in_colour=not request.plain, is_chat=dataset.stored.kind is DocumentKind.chat)
+    console.print(painter.legend(request.noise is not None))
     indices = range(request.first, request.first + request.samples)
-    for sample in read_samples(dataset, indices, decoder, request.noise, request.rows):
+    for sample in read_samples(dataset, indices, decoder, request.noise, request.positions):
         console.print()
-        for text in painter.sample(sample, has_answers):
+        for text in painter.sample(sample):
             console.print(text, overflow="fold")

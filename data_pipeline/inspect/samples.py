@@ -1,4 +1,4 @@
-"""Training sequences as spans of text: what is scored, masked, or only fills rows, exactly as the trainer gets them."""
+"""Describe training sequences as spans of text: what is scored, masked or padding, exactly as the trainer gets it."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,25 +9,28 @@ import numpy as np
 
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
-from data_pipeline.inspect.decode import Chunk, Decoder
+from data_pipeline.inspect.decode import DecodedChunk, Decoder
 from data_pipeline.noise import NoiseSource, add_noise
 
 NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 
 
-class RowKind(Enum):
-    """scored: a token whose loss counts. context: one that is only seen. block_padding: fills a last block. padding: no
-    token at all."""
+class PositionKind(Enum):
+    """Say what stands at a position of a sequence.
+
+    scored: a token whose loss counts. prompt: one that is only seen. block_padding: one that fills a last block.
+    padding: no token at all.
+    """
 
     scored = "scored"
-    context = "context"
-    block_padding = "block_padding"
+    prompt = "prompt"
+    block_padding = "block padding"
     padding = "padding"
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text of `num_tokens` neighbouring tokens that are all masked, or none of them; a special token stands alone."""
+class ShownChunk:
+    """Hold the text of `num_tokens` neighbouring tokens, all masked or none of them; a special token stands alone."""
 
     text: str
     num_tokens: int
@@ -37,27 +40,29 @@ class Piece:
 
 @dataclass(frozen=True)
 class Span:
-    """Rows [first_row, end_row) of one kind and document; pieces: their text, one per row of block_padding,
-    none of padding."""
+    """Hold the positions [start, end) of one kind and document.
 
-    kind: RowKind
+    chunks: their text; one per position of block padding, none of padding.
+    """
+
+    kind: PositionKind
     document: int
-    first_row: int
-    end_row: int
-    pieces: list[Piece]
+    start: int
+    end: int
+    chunks: list[ShownChunk]
 
 
 @dataclass(frozen=True)
-class Document:
-    """Rows from the first to the last of a document within a sequence.
+class SampledDocument:
+    """Describe a document within a sequence. start, end: its positions [start, end).
 
     noise: (t, p): its level and masking probability, None without noise. num_masked of num_maskable: tokens that are
-    masked, tokens that could be (scored ones and those that complete a block).
+    masked, tokens that could be (scored ones and block padding).
     """
 
     number: int
-    first_row: int
-    end_row: int
+    start: int
+    end: int
     noise: tuple[float, float] | None
     num_masked: int
     num_maskable: int
@@ -65,107 +70,110 @@ class Document:
 
 @dataclass(frozen=True)
 class Sample:
-    """index: of the global sample. rows, masked_rows: number of all and of masked rows of each kind.
+    """Describe one sequence. index: of the global sample.
 
-    spans: of the first rows_shown rows. documents: by number, of all rows.
+    num_positions, num_masked: all and masked positions of each kind. documents: by number, of the whole sequence.
+    spans: of the first num_shown positions.
     """
 
     index: int
-    rows: dict[RowKind, int]
-    masked_rows: dict[RowKind, int]
-    documents: dict[int, Document]
+    num_positions: dict[PositionKind, int]
+    num_masked: dict[PositionKind, int]
+    documents: dict[int, SampledDocument]
     spans: list[Span]
-    rows_shown: int
+    num_shown: int
 
     @property
-    def num_rows(self) -> int:
-        """Of the sequence."""
-        return sum(self.rows.values())
+    def sequence_length(self) -> int:
+        """Return the number of positions, of all kinds."""
+        return sum(self.num_positions.values())
 
 
 def read_samples(
-    dataset: TokenDataset, indices: Iterable[int], decoder: Decoder, noise: NoiseSource | None, rows_shown: int
+    dataset: TokenDataset, indices: Iterable[int], decoder: Decoder, noise: NoiseSource | None, num_shown: int
 ) -> Iterator[Sample]:
-    """Global samples of a run on this data alone; rows_shown: how many rows of each become text, 0: all."""
+    """Yield global samples of a run on this data alone. num_shown: positions of each that become text; 0: all."""
     for index in indices:
         batch = dataset.build_sequence(index, index)
-        yield describe_sample(batch, decoder, noise, rows_shown or dataset.form.sequence_length)
+        yield describe_sample(batch, decoder, noise, num_shown or dataset.form.sequence_length)
 
 
-def describe_sample(batch: Batch, decoder: Decoder, noise: NoiseSource | None, rows_shown: int) -> Sample:
-    """The one sequence [1, S] of a batch, masked by `noise`."""
+def describe_sample(batch: Batch, decoder: Decoder, noise: NoiseSource | None, num_shown: int) -> Sample:
+    """Describe the one sequence [1, S] of a batch, masked by `noise`."""
     index = int(batch.sample_indices[0])
     masked, p_mask = np.zeros(batch.tokens.shape[1], dtype=bool), None
     if noise is not None:
         noisy = add_noise(batch, noise, NO_MASK_TOKEN)
         masked, p_mask = noisy.masked[0].numpy(), noisy.p_mask[0].numpy()
-    kinds = classify_rows(batch)
+    kinds = classify_positions(batch)
     documents = batch.document_ids[0].numpy()
     is_maskable = (batch.loss_mask | batch.block_padding)[0].numpy()
     described = {}
     for number in np.unique(documents[documents >= 0]).tolist():
-        rows = np.flatnonzero(documents == number)
+        inside = np.flatnonzero(documents == number)
         levels = None
         if noise is not None and p_mask is not None:
-            levels = noise.draw(index, number, 0)[0], float(p_mask[rows[0]])
-        counts = int(masked[rows].sum()), int(is_maskable[rows].sum())
-        described[number] = Document(number, int(rows[0]), int(rows[-1]) + 1, levels, *counts)
+            levels = noise.draw(index, number, 0)[0], float(p_mask[inside[0]])
+        counts = int(masked[inside].sum()), int(is_maskable[inside].sum())
+        described[number] = SampledDocument(number, int(inside[0]), int(inside[-1]) + 1, levels, *counts)
     return Sample(
         index=index,
-        rows={kind: int((kinds == kind).sum()) for kind in RowKind},
-        masked_rows={kind: int(masked[kinds == kind].sum()) for kind in RowKind},
+        num_positions={kind: int((kinds == kind).sum()) for kind in PositionKind},
+        num_masked={kind: int(masked[kinds == kind].sum()) for kind in PositionKind},
         documents=described,
-        spans=list(_find_spans(batch, kinds, masked, decoder, rows_shown)),
-        rows_shown=min(rows_shown, len(kinds)),
+        spans=list(_find_spans(batch, kinds, masked, decoder, num_shown)),
+        num_shown=min(num_shown, len(kinds)),
     )
 
 
-def classify_rows(batch: Batch) -> np.ndarray:
-    """[S] RowKind of every row of the sequence [1, S] of a batch."""
-    kinds = np.full(batch.tokens.shape[1], RowKind.context, dtype=object)
-    kinds[batch.loss_mask[0].numpy()] = RowKind.scored
-    kinds[batch.block_padding[0].numpy()] = RowKind.block_padding
-    kinds[batch.document_ids[0].numpy() < 0] = RowKind.padding
+def classify_positions(batch: Batch) -> np.ndarray:
+    """Return [S] the PositionKind of every position of the sequence [1, S] of a batch."""
+    kinds = np.full(batch.tokens.shape[1], PositionKind.prompt, dtype=object)
+    kinds[batch.loss_mask[0].numpy()] = PositionKind.scored
+    kinds[batch.block_padding[0].numpy()] = PositionKind.block_padding
+    kinds[batch.document_ids[0].numpy() < 0] = PositionKind.padding
     return kinds
 
 
 def _find_spans(
-    batch: Batch, kinds: np.ndarray, masked: np.ndarray, decoder: Decoder, rows_shown: int
+    batch: Batch, kinds: np.ndarray, masked: np.ndarray, decoder: Decoder, num_shown: int
 ) -> Iterator[Span]:
     tokens, documents = batch.tokens[0].tolist(), batch.document_ids[0].tolist()
-    rows = range(min(rows_shown, len(tokens)))
-    for (kind, document), group in groupby(rows, key=lambda row: (kinds[row], documents[row])):
+    positions = range(min(num_shown, len(tokens)))
+    for (kind, document), group in groupby(positions, key=lambda position: (kinds[position], documents[position])):
         inside = list(group)
-        first, end = inside[0], inside[-1] + 1
-        inside_tokens, inside_masked = tokens[first:end], masked[first:end].tolist()
-        pieces: list[Piece] = []
-        if kind is RowKind.block_padding:  # one token again and again, which is not text
-            pieces = [Piece(decoder.name(t), 1, m, True) for t, m in zip(inside_tokens, inside_masked, strict=True)]
-        elif kind is not RowKind.padding:
-            pieces = decode_pieces(inside_tokens, inside_masked, decoder)
-        yield Span(kind, document, first, end, pieces)
+        start, end = inside[0], inside[-1] + 1
+        inside_tokens, inside_masked = tokens[start:end], masked[start:end].tolist()
+        chunks: list[ShownChunk] = []
+        if kind is PositionKind.block_padding:  # one token again and again, which is not text
+            named = zip(map(decoder.name, inside_tokens), inside_masked, strict=True)
+            chunks = [ShownChunk(name, 1, is_masked, is_special=True) for name, is_masked in named]
+        elif kind is not PositionKind.padding:
+            chunks = decode_chunks(inside_tokens, inside_masked, decoder)
+        yield Span(kind, document, start, end, chunks)
 
 
-def decode_pieces(token_ids: list[int], masked: list[bool], decoder: Decoder) -> list[Piece]:
-    """Text of tokens; a character of which only some tokens are masked becomes one replacement mark per token."""
-    pieces, first = [], 0
+def decode_chunks(token_ids: list[int], masked: list[bool], decoder: Decoder) -> list[ShownChunk]:
+    """Decode tokens; a character of which only some tokens are masked becomes one replacement mark per token."""
+    chunks, first = [], 0
     for chunk in decoder.decode(token_ids):
-        pieces += _cut(chunk, token_ids[first : first + chunk.num_tokens], masked[first:], decoder)
+        chunks += _cut(chunk, token_ids[first : first + chunk.num_tokens], masked[first:], decoder)
         first += chunk.num_tokens
-    return list(_join(pieces))
+    return list(_join(chunks))
 
 
-def _cut(chunk: Chunk, token_ids: list[int], masked: list[bool], decoder: Decoder) -> list[Piece]:
+def _cut(chunk: DecodedChunk, token_ids: list[int], masked: list[bool], decoder: Decoder) -> list[ShownChunk]:
     if len(set(masked[: chunk.num_tokens])) == 1:
-        return [Piece(chunk.text, chunk.num_tokens, masked[0], chunk.is_special)]
-    return [Piece(decoder.name(token), 1, is_masked) for token, is_masked in zip(token_ids, masked, strict=False)]
+        return [ShownChunk(chunk.text, chunk.num_tokens, masked[0], chunk.is_special)]
+    return [ShownChunk(decoder.name(token), 1, is_masked) for token, is_masked in zip(token_ids, masked, strict=False)]
 
 
-def _join(pieces: list[Piece]) -> Iterator[Piece]:
-    for (is_masked, is_special), group in groupby(pieces, key=lambda piece: (piece.is_masked, piece.is_special)):
+def _join(chunks: list[ShownChunk]) -> Iterator[ShownChunk]:
+    """Yield the chunks, neighbours that look alike as one."""
+    for (is_masked, is_special), group in groupby(chunks, key=lambda chunk: (chunk.is_masked, chunk.is_special)):
         if is_special:
             yield from group
         else:
             joined = list(group)
-            text, num_tokens = "".join(piece.text for piece in joined), sum(piece.num_tokens for piece in joined)
-            yield Piece(text, num_tokens, is_masked)
+            text, num_tokens = "".join(chunk.text for chunk in joined), sum(chunk.num_tokens for chunk in joined)
+            yield ShownChunk(text, num_tokens, is_masked)

@@ -1,4 +1,4 @@
-"""What a dataset is and holds, as tables."""
+"""Describe what a dataset is and holds, as tables."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from data_pipeline.inspect.decode import Decoder
 from data_pipeline.inspect.lengths import LengthCounts
 from data_pipeline.inspect.render import make_visible
 from data_pipeline.storage.manifest import DatasetManifest
-from data_pipeline.storage.tokens import SCAN_PIECE_TOKENS, Shard, StoredTokens
+from data_pipeline.storage.tokens import SCAN_CHUNK_TOKENS, Shard, StoredTokens
 
 FINGERPRINT_CHARACTERS = 12
 SUMMARY = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}  # quantiles
@@ -21,14 +21,14 @@ SOURCE_KEYS = ("files", "dataset", "subset", "split", "revision", "rows", "licen
 HUB_KEYS = ("subset", "split", "revision")  # say nothing of files
 NUM_FREQUENT = 20
 
-type Facts = dict[str, str]
+type Properties = dict[str, str]
 
 
-def describe_data(stored: StoredTokens, tokenizer: TokenizerInfo | None) -> Facts:
-    """What is on disk and what it was made from."""
+def describe_data(stored: StoredTokens, tokenizer: TokenizerInfo | None) -> Properties:
+    """Return what is on disk and what it was made from."""
     manifest = stored.manifest
     dtype = stored.open_shard(0).read_stream(0, 1).dtype
-    facts = {
+    properties = {
         "path": str(stored.path),
         "kind": stored.kind.value if manifest else f"{stored.kind.value} (no manifest: taken for text)",
         "documents": f"{stored.num_documents:,}",
@@ -37,12 +37,14 @@ def describe_data(stored: StoredTokens, tokenizer: TokenizerInfo | None) -> Fact
         "largest token id": f"{stored.max_token_id:,}" + ("" if manifest else " in a sample"),
     }
     if tokenizer and stored.max_token_id >= tokenizer.vocab_size:
-        facts["largest token id"] += f": NOT in the tokenizer, which has {tokenizer.vocab_size:,} entries"
-    return facts | (_describe_manifest(manifest, tokenizer) if manifest else {"tokenizer": "unknown (no manifest)"})
+        properties["largest token id"] += f": NOT in the tokenizer, which has {tokenizer.vocab_size:,} entries"
+    return properties | (
+        _describe_manifest(manifest, tokenizer) if manifest else {"tokenizer": "unknown (no manifest)"}
+    )
 
 
-def _describe_manifest(manifest: DatasetManifest, tokenizer: TokenizerInfo | None) -> Facts:
-    """tokenizer: known to be the one of the manifest, or None."""
+def _describe_manifest(manifest: DatasetManifest, tokenizer: TokenizerInfo | None) -> Properties:
+    """Return what the manifest adds. tokenizer: known to be the one that it names, or None."""
     scored = sum(shard.scored_tokens for shard in manifest.shards)
     skipped = count_skipped(manifest)
     origin = manifest.source
@@ -53,12 +55,12 @@ def _describe_manifest(manifest: DatasetManifest, tokenizer: TokenizerInfo | Non
         "scored tokens": f"{scored:,} ({scored / manifest.tokens:.1%})",
         "tokenizer": fingerprint + (" (the one given)" if tokenizer else ""),
         "source": "\n".join(source) or "unknown",
-        "skipped rows": "\n".join(f"{count:,} {reason}" for reason, count in skipped.items()) or "0",
+        "skipped records": "\n".join(f"{count:,} {reason}" for reason, count in skipped.items()) or "0",
     }
 
 
 def count_skipped(manifest: DatasetManifest) -> dict[str, int]:
-    """Rows left out, by reason; those of inputs that gave no shard at all are known to the source alone."""
+    """Return the records left out, by reason; those of inputs that gave no shard are known to the source alone."""
     total = manifest.source.get("skipped")
     if total is None:
         total = {}
@@ -68,35 +70,35 @@ def count_skipped(manifest: DatasetManifest) -> dict[str, int]:
     return total
 
 
-def describe_packing(dataset: TokenDataset) -> Facts:
-    """What one epoch holds in the form that was asked for."""
+def describe_packing(dataset: TokenDataset) -> Properties:
+    """Return what one epoch holds in the form that was asked for."""
     counts, form = dataset.counts, dataset.form
-    rows = counts.sequences * form.sequence_length
-    facts = {
-        "sequences": f"{counts.sequences:,} of {form.sequence_length:,} rows, blocks of {form.block_size}",
+    positions = counts.sequences * form.sequence_length
+    properties = {
+        "sequences": f"{counts.sequences:,} of {form.sequence_length:,} positions, blocks of {form.block_size}",
         "documents in them": f"{counts.documents:,}",
         "tokens in them": f"{counts.tokens:,}, {counts.scored_tokens:,} scored",
-        "block_padding": f"{counts.block_padding_tokens:,} rows ({counts.block_padding_tokens / rows:.1%})",
-        "padding": f"{counts.padding_tokens:,} rows ({counts.padding_tokens / rows:.1%})",
+        "block padding": f"{counts.block_padding_tokens:,} tokens ({counts.block_padding_tokens / positions:.1%})",
+        "padding": f"{counts.padding_tokens:,} positions ({counts.padding_tokens / positions:.1%})",
     }
     if counts.truncated_chats or counts.dropped_chats:
-        facts["truncated chats"] = f"{counts.truncated_chats:,}, by {counts.truncated_tokens:,} tokens"
-        facts["dropped chats"] = f"{counts.dropped_chats:,}, with {counts.dropped_tokens:,} tokens"
-    return facts
+        properties["truncated chats"] = f"{counts.truncated_chats:,}, by {counts.truncated_tokens:,} tokens"
+        properties["dropped chats"] = f"{counts.dropped_chats:,}, with {counts.dropped_tokens:,} tokens"
+    return properties
 
 
-def build_facts_table(facts: Facts) -> Table:
-    """Two columns."""
+def build_properties_table(properties: Properties) -> Table:
+    """Return a table of two columns: name and value."""
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in facts.items():
+    for name, value in properties.items():
         table.add_row(name, escape(value))
     return table
 
 
 def build_length_table(lengths: dict[str, LengthCounts]) -> Table:
-    """One row per kind of length, in tokens."""
+    """Return a table with one line per kind of length, in tokens."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("")
     for heading in ("count", *SUMMARY, "mean"):
@@ -108,22 +110,24 @@ def build_length_table(lengths: dict[str, LengthCounts]) -> Table:
 
 
 def count_tokens(stored: StoredTokens, vocab_size: int) -> np.ndarray:
-    """Occurrences [>= vocab_size] of every token id; ids that the vocabulary lacks are counted too. Reads all tokens,
-    and without a manifest twice."""
+    """Return [>= vocab_size] the occurrences of every token id, ids that the vocabulary lacks included.
+
+    Reads all tokens, and without a manifest twice.
+    """
     largest = stored.max_token_id
     if stored.manifest is None:
-        largest = max(int(piece.max()) for piece in _stream(stored.open_shard(0)))
+        largest = max(int(chunk.max()) for chunk in _stream(stored.open_shard(0)))
     return stored.count_tokens(max(vocab_size, largest + 1))
 
 
 def _stream(shard: Shard) -> Iterator[np.ndarray]:
-    """All tokens of a shard, in pieces."""
-    for start in range(0, shard.num_tokens, SCAN_PIECE_TOKENS):
-        yield shard.read_stream(start, SCAN_PIECE_TOKENS)
+    """Yield all tokens of a shard, chunk by chunk."""
+    for start in range(0, shard.num_tokens, SCAN_CHUNK_TOKENS):
+        yield shard.read_stream(start, SCAN_CHUNK_TOKENS)
 
 
 def build_token_table(counts: np.ndarray, decoder: Decoder) -> Table:
-    """The most frequent tokens."""
+    """Return a table of the most frequent tokens."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("id", "count", "share"):
         table.add_column(heading, justify="right")
@@ -136,19 +140,19 @@ def build_token_table(counts: np.ndarray, decoder: Decoder) -> Table:
 
 
 def describe_vocabulary(counts: np.ndarray, vocab_size: int) -> str:
-    """How much of the vocabulary occurs; one line."""
+    """Return one line on how much of the vocabulary occurs."""
     unused, unknown = int((counts[:vocab_size] == 0).sum()), int(counts[vocab_size:].sum())
     line = f"{unused:,} of {vocab_size:,} vocabulary entries ({unused / vocab_size:.1%}) never occur"
     return line + (f"; {unknown:,} tokens are NOT in the vocabulary" if unknown else "")
 
 
 def repr_token(text: str) -> str:
-    """A token's text in quotes, on one line."""
+    """Return a token's text in quotes, on one line."""
     return f"'{make_visible(text)}'".replace("\n", "")
 
 
 def describe_bytes(num_bytes: float) -> str:
-    """With a decimal unit."""
+    """Return a size with a decimal unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"

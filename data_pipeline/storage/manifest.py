@@ -1,4 +1,4 @@
-"""What a tokenised dataset says about itself.
+"""Describe a tokenised dataset, and check that its files still are what the description says.
 
 A dataset is a folder: `manifest.json` and shards `shard_00000.{bin,idx,json}`. Each shard's `.json` is written after
 its tokens and the manifest after all shards: where there is a manifest, the dataset is complete.
@@ -15,7 +15,7 @@ import numpy as np
 from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
 
-HASH_PIECE_BYTES = 1 << 22
+HASH_CHUNK_BYTES = 1 << 22
 NUM_SAMPLED_CHUNKS, SAMPLED_CHUNK_BYTES = 64, 1 << 16
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -28,22 +28,22 @@ KEYS_ON_DISK = {
 }
 
 
-# Sizes (bytes) and modification times (ns) of the two files of a shard: while they stay, the files are taken to stay.
+# Sizes (bytes) and modification times (ns) of the two files of a shard: files with the same ones count as unchanged.
 Stamp = list[int]
 
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """One `.bin`/`.idx` pair in megatron-core's format.
+    """Describe one `.bin`/`.idx` pair in megatron-core's format.
 
     name: prefix of its files within the dataset's folder.
     documents, tokens: counts; tokens include the end-of-sequence token of every text.
-    scored_tokens: of them, those of answers (in chats); all of them in texts.
+    scored_tokens: of them, those of responses (in chats); all of them in texts.
     max_token_id: largest id, so that a vocabulary can be checked without reading the tokens.
     longest_document: tokens.
     sha256: of the `.bin` file. index_sha256: of the `.idx` file.
     input: name of the file (or hub shard) it was made of. first_record, end_record: records [first, end) of that input.
-    skipped: number of rows left out, by reason.
+    skipped: number of records left out, by reason.
     """
 
     name: str
@@ -62,14 +62,14 @@ class ShardManifest:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """The whole dataset.
+    """Describe the whole dataset.
 
-    kind: text or chat (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: context, answer,
-        context, answer, ...; a text is one sequence.
+    kind: text or chat (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: prompt, response,
+        prompt, response, ...; a text is one sequence.
     dtype: numpy name of the stored integers. eos_token_id, tokenizer_fingerprint: of the tokenizer that made the tokens
-        (conf.tokenizer_info). block_padding_token_id: the token that completes the last block of a document or of an
-        answer: end-of-sequence in texts, end-of-turn in chats.
-    source: where the rows came from, as configured. settings: everything else that decides which tokens there are.
+        (conf.tokenizer_info). block_padding_token_id: the token that fills the last block of a document or a
+        response: end-of-sequence in texts, end-of-turn in chats.
+    source: where the records came from, as configured. settings: everything else that decides the tokens.
     """
 
     kind: str
@@ -83,57 +83,57 @@ class DatasetManifest:
 
     @property
     def documents(self) -> int:
-        """Documents of all shards."""
+        """Return the number of documents of all shards."""
         return sum(shard.documents for shard in self.shards)
 
     @property
     def tokens(self) -> int:
-        """Tokens of all shards."""
+        """Return the number of tokens of all shards."""
         return sum(shard.tokens for shard in self.shards)
 
     @property
     def max_token_id(self) -> int:
-        """Largest token id of all shards."""
+        """Return the largest token id of all shards."""
         return max(shard.max_token_id for shard in self.shards)
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal identity of all tokens and documents: the hash of the shards' hashes."""
+        """Return the identity of all tokens and documents, in hexadecimal: the hash of the shards' hashes."""
         hashes = [value for shard in self.shards for value in (shard.sha256, shard.index_sha256)]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def bin_path(prefix: Path | str) -> Path:
-    """Token file of the shard at `prefix`."""
+    """Return the path of the tokens of the shard at `prefix`."""
     return Path(f"{prefix}.bin")
 
 
 def index_path(prefix: Path | str) -> Path:
-    """Document index of the shard at `prefix`."""
+    """Return the path of the index of the shard at `prefix`."""
     return Path(f"{prefix}.idx")
 
 
 def shard_manifest_path(prefix: Path | str) -> Path:
-    """Manifest of the shard at `prefix`."""
+    """Return the path of the manifest of the shard at `prefix`."""
     return Path(f"{prefix}.json")
 
 
 def manifest_path(directory: Path | str) -> Path:
-    """Manifest of the dataset in `directory`."""
+    """Return the path of the manifest of the dataset in `directory`."""
     return Path(directory) / MANIFEST_NAME
 
 
 def compute_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(HASH_PIECE_BYTES):
-            digest.update(piece)
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def sample_sha256(path: Path, size: int) -> str:
-    """Hexadecimal SHA-256 of the size of a file and of pieces spread over it, all of a small one."""
+    """Return the SHA-256 of a file's size and of chunks spread over it (all of a small one), in hexadecimal."""
     stride = max(SAMPLED_CHUNK_BYTES, size // NUM_SAMPLED_CHUNKS)
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
@@ -158,7 +158,7 @@ def save_manifest(directory: Path | str, manifest: DatasetManifest) -> None:
 
 
 def load_manifest(directory: Path | str) -> DatasetManifest:
-    """The manifest of the dataset in `directory`.
+    """Return the manifest of the dataset in `directory`.
 
     Raises UserError when there is none (the dataset was not finished), or when it is not one of this version.
     """
@@ -187,7 +187,7 @@ def _read[T](kind: type[T], values: dict[str, Any]) -> T:
 
 
 def stamp_shard(directory: Path, shard: ShardManifest, dtype: str) -> Stamp:
-    """Sizes and times of a shard's files. Raises UserError if one is gone or the tokens have another size."""
+    """Return sizes and times of a shard's files. Raises UserError if one is gone or the tokens have another size."""
     prefix = directory / shard.name
     stamp: Stamp = []
     for path in (bin_path(prefix), index_path(prefix)):
@@ -208,7 +208,7 @@ def stamp_shard(directory: Path, shard: ShardManifest, dtype: str) -> Stamp:
 
 
 def is_newer_than_manifest(directory: Path, shard: ShardManifest) -> bool:
-    """Whether a file of the shard was written after the shard's own manifest, as none is by prepare."""
+    """Return whether a file of the shard is newer than the shard's own manifest, which prepare writes last."""
     prefix = directory / shard.name
     try:
         written = shard_manifest_path(prefix).stat().st_mtime_ns
@@ -218,7 +218,7 @@ def is_newer_than_manifest(directory: Path, shard: ShardManifest) -> bool:
 
 
 def check_shard_files(directory: Path, shard: ShardManifest, dtype: str) -> None:
-    """Raises UserError if a shard's files are gone or are not what the manifest describes.
+    """Raise UserError if a shard's files are gone or are not what the manifest describes.
 
     Their contents are read only if they are newer than the shard's own manifest.
     """
@@ -228,7 +228,7 @@ def check_shard_files(directory: Path, shard: ShardManifest, dtype: str) -> None
 
 
 def verify_shard(directory: Path, shard: ShardManifest) -> None:
-    """Raises UserError if a shard's tokens or index have another SHA-256 than its manifest says; reads all of them."""
+    """Raise UserError if the SHA-256 of a shard's tokens or index is not that of its manifest; reads all of them."""
     prefix = directory / shard.name
     for path, expected in ((bin_path(prefix), shard.sha256), (index_path(prefix), shard.index_sha256)):
         if compute_sha256(path) != expected:
@@ -239,5 +239,5 @@ def verify_shard(directory: Path, shard: ShardManifest) -> None:
 
 
 def remedy(directory: Path) -> str:
-    """What to do about a dataset that was changed."""
+    """Return what to do about a dataset that was changed."""
     return f"delete {directory} and prepare the data again, or bring back the former files."

@@ -1,4 +1,4 @@
-"""Tokens on disk: a folder that prepare wrote, or a `.bin`/`.idx` pair of another Megatron tool."""
+"""Read tokens from disk: a folder that prepare wrote, or a `.bin`/`.idx` pair of another Megatron tool."""
 
 import hashlib
 import logging
@@ -27,9 +27,9 @@ from data_pipeline.storage.manifest import (
 
 
 class Shard:
-    """Memory-mapped tokens of one shard. Its documents lie end to end, and so do the segments of a document.
+    """Read the memory-mapped tokens of one shard, whose documents lie end to end, as do the segments of a document.
 
-    num_documents, num_tokens: counts. expected_tokens: what a manifest says.
+    expected_tokens: their number according to a manifest.
 
     Raises UserError: files missing, broken, or not as long as their index or their manifest says.
     """
@@ -44,15 +44,15 @@ class Shard:
         self._check_size(expected_tokens)
 
     def segment_bounds(self, first_document: int, end_document: int) -> np.ndarray:
-        """[n + 1] index of the first segment of each of n documents, and of the segment after them."""
+        """Return [n + 1] the index of the first segment of each of n documents, and of the segment after them."""
         return self._index.document_indices[first_document : end_document + 1]
 
     def segment_lengths(self, first_segment: int, end_segment: int) -> np.ndarray:
-        """[n] tokens of each segment."""
+        """Return [n] the length of each segment in tokens."""
         return self._index.sequence_lengths[first_segment:end_segment]
 
     def document_lengths(self, first_document: int, end_document: int) -> np.ndarray:
-        """[n] tokens of each of n documents, int64."""
+        """Return [n] the length of each of n documents in tokens, int64."""
         bounds = self.segment_bounds(first_document, end_document)
         lengths = self.segment_lengths(bounds[0], bounds[-1]).astype(np.int64)
         if len(lengths) == len(bounds) - 1 and (np.diff(bounds) == 1).all():
@@ -61,14 +61,14 @@ class Shard:
         return np.diff(totals[bounds - bounds[0]])
 
     def read(self, document: int, offset: int, count: int) -> np.ndarray:
-        """[count] tokens, int64, from token `offset` of a document on; they may run into the documents after it."""
+        """Return [count] tokens, int64, from token `offset` of a document on, even beyond its end."""
         segment = self._index.document_indices[document]
         start = int(self._index.sequence_pointers[segment]) + offset * self._dtype.itemsize
-        # A copy: views of the map crash the process once the map is gone.
+        # A copy, because a view would crash the process once the map is gone.
         return self._dataset.bin_reader.read(dtype=self._dtype.type, count=count, offset=start).astype(np.int64)
 
     def read_stream(self, first_token: int, count: int) -> np.ndarray:
-        """Up to `count` tokens from token `first_token` of the whole shard on."""
+        """Return up to `count` tokens from token `first_token` of the whole shard on."""
         count = min(count, self.num_tokens - first_token)
         start = first_token * self._dtype.itemsize
         return self._dataset.bin_reader.read(dtype=self._dtype.type, count=count, offset=start)
@@ -86,16 +86,16 @@ class Shard:
             )
 
 
-SCAN_PIECE_TOKENS = 1 << 22
-# What is looked at of data without a manifest, which may be terabytes that every rank would otherwise read.
-NUM_SAMPLED_PIECES, SAMPLED_PIECE_TOKENS = 64, 1 << 16
+SCAN_CHUNK_TOKENS = 1 << 22
+# Of data without a manifest a sample is read: they may be terabytes, which every rank would otherwise read.
+NUM_SAMPLED_CHUNKS, SAMPLED_CHUNK_TOKENS = 64, 1 << 16
 # A shard takes three file descriptors and two maps, and a dataset may have tens of thousands of them.
-SHARDS_KEPT_OPEN = 64
+MAX_OPEN_SHARDS = 64
 logger = logging.getLogger(__name__)
 
 
 class StoredTokens:
-    """The tokens at `path`.
+    """Give access to the tokens at `path`, shard by shard.
 
     manifest: None for data of other tools. kind: text or chat. num_shards: those that hold a document.
 
@@ -106,7 +106,7 @@ class StoredTokens:
         self.path = Path(path)
         self.manifest = self._load_manifest()
         self.kind = DocumentKind(self.manifest.kind) if self.manifest else DocumentKind.text
-        # A shard whose rows were all left out has no tokens to map.
+        # A shard whose records were all left out has no tokens to map.
         self._listed = [shard for shard in self.manifest.shards if shard.documents] if self.manifest else []
         self.num_shards = len(self._listed) or 1
         if self.manifest is None:
@@ -114,17 +114,17 @@ class StoredTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens on disk."""
+        """Return the number of tokens on disk."""
         return self.manifest.tokens if self.manifest else self.open_shard(0).num_tokens
 
     @property
     def num_documents(self) -> int:
-        """Documents on disk."""
+        """Return the number of documents on disk."""
         return self.manifest.documents if self.manifest else self.open_shard(0).num_documents
 
     @cached_property
     def sha256(self) -> str:
-        """Identity of the data; without a manifest it covers sizes and pieces spread over both files."""
+        """Return the identity of the data; without a manifest it covers sizes and chunks spread over both files."""
         if self.manifest:
             return self.manifest.sha256
         paths = (bin_path(self.path), index_path(self.path))
@@ -133,46 +133,48 @@ class StoredTokens:
 
     @cached_property
     def max_token_id(self) -> int:
-        """Largest token id; without a manifest, that of a sample."""
-        return self.manifest.max_token_id if self.manifest else max(int(p.max()) for p in self._sampled_pieces())
+        """Return the largest token id; without a manifest, that of a sample."""
+        return (
+            self.manifest.max_token_id if self.manifest else max(int(chunk.max()) for chunk in self._sampled_chunks())
+        )
 
     def open_shard(self, number: int) -> Shard:
-        """Shard `number`. Only the latest few are kept open, over all datasets."""
+        """Return shard `number`, opened. Only the latest MAX_OPEN_SHARDS stay open, over all datasets."""
         if self.manifest is None:
             return _open_shard(str(self.path), None)
         return _open_shard(str(self.path / self._listed[number].name), self._listed[number].tokens)
 
     def stamp(self, number: int) -> Stamp | None:
-        """Sizes and times of the files of shard `number`; None without a manifest to compare them with.
+        """Return sizes and times of the files of shard `number`; None without a manifest to compare them with.
 
         Raises UserError if they are gone or of another size than the manifest says.
         """
         return stamp_shard(self.path, self._listed[number], self.manifest.dtype) if self.manifest else None
 
     def verify(self, number: int, was_known: bool) -> None:
-        """Raises UserError if shard `number` is not what the manifest says.
+        """Raise UserError if shard `number` is not what the manifest describes.
 
-        was_known: its files were seen before and have changed since; else they are read only if they look changed.
+        was_known: its files were seen before and have changed since, so all is read; else only if they look changed.
         """
         if self.manifest and (was_known or is_newer_than_manifest(self.path, self._listed[number])):
             logger.info("%s: reading all of %s, which may have changed", self.path, self._listed[number].name)
             verify_shard(self.path, self._listed[number])
 
     def count_tokens(self, vocab_size: int) -> np.ndarray:
-        """Occurrences [vocab_size] (int64) of every token id."""
+        """Return [vocab_size] the number of occurrences of every token id, int64."""
         counts = np.zeros(vocab_size, dtype=np.int64)
         for number in range(self.num_shards):
             shard = self.open_shard(number)
-            for start in range(0, shard.num_tokens, SCAN_PIECE_TOKENS):
-                counts += np.bincount(shard.read_stream(start, SCAN_PIECE_TOKENS), minlength=vocab_size)
+            for start in range(0, shard.num_tokens, SCAN_CHUNK_TOKENS):
+                counts += np.bincount(shard.read_stream(start, SCAN_CHUNK_TOKENS), minlength=vocab_size)
         return counts
 
-    def _sampled_pieces(self) -> Iterator[np.ndarray]:
-        """Pieces spread evenly over the first shard, all of a short one."""
+    def _sampled_chunks(self) -> Iterator[np.ndarray]:
+        """Yield chunks spread evenly over the first shard, all of a short one."""
         shard = self.open_shard(0)
-        stride = max(SAMPLED_PIECE_TOKENS, shard.num_tokens // NUM_SAMPLED_PIECES)
+        stride = max(SAMPLED_CHUNK_TOKENS, shard.num_tokens // NUM_SAMPLED_CHUNKS)
         for start in range(0, shard.num_tokens, stride):
-            yield shard.read_stream(start, SAMPLED_PIECE_TOKENS)
+            yield shard.read_stream(start, SAMPLED_CHUNK_TOKENS)
 
     def _load_manifest(self) -> DatasetManifest | None:
         if self.path.is_dir():
@@ -189,7 +191,7 @@ class StoredTokens:
 
 
 def _open_indexed_dataset(prefix: Path | str) -> IndexedDataset:
-    """megatron-core's reader of `<prefix>.bin` and `<prefix>.idx`. Its arrays are views that die with it.
+    """Open `<prefix>.bin` and `<prefix>.idx` with megatron-core's reader, whose arrays are views that die with it.
 
     Raises UserError if a file is missing, empty or not what its name says.
     """
@@ -202,6 +204,6 @@ def _open_indexed_dataset(prefix: Path | str) -> IndexedDataset:
     return IndexedDataset(str(prefix))
 
 
-@lru_cache(maxsize=SHARDS_KEPT_OPEN)
+@lru_cache(maxsize=MAX_OPEN_SHARDS)
 def _open_shard(prefix: str, num_tokens: int | None) -> Shard:
     return Shard(prefix, num_tokens)

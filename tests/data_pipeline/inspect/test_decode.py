@@ -5,7 +5,7 @@ from tokenizers import Tokenizer
 
 from conf.system.errors import UserError
 from data_pipeline.inspect.decode import IdDecoder, TextDecoder
-from data_pipeline.inspect.samples import decode_pieces
+from data_pipeline.inspect.samples import decode_chunks
 
 TEXTS = [
     "def function_1(x):\n\treturn x\n",
@@ -37,8 +37,8 @@ def test_a_character_cut_by_the_end_is_one_replacement_per_token(tokenizer_dir: 
 def test_a_character_of_which_some_tokens_are_masked_is_shown_token_by_token(tokenizer_dir: Path) -> None:
     ids = encode(tokenizer_dir, "é")
     decoder = TextDecoder(tokenizer_dir)
-    assert [(p.text, p.is_masked) for p in decode_pieces(ids, [True, True], decoder)] == [("é", True)]
-    assert [(p.text, p.is_masked) for p in decode_pieces(ids, [True, False], decoder)] == [
+    assert [(p.text, p.is_masked) for p in decode_chunks(ids, [True, True], decoder)] == [("é", True)]
+    assert [(p.text, p.is_masked) for p in decode_chunks(ids, [True, False], decoder)] == [
         ("\ufffd", True),
         ("\ufffd", False),
     ]

@@ -48,9 +48,9 @@ def test_chats_are_shown_with_everything(inspect, chats_dir: Path, tokenizer_dir
     options = ("--sequence-length", 1024, "--samples", 2, "--tokens", "--verify", "--histogram", picture)
     status, out, err = inspect(chats_dir, "--tokenizer", tokenizer_dir, *options)
     assert status == 0, err
-    for part in ("chat", "60", "licence: PSF-2.0", "verified: 1 shards", "never occur", "answer", "sample 1:"):
+    for part in ("chat", "60", "licence: PSF-2.0", "verified: 1 shards", "never occur", "response", "sample 1:"):
         assert part in out
-    assert "━━ document 0, rows 0-" in out and "── answer" in out and "⟦" in out and "<|im_end|>" in out
+    assert "━━ document 0, positions 0-" in out and "── response" in out and "⟦" in out and "<|im_end|>" in out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= max(80, len(f"histogram of lengths: {picture}"))
     assert picture.read_bytes().startswith(b"\x89PNG")

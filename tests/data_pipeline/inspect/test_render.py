@@ -16,12 +16,12 @@ NOISE = NoiseSource(seed=3, stage="joint", split="train", epsilon=1e-3)
 
 def show(in_colour: bool) -> str:
     batch = pack_chats([[[13, 9], [5, 17]]], SequenceForm(64, 8, 8))
-    sample = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
+    sample = describe_sample(batch, IdDecoder(), NOISE, num_shown=64)
     file = StringIO()
     console = Console(
         file=file, width=80, highlight=False, force_terminal=in_colour, color_system="standard" if in_colour else None
     )
-    for text in Painter(in_colour).sample(sample, has_answers=True):
+    for text in Painter(in_colour, is_chat=True).sample(sample):
         console.print(text, overflow="fold")
     return file.getvalue()
 
@@ -32,11 +32,11 @@ def test_plain_output_marks_everything_without_escapes() -> None:
     assert max(map(len, lines.splitlines())) <= 80
     assert [line for line in lines.splitlines() if line.startswith(("━━ document", "── "))] == [
         next(line for line in lines.splitlines() if "document 0," in line),
-        "── context",
-        "── answer",
+        "── prompt",
+        "── response",
         next(line for line in lines.splitlines() if "document 1," in line),
-        "── context",
-        "── answer",
+        "── prompt",
+        "── response",
     ]
     assert f"·{TIMES}3" in lines and f"«2{TIMES}7 " in lines
     assert lines.count("⟦") == lines.count("⟧") > 0

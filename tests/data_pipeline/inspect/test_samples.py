@@ -8,7 +8,7 @@ from conf.schema import DataConfig, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import IdDecoder, TextDecoder
-from data_pipeline.inspect.samples import RowKind, Sample, Span, describe_sample, read_samples
+from data_pipeline.inspect.samples import PositionKind, Sample, Span, describe_sample, read_samples
 from data_pipeline.noise import NoiseSource, add_noise
 from data_pipeline.packing.form import SequenceForm, build_sequence_form
 from tests.helpers.packed import pack_chats
@@ -16,7 +16,7 @@ from tests.helpers.stored import random_chats, write_dataset
 
 NOISE = NoiseSource(seed=3, stage="joint", split="train", epsilon=StageConfig.noise_epsilon)
 FORM = SequenceForm(sequence_length=64, block_size=8, alignment=8)
-CHATS = [[[13, 9, 4, 3], [5, 8]], [[30, 7]], [[64]]]  # chats of two answers and one; texts
+CHATS = [[[13, 9, 4, 3], [5, 8]], [[30, 7]], [[64]]]  # chats of two responses and one; texts
 
 
 def open_dataset(path: Path, length: int, has_noise: bool = True) -> TokenDataset:
@@ -25,18 +25,18 @@ def open_dataset(path: Path, length: int, has_noise: bool = True) -> TokenDatase
 
 
 def texts_of(samples: list[Sample]) -> str:
-    spans = [span for sample in samples for span in sample.spans if span.kind is RowKind.scored]
-    return "".join(piece.text for span in spans for piece in span.pieces)
+    spans = [span for sample in samples for span in sample.spans if span.kind is PositionKind.scored]
+    return "".join(chunk.text for span in spans for chunk in span.chunks)
 
 
-def masked_rows(spans: list[Span]) -> list[int]:
-    rows = []
+def masked_positions(spans: list[Span]) -> list[int]:
+    positions = []
     for span in spans:
-        row = span.first_row
-        for piece in span.pieces:
-            rows += range(row, row + piece.num_tokens) if piece.is_masked else []
-            row += piece.num_tokens
-    return rows
+        position = span.start
+        for chunk in span.chunks:
+            positions += range(position, position + chunk.num_tokens) if chunk.is_masked else []
+            position += chunk.num_tokens
+    return positions
 
 
 @pytest.mark.parametrize("noise", [NOISE, None])
@@ -45,50 +45,50 @@ def test_one_epoch_in_order_reads_as_the_documents(
 ) -> None:
     dataset = open_dataset(own_dataset_dir, 4096, has_noise=noise is not None)
     indices = range(dataset.num_sequences)
-    samples = list(read_samples(dataset, indices, TextDecoder(tokenizer_dir), noise, rows_shown=0))
+    samples = list(read_samples(dataset, indices, TextDecoder(tokenizer_dir), noise, num_shown=0))
     assert texts_of(samples) == "".join(f"{text}</s>" for text in texts)
     counts = dataset.counts
-    totals = {kind: sum(sample.rows[kind] for sample in samples) for kind in RowKind}
+    totals = {kind: sum(sample.num_positions[kind] for sample in samples) for kind in PositionKind}
     assert totals == {
-        RowKind.scored: counts.scored_tokens,
-        RowKind.context: 0,
-        RowKind.block_padding: counts.block_padding_tokens,
-        RowKind.padding: counts.padding_tokens,
+        PositionKind.scored: counts.scored_tokens,
+        PositionKind.prompt: 0,
+        PositionKind.block_padding: counts.block_padding_tokens,
+        PositionKind.padding: counts.padding_tokens,
     }
     manifest = dataset.stored.manifest
-    assert manifest and totals[RowKind.scored] == manifest.tokens
+    assert manifest and totals[PositionKind.scored] == manifest.tokens
 
 
 @pytest.mark.parametrize("block_padding_loss", [True, False])
 @pytest.mark.parametrize("chats", CHATS)
 def test_masked_tokens_are_marked_exactly_where_the_noise_is(chats: list[list[int]], block_padding_loss: bool) -> None:
     batch = pack_chats([chats], SequenceForm(64, 8, 8, block_padding_loss=block_padding_loss))
-    sample = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
+    sample = describe_sample(batch, IdDecoder(), NOISE, num_shown=64)
     expected = add_noise(batch, NOISE, mask_token_id=99)
-    assert masked_rows(sample.spans) == np.flatnonzero(expected.masked[0].numpy()).tolist()
-    assert sum(sample.masked_rows.values()) == int(expected.masked.sum())
+    assert masked_positions(sample.spans) == np.flatnonzero(expected.masked[0].numpy()).tolist()
+    assert sum(sample.num_masked.values()) == int(expected.masked.sum())
     for document in sample.documents.values():
-        rows = batch.document_ids[0] == document.number
-        assert document.num_masked == int(expected.masked[0][rows].sum())
+        inside = batch.document_ids[0] == document.number
+        assert document.num_masked == int(expected.masked[0][inside].sum())
         assert document.noise
         level, probability = document.noise
         assert probability == pytest.approx((1 - NOISE.epsilon) * level + NOISE.epsilon)
-        assert expected.p_mask[0][rows].unique().tolist() == [probability]
+        assert expected.p_mask[0][inside].unique().tolist() == [probability]
 
 
 def test_spans_change_exactly_where_documents_and_their_parts_do() -> None:
     batch = pack_chats([[[13, 9, 4, 3], [5, 8]]], FORM)
-    spans = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64).spans
-    assert [(span.kind.value, span.document, span.end_row - span.first_row) for span in spans] == [
-        ("context", 0, 13),
+    spans = describe_sample(batch, IdDecoder(), NOISE, num_shown=64).spans
+    assert [(span.kind.value, span.document, span.end - span.start) for span in spans] == [
+        ("prompt", 0, 13),
         ("padding", -1, 3),
         ("scored", 0, 9),
-        ("block_padding", 0, 7),
-        ("context", 0, 4),
+        ("block padding", 0, 7),
+        ("prompt", 0, 4),
         ("padding", -1, 4),
         ("scored", 0, 3),
-        ("block_padding", 0, 5),
-        ("context", 1, 5),
+        ("block padding", 0, 5),
+        ("prompt", 1, 5),
         ("padding", -1, 3),
         ("scored", 1, 8),
     ]
@@ -96,22 +96,22 @@ def test_spans_change_exactly_where_documents_and_their_parts_do() -> None:
     assert changes == [0, 1]
 
 
-def test_only_the_rows_asked_for_become_text_but_all_are_counted() -> None:
+def test_only_the_positions_asked_for_become_text_but_all_are_counted() -> None:
     batch = pack_chats([[[13, 9], [5, 17]]], FORM)
-    whole = describe_sample(batch, IdDecoder(), NOISE, rows_shown=64)
-    part = describe_sample(batch, IdDecoder(), NOISE, rows_shown=20)
-    assert part.spans[-1].end_row == 20
-    assert (part.rows, part.documents) == (whole.rows, whole.documents)
+    whole = describe_sample(batch, IdDecoder(), NOISE, num_shown=64)
+    part = describe_sample(batch, IdDecoder(), NOISE, num_shown=20)
+    assert part.spans[-1].end == 20
+    assert (part.num_positions, part.documents) == (whole.num_positions, whole.documents)
 
 
 def test_samples_are_those_of_the_trainer(tmp_path: Path) -> None:
     path = write_dataset(tmp_path / "chats", [random_chats(40, 12)], kind="chat")
     dataset = TokenDataset(path, FORM, seed=5)
-    (sample,) = read_samples(dataset, [dataset.num_sequences + 3], IdDecoder(), None, rows_shown=0)
+    (sample,) = read_samples(dataset, [dataset.num_sequences + 3], IdDecoder(), None, num_shown=0)
     batch: Batch = dataset.build_sequence(dataset.num_sequences + 3)
     for span in sample.spans:
-        shown = [int(word) for piece in span.pieces for word in piece.text.split()]
-        rows = slice(span.first_row, span.end_row)
-        assert shown == ([] if span.kind is RowKind.padding else batch.tokens[0, rows].tolist())
-        if span.kind is RowKind.scored:
-            assert bool(batch.loss_mask[0, rows].all())
+        shown = [int(word) for chunk in span.chunks for word in chunk.text.split()]
+        inside = slice(span.start, span.end)
+        assert shown == ([] if span.kind is PositionKind.padding else batch.tokens[0, inside].tolist())
+        if span.kind is PositionKind.scored:
+            assert bool(batch.loss_mask[0, inside].all())

@@ -10,18 +10,18 @@ from data_pipeline.storage.tokens import StoredTokens
 from tests.helpers.stored import Document, random_chats, random_texts, write_dataset, write_pair
 
 
-@pytest.mark.parametrize("piece", [3, 1 << 18])
-def test_lengths_are_those_of_numpy_whatever_the_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+@pytest.mark.parametrize("chunk", [3, 1 << 18])
+def test_lengths_are_those_of_numpy_whatever_the_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(lengths_module, "DOCUMENTS_PER_PIECE", piece)
+    monkeypatch.setattr(lengths_module, "DOCUMENTS_PER_CHUNK", chunk)
     shards = [random_chats(30, 9, seed=1), random_chats(11, 40, seed=2)]
     found = count_lengths(StoredTokens(write_dataset(tmp_path / "chats", shards, kind="chat")))
     chats = [chat for shard in shards for chat in shard]
     expected = {
         "document": [sum(map(len, chat)) for chat in chats],
-        "context": [len(segment) for chat in chats for segment in chat[::2]],
-        "answer": [len(segment) for chat in chats for segment in chat[1::2]],
+        "prompt": [len(segment) for chat in chats for segment in chat[::2]],
+        "response": [len(segment) for chat in chats for segment in chat[1::2]],
     }
     for name, values in expected.items():
         assert np.repeat(found[name].lengths, found[name].counts).tolist() == sorted(values)
@@ -54,13 +54,13 @@ def test_token_counts_include_ids_beyond_the_vocabulary(tmp_path: Path, has_mani
 
 def test_counts_are_those_of_the_manifest(dataset_dir: Path) -> None:
     stored = StoredTokens(dataset_dir)
-    facts = describe_data(stored, None)
+    properties = describe_data(stored, None)
     assert stored.manifest
-    assert facts["documents"] == f"{stored.manifest.documents:,}" == "40"
-    assert facts["tokens"].startswith(f"{stored.manifest.tokens:,} ")
-    assert facts["scored tokens"] == f"{stored.manifest.tokens:,} (100.0%)"
-    assert facts["shards"] == f"{len(stored.manifest.shards):,}"
-    assert "texts.jsonl" in facts["source"] and facts["skipped rows"] == "0"
+    assert properties["documents"] == f"{stored.manifest.documents:,}" == "40"
+    assert properties["tokens"].startswith(f"{stored.manifest.tokens:,} ")
+    assert properties["scored tokens"] == f"{stored.manifest.tokens:,} (100.0%)"
+    assert properties["shards"] == f"{len(stored.manifest.shards):,}"
+    assert "texts.jsonl" in properties["source"] and properties["skipped records"] == "0"
 
 
 def test_sizes_have_units() -> None:
