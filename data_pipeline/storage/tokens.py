@@ -141,8 +141,8 @@ class StoredTokens:
     def open_shard(self, number: int) -> Shard:
         """Return shard `number`, opened. Only the latest MAX_OPEN_SHARDS stay open, over all datasets."""
         if self.manifest is None:
-            return _open_shard(str(self.path), None)
-        return _open_shard(str(self.path / self._listed[number].name), self._listed[number].tokens)
+            return open_shard(str(self.path), None)
+        return open_shard(str(self.path / self._listed[number].name), self._listed[number].tokens)
 
     def stamp(self, number: int) -> Stamp | None:
         """Return sizes and times of the files of shard `number`; None without a manifest to compare them with.
@@ -205,5 +205,6 @@ def _open_indexed_dataset(prefix: Path | str) -> IndexedDataset:
 
 
 @lru_cache(maxsize=MAX_OPEN_SHARDS)
-def _open_shard(prefix: str, num_tokens: int | None) -> Shard:
+def open_shard(prefix: str, num_tokens: int | None) -> Shard:
+    """Return the shard at `prefix`, one of the latest few that stay open. Raises UserError as Shard does."""
     return Shard(prefix, num_tokens)

@@ -1,5 +1,7 @@
 """Every document is read once per epoch, whole or cut by rule; what is left out is counted."""
 
+import gc
+import os
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from data_pipeline.packing import packers as packing
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.packers import PackingCounts
 from data_pipeline.packing.sequence import Segments
+from data_pipeline.storage.tokens import MAX_OPEN_SHARDS
 from tests.helpers.stored import Document, random_chats, random_texts, write_dataset
 
 LENGTH, BLOCK = 64, 8
@@ -23,9 +26,9 @@ CHATS = [random_chats(60, 9), random_chats(45, 20, seed=1)]
 
 
 @pytest.fixture(autouse=True)
-def small_windows_and_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_windows_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "CHATS_PER_WINDOW", 16)
-    monkeypatch.setattr(packing, "DOCUMENTS_PER_PIECE", 7)
+    monkeypatch.setattr(packing, "DOCUMENTS_PER_CHUNK", 7)
 
 
 def open_in_order(path: Path, alignment: int = BLOCK, **form: object) -> TokenDataset:
@@ -99,7 +102,7 @@ def test_chats_stay_whole_and_come_once(tmp_path: Path, alignment: int) -> None:
     assert dataset.counts.padding_tokens < 0.35 * LENGTH * len(rows)
 
 
-def test_long_chats_are_truncated_after_an_answer_token(tmp_path: Path) -> None:
+def test_long_chats_are_truncated_after_a_response_token(tmp_path: Path) -> None:
     documents = list(chain(*CHATS))
     dataset = open_in_order(write_dataset(tmp_path / "d", CHATS, "chat"))
     segments, rows = read_epoch(dataset)
@@ -122,7 +125,7 @@ def test_long_chats_are_dropped_if_so_configured(tmp_path: Path) -> None:
     assert dataset.counts.dropped_chats == sum(rows_of(chat, BLOCK) > LENGTH for chat in documents)
 
 
-def test_a_chat_whose_first_answer_does_not_fit_is_dropped(tmp_path: Path) -> None:
+def test_a_chat_whose_first_response_does_not_fit_is_dropped(tmp_path: Path) -> None:
     documents = [[[5] * LENGTH, [6, 7]], [[5] * 3, [6, 7]]]
     dataset = open_in_order(write_dataset(tmp_path / "d", [documents], "chat"))
     assert (dataset.counts.dropped_chats, dataset.counts.dropped_tokens) == (1, LENGTH + 2)
@@ -166,3 +169,29 @@ def split_documents(segments: Segments) -> list[Document]:
     for part, number in zip(parts, segments.documents, strict=True):
         documents[number].append(part.tolist())
     return documents
+
+
+def test_a_cached_window_neither_holds_its_shard_open_nor_is_packed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_shards = MAX_OPEN_SHARDS + 2
+    chats = open_in_order(write_dataset(tmp_path / "chats", [random_chats(2, 9, n) for n in range(num_shards)], "chat"))
+    tokens = [part.tokens.tolist() for part in read_epoch(chats)[0]]
+    assert count_open_files(tmp_path / "chats") > 0
+    open_in_order(write_dataset(tmp_path / "texts", [random_texts(2, 9, n) for n in range(num_shards)]))
+    assert count_open_files(tmp_path / "chats") == 0, "the shards of texts are the latest ones"
+
+    packed = []
+    pack = packing._first_fit_decreasing
+    monkeypatch.setattr(packing, "_first_fit_decreasing", lambda *a: packed.append(1) or pack(*a))
+    last = range(chats.num_sequences - 10, chats.num_sequences)
+    assert [chats.read_segments(place).tokens.tolist() for place in last] == [tokens[place] for place in last]
+    assert not packed
+
+
+def count_open_files(folder: Path) -> int:
+    """Return how often files of the folder are open or mapped in this process."""
+    gc.collect()
+    descriptors = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sum(f"{folder}/shard" in line for line in [*descriptors, *maps])
