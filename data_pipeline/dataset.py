@@ -1,7 +1,8 @@
-"""Tokenised data as training sequences: memory-mapped, in an order that is a pure function of the sequence's number.
+"""Serve tokenised data as training sequences: of one source (TokenDataset) and of several as one stream (Blend).
 
-Sequence n of a dataset belongs to epoch n // num_sequences; within an epoch a seeded permutation says which packed
-sequence it is. So any sequence is found in constant time, whatever was read before.
+Data are memory-mapped, in an order that is a pure function of the sequence's number. Sequence n of a source belongs to
+epoch n // num_sequences; within an epoch a seeded permutation says which packed sequence it is. So any sequence is
+found in constant time, whatever was read before.
 """
 
 from collections.abc import Sequence
@@ -24,10 +25,10 @@ from data_pipeline.storage.tokens import StoredTokens
 
 
 class TokenDataset:
-    """Sequences of one source in the form that a stage needs.
+    """Give the sequences of one source in the form that a stage needs.
 
     seed: of the order. shuffle: a new random order in every epoch; without it the sequences come as they are packed.
-    checks_files: compare the files with the manifest, which one process of many needs to do.
+    checks_files: compare the files with the manifest; one process of many is enough for that.
     Raises UserError: as StoredTokens, and when no sequence can be made.
     """
 
@@ -45,17 +46,17 @@ class TokenDataset:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of one epoch."""
+        """Return the number of sequences of one epoch."""
         return self._index.counts.sequences
 
     @property
     def counts(self) -> PackingCounts:
-        """What one epoch holds, and what was left out."""
+        """Return what one epoch holds, and what was left out."""
         return self._index.counts
 
     @property
     def block_padding_token_id(self) -> int:
-        """What fills the last block of a document; data of other tools are filled with their own last token."""
+        """Return the token that fills last blocks; for data of other tools it is their own last token."""
         manifest = self.stored.manifest
         if manifest is not None:
             return manifest.block_padding_token_id
@@ -63,14 +64,14 @@ class TokenDataset:
         return int(shard.read_stream(shard.num_tokens - 1, 1)[0])
 
     def place(self, number: int) -> int:
-        """Packed sequence that number `number` (>= 0) of this source is; within an epoch each comes once."""
+        """Return the packed sequence that comes as number `number` (>= 0); within an epoch each comes once."""
         epoch, position = divmod(number, self.num_sequences)
         if not self.shuffle:
             return position
         return permute(position, self.num_sequences, derive_key(self.seed, epoch))
 
     def read_segments(self, packed: int) -> Segments:
-        """Segments of a packed sequence."""
+        """Return the segments of a packed sequence."""
         shard, entries, sequence = self._index.find(packed)
         segments = self._packer.read(self.stored.open_shard(shard), entries, sequence)
         self._check_largest(int(segments.tokens.max()))
@@ -82,7 +83,7 @@ class TokenDataset:
         return lay_out(segments, self.form, self.block_padding_token_id, sample_index)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Raises UserError if a token id does not fit a model of `vocab_size`.
+        """Raise UserError if a token id does not fit a model of `vocab_size`.
 
         Without a manifest a sample of the data is read now; every sequence is checked as it is built.
         """
@@ -90,13 +91,13 @@ class TokenDataset:
         self._check_largest(self.stored.max_token_id)
 
     def check_tokenizer(self, tokenizer_fingerprint: str) -> None:
-        """Raises UserError if the data were made by another tokenizer; without a manifest nothing is known."""
+        """Raise UserError if the data were made by another tokenizer; without a manifest this is unknown."""
         manifest = self.stored.manifest
         if manifest and manifest.tokenizer_fingerprint != tokenizer_fingerprint:
             theirs, given = manifest.tokenizer_fingerprint[:12], tokenizer_fingerprint[:12]
             raise UserError(
                 f"{self.stored.path} was tokenised with tokenizer {theirs}, data.tokenizer is {given}: prepare the "
-                "data again or point data.tokenizer at the one that made them."
+                "data again, or set data.tokenizer to the one that made them."
             )
 
     def _check_enough(self) -> None:
@@ -123,13 +124,13 @@ ORDER_VERSION = 1  # of everything that maps a sample index to tokens: blend, pe
 
 @dataclass(frozen=True)
 class Blend:
-    """sources: by name, in the order of the (first) sources of `order`, which says when each is read."""
+    """Mix several sources. sources: by name, as the first sources of `order`, which says when each is read."""
 
     sources: dict[str, TokenDataset]
     order: BlendOrder
 
     def locate(self, sample_index: int) -> tuple[str, int]:
-        """Name of the source of a global sample index, and the number of the sequence within that source."""
+        """Return the name of a sample's source, and the number of the sequence within that source."""
         source, number = self.order.locate(sample_index)
         return self.order.sources[source].name, number
 
@@ -143,21 +144,21 @@ class Blend:
 
     @property
     def num_samples_without_repeats(self) -> int:
-        """Samples until a source has been read once."""
+        """Return the number of samples after which the first source has been read once."""
         unread = (int(max(0, source.sequences - source.read) / source.share) for source in self.order.live)
         return self.order.first_sample + min(unread)
 
     def shares(self) -> dict[str, float]:
-        """Share of every source, 0..1."""
+        """Return the share of every source, 0..1."""
         return {source.name: source.share for source in self.order.live}
 
     def epochs(self, num_samples: int) -> dict[str, float]:
-        """How often each source is read in the first `num_samples` samples (expected; exact at the end of a round)."""
+        """Return how often each source is read in the first `num_samples` samples (exact at the end of a round)."""
         ahead = num_samples - self.order.first_sample
         return {source.name: (source.read + ahead * source.share) / source.sequences for source in self.order.live}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which tokens a sequence of a source holds, for checkpoints. Which are read says `order`."""
+        """Return what decides the tokens of a source's sequences, for checkpoints; `order` says which are read."""
         form = next(iter(self.sources.values())).form
         return {
             "order": ORDER_VERSION,
@@ -170,7 +171,7 @@ class Blend:
 
 
 def build_blend(sources: dict[str, TokenDataset], configs: dict[str, SourceConfig], seed: int) -> Blend:
-    """Blend of `sources` with the weights or token budgets that `configs` gives them (the same names), from sample 0.
+    """Build the blend of `sources` with the weights or token budgets that `configs` gives them, from sample 0.
 
     The order does not depend on names, nor on which source is named first.
     Raises UserError for a source whose share is less than one slot.
@@ -192,7 +193,7 @@ def build_blend(sources: dict[str, TokenDataset], configs: dict[str, SourceConfi
 
 
 def _round_to_slots(shares: np.ndarray) -> np.ndarray:
-    """Whole slots that sum to a round; the largest remainders are rounded up."""
+    """Return whole slots that sum to a round; the largest remainders are rounded up."""
     exact = shares * sample_order.ROUND_SLOTS
     slots = np.floor(exact).astype(np.int64)
     missing = sample_order.ROUND_SLOTS - int(slots.sum())

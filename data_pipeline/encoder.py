@@ -1,4 +1,7 @@
-"""From a column's values to token ids. Imported by worker processes: no torch, no configuration libraries."""
+"""Encode records: what every encoder gives, and the encoder of texts (chat/encoder.py is that of chats).
+
+Imported by worker processes, so it must import neither torch nor configuration libraries.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +13,13 @@ from tokenizers import Tokenizer
 from conf.system.errors import UserError
 from conf.tokenizer_info import read_tokenizer_info
 
-# One document. A text is one segment; a chat is an even number of them, context and answer alternating.
+# The token ids of one document: one segment for a text; for a chat prompt, response, prompt, response, ...
 DocumentTokens = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A record that gives no document.
+    """Say why a record gives no document.
 
     reason: short and the same for all records of the kind; what is counted. detail: of this record.
     """
@@ -29,41 +32,41 @@ class Skip:
 
 
 class RecordEncoder(Protocol):
-    """Turns records into documents.
+    """Turn records into documents.
 
-    block_padding_token_id: the token that completes the last block of a document: end-of-sequence of texts, end-of-turn
-    of chats.
+    block_padding_token_id: the token that fills the last block of a document or a response: end-of-sequence of texts,
+    end-of-turn of chats.
     """
 
     block_padding_token_id: int
 
     def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
-        """One document or reason per value, in order; values are the column's content as read."""
+        """Return one document or reason per value, in order; values are the column's content as read."""
         ...
 
     def settings(self) -> dict:
-        """What decides the tokens besides the tokenizer, as JSON values."""
+        """Return everything but the tokenizer that decides the tokens, as JSON values."""
         ...
 
 
 class TextEncoder:
-    """Tokens of the text and the end-of-sequence token. Reserved tokens spelled in a text are ordinary text."""
+    """Encode a text and append the end-of-sequence token. Reserved tokens spelled in a text are ordinary text."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
         tokenizer.encode_special_tokens = True
-        tokenizer.no_truncation()  # what a tokenizer.json may have kept of somebody's last call
+        tokenizer.no_truncation()  # a tokenizer.json may hold the settings of somebody's last call
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.block_padding_token_id = eos_token_id
 
     def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
-        """See RecordEncoder."""
+        """Encode texts; see RecordEncoder."""
         texts = [value for value in values if isinstance(value, str)]
         encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         return [self._document(next(encodings).ids) if isinstance(value, str) else _no_text(value) for value in values]
 
     def settings(self) -> dict:
-        """See RecordEncoder."""
+        """Return no settings; see RecordEncoder."""
         return {}
 
     def _document(self, ids: list[int]) -> DocumentTokens | Skip:
@@ -74,7 +77,7 @@ class TextEncoder:
 
 
 def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RecordEncoder:
-    """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
+    """Build the encoder of the Hugging Face tokenizer in `tokenizer_dir`.
 
     Raises UserError if the directory is no tokenizer's, or it has no mask token or no end-of-sequence token.
     """
@@ -85,7 +88,7 @@ def build_text_encoder(tokenizer_dir: Path, mask_token: str) -> RecordEncoder:
 
 
 def load_tokenizer(tokenizer_dir: Path) -> Tokenizer:
-    """The Rust tokenizer in `tokenizer_dir`. Raises UserError if the library cannot read it."""
+    """Load the Rust tokenizer in `tokenizer_dir`. Raises UserError if the library cannot read it."""
     path = tokenizer_dir / "tokenizer.json"
     try:
         return Tokenizer.from_file(str(path))

@@ -1,4 +1,4 @@
-"""Which sequences a data-parallel rank sees at a step."""
+"""Give each data-parallel rank its microbatches of a step."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -10,18 +10,17 @@ from data_pipeline.dataset import Blend
 
 @dataclass
 class BatchLoader:
-    """Microbatches of one data-parallel rank.
+    """Build the microbatches of one data-parallel rank, reading ahead.
 
-    Position k of a global batch that starts at global sample f is sample f + k, and lies in microbatch m, row b of
+    Position k of a global batch that starts at global sample f is sample f + k, and is sequence b of microbatch m of
     data-parallel rank r with k = (m * data_parallel_size + r) * micro_batch_size + b. So the set of sequences of a
     step is the same in every layout, and any step is built without the ones before it, whatever their batch size.
 
     global_batch_size: sequences per optimizer step, over all ranks and microbatches.
     micro_batch_size: sequences of one forward pass of one rank.
     data_parallel_rank, data_parallel_size: this rank's place.
-    prefetch_steps: steps read ahead in the background while the one asked for is trained on; changes nothing but
-        waiting.
-    num_samples: of the whole run; nothing after them is read ahead. None: there is no end. It may be raised on the way.
+    prefetch_steps: steps read ahead in the background; they change nothing but the time spent waiting.
+    num_samples: of the whole run; nothing after them is read ahead. None: there is no end. It may be raised later.
     """
 
     blend: Blend
@@ -39,17 +38,17 @@ class BatchLoader:
 
     @property
     def num_microbatches(self) -> int:
-        """Microbatches of one rank per step."""
+        """Return the number of microbatches of one rank per step."""
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
     def sample_indices(self, samples_seen: int, microbatch: int) -> range:
-        """Global sample indices of this rank's microbatch `microbatch` (from 0) of the step after `samples_seen`."""
+        """Return the global sample indices of this rank's microbatch (from 0) of the step after `samples_seen`."""
         place = (microbatch * self.data_parallel_size + self.data_parallel_rank) * self.micro_batch_size
         first = samples_seen + place
         return range(first, first + self.micro_batch_size)
 
     def microbatches(self, samples_seen: int) -> list[Batch]:
-        """This rank's microbatches of the step that comes after `samples_seen` sequences, in order."""
+        """Return this rank's microbatches of the step that comes after `samples_seen` sequences, in order."""
         ready = self._ahead.pop(samples_seen, None)
         batches = ready.result() if ready is not None else self._build(samples_seen)
         following = [samples_seen + step * self.global_batch_size for step in range(1, self.prefetch_steps + 1)]

@@ -1,1 +1,1 @@
-"""Chats to tokens: validated, rendered by a chat template, split where the assistant's answers begin and end."""
+"""Turn chats into tokens: check them, render them by a chat template, cut them where responses begin and end."""

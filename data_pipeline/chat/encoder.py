@@ -1,4 +1,4 @@
-"""Chats to token ids. Imported by worker processes: no torch."""
+"""Encode chats. Imported by worker processes, so it must not import torch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, load_toke
 
 
 class ChatEncoder:
-    """DocumentTokens of a chat: context, answer, context, answer, ... (see data_pipeline.encoder.RecordEncoder).
+    """Encode a chat as prompt, response, prompt, response, ... (see data_pipeline.encoder.RecordEncoder).
 
-    A context ends with the generation prompt, an answer with its end-of-turn token. Every segment is encoded on its
+    A prompt ends with the generation prompt, a response with its end-of-turn token. Every segment is encoded on its
     own, so no token spans the boundary between a prompt and what decoding adds to it.
 
     Raises UserError as check_template does.
@@ -35,14 +35,14 @@ class ChatEncoder:
         self.block_padding_token_id = check_template(template, self._renderer, tokenizer, name)
 
     def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
-        """See RecordEncoder."""
+        """Encode chats; see RecordEncoder."""
         chats = [self._split(value) for value in values]
         texts = [text for chat in chats if not isinstance(chat, Skip) for text in chat]
         encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
         return [chat if isinstance(chat, Skip) else [next(encodings).ids for _ in chat] for chat in chats]
 
     def settings(self) -> dict:
-        """See RecordEncoder.
+        """Return the settings; see RecordEncoder.
 
         chat_template: in full, as an instruct checkpoint needs it. template_tokens: texts that the template inserts by
         name.
@@ -55,7 +55,7 @@ class ChatEncoder:
 
 
 def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RecordEncoder:
-    """Encoder of the Hugging Face tokenizer in `tokenizer_dir`.
+    """Build the encoder of the Hugging Face tokenizer in `tokenizer_dir`.
 
     chat_template: null is the tokenizer's own, `chatml` the packaged one, else the path of a jinja file.
     Raises UserError for a directory that is no tokenizer's, and as load_chat_template and check_template do.

@@ -1,10 +1,10 @@
-"""Checking a chat: from whatever a record holds to messages that a template can render, or the reason why not.
+"""Check a chat: turn whatever a record holds into messages that a template can render, or give the reason why not.
 
 A message is {role, content}, an assistant's also `reasoning_content` (or `thinking`) and `tool_calls`. Keys that are
 null count as absent, because columnar files give every message every key.
 
-Once a chat is rendered nothing tells a marker of the template from one that somebody wrote: a text with `<|im_end|>`
-in it would end its turn, one with the mask token would be taken for noise. Such chats are refused.
+Once a chat is rendered, a marker of the template looks like one that somebody wrote: a text with `<|im_end|>` in it
+would end its turn, one with the mask token would pass for noise. Such chats are left out.
 """
 
 import json
@@ -29,15 +29,17 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReservedTokens:
-    """Patterns of the tokens a text may not spell. anywhere: in any text. in_answers: in the content of an assistant,
-    which may write its thinking out."""
+    """Hold patterns of the tokens that a text may not spell.
+
+    anywhere: in any text. in_responses: in the content of an assistant, which may write its thinking out.
+    """
 
     anywhere: re.Pattern[str]
-    in_answers: re.Pattern[str]
+    in_responses: re.Pattern[str]
 
 
 class _Unusable(Exception):
-    """Carries the Skip from wherever a chat turned out to be unusable."""
+    """Carry the Skip from wherever a chat turned out to be unusable."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -45,7 +47,7 @@ class _Unusable(Exception):
 
 
 def read_chat(value: object, reserved: ReservedTokens) -> list[Message] | Skip:
-    """Messages of a record's value: a list of messages, or {"messages": such a list}.
+    """Return the messages of a record's value, which is a list of them or {"messages": such a list}.
 
     Each has `role` and `content` (a string), and only where there is any, `reasoning_content`, `tool_calls`, `name`
     and `tool_call_id`.
@@ -88,7 +90,7 @@ def _read_message(item: object, number: int) -> Message:
 
 
 def _read_content(content: object, number: int) -> str:
-    """A string, or parts {"type": "text", "text": ...} that together are one."""
+    """Return the text of a string, or of parts {"type": "text", "text": ...} that together are one."""
     if isinstance(content, list):
         texts = [part.get("text") if _is_text_part(part) else None for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else content  # type: ignore[arg-type]
@@ -110,7 +112,7 @@ def _read_thinking(item: dict[str, Any], number: int) -> Message:
 
 
 def _read_tool_calls(item: dict[str, Any], number: int) -> Message:
-    """Calls as given, {"function": {"name", "arguments"}} or {"name", "arguments"}; arguments are JSON or its text."""
+    """Return calls as given: {"function": {"name", "arguments"}} or {"name", "arguments"}, whose arguments are JSON."""
     calls = item.get("tool_calls") or []
     if not isinstance(calls, list) or not all(_is_call(call) for call in calls):
         raise _Unusable("malformed tool call", f"message {number}: a call is a function's name and its arguments")
@@ -131,20 +133,20 @@ def _is_call(call: object) -> bool:
 
 def _check_turns(messages: list[Message]) -> None:
     if all(message["role"] != "assistant" for message in messages):
-        raise _Unusable("no answer", "no message of the assistant")
+        raise _Unusable("no response", "no message of the assistant")
     last = messages[-1]["role"]
     if last != "assistant":
         raise _Unusable(f"chat ends with {ENDINGS[last]}")
     for number, message in enumerate(messages, start=1):
         if message["role"] == "assistant" and not message["content"].strip() and "tool_calls" not in message:
-            raise _Unusable("empty answer", f"message {number}")
+            raise _Unusable("empty response", f"message {number}")
 
 
 def _check_texts(message: Message, number: int, reserved: ReservedTokens) -> None:
-    """Raises _Unusable for text that cannot be encoded or would be encoded as something else than text."""
+    """Raise _Unusable for text that cannot be encoded, or would be encoded as something other than text."""
     for key, value in message.items():
-        is_answer = key == "content" and message["role"] == "assistant"
-        pattern = reserved.in_answers if is_answer else reserved.anywhere
+        is_response = key == "content" and message["role"] == "assistant"
+        pattern = reserved.in_responses if is_response else reserved.anywhere
         for text in _texts_within(value):
             if not _is_unicode(text):
                 raise _Unusable("text is not valid Unicode", f"{key} of message {number}")
@@ -165,7 +167,7 @@ def _texts_within(value: object) -> Iterator[str]:
 
 
 def _is_unicode(text: str) -> bool:
-    """False with a lone surrogate, half a character, which UTF-8 cannot hold."""
+    """Return whether UTF-8 can hold the text; it cannot hold a lone surrogate, which is half a character."""
     if text.isascii():
         return True
     try:
@@ -176,18 +178,18 @@ def _is_unicode(text: str) -> bool:
 
 
 def find_reserved_tokens(tokenizer: Tokenizer, mask_token: str) -> ReservedTokens:
-    """Special tokens of the tokenizer, thinking tokens and the mask token."""
+    """Find the special tokens of the tokenizer, thinking tokens and the mask token."""
     added = tokenizer.get_added_tokens_decoder().values()
     special = {token.content for token in added if token.special or token.content in THINKING_TOKENS} | {mask_token}
     return ReservedTokens(re.compile(_alternatives(special)), re.compile(_alternatives(special - THINKING_TOKENS)))
 
 
 def _alternatives(texts: Iterable[str]) -> str:
-    """Regular expression of any of `texts`, common beginnings written once: a thousand tokens in a few comparisons."""
+    """Return a regular expression of `texts`; common beginnings are written once, as there may be a thousand."""
     rests: dict[str, list[str]] = {}
     for text in texts:
         if not text:
-            return ""  # matched so far is enough
+            return ""  # what has matched so far is enough
         rests.setdefault(text[0], []).append(text[1:])
     branches = [re.escape(first) + _alternatives(rests[first]) for first in sorted(rests)]
     return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"

@@ -1,4 +1,7 @@
-"""A chat as text, cut where the assistant's answers begin and end."""
+"""Render chats as text, cut where the assistant's responses begin and end.
+
+Before the first record, check_template tries a template and a tokenizer on a chat of our own.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +17,17 @@ from data_pipeline.encoder import Skip
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """text: the whole chat. answers: [start, end) characters of what stands in `{% generation %}` tags, in order."""
+    """Hold a chat as text.
+
+    text: the whole chat. responses: [start, end) characters of what stands in `{% generation %}` tags, in order.
+    """
 
     text: str
-    answers: list[tuple[int, int]]
+    responses: list[tuple[int, int]]
 
 
 class ChatRenderer:
-    """Renders with one template, as transformers' apply_chat_template does (which compiles it once per process).
+    """Render with one template, as transformers' apply_chat_template does (which compiles it once per process).
 
     template: its text. template_tokens: special tokens it can name ({"bos_token": "<s>"}).
     """
@@ -31,31 +37,31 @@ class ChatRenderer:
         self._template_tokens = template_tokens
 
     def render(self, messages: list[Message]) -> RenderedChat:
-        """The complete chat. Raises whatever the template raises."""
-        texts, answers = self._call(messages, return_assistant_tokens_mask=True)
-        return RenderedChat(texts[0], answers[0])
+        """Render the complete chat. Raises whatever the template raises."""
+        texts, responses = self._call(messages, return_assistant_tokens_mask=True)
+        return RenderedChat(texts[0], responses[0])
 
     def render_prompt(self, messages: list[Message]) -> str:
-        """What decoding starts from: the chat and the beginning of the assistant's next turn."""
+        """Render what decoding starts from: the chat and the beginning of the assistant's next turn."""
         texts, _ = self._call(messages, add_generation_prompt=True)
         return texts[0]
 
     def split(self, messages: list[Message]) -> list[str] | Skip:
-        """Texts of context, answer, context, answer, ...; what follows the last answer is left out.
+        """Return the texts of prompt, response, prompt, response, ...; what follows the last response is left out.
 
-        A chat of which the template refuses, drops or rewrites a part gives the reason instead.
+        Return the reason instead if the template rejects the chat, or drops or rewrites a part of it.
         """
         try:
             rendered = self.render(messages)
         except Exception as error:  # a template is a program: it can fail in any way
-            return Skip("refused by the chat template", f"{type(error).__name__}: {error}")
+            return Skip("rejected by the chat template", f"{type(error).__name__}: {error}")
         assistants = [message for message in messages if message["role"] == "assistant"]
         segments = _cut(rendered)
-        if len(rendered.answers) != len(assistants) or not all(segments):
-            return Skip("answers not marked by the chat template")
-        for message, answer in zip(assistants, segments[1::2], strict=True):
-            if missing := _find_missing(message, answer):
-                return Skip("part of an answer not rendered by the chat template", missing)
+        if len(rendered.responses) != len(assistants) or not all(segments):
+            return Skip("responses not marked by the chat template")
+        for message, response in zip(assistants, segments[1::2], strict=True):
+            if missing := _find_missing(message, response):
+                return Skip("part of a response not rendered by the chat template", missing)
         for message in messages:
             if message["content"].strip() not in rendered.text:
                 return Skip("message not rendered by the chat template", f"role {message['role']}")
@@ -68,20 +74,20 @@ class ChatRenderer:
 
 def _cut(rendered: RenderedChat) -> list[str]:
     segments, position = [], 0
-    for start, end in rendered.answers:
+    for start, end in rendered.responses:
         segments += [rendered.text[position:start], rendered.text[start:end]]
         position = end
     return segments
 
 
-def _find_missing(message: Message, answer: str) -> str:
-    """The part of an assistant's message that its answer lacks, or nothing. Templates may trim white space."""
-    if message["content"].strip() not in answer:
+def _find_missing(message: Message, response: str) -> str:
+    """Name the part of an assistant's message that its response lacks, if any. Templates may trim white space."""
+    if message["content"].strip() not in response:
         return "content"
-    if message.get("reasoning_content", "").strip() not in answer:
+    if message.get("reasoning_content", "").strip() not in response:
         return "thinking"
     names = [(call.get("function") or call)["name"] for call in message.get("tool_calls", [])]
-    return "" if all(name in answer for name in names) else "tool calls"
+    return "" if all(name in response for name in names) else "tool calls"
 
 
 PROBE: list[Message] = [
@@ -93,11 +99,11 @@ PROBE: list[Message] = [
 
 
 def check_template(template: str, renderer: ChatRenderer, tokenizer: Tokenizer, name: str) -> int:
-    """Id of the end-of-turn token: the last token of every answer.
+    """Check a template and return the id of its end-of-turn token, the last token of every response.
 
-    name: what messages call the template.
-    Raises UserError if the template fails, does not mark answers, gives answers another context than the generation
-    prompt, writes today's date, or needs special tokens that the tokenizer lacks.
+    name: of the template in error messages.
+    Raises UserError if the template fails, does not mark responses, begins them elsewhere than where the generation
+    prompt ends, writes today's date, or needs special tokens that the tokenizer lacks.
     """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     _check_markers(template, special, name)
@@ -110,7 +116,7 @@ def check_template(template: str, renderer: ChatRenderer, tokenizer: Tokenizer, 
             f"{name} cannot render a chat ({type(error).__name__}: {error}): correct the template"
         ) from error
     _check_spans(rendered, name)
-    _check_contexts(rendered, renderer, name)
+    _check_prompts(rendered, renderer, name)
     return _find_end_of_turn(rendered, tokenizer, special, name)
 
 
@@ -124,34 +130,34 @@ def _check_markers(template: str, special: set[str], name: str) -> None:
 
 
 def _check_spans(rendered: RenderedChat, name: str) -> None:
-    answers = [rendered.text[start:end] for start, end in rendered.answers]
+    responses = [rendered.text[start:end] for start, end in rendered.responses]
     expected = [message["content"] for message in PROBE if message["role"] == "assistant"]
-    if len(answers) != len(expected) or not all(text in answer for text, answer in zip(expected, answers, strict=True)):
+    if len(responses) != len(expected) or not all(map(str.__contains__, responses, expected)):
         raise UserError(
-            f"{name} does not mark the assistant's answers (found {len(answers)} of {len(expected)}): put "
+            f"{name} does not mark the assistant's responses (found {len(responses)} of {len(expected)}): put "
             "{% generation %} ... {% endgeneration %} around what the assistant writes, end of turn included, or use "
             "data.prepare.chat_template=chatml"
         )
 
 
-def _check_contexts(rendered: RenderedChat, renderer: ChatRenderer, name: str) -> None:
+def _check_prompts(rendered: RenderedChat, renderer: ChatRenderer, name: str) -> None:
     places = [place for place, message in enumerate(PROBE) if message["role"] == "assistant"]
-    for place, (start, _) in zip(places, rendered.answers, strict=True):
-        context, prompt = rendered.text[:start], renderer.render_prompt(PROBE[:place])
-        if context != prompt:
+    for place, (start, _) in zip(places, rendered.responses, strict=True):
+        before, prompt = rendered.text[:start], renderer.render_prompt(PROBE[:place])
+        if before != prompt:
             raise UserError(
-                f"{name} marks answers after {context[-40:]!r}, but its generation prompt ends with {prompt[-40:]!r}: "
+                f"{name} marks responses after {before[-40:]!r}, but its generation prompt ends with {prompt[-40:]!r}: "
                 "decoding would meet other prompts than training; begin {% generation %} where the prompt ends"
             )
 
 
 def _find_end_of_turn(rendered: RenderedChat, tokenizer: Tokenizer, special: set[str], name: str) -> int:
-    answers = [rendered.text[start:end] for start, end in rendered.answers]
-    last = {encoding.ids[-1] for encoding in tokenizer.encode_batch_fast(answers, add_special_tokens=False)}
+    responses = [rendered.text[start:end] for start, end in rendered.responses]
+    last = {encoding.ids[-1] for encoding in tokenizer.encode_batch_fast(responses, add_special_tokens=False)}
     token_id = last.pop()
     if last or tokenizer.id_to_token(token_id) not in special:
         raise UserError(
-            f"{name} does not end answers with one end-of-turn token of this tokenizer (the first ends with "
-            f"{answers[0][-20:]!r}): put that token, and nothing after it, before {{% endgeneration %}}"
+            f"{name} does not end responses with one end-of-turn token of this tokenizer (the first ends with "
+            f"{responses[0][-20:]!r}): put that token, and nothing after it, before {{% endgeneration %}}"
         )
     return token_id

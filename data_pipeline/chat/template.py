@@ -1,4 +1,4 @@
-"""Which chat template is used, and the tokens of the tokenizer that a template can write."""
+"""Find the chat template that is to be used, and the tokens of the tokenizer that a template can write."""
 
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ CHATML = "chatml"
 CHATML_PATH = Path(__file__).with_name("chatml.jinja")
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE_NAME = "chat_template.jinja"
-# What transformers hands to a template besides the messages (PreTrainedTokenizerBase.special_tokens_map).
+# What transformers passes to a template in addition to the messages (PreTrainedTokenizerBase.special_tokens_map).
 TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def load_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> str:
-    """Text of a template. chat_template: as data.prepare.chat_template: null, `chatml`, or a path.
+    """Return the text of a template. chat_template: as data.prepare.chat_template: null, `chatml`, or a path.
 
     Raises UserError if there is none, or the file cannot be read.
     """
@@ -25,21 +25,21 @@ def load_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> 
 
 
 def describe_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> str:
-    """What messages call the template."""
+    """Return what error messages call the template."""
     if chat_template is None:
         return f"the chat template of the tokenizer in {tokenizer_dir}"
     return f"the chat template {chat_template}"
 
 
 def read_template_tokens(tokenizer_dir: Path | str) -> dict[str, str]:
-    """Texts of the special tokens that templates refer to by name ({"bos_token": "<s>", ...})."""
+    """Return the texts of the special tokens that templates refer to by name ({"bos_token": "<s>", ...})."""
     config = _read_config(Path(tokenizer_dir))
     texts = {name: _text_of_token(config.get(name)) for name in TEMPLATE_TOKENS}
     return {name: text for name, text in texts.items() if text is not None}
 
 
 def _own_template(tokenizer_dir: Path) -> str:
-    """The file of its own if there is one, else the entry of tokenizer_config.json: the order of transformers."""
+    """Return the template file of a tokenizer, else the entry of its tokenizer_config.json, as transformers does."""
     if (tokenizer_dir / TEMPLATE_NAME).is_file():
         return _read_text(tokenizer_dir / TEMPLATE_NAME)
     template = _read_config(tokenizer_dir).get("chat_template")

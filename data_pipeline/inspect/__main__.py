@@ -66,7 +66,7 @@ def _add_sample_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--positions", type=_count, default=DEFAULT_POSITIONS, metavar="N", help="shown of each, 0: all (%(default)s)"
     )
-    group.add_argument("--rows", type=_refuse_rows, help=argparse.SUPPRESS)
+    group.add_argument("--rows", type=_refuse_renamed, help=argparse.SUPPRESS)
     group.add_argument("--seed", type=int, default=TrainConfig.seed, help="of order and noise (%(default)s)")
     group.add_argument(
         "--stage", default=STAGE, choices=STAGES_WITH_NOISE, help="name of the stage whose noise is drawn (%(default)s)"
@@ -147,7 +147,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _refuse_rows(text: str) -> int:
+def _refuse_renamed(text: str) -> int:
     raise argparse.ArgumentTypeError(f"renamed: give --positions {text}")
 
 

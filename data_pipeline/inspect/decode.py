@@ -44,9 +44,11 @@ class IdDecoder:
     """Show numbers, where there is no tokenizer."""
 
     def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
+        """Yield each id as text."""
         return (DecodedChunk(f"{token_id} ", 1) for token_id in token_ids)
 
     def name(self, token_id: int) -> str:
+        """Return the id as text."""
         return str(token_id)
 
 
@@ -62,6 +64,7 @@ class TextDecoder:
         self._added = set(self._tokenizer.get_added_tokens_decoder())
 
     def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
+        """Yield the text of tokens; see Decoder."""
         former: list[int] = []  # tokenizers that mark words by a leading blank drop it at the beginning of a text
         pending: list[int] = []
         for token_id in token_ids:
@@ -81,6 +84,7 @@ class TextDecoder:
         yield from self._flush(pending)
 
     def name(self, token_id: int) -> str:
+        """Return one token as text; see Decoder."""
         text = self._tokenizer.id_to_token(token_id)
         if text is None:
             return f"<no token {token_id}>"

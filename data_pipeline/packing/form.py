@@ -1,4 +1,4 @@
-"""What a training sequence looks like, whatever it is made of."""
+"""Define the form of training sequences, whatever they are made of."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from conf.system.errors import UserError
 
 @dataclass(frozen=True)
 class SequenceForm:
-    """sequence_length: rows S. block_size: tokens of a diffusion block.
+    """Say what a training sequence looks like. sequence_length: S. block_size: tokens of a diffusion block.
 
-    alignment: rows; documents and answers start at multiples of it: block_size where blocks are noised, 1 where not.
+    alignment: documents and responses start at its multiples: block_size where blocks are noised, 1 where not.
     isolate_documents, block_padding_loss, overlong_chats: as in conf.schema.DataConfig.
     """
 
@@ -30,7 +30,7 @@ class SequenceForm:
 
 
 def build_sequence_form(data: DataConfig, block_size: int, has_noise: bool) -> SequenceForm:
-    """The form a stage needs: without noise (AR) documents follow each other without any padding."""
+    """Return the form a stage needs; without noise (AR) documents follow each other without any padding."""
     return SequenceForm(
         data.sequence_length,
         block_size,

@@ -1,8 +1,8 @@
-"""The packing of a whole dataset, built once and kept beside it: `packing_<hash>.entries`, then `.json`.
+"""Index the packing of a whole dataset: built once and saved beside it, as `packing_<hash>.entries`, then `.json`.
 
-The hash covers the data, the form of a sequence and the packing: another one is another pair of files. The index of
-data in a folder that cannot be written lies in the temporary folder. It remembers sizes and times of the shards' files:
-a shard that is not what it was is compared with its manifest before it is read.
+The hash covers the data, the form of a sequence and the packing, so another one gives another pair of files. If the
+folder cannot be written, the index lies in the temporary folder. It holds sizes and times of the shards' files: a shard
+that has changed is compared with its manifest before it is read.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackingIndexBuilder:
-    """Finds or builds the index of `stored` under `packer`.
+    """Find or build the index of `stored` under `packer`.
 
     checks_files: compare the shards' files with what they were when the index was built, and with their manifest.
     """
@@ -41,7 +41,7 @@ class PackingIndexBuilder:
     checks_files: bool
 
     def load(self) -> PackingIndex:
-        """The index, built now if it is not there; of several processes that want it one builds it."""
+        """Return the index, built now if it is not there; of several processes that want it one builds it."""
         path = self._choose_path()
         stamps = self._stamp() if self.checks_files else None
         found = _find(path, stamps)
@@ -52,7 +52,7 @@ class PackingIndexBuilder:
             return _find(path, stamps) or self._build(path, stamps)
 
     def _choose_path(self) -> Path:
-        """Of the index's files, without their endings: beside the data, else in this user's temporary folder."""
+        """Return the path of the index without suffix: beside the data, else in this user's temporary folder."""
         packing = [VERSION, type(self.packer).__name__, _spell_form(self.packer.form), CHATS_PER_WINDOW]
         identity = json.dumps([*packing, self.stored.sha256])
         name = f"packing_{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
@@ -67,7 +67,7 @@ class PackingIndexBuilder:
         return [self.stored.stamp(number) for number in range(self.stored.num_shards)]
 
     def _build(self, path: Path, stamps: list[Stamp | None] | None) -> PackingIndex:
-        """Entries first, then the file that declares them complete. The lock is held."""
+        """Write the entries, then the file that declares them complete; the caller holds the lock."""
         stamps = self._stamp() if stamps is None else stamps
         known = _read(path).get("stamps") or [None] * len(stamps)
         for number, (now, before) in enumerate(zip(stamps, known, strict=True)):
@@ -83,7 +83,7 @@ class PackingIndexBuilder:
         return _map(path, values)
 
     def _write(self, file: IO[bytes]) -> tuple[list[list[int]], PackingCounts]:
-        """Entries into `file`; returns [entry, sequence] where each shard starts and the last one ends, and counts."""
+        """Write entries into `file`; return [entry, sequence] at the start of each shard and at the end, and counts."""
         starts, counts = [[0, 0]], PackingCounts()
         for number in range(self.stored.num_shards):
             entries, of_shard = self.packer.build_entries(self.stored.open_shard(number))
@@ -107,12 +107,12 @@ def _entries_path(path: Path) -> Path:
 
 
 def _manifest_path(path: Path) -> Path:
-    """Written after the entries, which it declares complete."""
+    """Return the path of the file that declares the entries complete."""
     return Path(f"{path}.json")
 
 
 def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
-    """The index at `path`, if it is whole and the data are those it was built from."""
+    """Return the index at `path` if it is whole and the data are those it was built from."""
     values = _read(path)
     if not values or (stamps is not None and values["stamps"] != stamps):
         return None
@@ -123,7 +123,7 @@ def _find(path: Path, stamps: list[Stamp | None] | None) -> PackingIndex | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the .json file says; nothing if it is not there or broken."""
+    """Return the content of the .json file; nothing if it is missing or broken."""
     try:
         values = json.loads(_manifest_path(path).read_text(encoding="utf-8"))
         return values if {"counts", "starts", "stamps"} <= values.keys() else {}
@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
-    """Raises ValueError if the file of entries is short."""
+    """Map the entries. Raises ValueError if their file is too short."""
     starts = values["starts"]
     num_entries = starts[-1][0]
     entries = np.zeros((0, 2), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Text or chats to token shards, on all cores: `python -m data_pipeline.prepare data=web`."""
+"""Turn text or chats into token shards, on all cores: `python -m data_pipeline.prepare data=web`."""
 
 import argparse
 import sys
@@ -10,18 +10,18 @@ from data_pipeline.prepare.console import print_report
 from data_pipeline.prepare.run import prepare_sources
 
 EXAMPLES = """examples:
-  # one's own text (conf/data/text.yaml): /tokens/train and /tokens/heldout; data.heldout=null holds nothing out
+  # your own text (conf/data/text.yaml): /tokens/train and /tokens/heldout; data.heldout=null holds nothing out
   python -m data_pipeline.prepare data=text data.tokenizer=/models/tokenizer \\
       data.train.text.input.files='/corpus/*.jsonl.zst' data.folder=/tokens
 
-  # one's own chats (conf/data/chats.yaml), in the template of the model family
+  # your own chats (conf/data/chats.yaml), in the template of the model family
   python -m data_pipeline.prepare data=chats data.tokenizer=/models/tokenizer data.folder=/tokens \\
       data.train.chats.input.files=/chats data.prepare.chat_template=chatml
 
-  # own groups: configs/data/web.yaml
+  # your own configuration group: configs/data/web.yaml
   python -m data_pipeline.prepare --config-dir configs data=web data.prepare.workers=16
 
-An interrupted run continues with the same command; one that is finished does nothing. Settings are described in
+The same command continues an interrupted run, and does nothing once the data are complete. Settings are described in
 conf/schema/data.py. Records that give no document are listed in <path>/skipped.jsonl.
 """
 

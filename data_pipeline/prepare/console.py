@@ -1,4 +1,4 @@
-"""How far a source is: a bar in a terminal, else a line now and then; and what was made, as a table."""
+"""Show how far a source is (a bar in a terminal, else a line now and then), and the finished sources as a table."""
 
 import time
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 
 class SourceProgress:
-    """Bytes read of `total` (0: unknown) and tokens made, records left out, on standard error. A context manager."""
+    """Show bytes read of `total` (0: unknown), tokens made and records left out, on stderr. A context manager."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done = name, total, done
@@ -40,11 +40,11 @@ class SourceProgress:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Return the seconds since the beginning."""
         return time.monotonic() - self._begin
 
     def advance(self, read: int, tokens: int, skipped: int) -> None:
-        """`read` more bytes, `tokens` more tokens, `skipped` more records left out."""
+        """Add bytes read, tokens made and records left out."""
         self._done += read
         self.tokens += tokens
         self._skipped += skipped
@@ -69,7 +69,7 @@ class SourceProgress:
 
 
 class _RateColumn(TextColumn):
-    """Tokens per second of this run."""
+    """Show the tokens per second of this run."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -85,10 +85,10 @@ def _build_bar(console: Console) -> Progress:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """What was done for a source.
+    """Report what was done for a source.
 
     tokens_per_second, seconds: of this run; 0 where the dataset was there already. skipped: records by reason.
-    warnings: what is worth a look but no error.
+    warnings: what the user should look at.
     """
 
     name: str
@@ -101,12 +101,12 @@ class SourceReport:
 
     @property
     def was_up_to_date(self) -> bool:
-        """Whether there was nothing to do."""
+        """Return whether there was nothing to do."""
         return self.seconds == 0
 
 
 def print_report(reports: list[SourceReport]) -> None:
-    """One record per source on standard output, warnings below."""
+    """Print one line per source on standard output, warnings below."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="prepared data")
     for heading in ("source", "documents", "tokens", "skipped", "tokens/s", "path"):

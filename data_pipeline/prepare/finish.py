@@ -1,4 +1,4 @@
-"""From the records of all shards to what a finished dataset says of itself."""
+"""Finish a dataset: turn the notes on its shards into manifests, and the records left out into one list."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ LEFTOVERS = [f".{name}.*{PARTIAL_SUFFIX}" for name in ("shard_*", PLAN_NAME, MAN
 
 @dataclass(frozen=True)
 class LocatedShard:
-    """A complete shard and its place in the input. offset: number of the part's first record there."""
+    """Hold a complete shard and its place in the input. offset: number of the part's first record there."""
 
     part: Part
     shard: CompleteShard
@@ -37,7 +37,7 @@ class LocatedShard:
 
 
 def locate_shards(directory: Path, parts: list[Part]) -> list[LocatedShard]:
-    """The shards of a source whose parts are all done, in order."""
+    """Return the shards of a source whose parts are all done, in order."""
     located: list[LocatedShard] = []
     records_before: Counter[str] = Counter()  # in parts of the same input
     for part in parts:
@@ -57,7 +57,7 @@ def write_shard_manifests(directory: Path, located: list[LocatedShard]) -> tuple
 
 
 def write_skipped(directory: Path, located: list[LocatedShard]) -> Path | None:
-    """Write skipped.jsonl, one line per record left out: file, line (or record, from 0), reason and detail, in order.
+    """Write skipped.jsonl, one line per record left out: file, line (or `row`, from 0), reason and detail, in order.
 
     Returns its path, or None where no record was left out.
     """
@@ -70,7 +70,7 @@ def write_skipped(directory: Path, located: list[LocatedShard]) -> Path | None:
 
 
 def refuse_skipped(skipped: int, records: int, max_share: float, path: Path) -> None:
-    """Raises UserError if more than `max_share` of the records were left out. path: of the list of them."""
+    """Raise UserError if more than `max_share` of the records were left out. path: of the list of them."""
     if skipped <= max_share * records:
         return
     with open(path, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Records of a dataset of the Hugging Face hub (or a folder that `datasets` can load), as they stream."""
+"""Read a dataset of the Hugging Face hub (or a folder that `datasets` can load) as a stream."""
 
 import re
 import time
@@ -24,8 +24,8 @@ RETRY_SECONDS = 1.0  # before the first retry; twice as long before each further
 def plan_hub(input_: Any, column: str) -> SourcePlan:
     """Return the parts and inputs of `conf.schema.InputConfig`: one part per shard of the hub's files.
 
-    The commit that the revision names now is kept, so that all workers read the same. Raises UserError if the dataset
-    cannot be loaded or has no such column.
+    The plan holds the commit that the revision names now, so that all workers read the same.
+    Raises UserError if the dataset cannot be loaded or has no such column.
     """
     options = {name: getattr(input_, name) for name in ("dataset", "subset", "split", "revision")}
     what = f"the dataset {input_.dataset} (subset {input_.subset}, revision {input_.revision})"
@@ -58,7 +58,7 @@ def plan_hub(input_: Any, column: str) -> SourcePlan:
 
 
 def read_hub(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
-    """Records of one shard from record `skip` on."""
+    """Yield the records of one shard from record `skip` on."""
     end = skip
     for group in _bounded(_records(part, skip), wanted):
         numbers = [number for number, (value, _) in enumerate(group, end) if wanted.selection.takes_value(value)]
@@ -68,7 +68,7 @@ def read_hub(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
 
 
 def _records(part: Part, skip: int) -> Iterator[dict]:
-    """Records of a shard from `skip` on; where the connection fails it is opened again at the record that was next."""
+    """Yield records of a shard from `skip` on; a connection that fails is opened again at the next record."""
     record, failures = skip, 0
     while True:
         try:
@@ -85,7 +85,7 @@ def _records(part: Part, skip: int) -> Iterator[dict]:
 
 
 def _patiently[T](what: str, action: Callable[[], T]) -> T:
-    """Result of `action`, which is tried again while the connection fails."""
+    """Return the result of `action`, which is tried again while the connection fails."""
     for failures in count():
         try:
             return action()
@@ -106,7 +106,7 @@ def _wait_or_raise(what: str, error: Exception, failures: int) -> None:
 
 
 def _bounded(records: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any, int]]]:
-    """(value, size) of records, in lists of at most `batch_bytes` and one record."""
+    """Yield (value, size) of records, in lists of at most `batch_bytes` and one record."""
     group: list[tuple[Any, int]] = []
     total = 0
     for record in records:
@@ -122,7 +122,7 @@ def _bounded(records: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any
 
 
 def _identify(name: str) -> dict[str, Any]:
-    """A hub file's name contains the commit; a local file can change under its name."""
+    """Return what identifies a file: a hub file's name, which contains the commit; of a local file the content too."""
     path = Path(name)
     if not path.is_file():
         return {"name": name}
@@ -131,7 +131,7 @@ def _identify(name: str) -> dict[str, Any]:
 
 
 def _open(dataset: str, subset: str | None, split: str, revision: str | None) -> tuple[IterableDataset, list[str]]:
-    """The dataset as a stream, and its files where the builder names them."""
+    """Open the dataset as a stream, and list its files where the builder names them."""
     builder = load_dataset_builder(dataset, subset, revision=revision)
     streams: Any = builder.as_streaming_dataset()
     if split not in streams:
@@ -140,5 +140,5 @@ def _open(dataset: str, subset: str | None, split: str, revision: str | None) ->
     return streams[split], [str(file) for file in data_files.get(split, [])]
 
 
-# Of a worker, whose parts are all of one dataset: listing the files of a large one takes long.
+# One dataset is enough, as all parts of a worker are of the same; listing the files of a large one takes long.
 _open_once = lru_cache(maxsize=1)(_open)

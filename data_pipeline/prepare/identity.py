@@ -1,4 +1,4 @@
-"""What a dataset was or is being made of, kept as plan.json from the start, so that nothing is mixed or done twice."""
+"""Lock a dataset's folder and record in plan.json what it is made of, so that nothing is mixed or done twice."""
 
 import json
 import os
@@ -18,15 +18,15 @@ LOCK_NAME = ".lock"
 
 
 class BegunOtherwise(UserError):
-    """A folder is being made, or was made, of other inputs or with other settings."""
+    """Say that a folder is being made, or was made, of other inputs or with other settings."""
 
 
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold `directory` (made if it is not there) for this process; the system lets go of it however the process ends.
+    """Lock `directory` (made if it is not there) for this process; the system releases it however the process ends.
 
-    A finished dataset that cannot be written to is not held: nothing will be.
-    Raises UserError if another live process holds it, or it cannot be written.
+    A finished dataset that cannot be written to is not locked, as nothing will be written.
+    Raises UserError if another live process has locked it, or it cannot be written.
     """
     with _open_lock(directory) as file:
         if file and not try_lock(file):
@@ -45,10 +45,10 @@ def _open_lock(directory: Path) -> AbstractContextManager[IO | None]:
 
 
 def begin(directory: Path, identity: dict[str, Any]) -> None:
-    """Declare that `directory` is made of `identity`, or find that it was begun with the same.
+    """Declare that `directory` is made of `identity`, or check that it was begun with the same.
 
-    Raises BegunOtherwise if it was begun with something else (saying what differs), UserError if it holds files of
-    somebody else.
+    Raises BegunOtherwise if it was begun with something else (naming what differs), UserError if it holds files
+    that prepare did not make.
     """
     path = directory / PLAN_NAME
     if path.exists():
@@ -68,7 +68,7 @@ def begin(directory: Path, identity: dict[str, Any]) -> None:
 
 
 def _differences(former: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One phrase per key that differs."""
+    """Return one phrase per key that differs."""
     keys = [key for key in dict.fromkeys([*former, *now]) if key != "inputs"]
     settings = [
         f"{key} was {former.get(key)!r}, now {now.get(key)!r}" for key in keys if former.get(key) != now.get(key)

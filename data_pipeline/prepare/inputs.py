@@ -1,4 +1,4 @@
-"""Which files a source names, in which order, and what identifies them."""
+"""List the files that a source names, in order, and what identifies them."""
 
 import glob
 from collections import defaultdict
@@ -15,10 +15,10 @@ GLOB_CHARACTERS = frozenset("*?[")
 
 @dataclass(frozen=True)
 class InputFile:
-    """name: unique within the source, the same wherever the source lies. path: where it is. size: bytes.
+    """Identify an input file.
 
-    sample_sha256: of pieces spread over the file (all of a small one): tells changed from unchanged content without
-    reading terabytes.
+    name: unique within the source, the same wherever the source lies. path: where it is. size: bytes.
+    sample_sha256: of chunks spread over the file (all of a small one), which shows a change without reading terabytes.
     """
 
     name: str
@@ -28,12 +28,12 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """The one of SUFFIXES the name ends with."""
+        """Return the one of SUFFIXES that the name ends with."""
         return next(suffix for suffix in SUFFIXES if self.name.endswith(suffix))
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether `path` is a folder that `datasets` wrote with save_to_disk."""
+    """Return whether `path` is a folder that `datasets` wrote with save_to_disk."""
     if (path / "dataset_dict.json").is_file():
         return True
     # A folder of .jsonl may happen to contain a state.json.
@@ -41,7 +41,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def list_input_files(files: str) -> list[InputFile]:
-    """The input files that a file, a folder or a glob names, in the order of their names.
+    """Return the input files that a file, a folder or a glob names, in the order of their names.
 
     Raises UserError: nothing there, a format that prepare does not read, a file named twice or with the content of
     another (a duplicate shard would count its documents twice).
@@ -53,7 +53,7 @@ def list_input_files(files: str) -> list[InputFile]:
 
 
 def list_left_out(files: str) -> list[str]:
-    """Names of the files in a folder of inputs that prepare does not read. Raises UserError as list_input_files."""
+    """Return the names of files in a folder of inputs that prepare does not read. Raises as list_input_files does."""
     folder = Path(files).expanduser()
     if not folder.is_dir() or is_saved_dataset(folder):
         return []
@@ -64,7 +64,7 @@ def list_left_out(files: str) -> list[str]:
 
 
 def _find(files: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the files."""
+    """Return the folder that names are relative to, and the files."""
     path = Path(files).expanduser()
     if path.is_file():
         return path.parent, [_known_format(path)]

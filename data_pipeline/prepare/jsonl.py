@@ -27,7 +27,7 @@ BROKEN_STREAM = (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError)
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turns errors of files and of decompression into UserError that names `path`."""
+    """Turn errors of files and of decompression into UserError that names `path`."""
     try:
         yield
     except BROKEN_STREAM as error:
@@ -37,7 +37,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def open_lines(path: str | Path) -> tuple[io.BufferedReader, Any]:
-    """The decompressed file, and the raw one (whose position is the progress)."""
+    """Open a file decompressed, and raw (whose position is the progress)."""
     raw = open(path, "rb")  # noqa: SIM115 (closed with the reader that owns it)
     name = str(path)
     if name.endswith(".gz"):
@@ -48,7 +48,7 @@ def open_lines(path: str | Path) -> tuple[io.BufferedReader, Any]:
 
 
 def check_first_line(path: Path, column: str) -> None:
-    """Raises UserError if the first record of a .jsonl file, compressed or not, is an object without `column`."""
+    """Raise UserError if the first record of a .jsonl file, compressed or not, is an object without `column`."""
     with reading(path):
         file, raw = open_lines(path)
         with raw, file:
@@ -82,7 +82,7 @@ def plan_lines(file: InputFile, column: str, shard_bytes: int) -> Iterator[Part]
 
 
 def cut_lines(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, int]]:
-    """Byte ranges [start, end) of at least `shard_bytes` (the last one: of the rest) that end at line ends."""
+    """Yield byte ranges [start, end) of at least `shard_bytes` (the last one: of the rest) that end at line ends."""
     start = 0
     with open(path, "rb") as file:
         while start < size:
@@ -95,7 +95,7 @@ def cut_lines(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, in
 
 
 def parse_line(line: bytes, column: str) -> Any:
-    """Content of `column` in one line of JSON, or why there is none."""
+    """Return the content of `column` in one line of JSON, or why there is none."""
     if len(line) > LARGEST_LINE_BYTES:
         return Skip("line too long", f"more than {LARGEST_LINE_BYTES} bytes")
     try:
@@ -118,13 +118,13 @@ def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
 
 
 def skip_line(file: io.BufferedReader) -> None:
-    """Read to the end of the line, without holding it."""
-    while (piece := file.readline(READ_CHUNK_BYTES)) and not piece.endswith(b"\n"):
+    """Read to the end of the line, without storing it."""
+    while (chunk := file.readline(READ_CHUNK_BYTES)) and not chunk.endswith(b"\n"):
         pass
 
 
 def _read_line(file: io.BufferedReader) -> bytes:
-    """The next line; of one longer than LARGEST_LINE_BYTES a byte more than that, and the rest is passed over."""
+    """Return the next line; of one longer than LARGEST_LINE_BYTES one byte more than that, the rest is passed over."""
     line = file.readline(LARGEST_LINE_BYTES + 1)
     if len(line) > LARGEST_LINE_BYTES and not line.endswith(b"\n"):
         skip_line(file)
@@ -132,7 +132,7 @@ def _read_line(file: io.BufferedReader) -> bytes:
 
 
 def _read_lines(file: io.BufferedReader, num_bytes: int) -> list[bytes]:
-    """Lines until they have `num_bytes` or one is too long."""
+    """Return lines until they have `num_bytes` or one is too long."""
     lines: list[bytes] = []
     size = 0
     while size < num_bytes and (line := _read_line(file)):
@@ -144,7 +144,7 @@ def _read_lines(file: io.BufferedReader, num_bytes: int) -> list[bytes]:
 
 
 def read_range(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
-    """Lines of bytes [part.start, part.end), which begin and end at line ends."""
+    """Yield the records of bytes [part.start, part.end), which begin and end at line ends."""
     position, end = part.start, 0
     with open(part.path, "rb") as file:
         file.seek(part.start)
@@ -161,7 +161,7 @@ def read_range(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
 
 
 def read_stream(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
-    """Lines of a compressed file; the first `skip` are only decompressed."""
+    """Yield the records of a compressed file; the first `skip` lines are only decompressed."""
     file, raw = open_lines(part.path)
     with raw, file:
         for _ in range(skip):
@@ -178,7 +178,7 @@ def read_stream(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
 
 
 def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RecordBatch:
-    """Batch of lines whose numbers in the part begin with `start`; sizes are left to the caller."""
+    """Return the batch of lines whose numbers in the part begin with `start`; the caller sets sizes."""
     taken = [
         (number, line)
         for number, line in enumerate(lines, start)
@@ -189,7 +189,7 @@ def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RecordBatch:
 
 
 class ZstdFile(io.RawIOBase):
-    """Decompressed bytes of a .zst file, frame after frame; one that was cut off is an error, not its end."""
+    """Decompress a .zst file, frame after frame; a frame that was cut off is an error, not the end."""
 
     def __init__(self, raw: io.BufferedReader) -> None:
         self._raw = raw
@@ -198,28 +198,32 @@ class ZstdFile(io.RawIOBase):
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
+        """Return True; see io.RawIOBase."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """See io.RawIOBase. Raises EOFError if the file ends within a frame, ZstdError if it is damaged."""
+        """Read decompressed bytes; see io.RawIOBase.
+
+        Raises EOFError if the file ends within a frame, ZstdError if it is damaged.
+        """
         while not self._ready:
-            piece = self._raw.read(COMPRESSED_CHUNK_BYTES)
-            if not piece:
+            chunk = self._raw.read(COMPRESSED_CHUNK_BYTES)
+            if not chunk:
                 if self._frame is not None:
                     raise EOFError("the file ends within a compressed frame")
                 return 0
-            self._ready = memoryview(b"".join(self._decompress(piece)))
+            self._ready = memoryview(b"".join(self._decompress(chunk)))
         count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count
 
-    def _decompress(self, piece: bytes) -> Iterator[bytes]:
-        while piece:
+    def _decompress(self, chunk: bytes) -> Iterator[bytes]:
+        while chunk:
             if self._frame is None:
                 self._frame = self._decompressor.decompressobj()
-            yield self._frame.decompress(piece)
-            piece = b""
+            yield self._frame.decompress(chunk)
+            chunk = b""
             if self._frame.eof:
-                piece = self._frame.unused_data
+                chunk = self._frame.unused_data
                 self._frame = None

@@ -1,4 +1,4 @@
-"""Records of parquet files."""
+"""Read parquet files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ READ_CHUNK_BYTES = 1 << 20
 
 
 def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
-    """(records, uncompressed bytes of `column`) of every row group. Raises UserError if there is no such column."""
+    """Return (records, uncompressed bytes of `column`) of every row group. Raises UserError without such a column."""
     with _open(path) as file:
         columns = list(file.schema_arrow.names)
         if column not in columns:
@@ -26,7 +26,7 @@ def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
 
 
 def plan_row_groups(file: InputFile, column: str, shard_bytes: int) -> Iterator[Part]:
-    """Yield the parts of a parquet file, of at least `shard_bytes` (the last one: of the rest). Raises as the above."""
+    """Yield the parts of a parquet file, of at least `shard_bytes` each but the last. Raises as list_row_groups."""
     first_record = 0
     start, records, size = 0, 0, 0
     groups = list_row_groups(file.path, column)
@@ -47,7 +47,7 @@ def plan_row_groups(file: InputFile, column: str, shard_bytes: int) -> Iterator[
 
 
 def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
-    """Records of row groups [part.start, part.end)."""
+    """Yield the records of row groups [part.start, part.end)."""
     end = 0
     with _open(Path(part.path)) as file:
         groups = list(range(part.start, part.end))
@@ -64,7 +64,7 @@ def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
 
 
 def column_values(array: Any) -> list[Any]:
-    """Python values of an Arrow array; Skip where a string is not UTF-8."""
+    """Return the Python values of an Arrow array; Skip where a string is not UTF-8."""
     try:
         return array.to_pylist()
     except UnicodeDecodeError:
@@ -79,7 +79,7 @@ def _value(scalar: Any) -> Any:
 
 
 def _column_bytes(group: Any, column: str) -> int:
-    """Of a nested column, the bytes of all it contains."""
+    """Return the bytes of a column; of a nested one, those of all it contains."""
     chunks = (group.column(i) for i in range(group.num_columns))
     return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
 

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: a part of a source, which of its records are wanted, and a batch of them.
+"""Define what the readers of all formats share: a part of a source, which records are wanted, and a batch of them.
 
 A record's number counts from 0 within its part. In .jsonl it is the number of the line; a blank line has a number but
 is no record.
@@ -13,7 +13,7 @@ LARGEST_BATCH_RECORDS = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """A unit of work: a piece of one input that one worker reads from beginning to end.
+    """Describe a unit of work: a stretch of one input that one worker reads from beginning to end.
 
     reader: jsonl, stream, parquet, saved or hub (see plan.py).
     name: of the input in manifests. path: of the input in error messages.
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """The parts of a source, in order, and what identifies its content.
+    """Hold the parts of a source, in order, and what identifies its content.
 
     inputs: {name, bytes, sample_sha256} of every input; of the hub's files the name alone, which holds the commit.
     empty_inputs: paths of files without a byte.
@@ -54,7 +54,7 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Selection:
-    """Records to take: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
+    """Choose the records to take: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
 
     The hash of a record's content decides: so neither the name of its file nor the records before it matter, and copies
     of a document are never on both sides.
@@ -77,7 +77,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to read of a part. batch_bytes: of text, about as much as is read before it is encoded."""
+    """Say what to read of a part. batch_bytes: about as much text as is read before it is encoded."""
 
     column: str
     selection: Selection
@@ -86,7 +86,7 @@ class Wanted:
 
 @dataclass
 class RecordBatch:
-    """Records of a part that come one after another.
+    """Hold neighbouring records of a part.
 
     numbers, values: of the records taken; a value is the column's content, or Skip where there is none.
     end: number of the record after the last one read. text_bytes: read, taken or not. progress: of Part.size.

@@ -1,4 +1,4 @@
-"""Worker processes and the tasks they share.
+"""Share tasks among worker processes.
 
 Not a multiprocessing pool: that would import the caller's main module (and with it torch or Hydra) into every worker,
 and would wait forever for a worker that was killed.
@@ -18,7 +18,7 @@ from data_pipeline.prepare.shards import Advance, Done, Failed, Job, TokenizeTas
 
 ROOT = Path(__file__).resolve().parents[2]
 STOP_SECONDS = 5.0
-# Encoding is single-threaded: there is one process per core. Without torch `datasets` starts faster.
+# One thread per process, as there is one process per core. Without torch, `datasets` starts faster.
 WORKER_ENVIRONMENT = {
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -29,12 +29,12 @@ WORKER_ENVIRONMENT = {
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class WorkerPool:
-    """Up to `num_workers` processes that do the tasks of one job. A context manager: at its end all are gone."""
+    """Run up to `num_workers` processes that do the tasks of one job. A context manager, which ends all of them."""
 
     def __init__(self, job: Job, num_workers: int) -> None:
         self._job = job
@@ -56,9 +56,9 @@ class WorkerPool:
             process.wait()
 
     def run(self, tasks: Sequence[TokenizeTask], on_advance: Callable[[Advance], None]) -> None:
-        """Do the tasks; they are begun in their order.
+        """Do the tasks; they are started in their order.
 
-        on_advance: is called with every report of a worker; what it raises ends the run.
+        on_advance: is called with every report of a worker; what it raises ends all work.
         Raises UserError of the first task that fails, or if a worker dies.
         """
         waiting = iter(tasks)
@@ -77,7 +77,7 @@ class WorkerPool:
                 self._give(connection, waiting, running)
 
     def _give(self, connection: Connection, waiting: Iterator[TokenizeTask], running: set[Connection]) -> None:
-        """The next task, if there is one."""
+        """Send the next task, if there is one."""
         for task in waiting:
             try:
                 connection.send(task)

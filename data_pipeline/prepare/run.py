@@ -1,4 +1,4 @@
-"""A source from inputs to a finished dataset: plan, tokenise what is not there yet, finish."""
+"""Prepare sources, from inputs to finished datasets: plan, tokenise what is not there yet, finish."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -37,9 +37,9 @@ DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
 
 
 def prepare_source(name: str, source: SourceConfig, data: DataConfig) -> DatasetManifest:
-    """Make the dataset at `source.path` from `source.input`, or find that it is there.
+    """Make the dataset at `source.path` from `source.input`, unless it is there already.
 
-    name: of the source in messages. data: gives the tokenizer, the mask token and `prepare`.
+    name: of the source in messages. data: holds the tokenizer, the mask token and `prepare`.
     Raises UserError: inputs or tokenizer that cannot be used, too many unusable records, a path that holds something
     else, a disk that is full. Complete shards then stay, and the same call continues.
     """
@@ -64,20 +64,20 @@ def prepare_sources(data: DataConfig) -> list[SourceReport]:
 
 
 def report_source(name: str, source: SourceConfig, data: DataConfig) -> SourceReport:
-    """prepare_source, with what it did."""
+    """Do as prepare_source, and report what was done."""
     with _explaining(name, Path(source.path)), lock_directory(Path(source.path)):
         return _Preparation(name, source, data).run()
 
 
 def _named_sources(data: DataConfig) -> Iterator[tuple[str, SourceConfig]]:
-    for part in ("heldout", "train"):  # too few records to hold some out is known before the long work begins
+    for part in ("heldout", "train"):  # held-out first: too few records for it are found out before the long work
         for name, source in (getattr(data, part) or {}).items():
             yield f"data.{part}.{name}", source
 
 
 @contextmanager
 def _explaining(name: str, directory: Path) -> Iterator[None]:
-    """Errors say which source they are about."""
+    """Name the source in the messages of errors."""
     try:
         yield
     except UserError as error:
@@ -87,7 +87,7 @@ def _explaining(name: str, directory: Path) -> Iterator[None]:
 
 
 class _Preparation:
-    """One source."""
+    """Prepare one source."""
 
     def __init__(self, name: str, source: SourceConfig, data: DataConfig) -> None:
         self._name, self._data, self._directory = name, data, Path(source.path)
@@ -111,7 +111,7 @@ class _Preparation:
         self._encoder: RecordEncoder = self._job.build_encoder()
 
     def run(self) -> SourceReport:
-        """See prepare_source; the directory is locked."""
+        """Prepare the source; the caller has locked the directory."""
         plan = plan_source(self._input, self._job.column, self._job.shard_bytes)
         begin(self._directory, self._identity(plan))
         if manifest_path(self._directory).exists():
@@ -138,7 +138,7 @@ class _Preparation:
                 raise UserError(f"data.prepare.{key}={getattr(settings, key)} is out of range")
 
     def _settings(self) -> dict[str, Any]:
-        """Everything but inputs and tokenizer that decides which tokens there are and in which shards."""
+        """Return everything but inputs and tokenizer that decides which tokens there are and in which shards."""
         job = self._job
         settings: dict[str, Any] = {"column": job.column, "rows": job.selection.records}
         if job.selection.records != "all":
@@ -167,7 +167,7 @@ class _Preparation:
         return self._report(plan, manifest, 0.0, 0.0)
 
     def _tokenize(self, plan: SourcePlan) -> tuple[float, int]:
-        """Do the parts that are not done. Returns the seconds it took and the tokens made."""
+        """Do the parts that are not done. Return the seconds it took and the tokens made."""
         complete = {part.number: self._load_complete_shards(part) for part in plan.parts}
         todo = [part for part in plan.parts if not (complete[part.number] and complete[part.number][-1].is_last)]
         done = [shard for shards in complete.values() for shard in shards]

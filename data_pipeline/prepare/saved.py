@@ -1,4 +1,4 @@
-"""Records of a folder that `datasets` wrote with save_to_disk, memory-mapped."""
+"""Read folders that `datasets` wrote with save_to_disk, memory-mapped."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> SourceP
 
 
 def read_saved(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
-    """Records [part.start, part.end)."""
+    """Yield records [part.start, part.end)."""
     dataset = _load(Path(part.path), part.options["split"]).select_columns([wanted.column]).with_format("arrow")
     bytes_per_record = max(1, part.size // max(1, part.end - part.start))
     batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))

@@ -130,7 +130,7 @@ def tokenize_part(job: Job, task: TokenizeTask, encoder: RecordEncoder, report: 
 
 
 class _OpenShard:
-    """A shard that is being written."""
+    """Write one shard."""
 
     def __init__(self, job: Job, part: Part, number: int, first_record: int) -> None:
         self.number, self.end_record, self.text_bytes = number, first_record, 0

@@ -20,7 +20,7 @@ from data_pipeline.storage.manifest import bin_path, index_path
 
 @dataclass(frozen=True)
 class ShardContents:
-    """What a shard holds; see storage.manifest.ShardManifest."""
+    """Describe what a shard holds; see storage.manifest.ShardManifest."""
 
     documents: int
     tokens: int
@@ -32,9 +32,9 @@ class ShardContents:
 
 
 class ShardWriter:
-    """Collects documents under temporary names; `publish` flushes them and gives them their final ones.
+    """Collect documents in files with temporary names; `publish` flushes the files and gives them their final names.
 
-    Memory is 4 bytes per sequence and per document; tokens go to the file as they come.
+    Memory is 4 bytes per sequence and per document; tokens go to the file at once.
     Raises UserError naming the file when it cannot be written (full disk, no permission).
     """
 
@@ -51,7 +51,7 @@ class ShardWriter:
             self._file = open(self._path, "wb")  # noqa: SIM115 (closed by publish or discard)
 
     def add(self, documents: list[DocumentTokens]) -> int:
-        """Append documents; returns their number of tokens."""
+        """Append documents; return their number of tokens."""
         lengths = [len(segment) for document in documents for segment in document]
         count = sum(lengths)
         ids = chain.from_iterable(chain.from_iterable(documents))
@@ -71,7 +71,7 @@ class ShardWriter:
         return count
 
     def publish(self) -> ShardContents:
-        """Complete files under their final names; a shard without a document leaves no file."""
+        """Complete the files under their final names; a shard without a document leaves none."""
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
         index = encode_index(self._dtype, lengths, np.frombuffer(self._segments_per_document, dtype=np.int32))
         if not self._tokens:
@@ -105,11 +105,11 @@ class ShardWriter:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns OSError into UserError that names `path`."""
+    """Turn OSError into UserError that names `path`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write {error.filename or path}: {error.strerror}; finished shards are kept, the same command "
-            "continues when there is room and permission"
+            f"cannot write {error.filename or path}: {error.strerror}; finished shards stay, and the same command "
+            "continues once there is space and permission"
         ) from error

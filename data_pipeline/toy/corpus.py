@@ -34,22 +34,37 @@ EXCLUDED_FOLDERS = frozenset(
 EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 HELDOUT_EVERY = 10
 
+SHORTEST_RESPONSE, LONGEST_RESPONSE = 20, 800  # characters
+LONGEST_CALL = 160  # characters; above it the arguments are left out of the question
+SYSTEM = "You answer questions about the standard library of Python."
+QUESTIONS = (
+    "What does `{call}` do?",
+    "Explain `{call}`.",
+    "What is `{name}` for?",
+    "Describe `{name}` from the module `{module}`.",
+    "I found `{call}` in a program. What is it?",
+    "In one paragraph: `{name}`",
+)
+FOLLOW_UPS = ("Which arguments does it take?", "How is it called?", "What are its parameters?")
+
+type Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 @dataclass
 class TextSplit:
-    """Documents (one source file each) to train on and documents kept for evaluation."""
+    """Hold documents (one source file each) to train on, and documents to evaluate with."""
 
     train: list[str]
     heldout: list[str]
 
 
 def default_root() -> Path:
-    """Folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def list_source_files(root: Path) -> list[Path]:
-    """Python files under `root` without the excluded folders, in the order of their relative POSIX paths."""
+    """List Python files under `root`, without excluded folders, in the order of their relative POSIX paths."""
     relative = [path.relative_to(root) for path in root.rglob("*.py")]
     return [root / path for path in sorted(filter(_is_wanted, relative), key=Path.as_posix)]
 
@@ -59,7 +74,7 @@ def _is_wanted(relative_path: Path) -> bool:
 
 
 def load_standard_library(root: Path | None = None) -> TextSplit:
-    """Sources under `root` (default: this Python's library); every tenth file, the first included, is held out.
+    """Load the sources under `root` (default: this Python's library); every tenth file, with the first, is held out.
 
     Empty files are left out before the split. Raises UserError where there are too few sources for a split.
     """
@@ -77,25 +92,9 @@ def load_standard_library(root: Path | None = None) -> TextSplit:
     )
 
 
-type Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-SHORTEST_ANSWER, LONGEST_ANSWER = 20, 800  # characters
-LONGEST_CALL = 160  # characters; above it the arguments are left out of the question
-SYSTEM = "You answer questions about the standard library of Python."
-QUESTIONS = (
-    "What does `{call}` do?",
-    "Explain `{call}`.",
-    "What is `{name}` for?",
-    "Describe `{name}` from the module `{module}`.",
-    "I found `{call}` in a program. What is it?",
-    "In one paragraph: `{name}`",
-)
-FOLLOW_UPS = ("Which arguments does it take?", "How is it called?", "What are its parameters?")
-
-
 @dataclass(frozen=True)
 class ChatSplit:
-    """Chats, each {"messages": [...]}, to train on and to evaluate with. They come from different files."""
+    """Hold chats, each {"messages": [...]}, to train on and to evaluate with. They come from different files."""
 
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]
@@ -112,12 +111,12 @@ class _Entry:
 
     @property
     def call(self) -> str:
-        """How a question names it."""
+        """Return how a question names it."""
         return f"{self.name}({self.arguments})" if self.arguments and len(self.arguments) < LONGEST_CALL else self.name
 
 
 def load_docstring_chats(root: Path | None = None) -> ChatSplit:
-    """Chats about the sources under `root` (default: this Python's library), in the order of files and definitions.
+    """Write chats about the sources under `root` (default: this Python's library), in the order of their definitions.
 
     Files that load_standard_library holds out are held out here as well. The wording, whether there is a system
     message and whether a second question follows depend on the documented name alone.
@@ -142,26 +141,26 @@ def _module_name(path: Path, root: Path) -> str:
 def _find_entries(text: str, module: str) -> list[_Entry]:
     try:
         tree = ast.parse(text)
-    except SyntaxError:  # sources that show how an error looks
+    except SyntaxError:  # a source that demonstrates an error
         return []
     return list(_visit(tree, module, module))
 
 
 def _visit(scope: ast.Module | ast.ClassDef, module: str, prefix: str) -> Iterator[_Entry]:
-    """Documented public definitions of a module or class and of the classes within."""
+    """Yield the documented public definitions of a module or class and of the classes within."""
     for node in scope.body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
         name = f"{prefix}.{node.name}"
         summary = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-        if SHORTEST_ANSWER <= len(summary) <= LONGEST_ANSWER:
+        if SHORTEST_RESPONSE <= len(summary) <= LONGEST_RESPONSE:
             yield _Entry(module, name, None if isinstance(node, ast.ClassDef) else _list_arguments(node), summary)
         if isinstance(node, ast.ClassDef):
             yield from _visit(node, module, name)
 
 
 def _list_arguments(function: Function) -> str:
-    """Arguments as a caller gives them: without annotations, without the object a method is called on."""
+    """List arguments as a caller gives them: without annotations, without the object a method is called on."""
     for positional in (function.args.posonlyargs, function.args.args):
         if positional and positional[0].arg in ("self", "cls"):
             del positional[0]
@@ -187,10 +186,10 @@ def _describe_arguments(entry: _Entry) -> str:
     return f"Call it as `{entry.name}({entry.arguments})`." if entry.arguments else f"`{entry.name}()` takes none."
 
 
-def _turn(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+def _turn(question: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": response}]
 
 
-def write_jsonl(rows: Iterable[dict[str, Any]], path: Path | str) -> None:
-    """One JSON object per line, in UTF-8; the file appears complete or not at all. For rows that fit in memory."""
-    atomic_write_bytes(Path(path), b"".join(orjson.dumps(row) + b"\n" for row in rows))
+def write_jsonl(records: Iterable[dict[str, Any]], path: Path | str) -> None:
+    """Write one JSON object per line, in UTF-8; the file appears complete or not at all. Records must fit in memory."""
+    atomic_write_bytes(Path(path), b"".join(orjson.dumps(record) + b"\n" for record in records))

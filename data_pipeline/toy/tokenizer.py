@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer whose reserved ids are those of the released model family."""
+"""Train a small byte-level BPE tokenizer whose reserved ids are those of the released model family."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,12 +17,12 @@ SMALLEST_VOCABULARY = NUM_RESERVED + 256  # reserved tokens and one token per by
 
 
 def reserved_tokens() -> list[str]:
-    """Reserved tokens in the order of their ids: named ones where the family names them, `<SPECIAL_n>` elsewhere."""
+    """Return the reserved tokens in the order of their ids, named as in the family, else `<SPECIAL_n>`."""
     return [NAMED_TOKENS.get(i, f"<SPECIAL_{i}>") for i in range(NUM_RESERVED)]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of exactly `vocab_size` entries, reserved tokens included; encodes any text without `<unk>`.
+    """Train a BPE of exactly `vocab_size` entries, reserved tokens included, that encodes any text without `<unk>`.
 
     Text that spells a reserved token is encoded as plain bytes only if the caller asks for it
     (`split_special_tokens=True`), as everywhere in transformers.
@@ -59,15 +59,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Hugging Face tokenizer files in `directory`, complete or not at all; a former directory is replaced."""
+    """Write Hugging Face tokenizer files to `directory`, complete or not at all; a former directory is replaced."""
     with atomic_directory(directory, replace=True) as partial:
         tokenizer.save_pretrained(partial)
 
 
 def unigram_entropy(train_counts: np.ndarray, heldout_counts: np.ndarray) -> float:
-    """Unigram entropy of held-out text in nats per token.
+    """Return the unigram entropy of held-out text in nats per token: what a model without context could reach.
 
-    Definition: the cross entropy -sum_v h(v) log q(v), where h is the distribution of tokens in the held-out text and
+    It is the cross entropy -sum_v h(v) log q(v), where h is the distribution of tokens in the held-out text and
     q(v) = (c(v) + 1) / sum_u (c(u) + 1) the add-one smoothed distribution of tokens in the training text.
 
     train_counts, heldout_counts: [vocab_size] occurrences of every token id.

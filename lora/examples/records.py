@@ -22,7 +22,7 @@ from model.export.shipped_code import CONFIG_NAME
 # Keys of another command, which messages of prepare name.
 FOREIGN_KEYS = ("data.prepare.", "input.")
 # What prepare reports of chats that end before the assistant speaks.
-LACKS_RESPONSE = (": no answer", ": chat ends with")
+LACKS_RESPONSE = (": no response", ": no answer", ": chat ends with")  # "no answer" stands in older lists
 NUM_FIRST_RECORDS = 16  # enough to tell a file of prompts from one with some chats that lack their response
 RESPOND_TO_THEM = "set responses.source=greedy (or sampled), and the model itself responds to them"
 

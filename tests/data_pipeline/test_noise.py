@@ -15,16 +15,16 @@ SOURCE = NoiseSource(seed=1, stage="joint", split="train", epsilon=1e-3)
 
 def make_batch(sample_indices: list[int], length: int = 512, document_length: int = 512) -> Batch:
     """Sequences of documents of equal length, tokens never the mask token."""
-    rows = len(sample_indices)
-    positions = (torch.arange(length) % document_length).repeat(rows, 1)
+    batch_size = len(sample_indices)
+    positions = (torch.arange(length) % document_length).repeat(batch_size, 1)
     layout = SequenceLayout(
-        document_ids=torch.arange(length).repeat(rows, 1) // document_length,
-        block_ids=torch.arange(length).repeat(rows, 1) // 16,
+        document_ids=torch.arange(length).repeat(batch_size, 1) // document_length,
+        block_ids=torch.arange(length).repeat(batch_size, 1) // 16,
         position_ids=positions,
-        block_padding=torch.zeros(rows, length, dtype=torch.bool),
+        block_padding=torch.zeros(batch_size, length, dtype=torch.bool),
     )
-    everywhere = torch.ones(rows, length, dtype=torch.bool)
-    return Batch(torch.arange(length).repeat(rows, 1) % 90, layout, everywhere, torch.tensor(sample_indices))
+    everywhere = torch.ones(batch_size, length, dtype=torch.bool)
+    return Batch(torch.arange(length).repeat(batch_size, 1) % 90, layout, everywhere, torch.tensor(sample_indices))
 
 
 def test_a_sample_has_the_same_noise_in_every_batch() -> None:

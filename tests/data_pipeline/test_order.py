@@ -174,7 +174,7 @@ def test_in_another_form_the_same_share_of_the_epoch_counts_as_read(scale: int) 
 
 def test_a_fraction_of_a_sequence_counts_as_read() -> None:
     longer = SourceOrder("a1", "a1", ROUND, 10)  # sequences four times as long
-    assert [longer.goes_on_at(read, 40) for read in (0, 1, 4, 5, 40, 41)] == [0, 1, 1, 2, 10, 11]
+    assert [longer.continue_at(read, 40) for read in (0, 1, 4, 5, 40, 41)] == [0, 1, 1, 2, 10, 11]
 
 
 def test_the_first_order_of_a_run_is_what_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,5 +188,5 @@ def test_the_first_order_of_a_run_is_what_it_always_was(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("values", [{}, {"seed": 1, "sources": [{"sha256": "a"}], "first_sample": 0}])
 def test_a_manifest_without_an_order_is_named(values: dict) -> None:
-    with pytest.raises(UserError, match="step_00000001 does not say where its data are read on"):
+    with pytest.raises(UserError, match="step_00000001 does not say where its data continue"):
         BlendOrder.from_dict(values, "step_00000001")

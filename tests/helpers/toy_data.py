@@ -91,9 +91,9 @@ def prepare_chats(chats: list[dict[str, Any]], tokenizer_dir: Path, directory: P
     _prepare(chats, DocumentKind.chat, tokenizer_dir, directory)
 
 
-def _prepare(rows: Iterable[dict[str, Any]], kind: DocumentKind, tokenizer_dir: Path, directory: Path) -> None:
+def _prepare(records: Iterable[dict[str, Any]], kind: DocumentKind, tokenizer_dir: Path, directory: Path) -> None:
     file = directory.with_suffix(".jsonl")
-    write_jsonl(rows, file)
+    write_jsonl(records, file)
     source = SourceConfig(path=str(directory), input=InputConfig(kind, files=str(file)))
     settings = PrepareConfig(workers=1, chat_template="chatml")
     prepare_source(directory.name, source, DataConfig(tokenizer=str(tokenizer_dir), prepare=settings))

@@ -17,7 +17,7 @@ from data_pipeline.toy.corpus import load_standard_library
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 
 VOCAB_SIZE = 16384
-NUM_PAIRS, NUM_COPIES = 5, 6  # copies of the standard library's sources (7 MB each)
+NUM_TRIALS, NUM_COPIES = 5, 6  # copies of the standard library's sources (7 MB each)
 SHARD_BYTES = 4e6  # so that the last shards keep all cores busy
 
 # The library alone, in a process of its own: texts in memory, one call per copy, as many threads as cores.
@@ -40,7 +40,7 @@ def measure_tokenization() -> dict[str, Any]:
 
     Ours is everything from a .jsonl file to flushed shards with manifests: planning, starting the worker processes,
     reading, parsing, encoding, writing, hashing. The library's is `encode_batch` of texts that are in memory. Both see
-    the same texts, in NUM_PAIRS pairs, one after the other in turn: the ratio is the median of the pairs'.
+    the same texts, in NUM_TRIALS pairs, one after the other in turn: the ratio is the median of the pairs'.
 
     Returns {tokenize_vs_raw: ours / raw (above 1: ours is faster), megabytes_per_second, raw_megabytes_per_second,
     pair_ratios, cores, megabytes}.
@@ -49,16 +49,16 @@ def measure_tokenization() -> dict[str, Any]:
         folder = Path(name)
         corpus, tokenizer_dir = write_corpus(folder, NUM_COPIES)
         megabytes = corpus.stat().st_size / 1e6
-        pairs = []
-        for number in range(NUM_PAIRS):
+        trials = []
+        for number in range(NUM_TRIALS):
             ours = _time_ours(corpus, tokenizer_dir, folder / f"tokens_{number}")
-            pairs.append((ours, _time_raw(corpus, tokenizer_dir)))
-    ours, raw = (median(seconds) for seconds in zip(*pairs, strict=True))
+            trials.append((ours, _time_raw(corpus, tokenizer_dir)))
+    ours, raw = (median(seconds) for seconds in zip(*trials, strict=True))
     return {
-        "tokenize_vs_raw": median(raw / ours for ours, raw in pairs),
+        "tokenize_vs_raw": median(raw / ours for ours, raw in trials),
         "megabytes_per_second": megabytes / ours,
         "raw_megabytes_per_second": megabytes / raw,
-        "pair_ratios": [raw / ours for ours, raw in pairs],
+        "pair_ratios": [raw / ours for ours, raw in trials],
         "cores": num_cores(),
         "megabytes": megabytes,
     }

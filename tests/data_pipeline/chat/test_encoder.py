@@ -33,7 +33,7 @@ def encode_one(encoder: ChatEncoder, chat: object) -> list[list[int]]:
     return segments
 
 
-def test_ids_and_answers_are_those_of_apply_chat_template(
+def test_ids_and_responses_are_those_of_apply_chat_template(
     chat: list[dict[str, Any]], encoder: ChatEncoder, chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     segments = encode_one(encoder, chat)
@@ -53,21 +53,21 @@ def test_segments_decode_to_the_rendered_chat(
     assert f"{chat_tokenizer.decode(ids)}\n" == chat_tokenizer.apply_chat_template(chat, tokenize=False)
 
 
-def test_every_answer_ends_with_the_only_end_of_turn_in_it(chat: list[dict[str, Any]], encoder: ChatEncoder) -> None:
+def test_every_response_ends_with_the_only_end_of_turn_in_it(chat: list[dict[str, Any]], encoder: ChatEncoder) -> None:
     assert encoder.block_padding_token_id == 11
-    for answer in encode_one(encoder, chat)[1::2]:
-        assert answer[-1] == 11
-        assert answer.count(11) == 1
+    for response in encode_one(encoder, chat)[1::2]:
+        assert response[-1] == 11
+        assert response.count(11) == 1
 
 
-def test_no_token_spans_the_boundary_between_prompt_and_answer(
+def test_no_token_spans_the_boundary_between_prompt_and_response(
     encoder: ChatEncoder, chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """White space at the start of an answer would merge with the prompt's newline if they were encoded together."""
+    """White space at the start of a response would merge with the prompt's newline if they were encoded together."""
     chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\n\n  b"}]
-    prompt, answer = encode_one(encoder, chat)
+    prompt, response = encode_one(encoder, chat)
     assert prompt == chat_tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
-    assert chat_tokenizer.decode(answer) == "\n\n  b<|im_end|>"
+    assert chat_tokenizer.decode(response) == "\n\n  b<|im_end|>"
 
 
 def test_a_batch_keeps_its_order_around_skipped_records(encoder: ChatEncoder) -> None:
@@ -79,7 +79,7 @@ def test_a_batch_keeps_its_order_around_skipped_records(encoder: ChatEncoder) ->
     assert encoder.encode([]) == []
 
 
-def test_truncation_and_padding_kept_in_a_tokenizer_file_do_not_count(
+def test_truncation_and_padding_saved_in_a_tokenizer_file_do_not_count(
     base_tokenizer_dir: Path, tmp_path: Path, encoder: ChatEncoder, chat: list[dict[str, Any]]
 ) -> None:
     directory = shutil.copytree(base_tokenizer_dir, tmp_path / "tokenizer")

@@ -12,7 +12,7 @@ from data_pipeline.encoder import Skip
 from data_pipeline.toy.tokenizer import MASK_TOKEN, reserved_tokens
 
 USER = {"role": "user", "content": "What?"}
-ANSWER = {"role": "assistant", "content": "That."}
+RESPONSE = {"role": "assistant", "content": "That."}
 NULL = None
 
 
@@ -21,39 +21,39 @@ def reserved(base_tokenizer_dir: Path) -> ReservedTokens:
     return find_reserved_tokens(Tokenizer.from_file(str(base_tokenizer_dir / "tokenizer.json")), MASK_TOKEN)
 
 
-def answer(**values: Any) -> list[dict[str, Any]]:
-    return [USER, ANSWER | values]
+def response(**values: Any) -> list[dict[str, Any]]:
+    return [USER, RESPONSE | values]
 
 
 BAD: list[tuple[object, str, str]] = [
     (NULL, "not a list of messages", "NoneType"),
     ("[]", "not a list of messages", "str"),
-    ({"conversation": [USER, ANSWER]}, "not a list of messages", "dict"),
+    ({"conversation": [USER, RESPONSE]}, "not a list of messages", "dict"),
     ([USER, "That."], "not a list of messages", "message 2 is str"),
     ([], "empty chat", ""),
     ({"messages": []}, "empty chat", ""),
     ([{"role": "bot", "content": "x"}], "unknown role", "role 'bot', known are system, user, assistant, tool"),
     ([{"from": "human", "value": "x"}], "unknown role", "role None"),
     ([{"role": ["user"], "content": "x"}], "unknown role", "message 1"),
-    ([{"role": "user", "content": NULL}, ANSWER], "null or non-string content", "message 1 is null"),
-    ([{"role": "user"}, ANSWER], "null or non-string content", "message 1 is null"),
-    (answer(content=5), "null or non-string content", "message 2 is not a text but int"),
-    (answer(content=[{"type": "image", "text": "x"}]), "null or non-string content", "but list"),
-    (answer(content=[{"type": "text", "text": NULL}]), "null or non-string content", "but list"),
-    (answer(reasoning_content=["x"]), "null or non-string content", "thinking of message 2 is list"),
-    ([USER], "no answer", ""),
-    ([{"role": "system", "content": "x"}, USER], "no answer", ""),
-    ([USER, ANSWER, USER], "chat ends with the user", ""),
-    ([USER, ANSWER, {"role": "tool", "content": "3"}], "chat ends with a tool", ""),
-    (answer(content=""), "empty answer", "message 2"),
-    (answer(content=" \n", reasoning_content="thinking alone"), "empty answer", "message 2"),
-    ([USER, {"role": "assistant", "content": ""}, USER, ANSWER], "empty answer", "message 2"),
-    (answer(tool_calls=["add"]), "malformed tool call", "message 2"),
-    (answer(tool_calls={"name": "add"}), "malformed tool call", "message 2"),
-    (answer(tool_calls=[{"name": "add"}]), "malformed tool call", "message 2"),
-    (answer(tool_calls=[{"name": "add", "arguments": "{"}]), "malformed tool call", "message 2"),
-    (answer(tool_calls=[{"function": {"name": "add", "arguments": "[1]"}}]), "malformed tool call", "message 2"),
-    ([{"role": "user", "content": "a\ud800"}, ANSWER], "text is not valid Unicode", "content of message 1"),
+    ([{"role": "user", "content": NULL}, RESPONSE], "null or non-string content", "message 1 is null"),
+    ([{"role": "user"}, RESPONSE], "null or non-string content", "message 1 is null"),
+    (response(content=5), "null or non-string content", "message 2 is not a text but int"),
+    (response(content=[{"type": "image", "text": "x"}]), "null or non-string content", "but list"),
+    (response(content=[{"type": "text", "text": NULL}]), "null or non-string content", "but list"),
+    (response(reasoning_content=["x"]), "null or non-string content", "thinking of message 2 is list"),
+    ([USER], "no response", ""),
+    ([{"role": "system", "content": "x"}, USER], "no response", ""),
+    ([USER, RESPONSE, USER], "chat ends with the user", ""),
+    ([USER, RESPONSE, {"role": "tool", "content": "3"}], "chat ends with a tool", ""),
+    (response(content=""), "empty response", "message 2"),
+    (response(content=" \n", reasoning_content="thinking alone"), "empty response", "message 2"),
+    ([USER, {"role": "assistant", "content": ""}, USER, RESPONSE], "empty response", "message 2"),
+    (response(tool_calls=["add"]), "malformed tool call", "message 2"),
+    (response(tool_calls={"name": "add"}), "malformed tool call", "message 2"),
+    (response(tool_calls=[{"name": "add"}]), "malformed tool call", "message 2"),
+    (response(tool_calls=[{"name": "add", "arguments": "{"}]), "malformed tool call", "message 2"),
+    (response(tool_calls=[{"function": {"name": "add", "arguments": "[1]"}}]), "malformed tool call", "message 2"),
+    ([{"role": "user", "content": "a\ud800"}, RESPONSE], "text is not valid Unicode", "content of message 1"),
 ]
 
 
@@ -66,17 +66,17 @@ def test_an_unusable_chat_gives_its_reason(value: object, reason: str, detail: s
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", MASK_TOKEN, "<s>", "</s>", "<SPECIAL_14>"])
-@pytest.mark.parametrize("place", ["user", "answer", "thinking", "call", "parts"])
+@pytest.mark.parametrize("place", ["user", "response", "thinking", "call", "parts"])
 def test_a_spelled_reserved_token_is_refused_wherever_it_is(token: str, place: str, reserved: ReservedTokens) -> None:
     text = f"look: {token}!"
     call = {"function": {"name": "add", "arguments": {"a": [{text: 1}]}}}
     half, other_half = token[:4], token[4:]
     chats = {
-        "user": [{"role": "user", "content": text}, ANSWER],
-        "answer": answer(content=text),
-        "thinking": answer(thinking=text),
-        "call": answer(tool_calls=[call]),
-        "parts": answer(content=[{"type": "text", "text": half}, {"type": "text", "text": other_half}]),
+        "user": [{"role": "user", "content": text}, RESPONSE],
+        "response": response(content=text),
+        "thinking": response(thinking=text),
+        "call": response(tool_calls=[call]),
+        "parts": response(content=[{"type": "text", "text": half}, {"type": "text", "text": other_half}]),
     }
     skip = read_chat(chats[place], reserved)
     assert isinstance(skip, Skip)
@@ -85,9 +85,9 @@ def test_a_spelled_reserved_token_is_refused_wherever_it_is(token: str, place: s
 
 
 @pytest.mark.parametrize("token", ["<think>", "</think>"])
-def test_thinking_tokens_are_allowed_in_answers_alone(token: str, reserved: ReservedTokens) -> None:
-    assert not isinstance(read_chat(answer(content=f"a {token} b"), reserved), Skip)
-    for chat in ([{"role": "user", "content": token}, ANSWER], answer(thinking=token)):
+def test_thinking_tokens_are_allowed_in_responses_alone(token: str, reserved: ReservedTokens) -> None:
+    assert not isinstance(read_chat(response(content=f"a {token} b"), reserved), Skip)
+    for chat in ([{"role": "user", "content": token}, RESPONSE], response(thinking=token)):
         assert str(read_chat(chat, reserved)).startswith("spells a reserved token")
 
 
@@ -95,8 +95,8 @@ def test_thinking_tokens_count_where_the_tokenizer_has_them_as_ordinary_ones() -
     tokenizer = Tokenizer(BPE())
     tokenizer.add_tokens(["<think>", "</think>", "ordinary"])
     reserved = find_reserved_tokens(tokenizer, MASK_TOKEN)
-    assert str(read_chat(answer(thinking="<think>"), reserved)).startswith("spells a reserved token")
-    assert read_chat(answer(thinking="ordinary"), reserved) == answer(reasoning_content="ordinary")
+    assert str(read_chat(response(thinking="<think>"), reserved)).startswith("spells a reserved token")
+    assert read_chat(response(thinking="ordinary"), reserved) == response(reasoning_content="ordinary")
 
 
 def test_exactly_the_reserved_tokens_are_found(reserved: ReservedTokens) -> None:
@@ -108,19 +108,19 @@ def test_exactly_the_reserved_tokens_are_found(reserved: ReservedTokens) -> None
 
 def test_null_keys_of_columnar_files_count_as_absent(reserved: ReservedTokens) -> None:
     padding = {"reasoning_content": None, "thinking": None, "tool_calls": None, "name": None}
-    assert read_chat([USER | padding, ANSWER | padding], reserved) == [USER, ANSWER]
+    assert read_chat([USER | padding, RESPONSE | padding], reserved) == [USER, RESPONSE]
 
 
 def test_thinking_has_one_name_and_blank_thinking_is_none(reserved: ReservedTokens) -> None:
-    assert read_chat(answer(thinking="so"), reserved) == answer(reasoning_content="so")
-    assert read_chat(answer(thinking=" \n"), reserved) == answer()
+    assert read_chat(response(thinking="so"), reserved) == response(reasoning_content="so")
+    assert read_chat(response(thinking=" \n"), reserved) == response()
 
 
 def test_a_wrapped_list_and_text_parts_are_read(reserved: ReservedTokens) -> None:
     parts = [{"type": "text", "text": "Th"}, {"type": "text", "text": "at."}]
-    assert read_chat({"messages": answer(content=parts)}, reserved) == [USER, ANSWER]
+    assert read_chat({"messages": response(content=parts)}, reserved) == [USER, RESPONSE]
 
 
 def test_a_call_needs_no_content(reserved: ReservedTokens) -> None:
     calls = [{"function": {"name": "add", "arguments": "{}"}}]
-    assert read_chat(answer(content=None, tool_calls=calls), reserved) == answer(content="", tool_calls=calls)
+    assert read_chat(response(content=None, tool_calls=calls), reserved) == response(content="", tool_calls=calls)

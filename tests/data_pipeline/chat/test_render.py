@@ -1,4 +1,4 @@
-"""Cutting a rendered chat at its answers.
+"""Cutting a rendered chat at its responses.
 
 Templates and tokenizers that cannot train a chat model are refused before the first record.
 """
@@ -45,15 +45,15 @@ def test_segments_are_what_transformers_renders_and_end_with_the_end_of_turn(
     assert not isinstance(segments, Skip)
     assert "".join(segments) + "\n" == chat_tokenizer.apply_chat_template(chat, tokenize=False)
     assert len(segments) == 2 * sum(message["role"] == "assistant" for message in chat)
-    assert all(answer.endswith("<|im_end|>") for answer in segments[1::2])
+    assert all(response.endswith("<|im_end|>") for response in segments[1::2])
 
 
-def test_what_precedes_an_answer_is_the_prompt_decoding_starts_from(
+def test_what_precedes_a_response_is_the_prompt_decoding_starts_from(
     chat: list[dict[str, Any]], renderer: ChatRenderer, chat_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     rendered = renderer.render([{k: v for k, v in message.items() if v is not None} for message in chat])
     places = [place for place, message in enumerate(chat) if message["role"] == "assistant"]
-    for place, (start, _) in zip(places, rendered.answers, strict=True):
+    for place, (start, _) in zip(places, rendered.responses, strict=True):
         prompt = "<|im_start|>assistant\n"  # transformers refuses an empty chat
         if place:
             prompt = chat_tokenizer.apply_chat_template(chat[:place], tokenize=False, add_generation_prompt=True)
@@ -70,12 +70,12 @@ def test_a_template_can_name_special_tokens() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("'<think>\\n' + thinking", "'<think>\\n'", "part of an answer not rendered by the chat template (thinking)"),
-        ("message['tool_calls'] or []", "[]", "part of an answer not rendered by the chat template (tool calls)"),
-        ("{{- content -}}\n            {%- for call", "{%- for call", "part of an answer not rendered"),
+        ("'<think>\\n' + thinking", "'<think>\\n'", "part of a response not rendered by the chat template (thinking)"),
+        ("message['tool_calls'] or []", "[]", "part of a response not rendered by the chat template (tool calls)"),
+        ("{{- content -}}\n            {%- for call", "{%- for call", "part of a response not rendered"),
         ("message['role'] + '\\n' + text_of(message['content'])", "message['role'] + '\\n'", "message not rendered"),
-        ("{%- generation -%}", "{{ 1 // 0 }}{%- generation -%}", "refused by the chat template (ZeroDivisionError"),
-        ("{%- for message in messages -%}", "{%- for message in messages[:2] -%}", "answers not marked"),
+        ("{%- generation -%}", "{{ 1 // 0 }}{%- generation -%}", "rejected by the chat template (ZeroDivisionError"),
+        ("{%- for message in messages -%}", "{%- for message in messages[:2] -%}", "responses not marked"),
     ],
 )
 def test_what_a_template_loses_is_said(old: str, new: str, reason: str) -> None:
@@ -83,37 +83,37 @@ def test_what_a_template_loses_is_said(old: str, new: str, reason: str) -> None:
     assert str(ChatRenderer(CHATML_TEXT.replace(old, new), {}).split(CHAT)).startswith(reason)
 
 
-def test_answers_that_touch_have_no_prompt_and_are_refused() -> None:
+def test_responses_that_touch_have_no_prompt_and_are_refused() -> None:
     template = "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-    answers = [{"role": "assistant", "content": text} for text in "ab"]
-    assert str(ChatRenderer(template, {}).split(answers)) == "answers not marked by the chat template"
+    responses = [{"role": "assistant", "content": text} for text in "ab"]
+    assert str(ChatRenderer(template, {}).split(responses)) == "responses not marked by the chat template"
 
 
 LOOP = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
 END = "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 BAD_TEMPLATES = {
-    "no marks": (LOOP + "{{ m.content }}<|im_end|>\n" + END, "does not mark the assistant's answers .found 0 of 2"),
-    "last answer alone": (
+    "no marks": (LOOP + "{{ m.content }}<|im_end|>\n" + END, "does not mark the assistant's responses .found 0 of 2"),
+    "last response alone": (
         LOOP + "{% if loop.last %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endif %}\n" + END,
         "found 1 of 2",
     ),
     "marks questions": (
         LOOP + "{% if m.role == 'user' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n{% else %}"
         "{{ m.content }}<|im_end|>\n{% endif %}" + END,
-        "does not mark the assistant's answers",
+        "does not mark the assistant's responses",
     ),
     "end of turn outside": (
         LOOP
         + "{% generation %}{{ m.content }}{% endgeneration %}<|im_end|>\n".join(["{% if m.role != 'user' %}", ""])
         + "{% else %}{{ m.content }}<|im_end|>\n{% endif %}"
         + END,
-        "does not end answers with one end-of-turn token",
+        "does not end responses with one end-of-turn token",
     ),
     "newline inside": (CHATML_TEXT.replace("{{- '<|im_end|>' -}}", "{{- '<|im_end|>\\n' -}}"), "nothing after it"),
     "two ends of turn": (
         CHATML_TEXT.replace("{{- '<|im_end|>' -}}", "{{- '</s>' if loop.last else '<|im_end|>' -}}"),
-        "does not end answers with one end-of-turn token",
+        "does not end responses with one end-of-turn token",
     ),
     "other prompt": (
         CHATML_TEXT.replace("prompt -%}\n    {{- '<|im_start|>assistant\\n'", "prompt -%}{{- '<|im_start|>a: '"),

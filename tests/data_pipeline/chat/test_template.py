@@ -31,12 +31,12 @@ def test_a_chat_renders_as_chatml(chat_tokenizer: PreTrainedTokenizerBase) -> No
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking"])
-def test_thinking_stands_before_the_answer(chat_tokenizer: PreTrainedTokenizerBase, key: str) -> None:
+def test_thinking_stands_before_the_response(chat_tokenizer: PreTrainedTokenizerBase, key: str) -> None:
     text = render(chat_tokenizer, [{"role": "assistant", "content": "2", key: "one and one"}])
     assert text == "<|im_start|>assistant\n<think>\none and one\n</think>\n\n2<|im_end|>\n"
 
 
-def test_tool_calls_are_json_and_tool_answers_share_a_user_turn(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_tool_calls_are_json_and_tool_responses_share_a_user_turn(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     call = {"function": {"name": "add", "arguments": {"a": "ö<"}}}
     messages = [
         {"role": "assistant", "content": "Wait.", "tool_calls": [call, {"name": "sub", "arguments": '{"b":1}'}]},
@@ -50,7 +50,7 @@ def test_tool_calls_are_json_and_tool_answers_share_a_user_turn(chat_tokenizer: 
     )
 
 
-def test_white_space_of_texts_is_kept(chat_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_white_space_of_texts_stays(chat_tokenizer: PreTrainedTokenizerBase) -> None:
     text = render(chat_tokenizer, [{"role": "user", "content": "\n a \n\n"}])
     assert text == "<|im_start|>user\n\n a \n\n<|im_end|>\n"
 

@@ -39,18 +39,18 @@ def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[SimpleNamesp
     """Segments of every sequence, and its arrays [S]."""
     places = range(dataset.num_sequences)
     batches = [dataset.build_sequence(place) for place in places]
-    rows = [SimpleNamespace(**{name: getattr(batch, name)[0].numpy() for name in FIELDS}) for batch in batches]
-    return [dataset.read_segments(place) for place in places], rows
+    sequences = [SimpleNamespace(**{name: getattr(batch, name)[0].numpy() for name in FIELDS}) for batch in batches]
+    return [dataset.read_segments(place) for place in places], sequences
 
 
-def check_counts(counts: PackingCounts, rows: list[SimpleNamespace], documents: list[Document]) -> None:
-    """The counts against counting in the rows themselves, and against what is on disk."""
-    is_padding = np.concatenate([row.document_ids < 0 for row in rows])
-    block_padding = np.concatenate([row.block_padding for row in rows])
-    assert counts.sequences == len(rows)
+def check_counts(counts: PackingCounts, sequences: list[SimpleNamespace], documents: list[Document]) -> None:
+    """The counts against counting in the sequences themselves, and against what is on disk."""
+    is_padding = np.concatenate([sequence.document_ids < 0 for sequence in sequences])
+    block_padding = np.concatenate([sequence.block_padding for sequence in sequences])
+    assert counts.sequences == len(sequences)
     assert (counts.padding_tokens, counts.block_padding_tokens) == (is_padding.sum(), block_padding.sum())
-    assert counts.tokens + counts.block_padding_tokens + counts.padding_tokens == len(rows) * LENGTH
-    assert counts.scored_tokens == sum((row.loss_mask & ~row.block_padding).sum() for row in rows)
+    assert counts.tokens + counts.block_padding_tokens + counts.padding_tokens == len(sequences) * LENGTH
+    assert counts.scored_tokens == sum((sequence.loss_mask & ~sequence.block_padding).sum() for sequence in sequences)
     on_disk = sum(len(segment) for document in documents for segment in document)
     assert counts.tokens + counts.truncated_tokens + counts.dropped_tokens == on_disk
     assert counts.documents + counts.dropped_chats == len(documents)
@@ -59,54 +59,54 @@ def check_counts(counts: PackingCounts, rows: list[SimpleNamespace], documents: 
 @pytest.mark.parametrize("alignment", [1, BLOCK])
 def test_an_epoch_of_texts_is_every_token_once_in_order(tmp_path: Path, alignment: int) -> None:
     dataset = open_in_order(write_dataset(tmp_path / "d", TEXTS), alignment)
-    segments, rows = read_epoch(dataset)
+    segments, sequences = read_epoch(dataset)
     read = np.concatenate([part.tokens for part in segments])
     documents = list(chain(*TEXTS))
     assert read.tolist() == [token for document in documents for token in document[0]]
-    check_counts(dataset.counts, rows, documents)
+    check_counts(dataset.counts, sequences, documents)
     if alignment == 1:
-        tails = sum(row.document_ids[-1] < 0 for row in rows)
+        tails = sum(sequence.document_ids[-1] < 0 for sequence in sequences)
         assert tails <= len(TEXTS), "without noise only the last sequence of a shard has padding"
 
 
 def test_texts_start_at_block_edges_and_at_position_0(tmp_path: Path) -> None:
-    _, rows = read_epoch(open_in_order(write_dataset(tmp_path / "d", TEXTS)))
-    for row in rows:
-        starts = np.flatnonzero(np.diff(row.document_ids, prepend=-1) & (row.document_ids >= 0))
+    _, sequences = read_epoch(open_in_order(write_dataset(tmp_path / "d", TEXTS)))
+    for sequence in sequences:
+        starts = np.flatnonzero(np.diff(sequence.document_ids, prepend=-1) & (sequence.document_ids >= 0))
         assert not (starts % BLOCK).any()
-        assert not row.position_ids[starts].any()
-        for block in np.unique(row.block_ids):
-            assert len(set(row.document_ids[row.block_ids == block]) - {-1}) <= 1
+        assert not sequence.position_ids[starts].any()
+        for block in np.unique(sequence.block_ids):
+            assert len(set(sequence.document_ids[sequence.block_ids == block]) - {-1}) <= 1
 
 
 def test_without_isolation_texts_are_one_stream_without_padding(tmp_path: Path) -> None:
     dataset = open_in_order(write_dataset(tmp_path / "d", TEXTS[:1]), isolate_documents=False)
-    _, rows = read_epoch(dataset)
-    check_counts(dataset.counts, rows, TEXTS[0])
+    _, sequences = read_epoch(dataset)
+    check_counts(dataset.counts, sequences, TEXTS[0])
     assert dataset.counts.block_padding_tokens < BLOCK, "only where the stream ends"
-    for row in rows[:-1]:
-        assert row.position_ids.tolist() == list(range(LENGTH))
-        assert not row.document_ids.any()
-        assert row.block_ids.tolist() == [s // BLOCK for s in range(LENGTH)]
+    for sequence in sequences[:-1]:
+        assert sequence.position_ids.tolist() == list(range(LENGTH))
+        assert not sequence.document_ids.any()
+        assert sequence.block_ids.tolist() == [s // BLOCK for s in range(LENGTH)]
 
 
 @pytest.mark.parametrize("alignment", [1, BLOCK])
 def test_chats_stay_whole_and_come_once(tmp_path: Path, alignment: int) -> None:
-    documents = [chat for shard in CHATS for chat in shard if rows_of(chat, alignment) <= LENGTH]
+    documents = [chat for shard in CHATS for chat in shard if positions_of(chat, alignment) <= LENGTH]
     path = write_dataset(tmp_path / "d", [[chat for chat in shard if chat in documents] for shard in CHATS], "chat")
     dataset = open_in_order(path, alignment)
-    segments, rows = read_epoch(dataset)
+    segments, sequences = read_epoch(dataset)
     read = [chat for part in segments for chat in split_documents(part)]
     assert sorted(read) == sorted(documents)
-    check_counts(dataset.counts, rows, documents)
-    assert dataset.counts.padding_tokens < 0.35 * LENGTH * len(rows)
+    check_counts(dataset.counts, sequences, documents)
+    assert dataset.counts.padding_tokens < 0.35 * LENGTH * len(sequences)
 
 
 def test_long_chats_are_truncated_after_a_response_token(tmp_path: Path) -> None:
     documents = list(chain(*CHATS))
     dataset = open_in_order(write_dataset(tmp_path / "d", CHATS, "chat"))
-    segments, rows = read_epoch(dataset)
-    check_counts(dataset.counts, rows, documents)
+    segments, sequences = read_epoch(dataset)
+    check_counts(dataset.counts, sequences, documents)
     assert dataset.counts.truncated_chats > 3
     by_start = {tuple(document[0]): document for document in documents}
     for chat in (chat for part in segments for chat in split_documents(part)):
@@ -119,10 +119,10 @@ def test_long_chats_are_truncated_after_a_response_token(tmp_path: Path) -> None
 def test_long_chats_are_dropped_if_so_configured(tmp_path: Path) -> None:
     documents = list(chain(*CHATS))
     dataset = open_in_order(write_dataset(tmp_path / "d", CHATS, "chat"), overlong_chats=OverlongChat.drop)
-    _, rows = read_epoch(dataset)
-    check_counts(dataset.counts, rows, documents)
+    _, sequences = read_epoch(dataset)
+    check_counts(dataset.counts, sequences, documents)
     assert dataset.counts.truncated_chats == 0
-    assert dataset.counts.dropped_chats == sum(rows_of(chat, BLOCK) > LENGTH for chat in documents)
+    assert dataset.counts.dropped_chats == sum(positions_of(chat, BLOCK) > LENGTH for chat in documents)
 
 
 def test_a_chat_whose_first_response_does_not_fit_is_dropped(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_index_is_built_once_and_again_when_it_must(tmp_path: Path, monkeypa
     assert len(builds) == 2 * len(TEXTS), "a broken one is built again"
 
 
-def rows_of(chat: Document, alignment: int) -> int:
+def positions_of(chat: Document, alignment: int) -> int:
     return sum(-(-len(segment) // alignment) * alignment for segment in chat)
 
 

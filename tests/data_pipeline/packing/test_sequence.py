@@ -12,7 +12,7 @@ FIELDS = ("tokens", "document_ids", "block_ids", "position_ids", "loss_mask", "b
 
 
 def make_segments(kinds: str, lengths: list[int], documents: list[int]) -> Segments:
-    """kinds: "c" for context, "a" for answer or text, one letter per segment."""
+    """kinds: "c" for a prompt, "a" for a response or a text, one letter per segment."""
     tokens = np.arange(100, 100 + sum(lengths))
     is_prompt = np.array([kind == "c" for kind in kinds])
     return Segments(tokens, np.array(lengths), np.array(documents), is_prompt)
@@ -71,7 +71,7 @@ def test_positions_follow_the_rules(
         assert getattr(ours, name).tolist() == [values], name
 
 
-def test_an_answer_starts_a_block_and_end_of_turn_completes_its_last() -> None:
+def test_a_response_starts_a_block_and_end_of_turn_fills_its_last() -> None:
     batch = lay_out(make_segments("ca", [3, 5], [0, 0]), SequenceForm(16, 4, 4), FILL)
     assert batch.tokens[0].tolist() == [100, 101, 102, FILL, 103, 104, 105, 106, 107, *[FILL] * 7]
     assert batch.document_ids[0].tolist() == [0, 0, 0, -1, 0, 0, 0, 0, 0, 0, 0, 0, -1, -1, -1, -1]

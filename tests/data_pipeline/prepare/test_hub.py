@@ -13,7 +13,7 @@ WANTED = Wanted("text", Selection("all", 2), 100)
 
 
 class TransportError(Exception):
-    """Named as that of the library behind the hub."""
+    """Named like the error of the library that reads the hub."""
 
 
 class Stream:

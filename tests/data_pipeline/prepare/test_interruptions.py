@@ -73,10 +73,10 @@ def test_a_killed_run_continues_to_the_same_bytes(corpus, tree) -> None:
         wait_for_shards(process, corpus.output, count)
         process.kill()
         process.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in corpus.output.glob(".work/shard_*.json")}
-    bins = {name: (corpus.output / name.replace("json", "bin")).stat().st_mtime_ns for name in kept}
+    saved = {path.name: path.stat().st_mtime_ns for path in corpus.output.glob(".work/shard_*.json")}
+    bins = {name: (corpus.output / name.replace("json", "bin")).stat().st_mtime_ns for name in saved}
     corpus.prepare(shard_bytes=SHARD_BYTES, workers=3)
-    assert bins == {name: (corpus.output / name.replace("json", "bin")).stat().st_mtime_ns for name in kept}
+    assert bins == {name: (corpus.output / name.replace("json", "bin")).stat().st_mtime_ns for name in saved}
     assert tree(corpus.output) == undisturbed(corpus, tree)
 
 
@@ -128,7 +128,7 @@ def test_a_full_disk_is_a_message_and_the_run_continues_when_there_is_room(works
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # workers inherit it: a write beyond it fails
     try:
-        with pytest.raises(UserError, match=r"cannot write .*shard_.*finished shards are kept"):
+        with pytest.raises(UserError, match=r"cannot write .*shard_.*finished shards stay"):
             workshop.prepare(shard_bytes=1_000_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -252,14 +252,14 @@ def test_all_sources_with_an_input_are_prepared_once(workshop, records) -> None:
         prepare_source("x", workshop.source(dataset="d", files="f"), workshop.data())
 
 
-def test_chats_alternate_contexts_and_answers(workshop, read_documents) -> None:
+def test_chats_alternate_prompts_and_responses(workshop, read_documents) -> None:
     messages = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
     workshop.write("a.jsonl", [{"messages": messages}] * 3)
     manifest = workshop.prepare(input_={"kind": DocumentKind.chat}, chat_template="chatml").manifest
     assert (manifest.kind, manifest.documents) == ("chat", 3)
     segments = read_documents(workshop.output)
     assert len(segments) == 6
-    assert manifest.shards[0].scored_tokens == sum(len(answer) for answer in segments[1::2])
+    assert manifest.shards[0].scored_tokens == sum(len(response) for response in segments[1::2])
     assert segments[1][-1] == manifest.block_padding_token_id == 11
 
 

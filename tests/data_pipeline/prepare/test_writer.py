@@ -28,12 +28,12 @@ def test_the_bytes_are_those_of_megatron_core(tmp_path: Path, documents, vocab_s
     writer.add(documents[:1])
     writer.add([])
     writer.add(documents[1:])
-    facts = writer.publish()
+    contents = writer.publish()
     for suffix in ("bin", "idx"):
         assert (tmp_path / f"ours.{suffix}").read_bytes() == (tmp_path / f"theirs.{suffix}").read_bytes()
-    assert facts.documents == len(documents)
-    assert facts.longest_document == max(sum(map(len, document)) for document in documents)
-    assert facts.scored_tokens == (5 if documents is CHATS else facts.tokens)
+    assert contents.documents == len(documents)
+    assert contents.longest_document == max(sum(map(len, document)) for document in documents)
+    assert contents.scored_tokens == (5 if documents is CHATS else contents.tokens)
 
 
 def test_what_is_discarded_or_empty_leaves_nothing(tmp_path: Path) -> None:

@@ -78,11 +78,11 @@ def test_every_form_of_chat_occurs(split: ChatSplit) -> None:
         assert forms == {"u-a", "s-u-a", "u-a-u-a", "s-u-a-u-a"}
 
 
-def test_answers_are_what_python_itself_says(split: ChatSplit) -> None:
+def test_responses_are_what_python_itself_says(split: ChatSplit) -> None:
     chats = [chat["messages"] for chat in split.train + split.heldout]
-    answers = [chat[-1]["content"] for chat in chats if "textwrap.dedent" in chat[-2]["content"]]
+    responses = [chat[-1]["content"] for chat in chats if "textwrap.dedent" in chat[-2]["content"]]
     paragraph = inspect.cleandoc(textwrap.dedent.__doc__ or "").split("\n\n")[0]
-    assert answers == [" ".join(paragraph.split())]
+    assert responses == [" ".join(paragraph.split())]
 
 
 def test_files_held_out_as_text_are_held_out_as_chats(library: Path) -> None:
