@@ -1,4 +1,4 @@
-"""What a checkpoint of a drafter's training says about itself, and what may change when it is continued."""
+"""checkpoint.json of a drafter's step directory: what a run continues from, and what must stay the same until then."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,11 +10,12 @@ from conf.system.json_file import read_json_object
 from model.checkpoint.layout import MANIFEST_NAME
 from pretrain.run.run_status import TrainState
 
-FORMAT_VERSION = 2
-# Field: what a user who changed it must know.
-FIXED = {
-    "checkpoint": "the checkpoint (its weights are others)",
-    "data": "data, heldout, responses.* or train.sequence_length (the examples are others)",
+DRAFTER_FORMAT_VERSION = 2
+FIXED_KEY = "facts"  # the name of FixedSettings in checkpoint.json
+# Field: the settings that a user may have changed.
+EXPLANATIONS = {
+    "checkpoint": "the checkpoint (it has other weights)",
+    "data": "data, heldout, responses.* or train.sequence_length (they make other examples)",
     "rank": "adapter.rank",
     "alpha": "adapter.alpha",
     "block_size": "block_size",
@@ -24,7 +25,7 @@ FIXED = {
 
 @dataclass(frozen=True)
 class FixedSettings:
-    """What must stay when a run is continued.
+    """The settings that must be the same when a run is continued.
 
     checkpoint: identity of the weights. data: fingerprint of the examples. num_ranks, zero_stage: the layout.
     """
@@ -39,35 +40,39 @@ class FixedSettings:
     zero_stage: int
 
 
-def describe_state(state: TrainState, facts: FixedSettings) -> str:
-    """Text of a step directory's checkpoint.json."""
-    return json.dumps({"format_version": FORMAT_VERSION, **asdict(state), "facts": asdict(facts)}, indent=2) + "\n"
+def describe_state(state: TrainState, fixed: FixedSettings) -> str:
+    """Return the text of a step directory's checkpoint.json."""
+    content = {"format_version": DRAFTER_FORMAT_VERSION, **asdict(state), FIXED_KEY: asdict(fixed)}
+    return json.dumps(content, indent=2) + "\n"
 
 
-def read_state(step_dir: Path, facts: FixedSettings) -> TrainState:
-    """Where `step_dir` continues. Raises: UserError if it is damaged or belongs to a training with other `facts`."""
+def read_state(step_dir: Path, fixed: FixedSettings) -> TrainState:
+    """Return the state that `step_dir` continues from.
+
+    Raises: UserError if it is damaged or belongs to a training with other `fixed` settings.
+    """
     path = step_dir / MANIFEST_NAME
     values = read_json_object(path, f"{step_dir} has no {MANIFEST_NAME}: it is no complete checkpoint")
-    saved = values.get("facts")
+    saved = values.get(FIXED_KEY)
     check_version(step_dir)
     if not isinstance(saved, dict):
-        raise UserError(f"{path} is not of this program: choose another run.name")
-    _check_facts(saved, asdict(facts), step_dir)
+        raise UserError(f"{path} was written by another program: choose another run.name")
+    _check_fixed(saved, asdict(fixed), step_dir)
     return TrainState(values["step"], values["tokens_seen"], values["samples_seen"])
 
 
 def check_version(step_dir: Path) -> None:
-    """Raises: UserError if another version of this program wrote `step_dir`. A lost manifest is not its business."""
+    """Raise UserError if another version of this program wrote `step_dir`; ignore a missing manifest."""
     path = step_dir / MANIFEST_NAME
-    if path.exists() and (found := read_json_object(path, "").get("format_version")) != FORMAT_VERSION:
+    if path.exists() and (found := read_json_object(path, "").get("format_version")) != DRAFTER_FORMAT_VERSION:
         raise UserError(
-            f"{path} has format_version {found}, this program reads {FORMAT_VERSION}: choose another run.name, or use "
-            "the version of the code that wrote it"
+            f"{path} has format_version {found}, this program reads {DRAFTER_FORMAT_VERSION}: choose another run.name, "
+            "or use the version of the code that wrote it"
         )
 
 
-def _check_facts(saved: dict[str, Any], now: dict[str, Any], step_dir: Path) -> None:
-    changed = [what for key, what in FIXED.items() if saved.get(key) != now[key]]
+def _check_fixed(saved: dict[str, Any], now: dict[str, Any], step_dir: Path) -> None:
+    changed = [what for key, what in EXPLANATIONS.items() if saved.get(key) != now[key]]
     if changed:
         raise UserError(
             f"{step_dir} cannot be continued: {'; '.join(changed)} changed. Give the former settings, or choose "
@@ -77,6 +82,6 @@ def _check_facts(saved: dict[str, Any], now: dict[str, Any], step_dir: Path) -> 
     if layouts[0] != layouts[1]:
         then, here = (f"{ranks} processes with zero.stage={stage}" for ranks, stage in layouts)
         raise UserError(
-            f"{step_dir} was written by {then}, these are {here}: DeepSpeed continues under the former layout alone. "
-            "Give it back, or choose another run.name to train anew."
+            f"{step_dir} was written by {then}, but this run has {here}. DeepSpeed continues only under the former "
+            "layout: use it again, or choose another run.name to train anew."
         )

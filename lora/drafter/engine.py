@@ -1,18 +1,17 @@
-"""DeepSpeed around a DraftStep: what it is told, and checkpoints of what it holds.
+"""DeepSpeed around a DraftStep: its configuration, its optimizer, and its part of a checkpoint.
 
-Optimizer state and weights lie as ZeRO has spread them, so a checkpoint is continued by as many processes, under the
-same stage; drafters are small enough to start over under another layout.
+Optimizer state and weights are sharded as ZeRO shards them, so a checkpoint is continued by as many processes under the
+same ZeRO level. Drafters are small enough to start over under another layout.
 """
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns, when it is imported, that it found no other
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed warns at import that it found no other
 
 import deepspeed
 import torch.distributed as dist
@@ -21,33 +20,35 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from conf.schema.drafter import DrafterConfig
-from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
 from lora.drafter.step import DraftStep
-from model.checkpoint.layout import MANIFEST_NAME, begin_step, partial_directory, publish_step, step_directory
-from pretrain.run.process_group import run_on_first_rank
+from pretrain.run.step_directory import DeferredErrors
 
 TAG = "deepspeed"  # folder of DeepSpeed's own files in a step directory
+WRITE_ERRORS = (OSError, RuntimeError)  # torch.save raises RuntimeError on a full disk
 
 
 def build_engine(step: DraftStep, config: DrafterConfig, device: torch.device) -> Any:
-    """The engine of this process, in an existing process group; AdamW over the adapter alone."""
+    """Build this process's engine, in an existing process group, with AdamW over the adapter."""
     if device.type == "cpu":
-        # It would compile a kernel at start, for shared memory all-reduces that gloo does as well.
+        # DeepSpeed would compile a kernel at start, for shared-memory all-reduces that gloo does just as well.
         ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     trainable = [parameter for parameter in step.parameters() if parameter.requires_grad]
-    # A learning rate is set before every step (see pretrain.schedule).
-    chosen = config.optimizer
-    betas = (chosen.beta1, chosen.beta2)
-    optimizer = torch.optim.AdamW(trainable, lr=0.0, betas=betas, eps=chosen.epsilon, weight_decay=chosen.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainable,
+        lr=0.0,  # set before every step
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.epsilon,
+        weight_decay=config.optimizer.weight_decay,
+    )
     settings = build_deepspeed_config(config, sum(map(torch.numel, trainable)))
     engine, *_ = deepspeed.initialize(model=step, optimizer=optimizer, config=settings)
     return engine
 
 
 def build_deepspeed_config(config: DrafterConfig, num_trainable: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration; without fp16 and bf16 it leaves every weight in the format it has.
+    """Return DeepSpeed's own configuration; without fp16 and bf16 it leaves every weight in its format.
 
     num_trainable: parameters, all of which fit one bucket; DeepSpeed's default would take 2 GB whatever trains.
     """
@@ -73,41 +74,30 @@ def build_deepspeed_config(config: DrafterConfig, num_trainable: int) -> dict[st
 
 
 def gather_adapter(engine: Any) -> dict[str, Tensor]:
-    """The adapter's tensors on the CPU, under PEFT's names; all ranks call this together."""
+    """Return the adapter's tensors on the CPU, under PEFT's names; all ranks call this together."""
     model: PeftModel = engine.module.model
     adapter = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
     with deepspeed.zero.GatheredParameters(adapter, enabled=hasattr(adapter[0], "ds_id")):
         return {name: tensor.detach().cpu().clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
-class EngineCheckpoints:
-    """Step directories of one run: DeepSpeed's files and, last, a manifest. All ranks call every method together."""
+class EngineFiles:
+    """DeepSpeed's files of a checkpoint: adapter and optimizer. All ranks call every method together."""
 
-    def __init__(self, run_dir: Path, engine: Any, keep: int) -> None:
-        self._run_dir, self._engine, self._keep = run_dir, engine, keep
+    def __init__(self, engine: Any) -> None:
+        self._engine, self._errors = engine, DeferredErrors()
+        # save_checkpoint has collectives after these writes: an error must not leave it early.
+        for writer, name in (
+            (engine.checkpoint_engine, "makedirs"),
+            (engine.checkpoint_engine, "save"),
+            (engine, "_copy_recovery_script"),
+        ):
+            setattr(writer, name, self._errors.deferring(getattr(writer, name), WRITE_ERRORS))
 
-    def save(self, step: int, manifest: str) -> None:
-        """Save under `step` and delete what is older than the newest `keep`. manifest: text of checkpoint.json.
-
-        Raises: UserError if the disk cannot take it; nothing with a final name is left then.
-        """
-        final = step_directory(self._run_dir, step)
-        partial = partial_directory(final)
-        try:
-            run_on_first_rank(lambda: begin_step(partial))
-            self._engine.save_checkpoint(str(partial), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
-            dist.barrier()
-            run_on_first_rank(lambda: self._publish(partial, final, manifest))
-        except (OSError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
-                f"cannot write checkpoint {final}: {error}. Earlier checkpoints are untouched; free space or mend the "
-                "cause, then give the same command again."
-            ) from error
-
-    def _publish(self, partial: Path, final: Path, manifest: str) -> None:
-        atomic_write_text(partial / MANIFEST_NAME, manifest)
-        publish_step(partial, final, self._keep)
+    def write(self, folder: Path) -> None:
+        """Write this rank's files. Raises: OSError, RuntimeError if this rank failed, after the last collective."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False, exclude_frozen_parameters=True)
+        self._errors.raise_first()
 
     def load(self, step_dir: Path) -> None:
         """Continue from `step_dir`. Raises: UserError if DeepSpeed cannot read it."""

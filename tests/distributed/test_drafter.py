@@ -1,18 +1,26 @@
-"""A drafter trains alike on one process and under every ZeRO stage, and continues exactly where it was killed."""
+"""A drafter trains alike on one process and under every ZeRO level, and continues exactly where it was killed.
+
+What ends one rank ends all of them.
+"""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from data_pipeline.toy.corpus import write_jsonl
-from tests.helpers.processes import kill_when, load_lines, train_many
+from model.checkpoint.checksums import find_damage
+from pretrain.run.run_folder import lock_run_folder
+from tests.helpers.processes import kill_when, load_lines, run_ranks, train_many
 from tests.helpers.tiny_exports import TEXT, save_tiny_export
 
 STEPS = 6
 WORKER = "tests.helpers.drafter_jobs"
+SECONDS_APART = 20  # ranks that wait in vain end after 60 (tests/helpers/failing_drafter.py)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,43 @@ def test_killed_while_it_trains_it_continues_to_the_same_bits(start: Path, shard
     assert torch.equal(read_losses(tmp_path / "run"), read_losses(undisturbed))
     ours, theirs = (run / "adapter" / "adapter_model.safetensors" for run in (tmp_path / "run", undisturbed))
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def read_errors(run_dir: Path, num_ranks: int = 2) -> set[str]:
+    """What the users of all ranks saw; all ranks ended within seconds."""
+    times = [float((run_dir / f"time_rank{rank}.txt").read_text()) for rank in range(num_ranks)]
+    assert max(times) - min(times) < SECONDS_APART
+    return {(run_dir / f"error_rank{rank}.txt").read_text(encoding="utf-8") for rank in range(num_ranks)}
+
+
+def train_failing(jobs: list[dict[str, Any]], directory: Path) -> None:
+    (directory / "failing.json").write_text(json.dumps(jobs), encoding="utf-8")
+    run_ranks(2, "tests.helpers.failing_drafter", str(directory / "failing.json"))
+
+
+def test_a_folder_in_use_ends_every_rank_with_the_one_message(start: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with lock_run_folder(run_dir):
+        train_failing([{"overrides": overrides(start, run_dir)}], tmp_path)
+    (message,) = read_errors(run_dir)
+    assert f"{run_dir} is in use by another run (process {os.getpid()} on" in message
+    assert not (run_dir / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_cannot_write_fails_on_every_rank_and_leaves_the_run_as_it_was(
+    start: Path, sharded: Path, tmp_path: Path, rank: int
+) -> None:
+    arguments = overrides(start, tmp_path / "run", "zero.stage=2")
+    train_failing([{"overrides": arguments, "rank": rank, "step": 4}], tmp_path)
+    (message,) = read_errors(tmp_path / "run")
+    assert "step_00000004: " in message and "No space left on device" in message
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000002"]
+    assert find_damage(checkpoints / "step_00000002") is None
+    assert not (tmp_path / "run" / "adapter").exists()
+    train_many(2, [arguments], tmp_path, WORKER)
+    assert torch.equal(read_losses(tmp_path / "run"), read_losses(sharded / "zero2"))
 
 
 def test_training_leaves_every_byte_of_the_checkpoint_alone(start: Path, single: Path, tmp_path: Path) -> None:
