@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, override
 
 import numpy as np
 
@@ -54,6 +54,7 @@ class ExamplePrompts(PromptSet):
         found = [_measure_text_prompt(e, prompt_tokens) if is_text else _measure_chat_prompt(e) for e in examples]
         self.lengths = np.array(found, dtype=np.int64)
 
+    @override
     def read(self, number: int) -> np.ndarray:
         return self._examples[number].tokens[: self.lengths[number]]
 
@@ -74,6 +75,7 @@ class RecordPrompts(PromptSet):
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @override
     def read(self, number: int) -> np.ndarray:
         end = int(self._ends[number])
         return self._tokens[end - int(self.lengths[number]) : end].astype(np.int64)
