@@ -37,7 +37,7 @@ MAY_IMPORT = {
         *(
             "model.attention.plan",
             "model.checkpoint.layout",
-            "model.megatron.kernels",
+            "model.megatron.kernel_choice",
             "model.megatron.transformer_config",
         ),
         *("pretrain.costs", "pretrain.run.run_data", "pretrain.dry_batch", "pretrain.run.process_group"),

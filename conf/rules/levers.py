@@ -1,6 +1,6 @@
 """Rules of what makes a step faster or smaller on a GPU: overlap, offload, 8-bit matmuls.
 
-What the machine must have for them is checked when the model is built (model/megatron/kernels.py).
+What the machine must have for them is checked when the model is built (model/megatron/kernel_choice.py).
 """
 
 from collections.abc import Callable, Iterator

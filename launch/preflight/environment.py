@@ -111,7 +111,7 @@ def check_kernels(job: TrainingJob) -> Iterator[Finding]:
     quiet_libraries()
     import torch
 
-    from model.megatron.kernels import (
+    from model.megatron.kernel_choice import (
         check_machine,
         check_packages,
         choose_gradient_accumulation_fusion,
@@ -137,7 +137,7 @@ def check_kernels(job: TrainingJob) -> Iterator[Finding]:
 
 def _describe_packages() -> str:
     """Say which layers and gradients the packages here would give a machine with devices."""
-    from model.megatron.kernels import APEX_EXTENSION
+    from model.megatron.kernel_choice import APEX_EXTENSION
 
     found = {name: importlib.util.find_spec(name) is not None for name in ("transformer_engine", APEX_EXTENSION)}
     layers = (

@@ -7,7 +7,7 @@ from megatron.core import parallel_state
 from torch import nn
 
 from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig
-from model.megatron.kernels import check_machine, list_choices
+from model.megatron.kernel_choice import check_machine, list_choices
 from model.megatron.spec import build_block_spec
 from model.megatron.transformer_config import TORCH_DTYPES, build_transformer_config
 from model.megatron.tri_mode import TriModeModel

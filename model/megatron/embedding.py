@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from model.megatron.main_gradient import find_main_gradient, mark_added, stand_in_gradient
+from model.megatron.operators import find_main_gradient, mark_added, stand_in_gradient
 
 
 class Embedding(LanguageModelEmbedding):

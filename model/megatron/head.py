@@ -19,7 +19,7 @@ import torch.distributed as dist
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from torch import Tensor
 
-from model.megatron.main_gradient import find_main_gradient, mark_added, stand_in_gradient
+from model.megatron.operators import find_main_gradient, mark_added, stand_in_gradient
 
 # On the CPU: rows and weights of a tile fit a core's cache. With 1024, 4 % slower, rows lie 4 KiB apart and share sets.
 TILE_COLUMNS = 960

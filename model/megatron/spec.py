@@ -1,4 +1,4 @@
-"""The modules a layer is made of: Transformer Engine's or megatron-core's own, as model/megatron/kernels.py chooses.
+"""Build the specs of a layer's modules: Transformer Engine's or megatron-core's own, as kernel_choice.py decides.
 
 Both name their weights alike on disk (Transformer Engine's names), so checkpoints move between the two.
 """
@@ -16,11 +16,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conf.schema import Recompute
 from model.attention.plan import CoreAttention
-from model.megatron.kernels import choose_fused_operators, choose_transformer_engine
-from model.megatron.last_layer import make_last
-from model.megatron.norm import RMSNorm, TorchRMSNorm
+from model.megatron.kernel_choice import choose_fused_operators, choose_transformer_engine
+from model.megatron.operators import CompiledSwiGLU, RMSNorm, SwiGLU, TorchRMSNorm
 from model.megatron.recompute import recompute_elementwise
-from model.megatron.swiglu import CompiledSwiGLU, SwiGLU
+from model.megatron.tri_mode import build_last_layer
 
 
 def build_block_spec(
@@ -36,7 +35,7 @@ def build_block_spec(
         recompute_elementwise(layer)
     layers = [layer] * get_num_layers_to_build(config, vp_stage=vp_stage)
     if parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage):
-        layers[-1] = make_last(layer)
+        layers[-1] = build_last_layer(layer)
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(use_transformer_engine))
 
 

@@ -6,7 +6,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from conf.schema import Dtype, Fp8Recipe, ModelConfig, ParallelConfig, PrecisionConfig, Recompute
-from model.megatron.kernels import choose_fused_operators, choose_gradient_accumulation_fusion
+from model.megatron.kernel_choice import choose_fused_operators, choose_gradient_accumulation_fusion
 
 TORCH_DTYPES = {Dtype.bf16: torch.bfloat16, Dtype.fp32: torch.float32}
 # Formats of activations and weights; gradients of activations have e5m2 in hybrid.
@@ -54,7 +54,7 @@ def build_transformer_config(
         gradient_accumulation_fusion=fusion,
         masked_softmax_fusion=False,
         bias_activation_fusion=fused,
-        use_te_activation_func=not fused,  # the activation is a module of the layer (model/megatron/swiglu.py)
+        use_te_activation_func=not fused,  # the activation is a module of the layer (model/megatron/operators.py)
         bias_dropout_fusion=False,  # with neither bias nor dropout it would compile one addition
         persist_layer_norm=False,
         # Two sends between the same two ranks in one batch train wrongly without an error (PP 2 interleaved).

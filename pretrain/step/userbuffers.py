@@ -13,7 +13,7 @@ from typing import Any
 
 from conf.schema import RunConfig
 from conf.system.errors import UserError
-from model.megatron.kernels import check_machine
+from model.megatron.kernel_choice import check_machine
 from model.megatron.transformer_config import TORCH_DTYPES
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,7 @@ from torch.nn.functional import rms_norm
 
 from model.attention.rotation import apply_rotation, compute_rotation
 from model.attention.visibility import build_regular_layout
-from model.megatron.norm import _RMSNorm
-from model.megatron.swiglu import _SwiGLU
+from model.megatron.operators import _RMSNorm, _SwiGLU
 from tests.bench.gpu import plain
 from tests.bench.gpu.meter import measure
 from tests.bench.gpu.steps import Workbench

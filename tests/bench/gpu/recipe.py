@@ -23,8 +23,7 @@ from model.attention.rotation import Rotation, apply_rotation
 from model.attention.visibility import compute_dense_mask, find_visible_keys
 from model.megatron.embedding import _Lookup
 from model.megatron.head import ScoredPositions, score_rows
-from model.megatron.norm import _RMSNorm
-from model.megatron.swiglu import _SwiGLU
+from model.megatron.operators import _RMSNorm, _SwiGLU
 from tests.bench.gpu import plain
 from tests.bench.joint.cases import Case, build_input
 from tests.bench.joint.sides import Side
@@ -36,7 +35,7 @@ Turn = tuple[Tensor, Tensor, Tensor | None]
 class Changes:
     """grouped_heads: key heads not repeated. scored_rows: only these are projected. chunked_head: in chunks of rows
     whose gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
-    our_operators: norm, SwiGLU and rotation as model/megatron/kernels.py chooses them; layers are not compiled.
+    our_operators: norm, SwiGLU and rotation as model/megatron/kernel_choice.py chooses them; layers are not compiled.
     """
 
     grouped_heads: bool = False

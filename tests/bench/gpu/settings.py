@@ -7,7 +7,7 @@ import torch
 from conf.composition.compose import compose_size
 from conf.schema import Device, Dtype, ModelConfig, PrecisionConfig, Recompute, RuntimeConfig
 from conf.system.errors import UserError
-from model.megatron.kernels import choose_transformer_engine
+from model.megatron.kernel_choice import choose_transformer_engine
 from tests.bench.joint.cases import Case
 
 LENGTHS, ROUNDS = (4096, 16384), 10

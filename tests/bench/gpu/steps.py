@@ -84,7 +84,7 @@ def _keep_all(plan: AttentionPlan, scored: ScoredPositions, num_positions: int) 
 
 
 def _run_narrowed(side: Side) -> Tensor:
-    """The step with the model's own last layer (model/megatron/last_layer.py)."""
+    """The step with the model's own last layer (model/megatron/tri_mode.py)."""
     module: Any = side.module
     del module.narrow
     try:

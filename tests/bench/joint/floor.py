@@ -2,7 +2,7 @@
 
 Useful work is that of the FLOP count (pretrain/costs.py): every product with a weight over the rows it is
 needed for, and attention over the pairs that see each other, once forward and twice backward. All rows go through all
-of every layer, though those without loss need not in the last (model/megatron/last_layer.py): economies.py says how
+of every layer, though those without loss need not in the last (model/megatron/tri_mode.py): economies.py says how
 much that is. Outputs exist beforehand; each product has the shape that computes it fastest here (a tile of the
 vocabulary at a time).
 """

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from conf.schema import Dtype, Recompute
 from model.attention.plan import AttentionPlan
-from model.megatron import last_layer
-from model.megatron.last_layer import keep_scored_rows
+from model.megatron import tri_mode
+from model.megatron.tri_mode import narrow_last_layer
 from tests.helpers.objective import score_positions
 from tests.helpers.small_joint import BATCH, LENGTH, NUM_ROWS, built_model
 
@@ -32,7 +32,7 @@ def run(rows: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[
 def test_in_half_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.arange(0, NUM_ROWS, 2)
     loss, losses, gradients, computed = run(rows, Recompute.none, Dtype.bf16)
-    monkeypatch.setattr(last_layer, "MOST_KEPT", -1.0)
+    monkeypatch.setattr(tri_mode, "MAX_LAST_SHARE", -1.0)
     all_loss, all_losses, all_gradients, _ = run(rows, Recompute.none, Dtype.bf16)
     assert computed == len(rows)
     torch.testing.assert_close((loss, losses), (all_loss, all_losses), rtol=1e-2, atol=1e-2)
@@ -48,7 +48,7 @@ def test_losses_and_gradients_are_those_of_all_rows(
     rows = torch.randperm(NUM_ROWS, generator=torch.Generator().manual_seed(1))[:num_scored].sort().values
     loss, losses, gradients, computed = run(rows, recompute)
     assert computed == {0: 16, 1: 16, 90: 96}[num_scored]
-    monkeypatch.setattr(last_layer, "MOST_KEPT", -1.0)
+    monkeypatch.setattr(tri_mode, "MAX_LAST_SHARE", -1.0)
     all_loss, all_losses, all_gradients, all_computed = run(rows, recompute)
     assert all_computed == NUM_ROWS
     torch.testing.assert_close((loss, losses), (all_loss, all_losses), rtol=1e-6, atol=1e-6)
@@ -57,8 +57,8 @@ def test_losses_and_gradients_are_those_of_all_rows(
 
 def test_where_nearly_all_rows_are_scored_none_is_left_out() -> None:
     plan = AttentionPlan(rotation=None, attend=None)  # type: ignore[arg-type]
-    assert keep_scored_rows(plan, torch.arange(91), 100) is plan
-    assert keep_scored_rows(plan, torch.arange(50), 100, multiple=128) is plan
-    kept = keep_scored_rows(plan, torch.arange(7, 57), 100).last_positions
+    assert narrow_last_layer(plan, torch.arange(91), 100) is plan
+    assert narrow_last_layer(plan, torch.arange(50), 100, multiple=128) is plan
+    kept = narrow_last_layer(plan, torch.arange(7, 57), 100).last_positions
     assert kept is not None
     assert kept.tolist() == [*range(7, 57), *[0] * 14]

@@ -1,4 +1,4 @@
-"""What is computed again in the backward pass is what would have been kept, bit for bit, and is not kept."""
+"""Tensors that the backward pass recomputes equal those it would have saved, bit for bit, and are not saved."""
 
 from typing import Any
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from conf.schema import Dtype, Recompute
 from model.megatron import spec, transformer_config
-from model.megatron.norm import TorchRMSNorm
-from model.megatron.recompute import keep_origin, leave_origin, recompute_elementwise
-from model.megatron.swiglu import CompiledSwiGLU, SwiGLU
+from model.megatron.operators import CompiledSwiGLU, SwiGLU, TorchRMSNorm
+from model.megatron.recompute import recompute_elementwise, record_origin, save_origin
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.objective import score_positions
 from tests.helpers.small_joint import BATCH, LENGTH, MODEL, NUM_ROWS, built_model
@@ -82,10 +81,10 @@ class Reader(torch.autograd.Function):
 def test_a_reader_may_keep_rows_and_what_it_copies_stays(form: str) -> None:
     maker, x = SwiGLU(None), torch.randn(4, 2, 6, requires_grad=True)
     product = maker(x)
-    leave_origin(maker, (x,), product)
+    record_origin(maker, (x,), product)
     kept = product.detach().clone() if form == "copy" else product.flatten(0, 1).detach()
     output = Reader.apply(product, kept)
-    keep_origin(maker, (product,), (output, None))
+    save_origin(maker, (product,), (output, None))
     node: Any = output.grad_fn
     (found,) = node.saved_tensors
     assert torch.equal(found, kept) and found.shape == kept.shape

@@ -10,7 +10,7 @@ import torch
 
 from conf.schema import Fp8Recipe, ParallelConfig, PrecisionConfig, Recompute
 from conf.system.errors import UserError
-from model.megatron.kernels import (
+from model.megatron.kernel_choice import (
     APEX_EXTENSION,
     check_machine,
     choose_gradient_accumulation_fusion,
@@ -40,11 +40,11 @@ def test_without_cuda_everything_is_ours_or_megatron_cores() -> None:
     assert used() == {
         "layers": "megatron-core",
         "gradient_accumulation_fusion": "off",
-        "norms": "model/megatron/norm.py",
-        "SwiGLU": "model/megatron/swiglu.py",
+        "norms": "model/megatron/operators.py",
+        "SwiGLU": "model/megatron/operators.py",
         "rotation": "operator by operator",
         "residual": "one addition",
-        "computed again": "nothing",
+        "recomputed": "nothing",
     }
 
 
@@ -58,10 +58,10 @@ def test_on_cuda_operators_are_fused_without_any_package(monkeypatch: pytest.Mon
 
 def test_norms_within_transformer_engines_products_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     bring(monkeypatch)
-    assert used(Recompute.elementwise)["computed again"] == "norms' outputs and SwiGLU's product"
+    assert used(Recompute.elementwise)["recomputed"] == "outputs of norms and SwiGLU"
     bring(monkeypatch, "transformer_engine")
-    assert used(Recompute.elementwise)["computed again"] == "SwiGLU's product"
-    assert [used(other)["computed again"] for other in (Recompute.selective, Recompute.full)] == ["attention", "layers"]
+    assert used(Recompute.elementwise)["recomputed"] == "SwiGLU's output"
+    assert [used(other)["recomputed"] for other in (Recompute.selective, Recompute.full)] == ["attention", "layers"]
 
 
 @pytest.mark.parametrize("module", ["transformer_engine", APEX_EXTENSION])

@@ -1,6 +1,6 @@
-"""Which kernels and modules compute a layer on this machine: the one place that chooses, with its reasons.
+"""Choose which kernels and modules compute a layer on this machine, and say why.
 
-What a configuration asks for and the machine lacks is refused here, before a model is built.
+What a configuration asks for and the machine lacks is rejected here, before a model is built.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ INSTALL = "`make setup GPU=1` on a machine with a CUDA device installs it"
 
 @dataclass(frozen=True)
 class Choice:
-    """of: what was chosen for. used: what computes it. reason: why."""
+    """One decision for the log. of: what was chosen for. used: what computes it. reason: why."""
 
     of: str
     used: str
@@ -31,7 +31,7 @@ class Choice:
 
 
 def choose_transformer_engine() -> tuple[bool, str]:
-    """Whether to build Transformer Engine layers, and why."""
+    """Return whether to build Transformer Engine layers, and why."""
     if not torch.cuda.is_available():
         return False, "no CUDA device"
     if not _has_transformer_engine():
@@ -40,9 +40,9 @@ def choose_transformer_engine() -> tuple[bool, str]:
 
 
 def choose_gradient_accumulation_fusion() -> tuple[bool, str]:
-    """Whether the products of weight gradients add to the fp32 sums themselves, and why.
+    """Return whether the matmuls of weight gradients add to the fp32 sums themselves, and why.
 
-    Transformer Engine's layers do so unaided; megatron-core's own need Apex's CUDA extension.
+    Transformer Engine's layers do so without help; megatron-core's own need Apex's CUDA extension.
     """
     used, _ = choose_transformer_engine()
     if used:
@@ -52,60 +52,68 @@ def choose_gradient_accumulation_fusion() -> tuple[bool, str]:
 
 
 def choose_fused_operators() -> tuple[bool, str]:
-    """Whether SwiGLU, rotation and norms are one kernel each, torch's own or compiled, and why."""
+    """Return whether SwiGLU, rotation and norms are one kernel each, torch's own or compiled, and why."""
     if torch.cuda.is_available():
         return True, "one kernel instead of several on CUDA"
-    return False, "no CUDA device: without one, operators that keep less for the backward pass are faster"
+    return False, "no CUDA device: without one, operators that save less for the backward pass are faster"
 
 
 def choose_recomputed(recompute: Recompute) -> tuple[str, str]:
-    """What the backward pass computes again, and why."""
+    """Return what the backward pass recomputes, and why."""
     asked = f"parallel.recompute={recompute.value}"
     if recompute is not Recompute.elementwise:
         return {Recompute.none: "nothing", Recompute.selective: "attention", Recompute.full: "layers"}[recompute], asked
     if choose_transformer_engine()[0]:
-        return "SwiGLU's product", f"{asked}; Transformer Engine's products contain their norms and keep the outputs"
-    return "norms' outputs and SwiGLU's product", asked
+        return "SwiGLU's output", f"{asked}; Transformer Engine's matmuls contain their norms and save the outputs"
+    return "outputs of norms and SwiGLU", asked
 
 
 def list_choices(recompute: Recompute) -> list[Choice]:
-    """All of them, for the log."""
+    """Return all choices, for the log."""
     engine, engine_reason = choose_transformer_engine()
     fusion, fusion_reason = choose_gradient_accumulation_fusion()
     fused, fused_reason = choose_fused_operators()
-    norm = "torch's fused kernel" if fused else "model/megatron/norm.py"
+    norm = "torch's fused kernel" if fused else "model/megatron/operators.py"
     return [
         Choice("layers", "Transformer Engine" if engine else "megatron-core", engine_reason),
         Choice("gradient_accumulation_fusion", "on" if fusion else "off", fusion_reason),
         Choice("norms", "Transformer Engine" if engine else norm, engine_reason if engine else fused_reason),
-        Choice("SwiGLU", "megatron-core's, compiled" if fused else "model/megatron/swiglu.py", fused_reason),
+        Choice("SwiGLU", "megatron-core's, compiled" if fused else "model/megatron/operators.py", fused_reason),
         Choice("rotation", "compiled" if fused else "operator by operator", fused_reason),
         Choice("residual", "one addition", "without bias and dropout there is nothing to fuse it with"),
-        Choice("computed again", *choose_recomputed(recompute)),
+        Choice("recomputed", *choose_recomputed(recompute)),
     ]
 
 
 def check_machine(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
-    """Raises UserError if what the configuration asks for is not to be had here."""
+    """Check that this machine has what the configuration asks for.
+
+    Raises:
+        UserError: It lacks something.
+    """
     used, reason = choose_transformer_engine()
     if not used:
-        _refuse_without_transformer_engine(parallel, precision, reason)
+        _require_no_transformer_engine(parallel, precision, reason)
     if precision.fp8 is not None:
         _check_fp8(precision.fp8)
 
 
 def check_packages(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
-    """Raises UserError if this environment could give no machine what the configuration asks for."""
+    """Check that this environment could give some machine what the configuration asks for.
+
+    Raises:
+        UserError: A package is missing.
+    """
     if not _has_transformer_engine():
-        _refuse_without_transformer_engine(parallel, precision, NOT_INSTALLED)
+        _require_no_transformer_engine(parallel, precision, NOT_INSTALLED)
 
 
 def _has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
 
-def _refuse_without_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
-    """Raises UserError if the configuration asks for something of it. reason: why it is not there."""
+def _require_no_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
+    """Raise UserError if the configuration asks for something of Transformer Engine; reason: why it is missing."""
     asked = {
         "parallel.overlap_tensor_parallel=true": (parallel.overlap_tensor_parallel, "false"),
         f"parallel.offload_layers={parallel.offload_layers}": (parallel.offload_layers > 0, "0"),

@@ -9,8 +9,7 @@ from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from model.megatron.norm import RMSNorm, TorchRMSNorm
-from model.megatron.swiglu import SwiGLU
+from model.megatron.operators import RMSNorm, SwiGLU, TorchRMSNorm
 
 ROWS, BATCH, WIDTH, EPS = 7, 2, 12, 1e-5
 
