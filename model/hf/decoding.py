@@ -1,4 +1,4 @@
-"""All decoding modes behind one function, and the two that do not speculate: AR and block diffusion."""
+"""One function for all decoding modes, and the two modes that do not speculate: AR and block diffusion."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""A decode opened for a mode to run: checked prompts, the model behind its cache, rules for tokens, and the result.
+"""A decode opened for a mode to run: checked prompts, the model with its cache, rules for tokens, and the result.
 
 Shapes: B sequences, P tokens of the longest prompt, T new tokens.
 """

@@ -13,7 +13,7 @@ def attach_adapter(
     std: float = 0.5,
     layers: list[int] | None = None,
 ) -> Any:
-    """A random LoRA strong enough to change most argmaxes; it is in the model afterwards. Returns the PEFT wrapper."""
+    """Put a random LoRA into the model, strong enough to change most argmaxes, and return the PEFT wrapper."""
     config = LoraConfig(
         r=4, lora_alpha=16, target_modules=list(targets), task_type=task_type, layers_to_transform=layers
     )
@@ -23,7 +23,7 @@ def attach_adapter(
 
 
 def fill_adapter(model: Any, adapter: str, std: float) -> None:
-    """Random weights for what PEFT begins with zeros."""
+    """Fill the weights that PEFT begins with zeros at random."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if f"lora_B.{adapter}." in name:

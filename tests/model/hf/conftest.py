@@ -24,7 +24,7 @@ ROPE = {
 
 
 def make_config(rope=None, **overrides):
-    """2 layers; head_dim is not hidden / heads; initial weights wide enough for lively greedy decoding."""
+    """Make a config of 2 layers with head_dim != hidden / heads and weights wide enough for lively decoding."""
     values = {
         "vocab_size": 64,
         "hidden_size": 24,
@@ -43,7 +43,7 @@ def make_config(rope=None, **overrides):
 
 
 def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
-    """A random model in eval mode."""
+    """Make a random model in eval mode."""
     torch.manual_seed(seed)
     model: Any = NemotronLabsDiffusionModel(make_config(rope, **overrides))
     model = model.to(dtype).eval()
@@ -55,7 +55,7 @@ def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
 
 
 def make_reference(model):
-    """transformers' Ministral3ForCausalLM with the weights of `model`."""
+    """Build transformers' Ministral3ForCausalLM with the weights of `model`."""
     names = vars(make_config()).keys() & vars(Ministral3Config()).keys() - {"architectures", "dtype", "pad_token_id"}
     values = {name: getattr(model.config, name) for name in names if not name.startswith("_")}
     reference = Ministral3ForCausalLM(Ministral3Config(**values, pad_token_id=None)).to(model.dtype).eval()
@@ -70,7 +70,7 @@ def make_reference(model):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Factories: tiny.config, tiny.model, tiny.reference."""
+    """Give the factories tiny.config, tiny.model, tiny.reference."""
 
     class Tiny:
         config = staticmethod(make_config)
@@ -82,5 +82,5 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def trained():
-    """A model with a good drafter; see Trained."""
+    """Give a model with a good drafter; see Trained."""
     return Trained(make_model)

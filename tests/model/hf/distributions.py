@@ -8,7 +8,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 
 def warp(logits: Tensor, temperature: float, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits [n, vocab] as transformers' generate would draw from them."""
+    """Warp logits [n, vocab] as transformers' generate does before it draws."""
     steps: list[Any] = [TemperatureLogitsWarper(temperature)]
     steps += [] if top_k is None else [TopKLogitsWarper(top_k)]
     steps += [] if top_p is None else [TopPLogitsWarper(top_p)]
@@ -26,7 +26,7 @@ def compute_exact(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Tensor:
-    """Probabilities [V, V, ...] (length times) of what follows prompt [1, P].
+    """Compute the probabilities [V, V, ...] (length times) of what follows prompt [1, P].
 
     V excludes the last id of the vocabulary, the mask's. reference: transformers' model; the warpers
     are transformers' too.
@@ -43,7 +43,7 @@ def compute_exact(
 
 
 def count_cells(samples: Tensor, size: int) -> Tensor:
-    """How often each cell of [size, size, ...] occurs among samples [n, length]; flat."""
+    """Count how often each cell of [size, size, ...] occurs among samples [n, length]; flat."""
     index = torch.zeros(len(samples), dtype=torch.long)
     for column in samples.unbind(1):
         index = index * size + column
@@ -51,7 +51,7 @@ def count_cells(samples: Tensor, size: int) -> Tensor:
 
 
 def compute_p_value(counts: Tensor, probabilities: Tensor) -> float:
-    """Of Pearson's chi-square test; cells expected less than 5 times are pooled. 0 if an impossible cell occurs."""
+    """Compute Pearson's p-value, pooling cells expected less than 5 times; 0 if an impossible cell occurs."""
     expected = probabilities.flatten() * counts.sum()
     if counts[expected == 0].sum():
         return 0.0
@@ -64,7 +64,7 @@ def compute_p_value(counts: Tensor, probabilities: Tensor) -> float:
 
 
 def compare_total_variation(counts: Tensor, probabilities: Tensor) -> float:
-    """Distance of frequencies and probabilities, as a multiple of what chance alone makes of it on average."""
+    """Compute the distance of frequencies and probabilities as a multiple of its average under chance alone."""
     p, num_samples = probabilities.flatten(), counts.sum()
     distance = (counts / num_samples - p).abs().sum()
     by_chance = (2 * p * (1 - p) / (torch.pi * num_samples)).sqrt().sum()

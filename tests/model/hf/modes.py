@@ -19,7 +19,7 @@ ALL += SPECULATIVE
 
 
 def pad_left(prompts: Tensor, lengths: list[int], padding: int = 0) -> tuple[Tensor, Tensor]:
-    """prompt_ids and attention_mask, both [B, P]: of rows of prompts [B, P] only the last `lengths` tokens count."""
+    """Return prompt_ids and attention_mask [B, P] in which only the last `lengths` tokens of each prompt count."""
     width = prompts.shape[1]
     mask = torch.arange(width) >= width - torch.tensor(lengths)[:, None]
     return prompts.where(mask, padding), mask.long()

@@ -1,4 +1,4 @@
-"""Comparing greedy decodes whose arithmetic differs in the last bits."""
+"""Compares greedy decodes whose arithmetic differs in the last bits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,15 @@ TIE = 1e-5  # AR's two best logits may swap when they are closer
 
 @dataclass
 class Comparison:
-    """num_rows: compared; num_ties: of them rows that parted at a near tie."""
+    """Counts the sequences compared, and those of them that parted at a near tie."""
 
-    num_rows: int = 0
+    num_sequences: int = 0
     num_ties: int = 0
 
     @torch.no_grad()
     def add(self, model: Any, prompt: Tensor, expected: Tensor, got: Tensor) -> None:
-        """New tokens [T] of one row behind prompt [P]; AssertionError if they part elsewhere than at a near tie."""
-        self.num_rows += 1
+        """Compare new tokens [T] after prompt [P]; AssertionError if they part elsewhere than at a near tie."""
+        self.num_sequences += 1
         if torch.equal(expected, got):
             return
         length = min(len(expected), len(got))

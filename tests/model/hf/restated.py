@@ -1,4 +1,4 @@
-"""The decoding modes as slow as their definitions: transformers' Ministral 3, dense masks, no cache, one row."""
+"""The decoding modes as slow as their definitions: transformers' Ministral 3, dense masks, no cache, one sequence."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ CAUSAL_TOKEN = -1
 
 
 def make_exact(reference: Any) -> Any:
-    """transformers' model with norms in float64 (its own compute in fp32 whatever the dtype)."""
+    """Return transformers' model with norms in float64 (its own compute in fp32 whatever the dtype)."""
     for parent in list(reference.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "Ministral3RMSNorm":
@@ -22,14 +22,14 @@ def make_exact(reference: Any) -> Any:
 
 @dataclass
 class Oracle:
-    """Logits of transformers' model, the mask token's at minus infinity."""
+    """Gives the logits of transformers' model, minus infinity for the mask token."""
 
     reference: Any
     mask_token_id: int
 
     @torch.no_grad()
     def ask(self, tokens: list[int], visible: Tensor | None = None, positions: list[int] | None = None) -> Tensor:
-        """[T, vocab] for tokens [T]; visible [T, T] bool (None: causal); positions [T]."""
+        """Return logits [T, vocab] for tokens [T]; visible [T, T] bool (None: causal); positions [T]."""
         if visible is None:
             visible = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
         places = torch.arange(len(tokens)) if positions is None else torch.tensor(positions)
@@ -41,7 +41,7 @@ class Oracle:
 
 @dataclass
 class Story:
-    """What a decode did. tokens: new ones, in order."""
+    """The course of a decode: new tokens in order, forwards, acceptance lengths."""
 
     tokens: list[int] = field(default_factory=list)
     num_forwards: int = 0
@@ -49,7 +49,7 @@ class Story:
 
 
 def count_thinking(tokens: list[int], open_id: int, close_id: int) -> int | None:
-    """Tokens since the <think> that opened what is still open; None outside."""
+    """Count the tokens since the <think> of a thought that is still open; None outside of one."""
     spent = None
     for token in tokens:
         if token == close_id:
@@ -62,7 +62,7 @@ def count_thinking(tokens: list[int], open_id: int, close_id: int) -> int | None
 
 
 def choose_ar(oracle: Oracle, tokens: list[int], budget: int | None = None, ids: tuple[int, int] = (12, 13)) -> int:
-    """AR's token behind `tokens`, which is </think> when the budget is spent."""
+    """Choose AR's token after `tokens`, which is </think> when the budget is spent."""
     spent = count_thinking(tokens, *ids)
     if budget is not None and spent is not None and spent >= budget:
         return ids[1]
@@ -78,7 +78,7 @@ def restate_ar(
     budget: int | None = None,
     ids: tuple[int, int] = (12, 13),
 ) -> Story:
-    """One token per forward."""
+    """Decode one token per forward."""
     story = Story()
     while len(story.tokens) < num_tokens and not (story.tokens and story.tokens[-1] in stops):
         story.tokens.append(choose_ar(oracle, prompt + story.tokens, budget, ids))
@@ -95,7 +95,7 @@ def restate_quadratic(
     max_groups: int | None = None,
     threshold: float = 0.0,
 ) -> Story:
-    """FACTS, section 6: draft and verify in one forward of groups [d_i, MASK x block]; the prefill drafts too."""
+    """Draft and verify in one forward of groups [d_i, MASK x block], after a prefill that drafts too."""
     guesses = _ask_masks(oracle, prompt, block)
     story = Story([choose_ar(oracle, prompt)], num_forwards=1)
     draft = _cut(guesses[1:], threshold)  # the first mask stands for the seed
@@ -104,12 +104,12 @@ def restate_quadratic(
         draft = draft[: min(block, num_tokens - len(story.tokens)) - 1]
         drafted = [seed, *(token for token, _ in draft)]
         groups = _choose_groups([confidence for _, confidence in draft], max_groups or block)
-        first_rows, masks = _ask_groups(oracle, clean, drafted, block)
+        verified, masks = _ask_groups(oracle, clean, drafted, block)
         story.num_forwards += 1
         accepted = 0
-        while accepted < len(draft) and first_rows[accepted] == drafted[accepted + 1]:
+        while accepted < len(draft) and verified[accepted] == drafted[accepted + 1]:
             accepted += 1
-        story.tokens += [*drafted[1 : accepted + 1], first_rows[accepted]]
+        story.tokens += [*drafted[1 : accepted + 1], verified[accepted]]
         story.acceptance_lengths.append(accepted + 1)
         owner = max(group for group in groups if group <= accepted)
         # Of the group's masks those that stand for known tokens are of no use, the verifier's own included.
@@ -128,7 +128,7 @@ def _cut(guesses: list[Guess], threshold: float) -> list[Guess]:
 
 
 def _choose_groups(confidences: list[float], max_groups: int) -> list[int]:
-    """The first end of acceptance and the most probable others, if drafted tokens are right as often as they claim."""
+    """Choose the first end and the most probable others, if drafted tokens are right as often as they claim."""
     ends, reached = [], 1.0
     for index in range(len(confidences) + 1):
         goes_on = confidences[index] if index < len(confidences) else 0.0
@@ -138,11 +138,11 @@ def _choose_groups(confidences: list[float], max_groups: int) -> list[int]:
 
 
 def _guess(logits: Tensor) -> list[Guess]:
-    return [(int(row.argmax()), float(row.softmax(-1).max())) for row in logits]
+    return [(int(one.argmax()), float(one.softmax(-1).max())) for one in logits]
 
 
 def _ask_masks(oracle: Oracle, context: list[int], block: int) -> list[Guess]:
-    """What masks behind a context say, which see it and each other."""
+    """Ask masks after a context, which see it and each other."""
     length = len(context) + block
     visible = torch.ones(length, length, dtype=torch.bool).tril()
     visible[len(context) :] = True
@@ -152,7 +152,7 @@ def _ask_masks(oracle: Oracle, context: list[int], block: int) -> list[Guess]:
 def _ask_groups(
     oracle: Oracle, clean: list[int], drafted: list[int], block: int
 ) -> tuple[list[int], list[list[Guess]]]:
-    """All groups in one dense forward: AR's token behind each drafted one, and what the masks of its group say."""
+    """Run all groups in one dense forward; return AR's token after each drafted one and its masks' guesses."""
     size, start = block + 1, len(clean)
     tokens, positions = list(clean), list(range(start))
     for index, token in enumerate(drafted):
@@ -168,4 +168,4 @@ def _ask_groups(
         masks = slice(mine.start + 1, mine.stop)
         visible[masks, masks] = True
     logits = oracle.ask(tokens, visible, positions)[start:].view(len(drafted), size, -1)
-    return [int(row.argmax()) for row in logits[:, 0]], [_guess(rows) for rows in logits[:, 1:]]
+    return [int(one.argmax()) for one in logits[:, 0]], [_guess(masks) for masks in logits[:, 1:]]

@@ -115,8 +115,8 @@ def test_an_adapter_of_another_kind_is_refused(tiny):
         decode(model, "quadratic", prompt(), DecodeOptions())
 
 
-class AdaptedRows(nn.Module):
-    """o_proj of transformers' model: `merged` for the rows from `first` on, its own weight for those before."""
+class AdaptedPositions(nn.Module):
+    """The o_proj of transformers' model, with weight `merged` from position `first` on and its own before."""
 
     def __init__(self, weight, merged, first):
         super().__init__()
@@ -127,17 +127,17 @@ class AdaptedRows(nn.Module):
 
 
 def make_adapted_reference(tiny, model, first):
-    """transformers' model with PEFT's own merged o_proj for rows from `first` on; `model` has the adapter."""
+    """Build transformers' model with PEFT's merged o_proj for positions from `first` on; `model` has the adapter."""
     reference, adapted = make_exact(tiny.reference(tiny.model())), model.encoder.layers
     for ours, theirs in zip(adapted, reference.model.layers, strict=True):
         o_proj = ours.self_attn.o_proj
         merged = o_proj.base_layer.weight + o_proj.get_delta_weight("default")
-        theirs.self_attn.o_proj = AdaptedRows(o_proj.base_layer.weight, merged, first)
+        theirs.self_attn.o_proj = AdaptedPositions(o_proj.base_layer.weight, merged, first)
     return reference
 
 
 def make_dense_mask(num_prefix):
-    """Of a prefix, GROUPS verified tokens and as many groups of masks: [1, 1, T, T]."""
+    """Make the mask [1, 1, T, T] of a prefix, GROUPS verified tokens and as many groups of masks."""
     first_mask = num_prefix + GROUPS
     visible = torch.ones(first_mask + GROUPS * MASKS, first_mask + GROUPS * MASKS, dtype=torch.bool).tril()
     for group in range(GROUPS):
@@ -205,7 +205,7 @@ def test_layers_without_the_adapter_are_left_as_they_are(tiny):
 
 
 def test_a_drafter_beside_a_fine_tuning_adapter_leaves_the_latter_on(tiny):
-    """What verifies is the model with the fine-tuning adapter alone, as PEFT computes it."""
+    """The verifier is the model with the fine-tuning adapter alone, as PEFT computes it."""
     model = tiny.model()
     wrapped = attach_adapter(model, ("q_proj", "o_proj"))
     tuned = decode(model, "ar", prompt(), DecodeOptions(max_new_tokens=30, eos_token_id=[])).output_ids

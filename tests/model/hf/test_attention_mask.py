@@ -15,7 +15,7 @@ def attention(tiny):
 
 
 def find_seen(attention, visibility, batch, num_new, num_slots):
-    """[B, N, T] bool, the same for all heads: which slots attention gives weight to."""
+    """Find the slots [B, N, T] bool, the same for all heads, that attention gives weight to."""
     queries, keys = torch.zeros(batch, 4, num_new, num_slots), torch.zeros(batch, 2, num_slots, num_slots)
     slots = torch.eye(num_slots).expand(batch, 2, -1, -1)
     seen = attention._attend(queries, keys, slots, visibility) > 0
@@ -24,7 +24,7 @@ def find_seen(attention, visibility, batch, num_new, num_slots):
 
 
 def build(layout, lengths, capacity=32, num_visible=None):
-    """As a decode does; lengths of each row, or one of all."""
+    """Build a mask as a decode does; lengths of each sequence, or one for all."""
     builder = MaskBuilder(2, torch.float32)
     if isinstance(lengths, int):
         num_visible = lengths + layout.num_tokens if num_visible is None else num_visible
@@ -34,14 +34,14 @@ def build(layout, lengths, capacity=32, num_visible=None):
 
 
 def expect(layout, lengths, num_slots):
-    """By definition, token by token."""
+    """Build what must be seen by definition, token by token."""
     seen = torch.zeros(len(lengths), layout.num_tokens, num_slots, dtype=torch.bool)
-    for row, length in enumerate(lengths):
-        seen[row, :, :length] = True
+    for index, length in enumerate(lengths):
+        seen[index, :, :length] = True
         for query in range(layout.num_tokens):
             for key in range(layout.num_tokens):
-                inside = layout.visible is None or layout.visible[row % len(layout.visible), query, key]
-                seen[row, query, length + key] = bool(inside)
+                inside = layout.visible is None or layout.visible[index % len(layout.visible), query, key]
+                seen[index, query, length + key] = bool(inside)
     return seen
 
 
@@ -56,7 +56,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("length", [0, 1, 7])
-def test_rows_alike_see_what_the_layout_says(attention, name, length):
+def test_equally_long_sequences_see_what_the_layout_says(attention, name, length):
     layout = LAYOUTS[name]
     visibility, num_slots = build(layout, length)
     seen = find_seen(attention, visibility, 3, layout.num_tokens, num_slots)
@@ -66,7 +66,7 @@ def test_rows_alike_see_what_the_layout_says(attention, name, length):
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("spare", [0, 6])
 @pytest.mark.parametrize("lengths", [[3, 9, 1], [4, 4, 4]])
-def test_rows_apart_see_what_the_layout_says(attention, name, spare, lengths):
+def test_sequences_of_different_length_see_what_the_layout_says(attention, name, spare, lengths):
     layout = LAYOUTS[name]
     num_slots = max(lengths) + layout.num_tokens + spare
     visibility, _ = build(layout, lengths, num_visible=num_slots)
@@ -75,8 +75,8 @@ def test_rows_apart_see_what_the_layout_says(attention, name, spare, lengths):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_one_length_for_all_rows_with_spare_slots(attention, name):
-    """As with fixed shapes while rows are alike."""
+def test_one_length_for_all_sequences_with_spare_slots(attention, name):
+    """This is the case of fixed shapes while sequences are equally long."""
     layout = LAYOUTS[name]
     visibility, num_slots = build(layout, [4], num_visible=30)
     seen = find_seen(attention, visibility, 3, layout.num_tokens, num_slots)

@@ -24,7 +24,7 @@ def reference_logits(reference, ids, block_of):
 
 
 def restate(reference, ids, max_new_tokens, block_length, threshold, causal_context):
-    """Batch 1, greedy, no stop token. Returns (ids, forwards a cached decoder needs)."""
+    """Decode one sequence greedily without stop token; return (ids, forwards a cached decoder needs)."""
     num_forwards, end, length = 1, ids.shape[1] + max_new_tokens, ids.shape[1]
     block_of = -1 - torch.arange(length) if causal_context else torch.zeros(length, dtype=torch.long)
     while True:
@@ -100,7 +100,7 @@ def test_decoding_stops_at_eos_without_filling_what_follows(tiny):
     assert result.num_forwards < free.num_forwards
 
 
-def test_positions_behind_a_committed_eos_are_not_denoised(tiny):
+def test_positions_after_a_committed_eos_are_not_denoised(tiny):
     model, prompt = tiny.model(), prompts(1, 6)
     free = run(model, prompt, 8, threshold=1.0)
     assert free.num_forwards == 8
@@ -111,12 +111,12 @@ def test_positions_behind_a_committed_eos_are_not_denoised(tiny):
     assert len(set(forwards)) > 3
 
 
-def test_finished_rows_cost_no_head_rows(tiny):
-    model, candidates, rows = tiny.model(), prompts(9, 6), []
-    stop = run(model, candidates[:1], 1).output_ids[0, -1].item()  # the first row ends with its seed
+def test_finished_sequences_cost_no_head_positions(tiny):
+    model, candidates, head_positions = tiny.model(), prompts(9, 6), []
+    stop = run(model, candidates[:1], 1).output_ids[0, -1].item()  # the first sequence ends with its seed
     free = run(model, candidates, 16, threshold=1.0).output_ids[:, 6:]
     other = (free != stop).all(1).nonzero()[0].item()
     prompt = candidates[[0, other]]
-    model.diffusion_head.register_forward_hook(lambda _, inputs, output: rows.append(len(output.flatten(0, -2))))
+    model.diffusion_head.register_forward_hook(lambda _, inputs, out: head_positions.append(len(out.flatten(0, -2))))
     run(model, prompt, 16, threshold=1.0, eos=[stop])
-    assert rows == [2, 7, 6, 5, 4, 3, 2, 1, 2, 7, 6, 5, 4, 3, 2, 1]
+    assert head_positions == [2, 7, 6, 5, 4, 3, 2, 1, 2, 7, 6, 5, 4, 3, 2, 1]

@@ -1,4 +1,4 @@
-"""Lengths, growth and cropping of the prefix cache, with rows alike and rows apart."""
+"""Lengths, growth and cropping of the prefix cache, with sequences of equal and of different length."""
 
 import pytest
 import torch
@@ -13,20 +13,20 @@ def states(*lengths):
     return [torch.randn(2, 3, length, 4, generator=generator) for length in lengths]
 
 
-def write(cache, piece, keep=None, layers=1):
-    """One forward over `piece` [2, 3, N, 4]: what its last layer sees."""
-    cache.begin(piece.shape[2], CPU)
+def write(cache, chunk, keep=None, layers=1):
+    """Run a forward over `chunk` [2, 3, N, 4] and return what its last layer sees."""
+    cache.begin(chunk.shape[2], CPU)
     for layer in range(layers):
-        seen = cache.update(piece, -piece, layer)
-    cache.advance(piece.shape[2] if keep is None else keep)
+        seen = cache.update(chunk, -chunk, layer)
+    cache.advance(chunk.shape[2] if keep is None else keep)
     return seen
 
 
 def test_updates_append_and_buffers_double():
-    cache, pieces, capacities = PrefixCache(1, capacity=4), states(3, 1, 1, 2, 9), []
-    for index, piece in enumerate(pieces):
-        keys, values = write(cache, piece)
-        expected = torch.cat(pieces[: index + 1], dim=2)
+    cache, chunks, capacities = PrefixCache(1, capacity=4), states(3, 1, 1, 2, 9), []
+    for index, chunk in enumerate(chunks):
+        keys, values = write(cache, chunk)
+        expected = torch.cat(chunks[: index + 1], dim=2)
         assert torch.equal(keys, expected)
         assert torch.equal(values, -expected)
         stored = cache._keys[0]
@@ -41,8 +41,8 @@ def test_nothing_is_allocated_while_there_is_room():
     write(cache, first)
     stored = cache._keys[0]
     assert stored is not None
-    for piece in rest:
-        keys, _ = write(cache, piece)
+    for chunk in rest:
+        keys, _ = write(cache, chunk)
         assert keys.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
 
 
@@ -65,39 +65,39 @@ def test_cropped_tokens_are_overwritten():
 
 @pytest.mark.parametrize("length", [-1, 4])
 def test_a_crop_beyond_what_is_cached_is_refused(length):
-    cache, (piece,) = PrefixCache(1), states(3)
-    write(cache, piece)
+    cache, (chunk,) = PrefixCache(1), states(3)
+    write(cache, chunk)
     with pytest.raises(ValueError, match="cache of 3 tokens"):
         cache.crop(length)
 
 
 @pytest.mark.parametrize("fixed_shapes", [False, True])
-def test_each_row_keeps_its_own_tokens_in_order(fixed_shapes):
-    """Against two lists: rows keep different shares of ten random forwards."""
+def test_each_sequence_keeps_its_own_tokens_in_order(fixed_shapes):
+    """Two lists are the reference: sequences commit different shares of ten random forwards."""
     cache, generator = PrefixCache(1, capacity=6, fixed_shapes=fixed_shapes), torch.Generator().manual_seed(0)
-    rows = [torch.zeros(3, 0, 4), torch.zeros(3, 0, 4)]
+    sequences = [torch.zeros(3, 0, 4), torch.zeros(3, 0, 4)]
     for _ in range(10):
         num_new = int(torch.randint(1, 6, (), generator=generator))
-        piece = torch.randn(2, 3, num_new, 4, generator=generator)
+        chunk = torch.randn(2, 3, num_new, 4, generator=generator)
         lengths = cache.begin(num_new, CPU)
-        given = [len(rows[0][0]), len(rows[1][0])] if lengths is None else lengths.flatten().tolist()
-        assert given in ([row.shape[1] for row in rows], [rows[0].shape[1]])
-        keys, values = cache.update(piece, -piece, 0)
+        given = [len(sequences[0][0]), len(sequences[1][0])] if lengths is None else lengths.flatten().tolist()
+        assert given in ([sequence.shape[1] for sequence in sequences], [sequences[0].shape[1]])
+        keys, values = cache.update(chunk, -chunk, 0)
         assert keys.shape[2] == cache.num_visible
-        kept = torch.randint(0, num_new + 1, (2,), generator=generator).tolist()
-        for row, count in enumerate(kept):
-            expected = torch.cat((rows[row], piece[row]), dim=1)
-            assert torch.equal(keys[row, :, : expected.shape[1]], expected)
-            assert torch.equal(values[row, :, : expected.shape[1]], -expected)
-            rows[row] = expected[:, : rows[row].shape[1] + count]
-        cache.advance(kept)
-        lengths_now = [row.shape[1] for row in rows]
+        counts = torch.randint(0, num_new + 1, (2,), generator=generator).tolist()
+        for index, count in enumerate(counts):
+            expected = torch.cat((sequences[index], chunk[index]), dim=1)
+            assert torch.equal(keys[index, :, : expected.shape[1]], expected)
+            assert torch.equal(values[index, :, : expected.shape[1]], -expected)
+            sequences[index] = expected[:, : sequences[index].shape[1] + count]
+        cache.advance(counts)
+        lengths_now = [sequence.shape[1] for sequence in sequences]
         assert cache.length == max(lengths_now)
         assert cache.is_uniform == (lengths_now[0] == lengths_now[1])
         assert cache.lengths == (lengths_now[:1] if cache.is_uniform else lengths_now)
 
 
-def test_fixed_shapes_show_all_slots_behind_a_prefix():
+def test_fixed_shapes_show_all_slots_after_a_prefix():
     cache, (first, second) = PrefixCache(1, capacity=20, fixed_shapes=True), states(3, 2)
     assert write(cache, first)[0].shape[2] == 3
     keys, _ = write(cache, second)

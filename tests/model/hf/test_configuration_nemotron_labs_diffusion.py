@@ -39,7 +39,7 @@ def test_released_keys_survive_a_round_trip(tmp_path):
     assert saved["pad_token_id"] is None
 
 
-def test_truncate_is_kept(tmp_path):
+def test_truncate_survives_a_round_trip(tmp_path):
     rope = {**default_rope_parameters(), "truncate": False}
     NemotronLabsDiffusionConfig(rope_parameters=rope).save_pretrained(tmp_path)
     assert NemotronLabsDiffusionConfig.from_pretrained(tmp_path).rope_parameters == rope

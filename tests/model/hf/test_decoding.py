@@ -26,7 +26,7 @@ def test_an_unknown_mode_is_refused_with_those_that_exist(tiny):
 
 
 def banned_best_model(tiny, **overrides):
-    """The mask token would win almost every argmax."""
+    """Make a model whose mask token would win almost every argmax."""
     model = tiny.model(**overrides)
     with torch.no_grad():
         model.diffusion_head.weight[MASK] = 3 * model.diffusion_head.weight.abs().max(0).values
@@ -66,9 +66,9 @@ def test_no_more_tokens_are_emitted_than_asked_for(tiny, mode, accuracy):
             options = DecodeOptions(**given).for_mode(mode)
             result = decode(model, mode, prompt, options)
             assert result.output_ids.shape[1] == 4 + max(result.num_new_tokens) <= 4 + max_new_tokens
-            for row, num_new in zip(result.output_ids[:, 4:].tolist(), result.num_new_tokens, strict=True):
-                assert num_new == max_new_tokens or (row[num_new - 1] == stop and options.eos_token_id)
-                assert not options.eos_token_id or stop not in row[: num_new - 1]
+            for sequence, num_new in zip(result.output_ids[:, 4:].tolist(), result.num_new_tokens, strict=True):
+                assert num_new == max_new_tokens or (sequence[num_new - 1] == stop and options.eos_token_id)
+                assert not options.eos_token_id or stop not in sequence[: num_new - 1]
             assert len(result.acceptance_lengths) == result.num_cycles
             if result.num_cycles:
                 assert sum(result.acceptance_lengths) + 3 == sum(result.num_new_tokens)

@@ -18,7 +18,7 @@ PROMPT = torch.tensor([[5, 9, 11, 40]])
 
 
 def word_tokenizer():
-    """Token n is the word `w<n>`; pads on the left with token 1."""
+    """Make a tokenizer whose token n is the word `w<n>`; it pads on the left with token 1."""
     words = {"pad" if n == 1 else f"w{n}": n for n in range(64)}
     backend = Tokenizer(models.WordLevel(words, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -32,10 +32,10 @@ def test_what_a_tokenizer_returns_can_be_given(tiny, mode):
     assert {"input_ids", "attention_mask"} <= inputs.keys()
     output, num_forwards = model.generate(**inputs, mode=mode, max_new_tokens=12, eos_token_id=[])
     assert num_forwards > 0
-    for row, text in enumerate(texts):
+    for index, text in enumerate(texts):
         single = word_tokenizer()([text], return_tensors="pt")
         alone, _ = model.generate(**single, mode=mode, max_new_tokens=12, eos_token_id=[])
-        assert output[row, 4:].tolist() == alone[0, -12:].tolist()
+        assert output[index, 4:].tolist() == alone[0, -12:].tolist()
     with_types = {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])}
     assert torch.equal(model.generate(**with_types, mode=mode, max_new_tokens=12, eos_token_id=[])[0], output)
 
@@ -53,7 +53,7 @@ def test_modes_are_those_of_the_entry_points(tiny, mode):
     assert forwards == num_forwards
 
 
-def test_generate_is_block_diffusion_unless_told_otherwise(tiny):
+def test_generate_is_block_diffusion_unless_asked_otherwise(tiny):
     result = tiny.model().generate(PROMPT, 9, eos_token_id=[], return_dict_in_generate=True)
     assert isinstance(result, DecodeResult)
     assert "denoise" in result.forwards

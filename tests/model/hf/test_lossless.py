@@ -14,25 +14,25 @@ LENGTH, MASK = 9, 60
 NUM_MODELS = 25  # of the long version, 40 prompts each
 
 
-def prompts(num_rows, seed):
-    return torch.randint(3, 20, (num_rows, LENGTH), generator=torch.Generator().manual_seed(seed))
+def prompts(num_sequences, seed):
+    return torch.randint(3, 20, (num_sequences, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
 def compare(model, prompt, comparison, *, num_tokens=24, block=8, modes=SPECULATIVE, eos=()):
-    """All modes against AR, all rows at once."""
+    """Compare all modes with AR, all sequences at once."""
     options = {"max_new_tokens": num_tokens, "block_length": block, "eos_token_id": eos}
     expected = decode(model, "ar", prompt, DecodeOptions(**options).for_mode("ar"))
     for mode, extra in modes:
         result = decode(model, mode, prompt, DecodeOptions(**options, **extra))
-        for row in range(len(prompt)):
+        for index in range(len(prompt)):
             ours, theirs = (
-                one.output_ids[row, LENGTH : LENGTH + one.num_new_tokens[row]] for one in (result, expected)
+                one.output_ids[index, LENGTH : LENGTH + one.num_new_tokens[index]] for one in (result, expected)
             )
-            comparison.add(model, prompt[row], theirs, ours)
+            comparison.add(model, prompt[index], theirs, ours)
 
 
 def love_masks(model):
-    """The mask token wins most argmaxes, if it is allowed to."""
+    """Let the mask token win most argmaxes, if it is allowed to."""
     with torch.no_grad():
         model.diffusion_head.weight[MASK] = 3 * model.diffusion_head.weight.abs().max(0).values
         model.encoder.norm.weight.abs_()
@@ -40,7 +40,7 @@ def love_masks(model):
 
 
 def various_models(tiny, trained, dtype, num_models):
-    """Random ones of different depth and calmness, some that love masks, some with an adapter, a trained one."""
+    """Yield random models of different kinds, some that love masks, some with an adapter, and a trained one."""
     for seed in range(num_models):
         kind = seed % 5
         if kind == 4:
@@ -58,7 +58,7 @@ def compare_various(tiny, trained, dtype, num_models, num_prompts, modes=SPECULA
     for seed, model in various_models(tiny, trained, dtype, num_models):
         prompt = trained.prompts(num_prompts, LENGTH, seed) if seed % 5 == 4 else prompts(num_prompts, seed)
         compare(model, prompt, comparison, block=(8, 2, 5, 16)[seed % 4], modes=modes)
-    print(f"{dtype}: {comparison.num_rows} rows, {comparison.num_ties} part at a near tie")
+    print(f"{dtype}: {comparison.num_sequences} sequences, {comparison.num_ties} part at a near tie")
     return comparison
 
 
@@ -74,8 +74,8 @@ def test_fp32_output_equals_ar_but_for_near_ties(tiny, trained):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_a_thousand_prompts_and_models(tiny, trained, dtype):
     comparison = compare_various(tiny, trained, dtype, NUM_MODELS, 40)
-    assert comparison.num_rows == 1000 * len(SPECULATIVE)
-    assert comparison.num_ties <= (0 if dtype == torch.float64 else comparison.num_rows // 100)
+    assert comparison.num_sequences == 1000 * len(SPECULATIVE)
+    assert comparison.num_ties <= (0 if dtype == torch.float64 else comparison.num_sequences // 100)
 
 
 @pytest.mark.slow
@@ -87,13 +87,13 @@ def test_bfloat16_agrees_mostly(tiny, trained):
         for mode in ("linear", "quadratic"):
             got = decode(model, mode, prompts(10, seed), options).output_ids
             same, total = same + int((got == expected).all(1).sum()), total + 10
-    print(f"bfloat16: {same} of {total} rows are AR's from end to end")
+    print(f"bfloat16: {same} of {total} sequences are AR's from end to end")
     assert same > 0
 
 
 @pytest.mark.parametrize("accuracy", [0.3, 0.7, 0.9, 0.98])
 def test_drafters_of_any_quality_change_nothing(tiny, accuracy):
-    """A model whose answers any wrongly seen token changes; here stop tokens end rows too."""
+    """Any wrongly seen token changes what this model says; here stop tokens end sequences too."""
     for seed in range(3):
         model = make_scripted_model(tiny.model, accuracy, seed)
         compare(model, prompts(8, seed), Comparison(), num_tokens=30, block=(8, 3, 5)[seed], eos=[5])
@@ -106,11 +106,11 @@ def test_drafters_of_any_quality_change_nothing_for_a_thousand_prompts(tiny, acc
     for seed in range(10):
         model = make_scripted_model(tiny.model, accuracy, seed)
         compare(model, prompts(15, seed), comparison, num_tokens=40, block=(8, 2, 5, 16)[seed % 4], eos=[5])
-    assert (comparison.num_rows, comparison.num_ties) == (150 * len(SPECULATIVE), 0)
+    assert (comparison.num_sequences, comparison.num_ties) == (150 * len(SPECULATIVE), 0)
 
 
 def test_the_trained_drafter_is_often_right_and_sometimes_wrong(trained):
-    """Else these tests would see either short acceptances alone or long ones."""
+    """Otherwise these tests would see either short acceptances alone or long ones."""
     options = DecodeOptions(max_new_tokens=24, eos_token_id=[])
     for mode in ("linear", "quadratic"):
         lengths = decode(trained.model(), mode, trained.prompts(20, LENGTH), options).acceptance_lengths

@@ -69,8 +69,8 @@ def test_cached_forwards_equal_one_uncached_forward(tiny, make_cache):
     model, ids, cache = tiny.model(), tokens(2, 60), make_cache()
     full = model(ids).logits
     with torch.no_grad():
-        pieces = [model(piece, past_key_values=cache).logits for piece in ids.split([7, 1, 1, 20, 31], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-10, rtol=0)
+        chunks = [model(chunk, past_key_values=cache).logits for chunk in ids.split([7, 1, 1, 20, 31], dim=1)]
+    torch.testing.assert_close(torch.cat(chunks, dim=1), full, atol=1e-10, rtol=0)
     assert cache.get_seq_length() == 60
 
 
@@ -170,15 +170,15 @@ def test_a_cache_can_be_filled_while_gradients_flow(tiny):
 
 
 @pytest.mark.parametrize(
-    "rows", [1, 3, slice(2, 5), slice(0, 0), torch.tensor([4, 0])], ids=["last", "3", "slice", "none", "indices"]
+    "positions", [1, 3, slice(2, 5), slice(0, 0), torch.tensor([4, 0])], ids=["last", "3", "slice", "none", "indices"]
 )
-def test_only_the_rows_asked_for_reach_the_head(tiny, rows):
+def test_only_the_positions_asked_for_reach_the_head(tiny, positions):
     model, ids = tiny.model(), tokens(2, 6)
-    full, index = model(ids).logits, slice(-rows, None) if isinstance(rows, int) else rows
-    torch.testing.assert_close(model(ids, logits_to_keep=rows).logits, full[:, index])
+    full, index = model(ids).logits, slice(-positions, None) if isinstance(positions, int) else positions
+    torch.testing.assert_close(model(ids, logits_to_keep=positions).logits, full[:, index])
 
 
-def test_a_bool_mask_of_rows_gives_flat_logits(tiny):
+def test_a_bool_mask_of_positions_gives_flat_logits(tiny):
     model, ids = tiny.model(), tokens(2, 6)
     mask = torch.zeros(2, 6, dtype=torch.bool)
     mask[0, 1] = mask[1, 4] = True

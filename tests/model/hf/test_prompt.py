@@ -20,7 +20,7 @@ def test_left_padding_moves_to_the_right(tiny):
     assert prompt.is_ragged
 
 
-def test_padding_of_all_rows_is_dropped(tiny):
+def test_padding_of_all_sequences_is_dropped(tiny):
     prompt = prepare(tiny.model(), [[0, 0, 5], [0, 7, 8]], [[0, 0, 1], [0, 1, 1]])
     assert prompt.tokens.tolist() == [[5, 5], [7, 8]]
     assert prompt.given.shape == (2, 3)

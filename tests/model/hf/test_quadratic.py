@@ -75,7 +75,7 @@ def test_quadratic_accepts_what_linear_accepts_in_half_the_forwards(tiny, accura
 
 
 @pytest.mark.parametrize("mask_groups", [1, 2, 3, 7, 8, 99])
-def test_mask_groups_bound_the_rows_of_a_forward(tiny, mask_groups):
+def test_mask_groups_bound_the_positions_of_a_forward(tiny, mask_groups):
     model, shapes = make_scripted_model(tiny.model, 0.8), []
     real = model.encoder.forward
     model.encoder.forward = lambda hidden, *rest: shapes.append(hidden.shape[1]) or real(hidden, *rest)
@@ -88,15 +88,15 @@ def test_mask_groups_bound_the_rows_of_a_forward(tiny, mask_groups):
 
 
 def test_groups_see_what_precedes_them_and_themselves():
-    """The layout of 2 drafted tokens with groups of 2 masks behind the seed and the last drafted token, by hand."""
+    """The layout of 2 drafted tokens with groups of 2 masks after the seed and the last drafted token, by hand."""
     layout = make_group_layout(2, torch.tensor([[0, 2]]), 2, is_reused=True)
     assert layout.offsets is not None and layout.visible is not None
     assert layout.offsets.tolist() == [[0, 1, 2, 1, 2, 3, 4]]
     expected = ["1000000", "1100000", "1110000", "1001100", "1001100", "1110011", "1110011"]
-    assert ["".join(str(int(seen)) for seen in row) for row in layout.visible[0]] == expected
+    assert ["".join(str(int(seen)) for seen in line) for line in layout.visible[0]] == expected
 
 
-def test_a_block_is_no_longer_than_the_answer_and_an_enormous_forward_is_refused(tiny):
+def test_a_block_is_no_longer_than_the_response_and_an_enormous_forward_is_refused(tiny):
     model, prompt = tiny.model(), torch.tensor([[3, 4, 5]])
     options = DecodeOptions(max_new_tokens=6, block_length=300, eos_token_id=[])
     assert decode_quadratic_speculation(model, prompt, options).num_positions <= 3 + 6 + 6 * 6 * 7

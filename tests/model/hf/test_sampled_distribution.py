@@ -11,7 +11,7 @@ from tests.model.hf.distributions import compare_total_variation, compute_exact,
 
 VOCAB, MASK, NUM_TOKENS = 7, 6, 6
 PROMPT = torch.tensor([[1, 3, 0]])
-ROWS, BATCHES, FEW = 2_500, 40, 6  # together 100,000; 15,000 where time is short
+BATCH_SIZE, BATCHES, FEW = 2_500, 40, 6  # together 100,000; 15,000 where time is short
 MODES = [
     ("ar", {}),
     ("linear", {}),
@@ -38,7 +38,7 @@ def measure(model, mode, exact, num_batches, **options):
     samples, lengths = [], set()
     for seed in range(num_batches):
         settings = DecodeOptions(max_new_tokens=NUM_TOKENS, block_length=4, eos_token_id=[], seed=seed, **options)
-        result = decode(model, mode, PROMPT.expand(ROWS, -1), settings)
+        result = decode(model, mode, PROMPT.expand(BATCH_SIZE, -1), settings)
         samples.append(result.output_ids[:, PROMPT.shape[1] :])
         lengths |= set(result.acceptance_lengths)
     assert mode == "ar" or len(lengths) > 2  # rejections and acceptances, so that there is something to get wrong

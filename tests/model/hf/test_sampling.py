@@ -76,14 +76,14 @@ def frequencies(tokens, vocab_size):
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (4, None), (None, 0.8)])
 def test_rejection_sampling_emits_the_verifiers_distribution(top_k, top_p):
     """Over 200,000 draws every frequency is within 5 standard errors of the verifier's probability."""
-    num_rows, vocab_size = 200_000, 6
+    num_sequences, vocab_size = 200_000, 6
     sampler, generator = Sampler(0.8, top_k, top_p, seeded()), seeded(1)
     draft_logits = torch.randn(2, vocab_size, generator=generator)
     verify_logits = torch.randn(3, vocab_size, generator=generator)
     draft_logits[:, 2] = -torch.inf  # a token the drafter never proposes but the verifier wants
     p = sampler.compute_probabilities(verify_logits)
-    draft = sampler.draft(draft_logits.expand(num_rows, -1, -1), with_confidence=True)
-    verified = sampler.verify(draft, verify_logits.expand(num_rows, -1, -1))
+    draft = sampler.draft(draft_logits.expand(num_sequences, -1, -1), with_confidence=True)
+    verified = sampler.verify(draft, verify_logits.expand(num_sequences, -1, -1))
     assert 0.1 < (verified.num_accepted > 0).float().mean() < 0.95
     for position in range(3):
         emitted = verified.tokens[verified.num_accepted >= position, position]

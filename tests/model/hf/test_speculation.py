@@ -120,18 +120,18 @@ def test_greedy_output_equals_ar_where_the_mask_token_would_win(tiny):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 1.0])
 def test_a_threshold_shortens_drafts_and_never_changes_greedy_output(tiny, threshold):
-    model, prompt, rows = tiny.model(), prompts(1, 7), []
-    model.encoder.register_forward_hook(lambda _, arguments, output: rows.append(output.shape[1]))
+    model, prompt, positions = tiny.model(), prompts(1, 7), []
+    model.encoder.register_forward_hook(lambda _, arguments, output: positions.append(output.shape[1]))
     free = run_linear(model, prompt, 40)
-    free_rows, rows[:] = sum(rows), []
+    free_positions, positions[:] = sum(positions), []
     result = run_linear(model, prompt, 40, threshold=threshold)
     assert torch.equal(result.output_ids, free.output_ids)
     assert result.num_cycles >= free.num_cycles
-    assert sum(rows) / result.num_cycles < free_rows / free.num_cycles
+    assert sum(positions) / result.num_cycles < free_positions / free.num_cycles
 
 
 def test_where_a_threshold_cuts_does_not_depend_on_the_tokens_drawn(tiny):
-    """Else tokens would be kept for being likely, and rejection sampling would no longer emit AR's distribution."""
+    """Otherwise likely tokens would be preferred, and rejection sampling would not emit AR's distribution."""
     model, prompt = tiny.model(initializer_range=0.15), prompts(1, 7)
 
     def draft(**options):

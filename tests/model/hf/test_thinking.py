@@ -19,9 +19,9 @@ def make(tiny, seed):
     return tiny.model(seed=seed, vocab_size=12, mask_token_id=11, initializer_range=0.25)
 
 
-def prompts(num_rows, seed, size=11):
+def prompts(num_sequences, seed, size=11):
     """Every other one ends in <think>."""
-    ids = torch.randint(0, size, (num_rows, 6), generator=torch.Generator().manual_seed(seed))
+    ids = torch.randint(0, size, (num_sequences, 6), generator=torch.Generator().manual_seed(seed))
     ids[::2, -1] = THINK
     return ids
 
@@ -37,10 +37,10 @@ def test_ar_equals_the_rule_restated(tiny, budget):
     for seed in range(4):
         model, prompt = make(tiny, seed), prompts(2, seed)
         oracle = Oracle(make_exact(tiny.reference(model)), 11)
-        for row in prompt:
-            expected = restate_ar(oracle, row.tolist(), 24, budget=budget, ids=IDS).tokens
-            free = restate_ar(oracle, row.tolist(), 24, ids=IDS).tokens
-            assert decode(model, "ar", row[None], options(budget)).output_ids[0, 6:].tolist() == expected
+        for sequence in prompt:
+            expected = restate_ar(oracle, sequence.tolist(), 24, budget=budget, ids=IDS).tokens
+            free = restate_ar(oracle, sequence.tolist(), 24, ids=IDS).tokens
+            assert decode(model, "ar", sequence[None], options(budget)).output_ids[0, 6:].tolist() == expected
             num_forced += expected != free
     assert bool(num_forced) == (budget is not None)
 
@@ -58,7 +58,7 @@ def test_speculation_equals_ar_under_the_budget(tiny, mode, extra, budget):
 
 
 def assert_within(tokens, num_prompt, budget):
-    """Never more than the budget, and </think> right behind it."""
+    """Never more than the budget, and </think> right after it."""
     for end in range(num_prompt, len(tokens)):
         spent = count_thinking(tokens[:end], *IDS)
         if spent is not None and spent >= budget:
@@ -74,9 +74,9 @@ def test_block_diffusion_keeps_to_the_budget(tiny, budget, causal_context, tempe
         settings = settings.for_mode("block_diffusion")  # no seed where decoding is greedy
         result = decode(make(tiny, seed), "block_diffusion", prompts(6, seed), settings)
         assert result.num_new_tokens == [24] * 6
-        for row in result.output_ids.tolist():
-            assert 11 not in row
-            assert_within(row, 6, budget)
+        for sequence in result.output_ids.tolist():
+            assert 11 not in sequence
+            assert_within(sequence, 6, budget)
 
 
 @pytest.mark.parametrize(("mode", "extra"), [("block_diffusion", {}), *SPECULATIVE], ids=str)
@@ -97,7 +97,9 @@ def test_thoughts_that_end_by_themselves_are_left_alone(tiny, mode, extra):
         model, prompt = make(tiny, seed), prompts(2, seed)
         free = decode(model, mode, prompt, options(None, **extra)).output_ids
         longest = max(
-            count_thinking(row[:end], *IDS) or 0 for row in free.tolist() for end in range(6, free.shape[1] + 1)
+            count_thinking(sequence[:end], *IDS) or 0
+            for sequence in free.tolist()
+            for end in range(6, free.shape[1] + 1)
         )
         assert torch.equal(decode(model, mode, prompt, options(longest + 1, **extra)).output_ids, free)
         num_closed += CLOSE in free[0, 6:]

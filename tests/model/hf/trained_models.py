@@ -11,26 +11,26 @@ BLOCK, LENGTH, VOCAB, MASK = 8, 24, 40, 39
 FIRST, LAST = 14, 38  # ids of ordinary tokens; below: eos, <think> and others
 
 
-def make_periodic(num_rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """[num_rows, length] int64: a random pattern of 2 to 5 tokens, repeated; now and then a token is another one."""
-    rows = []
-    for _ in range(num_rows):
+def make_periodic(num_sequences: int, length: int, generator: torch.Generator) -> Tensor:
+    """Make [num_sequences, length] int64: repeated random patterns of 2 to 5 tokens, with an odd token now and then."""
+    sequences = []
+    for _ in range(num_sequences):
         period = int(torch.randint(2, 6, (), generator=generator))
         pattern = torch.randint(FIRST, LAST, (period,), generator=generator)
-        rows.append(pattern.repeat(length // period + 1)[:length])
-    tokens = torch.stack(rows)
+        sequences.append(pattern.repeat(length // period + 1)[:length])
+    tokens = torch.stack(sequences)
     noise = torch.rand(tokens.shape, generator=generator) < 0.03
     return torch.where(noise, torch.randint(FIRST, LAST, tokens.shape, generator=generator), tokens)
 
 
 def _joint_loss(model: Any, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Next tokens of a causal prefix plus the tokens under the masks of one block behind it, which sees both ways."""
+    """Next tokens of a causal prefix plus the tokens under the masks of one block after it, which sees both ways."""
     start = int(torch.randint(6, LENGTH - BLOCK, (), generator=generator))
     index = torch.arange(start + BLOCK)
     visible = (index[None] <= index[:, None]) | (index[:, None] >= start)
     inputs = tokens[:, : start + BLOCK].clone()
     masked = torch.rand(len(tokens), BLOCK, generator=generator) < 0.8
-    masked[:, 0] &= torch.rand(len(tokens), generator=generator) < 0.5  # both kinds of blocks: behind a seed, or not
+    masked[:, 0] &= torch.rand(len(tokens), generator=generator) < 0.5  # both kinds of blocks: after a seed, or not
     inputs[:, start:][masked] = MASK
     logits = model(inputs, attention_mask=visible[None, None]).logits
     following = cross_entropy(logits[:, : start - 1].flatten(0, 1), tokens[:, 1:start].flatten())
@@ -73,9 +73,9 @@ class Trained:
         return model
 
     def prompt(self, seed: int, length: int = 11) -> Tensor:
-        """[1, length]."""
+        """Make one prompt [1, length]."""
         return self.prompts(1, length, seed)
 
-    def prompts(self, num_rows: int, length: int = 11, seed: int = 0) -> Tensor:
-        """[num_rows, length]."""
-        return make_periodic(num_rows, length, torch.Generator().manual_seed(1000 + seed))
+    def prompts(self, num_sequences: int, length: int = 11, seed: int = 0) -> Tensor:
+        """Make prompts [num_sequences, length]."""
+        return make_periodic(num_sequences, length, torch.Generator().manual_seed(1000 + seed))
