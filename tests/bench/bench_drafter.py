@@ -35,7 +35,7 @@ def main() -> None:
     """Train, measure, write, print."""
     build_medium_model()
     short = (*OBJECTIVES, *TEXTS)
-    # One first: it decodes the answers that the others find in the cache.
+    # One first: it decodes the responses that the others find in the cache.
     run_all([MAIN[0].command(sys.executable)])
     run_all([variant.command(sys.executable) for variant in (MAIN[1], *short)], AT_ONCE)
     prompts = write_prompts()

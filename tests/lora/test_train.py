@@ -1,4 +1,4 @@
-"""The command line of the drafter's training: fast answers, one message per mistake, nothing loaded too early."""
+"""The command line of the drafter's training: fast, one message per mistake, nothing loaded too early."""
 
 import os
 import subprocess
@@ -92,7 +92,7 @@ def test_cfg_job_prints_the_composed_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["checkpont=x"], "did you mean 'checkpoint'?"),
         ([], "missing required values; give: checkpoint=... data=..."),
@@ -101,10 +101,10 @@ def test_cfg_job_prints_the_composed_training() -> None:
         (["--help", "experiment=none"], "options of experiment"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_with_status_2(arguments: list[str], told: str) -> None:
+def test_a_mistake_is_reported_in_one_line_with_status_2(arguments: list[str], message: str) -> None:
     result = run_command(*arguments)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith("error: ") and told in result.stderr and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_the_traceback_is_there_for_those_who_ask() -> None:

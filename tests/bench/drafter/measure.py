@@ -24,9 +24,9 @@ def write_prompts() -> list[Path]:
         heldout = [text for text in splits[group].heldout if len(text) > 2 * PROMPT_CHARACTERS]
         texts = [heldout[number % len(heldout)] for number in range(PROMPTS)]
         starts = [(number * 7919) % (len(text) - PROMPT_CHARACTERS) for number, text in enumerate(texts)]
-        rows = [{"text": text[start : start + PROMPT_CHARACTERS]} for text, start in zip(texts, starts, strict=True)]
+        records = [{"text": text[start : start + PROMPT_CHARACTERS]} for text, start in zip(texts, starts, strict=True)]
         files.append(ROOT / "prompts" / f"{group}.jsonl")
-        write_jsonl(rows, files[-1])
+        write_jsonl(records, files[-1])
     return files
 
 

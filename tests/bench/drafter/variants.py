@@ -49,7 +49,7 @@ MAIN = (
     Variant("rank_16", ("adapter.rank=16", "adapter.alpha=64", "train.steps=1600")),
 )
 DEFAULT_OBJECTIVE = "argmax_reach"
-# On greedy answers, where the text is the verifier's choice, `data` and `argmax` are the same loss.
+# In greedy responses, where the text is the verifier's choice, `data` and `argmax` are the same loss.
 OBJECTIVES = (
     _objective("argmax", "reach"),
     _objective("data", "none"),

@@ -47,7 +47,7 @@ def test_a_run_may_replace_its_own_adapter_and_no_other(tmp_path: Path) -> None:
         check_output(theirs)
 
 
-def test_a_folder_with_anything_else_in_it_is_kept(tmp_path: Path) -> None:
+def test_a_folder_with_anything_else_in_it_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     config = make_config(tmp_path, "run", folder)
     write(config, folder)

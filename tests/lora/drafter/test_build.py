@@ -5,18 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from conf.composition.compose import compose_drafter_config
 from conf.system.errors import UserError
 from data_pipeline.toy.corpus import write_jsonl
 from lora.drafter.build import check_lengths, check_rank
+from lora.drafter.engine import build_deepspeed_config
 from model.export.draft_adapter import WEIGHTS_FILE
 from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, run_ranks, torchrun, train_many
 from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 
 STEPS, NUM_PROMPTS = 2, 12
-# Marks no answers, as those of many released checkpoints: it can render prompts, not given answers.
+# Marks no responses, as those of many released checkpoints: it can render prompts, not given responses.
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}"
 
 
@@ -25,14 +27,14 @@ def start(tmp_path: Path) -> Path:
     """Folder with an export and prompts of all three kinds."""
     export = save_tiny_export(tmp_path / "export")
     (export / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
-    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for number in range(NUM_PROMPTS // 3):
-        rows += [
+        records += [
             {"messages": [{"role": "user", "content": f"Why {number}?"}]},
             {"prompt": f"The sea {number}"},
             {"text": f"{number} ships go out every day."},
         ]
-    write_jsonl(rows, tmp_path / "prompts.jsonl")
+    write_jsonl(records, tmp_path / "prompts.jsonl")
     return tmp_path
 
 
@@ -83,7 +85,7 @@ def test_a_rank_above_that_of_o_proj_is_refused(start: Path) -> None:
         check_rank(config, make_tiny_model().config)
 
 
-def test_a_drafter_trains_on_answers_to_prompts_alone(start: Path) -> None:
+def test_a_drafter_trains_on_responses_to_prompts_alone(start: Path) -> None:
     train_many(1, [overrides(start, "responses.source=greedy")] * 2, start, "tests.helpers.drafter_jobs")
     run_dir = start / "run"
     assert [line["step"] for line in load_lines(run_dir, "train")] == [1, 2]
@@ -97,20 +99,37 @@ def test_a_drafter_trains_on_answers_to_prompts_alone(start: Path) -> None:
     assert any(value.any() for key, value in adapter.items() if "lora_B" in key)
 
 
-def test_the_failure_of_the_first_process_is_told_once_and_ends_the_others(start: Path) -> None:
-    """It alone reads the rows, and finds no answers."""
+def test_optimizer_and_schedule_are_those_of_the_configuration(start: Path) -> None:
+    optimizer = {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "weight_decay": 0.3, "clip_norm": 0.25}
+    schedule = {"kind": "wsd", "peak_lr": 1e-2, "final_lr": 1e-3, "warmup_fraction": 0, "decay_fraction": 0.5}
+    keys = {f"optimizer.{key}": value for key, value in optimizer.items()}
+    keys |= {f"schedule.{key}": value for key, value in schedule.items()}
+    arguments = overrides(start, "responses.source=greedy", "zero.stage=0", "train.steps=4")
+    arguments += [f"{key}={value}" for key, value in keys.items()]
+    train_many(1, [arguments], start, "tests.helpers.drafter_jobs")
+    rates = [line["lr"] for line in load_lines(start / "run", "train")]
+    assert rates == pytest.approx([1e-2, 1e-2, 5.5e-3, 1e-3])
+    saved = torch.load(start / "run/checkpoints/step_00000004/deepspeed/mp_rank_00_model_states.pt", weights_only=False)
+    (group,) = saved["optimizer"]["param_groups"]
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.8, 0.9), 1e-6, 0.3)
+    assert group["lr"] == pytest.approx(1e-3)
+    assert build_deepspeed_config(compose_drafter_config(arguments), 1)["gradient_clipping"] == 0.25
+
+
+def test_the_failure_of_the_first_process_is_printed_once_and_ends_the_others(start: Path) -> None:
+    """It alone reads the records, and finds no responses."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
         torchrun(2, "lora.train", *overrides(start)), env=rank_environment(), cwd=ROOT, stderr=pipe, text=True
     ) as process:
         try:
-            _, told = process.communicate(timeout=200)
+            _, printed = process.communicate(timeout=200)
         except subprocess.TimeoutExpired:
             kill_tree(process.pid)
             raise
     assert process.returncode != 0
-    assert told.count("error: ") == 1 and "holds prompts without responses: set responses.source=greedy" in told
-    assert "[rank1]" not in told  # where the traceback of a broken collective begins
+    assert printed.count("error: ") == 1 and "holds prompts without responses: set responses.source=greedy" in printed
+    assert "[rank1]" not in printed  # where the traceback of a broken collective begins
 
 
 @pytest.mark.gpu

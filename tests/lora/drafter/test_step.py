@@ -1,4 +1,4 @@
-"""One training forward against the shipped decoder: the same drafts and verdicts; gradients in the adapter alone."""
+"""One training forward against the shipped decoder: the same drafts and acceptances; gradients only in the adapter."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def batch() -> DraftBatch:
     return build_draft_batch(examples, [0, 1], blocks=7, block_size=BLOCK, seed=0)
 
 
-def test_acceptance_is_that_of_the_decoder_from_the_same_contexts(batch: DraftBatch) -> None:
+def test_acceptance_is_that_of_the_decoder_from_the_same_prefixes(batch: DraftBatch) -> None:
     step = make_step()
     base = step.base
     accepted = []
@@ -67,13 +67,13 @@ def compute_logits(step: DraftStep, batch: DraftBatch) -> tuple[Tensor, Tensor]:
             clean = base(tokens, use_cache=True)
             cache = clean.past_key_values
             cache.crop(anchor)
-            rows = clean.logits[0, anchor : anchor + width]
-            teacher[sequence, block, : len(rows)] = rows
+            logits_after = clean.logits[0, anchor : anchor + width]
+            teacher[sequence, block, : len(logits_after)] = logits_after
         masks = torch.full((1, width), base.config.mask_token_id)
         drafted = torch.cat([tokens[:, anchor : anchor + 1], masks], dim=1)
         with torch.no_grad():
-            rows = base(drafted, past_key_values=cache, bidirectional=True, commit=False).logits[0, 1:]
-        draft[sequence, block] = rows
+            logits_after = base(drafted, past_key_values=cache, bidirectional=True, commit=False).logits[0, 1:]
+        draft[sequence, block] = logits_after
     for logits in (draft, teacher):
         logits[..., base.config.mask_token_id] = torch.finfo(torch.float64).min / 2
     return draft, teacher

@@ -33,8 +33,8 @@ def prompts(tmp_path: Path) -> list[Path]:
     texts = [{"text": TEXT[i:]} for i in range(4)]
     chats: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"Why {i}?"}]} for i in range(3)]
     files = {"stories": texts, "chats": [*chats, {"prompt": "The sea is ", "group": "a name of many words " * 3}]}
-    for name, rows in files.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, records in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
     return [tmp_path / f"{name}.jsonl" for name in files]
 
 
@@ -70,8 +70,8 @@ def test_plain_peft_on_the_export_counts_the_same(export: Path, prompts: list[Pa
     calls: list[int] = []
     lora_a = base.encoder.layers[0].self_attn.o_proj.lora_A["default"]
     lora_a.register_forward_pre_hook(lambda *_: calls.append(1))
-    for row, measured in zip(prompts[0].read_text().splitlines(), report["prompts"], strict=True):
-        ids = torch.tensor([tokenizer(json.loads(row)["text"])["input_ids"][:6]])
+    for record, measured in zip(prompts[0].read_text().splitlines(), report["prompts"], strict=True):
+        ids = torch.tensor([tokenizer(json.loads(record)["text"])["input_ids"][:6]])
         calls.clear()
         expected, num_forwards = model.ar_generate(ids, NEW_TOKENS)
         assert not calls

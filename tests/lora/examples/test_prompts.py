@@ -1,4 +1,4 @@
-"""Prompts without answers: read whole, split by their content, answered by the model."""
+"""Prompts without responses: read whole, split by their content, responded to by the model."""
 
 import json
 import logging
@@ -21,13 +21,13 @@ from tests.helpers.stored import random_texts, write_dataset
 from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 
 SEQUENCE_LENGTH, PROMPT_TOKENS = 48, 6
-# Marks no answers: prepare refuses it, as it would those of many released checkpoints.
+# Marks no responses: prepare refuses it, as it would those of many released checkpoints.
 PLAIN_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHAT = [{"role": "user", "content": "Why is the sea blue?"}]
-ROWS: list[dict[str, Any]] = [
+RECORDS: list[dict[str, Any]] = [
     {"messages": CHAT},
     {"prompt": "The sea is "},
     {"text": "Tell me a story about the sea. The sea is wide and blue."},
@@ -47,8 +47,8 @@ def tokenizer(checkpoint: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(checkpoint)
 
 
-def open_rows(checkpoint: Path, path: Path, rows: list[dict[str, Any]], **changes: Any) -> RecordPrompts:
-    write_jsonl(rows, path)
+def open_prompts(checkpoint: Path, path: Path, records: list[dict[str, Any]], **changes: Any) -> RecordPrompts:
+    write_jsonl(records, path)
     options: dict[str, Any] = {"sequence_length": SEQUENCE_LENGTH, "prompt_tokens": PROMPT_TOKENS} | changes
     return open_record_prompts(find_prompt_files(path), checkpoint=checkpoint, **options)
 
@@ -64,23 +64,23 @@ def list_prompts(prompts: RecordPrompts) -> list[list[int]]:
     return [prompts.read(number).tolist() for number in range(len(prompts))]
 
 
-def test_every_row_is_a_prompt_also_where_the_template_marks_no_answers(
+def test_every_record_is_a_prompt_also_where_the_template_marks_no_responses(
     checkpoint: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    prompts = open_rows(checkpoint, tmp_path / "rows.jsonl", ROWS)
+    prompts = open_prompts(checkpoint, tmp_path / "records.jsonl", RECORDS)
     question = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
-    text = tokenizer(ROWS[2]["text"], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS]
+    text = tokenizer(RECORDS[2]["text"], add_special_tokens=False)["input_ids"][:PROMPT_TOKENS]
     assert list_prompts(prompts) == [question, tokenizer("The sea is ")["input_ids"], text, question]
     assert prompts.lengths.tolist() == [len(tokens) for tokens in list_prompts(prompts)]
 
 
-def test_the_model_answers_every_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
-    prompts, model = open_rows(checkpoint, tmp_path / "rows.jsonl", ROWS), make_tiny_model()
+def test_the_model_responds_to_every_prompt_once(checkpoint: Path, tmp_path: Path) -> None:
+    prompts, model = open_prompts(checkpoint, tmp_path / "records.jsonl", RECORDS), make_tiny_model()
     what = plan(prompts, tmp_path / "cache")
     decode_responses(model, what)
-    answered = load_responses(what)
-    assert len(answered) == len(ROWS)
-    for example, prompt in zip(answered, list_prompts(prompts), strict=True):
+    responses = load_responses(what)
+    assert len(responses) == len(RECORDS)
+    for example, prompt in zip(responses, list_prompts(prompts), strict=True):
         tokens = list(prompt)
         with torch.no_grad():
             while len(tokens) < len(prompt) + 5 and not (len(tokens) > len(prompt) and tokens[-1] == 11):
@@ -91,14 +91,14 @@ def test_the_model_answers_every_prompt_once(checkpoint: Path, tmp_path: Path) -
         assert example.drafted.tolist() == [False] * len(prompt) + [True] * (len(tokens) - len(prompt))
 
 
-def test_answers_belong_to_the_content_of_prompts(checkpoint: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"The sea {number}"} for number in range(9)]
-    first = open_rows(checkpoint, tmp_path / "first.jsonl", rows)
-    same = open_rows(checkpoint, tmp_path / "same.jsonl", rows)
+def test_responses_belong_to_the_content_of_prompts(checkpoint: Path, tmp_path: Path) -> None:
+    records = [{"prompt": f"The sea {number}"} for number in range(9)]
+    first = open_prompts(checkpoint, tmp_path / "first.jsonl", records)
+    same = open_prompts(checkpoint, tmp_path / "same.jsonl", records)
     others = [
-        open_rows(checkpoint, tmp_path / "changed.jsonl", [*rows[:-1], {"prompt": "The sea 9"}]),
-        open_rows(checkpoint, tmp_path / "order.jsonl", rows[::-1]),
-        open_rows(checkpoint, tmp_path / "first.jsonl", rows, sequence_length=SEQUENCE_LENGTH + 1),
+        open_prompts(checkpoint, tmp_path / "changed.jsonl", [*records[:-1], {"prompt": "The sea 9"}]),
+        open_prompts(checkpoint, tmp_path / "order.jsonl", records[::-1]),
+        open_prompts(checkpoint, tmp_path / "first.jsonl", records, sequence_length=SEQUENCE_LENGTH + 1),
         select_examples(first, 4, seed=1),
         select_examples(first, 4, seed=2),
         # The same tokens in a row, cut elsewhere.
@@ -110,55 +110,57 @@ def test_answers_belong_to_the_content_of_prompts(checkpoint: Path, tmp_path: Pa
     assert len(set(folders)) == 1 + len(others)
 
 
-def test_prompts_without_room_for_an_answer_are_left_out_and_counted(
+def test_prompts_without_room_for_a_response_are_left_out_and_counted(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [{"prompt": "the sea " * count} for count in (1, 2, 30, 60)]
-    whole = open_rows(checkpoint, tmp_path / "rows.jsonl", rows, sequence_length=999)
+    records = [{"prompt": "the sea " * count} for count in (1, 2, 30, 60)]
+    whole = open_prompts(checkpoint, tmp_path / "records.jsonl", records, sequence_length=999)
     longest = int(whole.lengths[1])
     caplog.clear()
-    kept = open_rows(checkpoint, tmp_path / "rows.jsonl", rows, sequence_length=longest + 1)
-    assert list_prompts(kept) == list_prompts(whole)[:2]
+    fitting = open_prompts(checkpoint, tmp_path / "records.jsonl", records, sequence_length=longest + 1)
+    assert list_prompts(fitting) == list_prompts(whole)[:2]
     assert f"2 of 4 prompts leave no room for a response within train.sequence_length={longest + 1}" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        open_rows(checkpoint, tmp_path / "rows.jsonl", rows, sequence_length=999)
+        open_prompts(checkpoint, tmp_path / "records.jsonl", records, sequence_length=999)
     assert "4 prompts" in caplog.text and "no room" not in caplog.text
-    with pytest.raises(UserError, match=r"rows\.jsonl: no prompt leaves room .*train\.sequence_length=2 tokens: raise"):
-        open_rows(checkpoint, tmp_path / "rows.jsonl", rows, sequence_length=2)
+    with pytest.raises(
+        UserError, match=r"records\.jsonl: no prompt leaves room .*train\.sequence_length=2 tokens: raise"
+    ):
+        open_prompts(checkpoint, tmp_path / "records.jsonl", records, sequence_length=2)
 
 
 def test_prompts_are_held_out_by_their_content_with_their_copies(checkpoint: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"Why {number}? Tell me."} for number in range(60)]
-    rows += rows[:9]
+    records = [{"prompt": f"Why {number}? Tell me."} for number in range(60)]
+    records += records[:9]
     sides = []
-    for order in (rows, rows[::-1]):
-        split = split_heldout(open_rows(checkpoint, tmp_path / "rows.jsonl", order), 0.25)
+    for order in (records, records[::-1]):
+        split = split_heldout(open_prompts(checkpoint, tmp_path / "records.jsonl", order), 0.25)
         sides.append([sorted(map(tuple, list_prompts(side))) for side in split])
     assert sides[0] == sides[1]
     train, heldout = sides[0]
     assert not set(train) & set(heldout)
-    assert len(train) + len(heldout) == len(rows)
+    assert len(train) + len(heldout) == len(records)
     assert 5 <= len(set(heldout)) <= 25
     for share in (1e-9, 1 - 1e-9):
-        pair = split_heldout(open_rows(checkpoint, tmp_path / "rows.jsonl", rows[:2]), share)
+        pair = split_heldout(open_prompts(checkpoint, tmp_path / "records.jsonl", records[:2]), share)
         assert [len(side) for side in pair] == [1, 1]
     with pytest.raises(UserError, match="hold a single document"):
-        split_heldout(open_rows(checkpoint, tmp_path / "rows.jsonl", [rows[0], rows[0]]), 0.5)
+        split_heldout(open_prompts(checkpoint, tmp_path / "records.jsonl", [records[0], records[0]]), 0.5)
 
 
 def test_chats_may_be_rendered_by_another_template(checkpoint: Path, tmp_path: Path) -> None:
-    other, rows = tmp_path / "other.jinja", [{"messages": CHAT}]
+    other, records = tmp_path / "other.jinja", [{"messages": CHAT}]
     other.write_text("{{ messages[0].content }}")
-    own = open_rows(checkpoint, tmp_path / "rows.jsonl", rows)
-    given = open_rows(checkpoint, tmp_path / "rows.jsonl", rows, chat_template=str(other))
-    plain = open_rows(checkpoint, tmp_path / "rows.jsonl", [{"prompt": CHAT[0]["content"]}])
+    own = open_prompts(checkpoint, tmp_path / "records.jsonl", records)
+    given = open_prompts(checkpoint, tmp_path / "records.jsonl", records, chat_template=str(other))
+    plain = open_prompts(checkpoint, tmp_path / "records.jsonl", [{"prompt": CHAT[0]["content"]}])
     assert list_prompts(given) == list_prompts(plain) != list_prompts(own)
     with pytest.raises(UserError, match=r": chat_template is null"):
-        open_rows(checkpoint, tmp_path / "rows.jsonl", rows, chat_template=str(tmp_path / "nowhere"))
+        open_prompts(checkpoint, tmp_path / "records.jsonl", records, chat_template=str(tmp_path / "nowhere"))
 
 
-def test_files_of_prompts_are_told_from_tokens_and_other_rows(tmp_path: Path) -> None:
+def test_files_of_prompts_are_distinguished_from_tokens_and_other_records(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("b.jsonl", "a.jsonl"):
@@ -180,10 +182,10 @@ def test_no_prompts_and_foreign_tokenizers_are_errors(checkpoint: Path, tmp_path
     options: dict[str, Any] = {"sequence_length": SEQUENCE_LENGTH, "prompt_tokens": PROMPT_TOKENS}
     with pytest.raises(UserError, match=r"no prompts in .*empty\.jsonl"):
         open_record_prompts([tmp_path / "empty.jsonl"], checkpoint=checkpoint, **options)
-    with pytest.raises(UserError, match=r"rows\.jsonl:1 has none of prompt, messages, text"):
-        open_rows(checkpoint, tmp_path / "rows.jsonl", [{"question": "Why?"}])
+    with pytest.raises(UserError, match=r"records\.jsonl:1 has none of prompt, messages, text"):
+        open_prompts(checkpoint, tmp_path / "records.jsonl", [{"question": "Why?"}])
     other = Path(shutil.copytree(checkpoint, tmp_path / "export"))
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
     with pytest.raises(UserError, match="it belongs to another model"):
-        open_rows(other, tmp_path / "rows.jsonl", ROWS)
+        open_prompts(other, tmp_path / "records.jsonl", RECORDS)

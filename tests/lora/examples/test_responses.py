@@ -1,4 +1,4 @@
-"""A model's own answers: the same whoever decodes them, decoded once, and never those of something else."""
+"""A model's own responses: the same whoever decodes them, decoded once, and never those of something else."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ SOURCES = [ResponseSource.greedy, ResponseSource.sampled]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_export(tmp_path_factory.mktemp("answers") / "export")
+    return save_tiny_export(tmp_path_factory.mktemp("responses") / "export")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def texts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredE
 
 @pytest.fixture(scope="module")
 def chats(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredExamples:
-    """Contexts of 3 to 6 tokens; the second answer of some, and of one even the context, is beyond the sequence."""
+    """Prompts of 3 to 6 tokens; the second response of some, and of one even the prompt, is beyond the sequence."""
     lengths = [[3 + number % 4, 1 + number, 5, 4] for number in range(20)]
     return store(checkpoint, tmp_path_factory.mktemp("chats") / "tokens", lengths, "chat")
 
@@ -82,22 +82,22 @@ def greedy_continuation(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-def test_a_text_is_continued_behind_its_first_tokens(model: Any, texts: StoredExamples, tmp_path: Path) -> None:
+def test_a_text_is_continued_after_its_first_tokens(model: Any, texts: StoredExamples, tmp_path: Path) -> None:
     what = plan(texts, tmp_path)
     decode_responses(model, what)
-    answered = load_responses(what)
+    responses = load_responses(what)
     prompts = [example.tokens[:6].tolist() for example in texts if len(example.tokens) > 6]
-    assert [example.tokens.tolist() for example in answered] == [greedy_continuation(model, p, 8) for p in prompts]
-    assert all(example.drafted.tolist() == [False] * 6 + [True] * (len(example.tokens) - 6) for example in answered)
+    assert [example.tokens.tolist() for example in responses] == [greedy_continuation(model, p, 8) for p in prompts]
+    assert all(example.drafted.tolist() == [False] * 6 + [True] * (len(example.tokens) - 6) for example in responses)
     assert what.left_out == len(texts) - len(prompts) > 0
 
 
-def test_a_chat_is_answered_in_its_last_turn_that_fits(model: Any, chats: StoredExamples, tmp_path: Path) -> None:
+def test_a_chat_gets_a_response_in_its_last_turn_that_fits(model: Any, chats: StoredExamples, tmp_path: Path) -> None:
     what = plan(chats, tmp_path)
     decode_responses(model, what)
-    answered = load_responses(what)
-    assert (len(answered), what.left_out) == (len(chats), 0)
-    for number, example in enumerate(answered):
+    responses = load_responses(what)
+    assert (len(responses), what.left_out) == (len(chats), 0)
+    for number, example in enumerate(responses):
         first, whole = 3 + number % 4, 3 + number % 4 + 1 + number + 5
         length = whole if whole < SEQUENCE_LENGTH else first
         prompt = chats[number].tokens[:length].tolist()
@@ -106,7 +106,7 @@ def test_a_chat_is_answered_in_its_last_turn_that_fits(model: Any, chats: Stored
         assert example.drafted.tolist() == [False] * length + [True] * (len(example.tokens) - length)
 
 
-def test_answers_end_behind_a_stop_token_or_with_the_sequence(
+def test_responses_end_after_a_stop_token_or_with_the_sequence(
     model: Any, chats: StoredExamples, tmp_path: Path
 ) -> None:
     first = plan(chats, tmp_path, max_new_tokens=99, stop_ids=())
@@ -177,7 +177,7 @@ def test_draws_have_seeds_of_their_own(model: Any, texts: StoredExamples, tmp_pa
     assert [tokens[:6] for tokens in first] == [tokens[:6] for tokens in second]
 
 
-def test_other_answers_lie_elsewhere(texts: StoredExamples, chats: StoredExamples, tmp_path: Path) -> None:
+def test_other_responses_go_elsewhere(texts: StoredExamples, chats: StoredExamples, tmp_path: Path) -> None:
     sampled: dict[str, Any] = {"source": ResponseSource.sampled}
     changes: list[dict[str, Any]] = [
         {},
@@ -196,7 +196,7 @@ def test_other_answers_lie_elsewhere(texts: StoredExamples, chats: StoredExample
     assert len({what.cache.folder for what in plans}) == len(plans)
 
 
-def test_what_does_not_matter_does_not_cost_new_answers(
+def test_what_does_not_matter_does_not_cost_new_responses(
     texts: StoredExamples, chats: StoredExamples, tmp_path: Path
 ) -> None:
     greedy = [plan(texts, tmp_path, seed=seed, temperature=seed / 2, stop_ids=STOP_IDS[::seed]) for seed in (1, -1)]
@@ -205,7 +205,7 @@ def test_what_does_not_matter_does_not_cost_new_answers(
 
 
 @pytest.mark.parametrize("content", [b"", b"PK broken", None])
-def test_damaged_answers_are_named(model: Any, texts: StoredExamples, tmp_path: Path, content: bytes | None) -> None:
+def test_damaged_responses_are_named(model: Any, texts: StoredExamples, tmp_path: Path, content: bytes | None) -> None:
     what = plan(texts, tmp_path)
     decode_responses(model, what)
     path = what.cache.path(1)
@@ -217,18 +217,18 @@ def test_damaged_answers_are_named(model: Any, texts: StoredExamples, tmp_path: 
     assert len(load_responses(what)) == len(what.numbers)
 
 
-def test_answers_tell_what_they_are(model: Any, texts: StoredExamples, tmp_path: Path) -> None:
+def test_responses_have_a_fingerprint_of_their_own(model: Any, texts: StoredExamples, tmp_path: Path) -> None:
     what = plan(texts, tmp_path)
     decode_responses(model, what)
-    answered = load_responses(what)
-    assert answered.sequence_length == SEQUENCE_LENGTH
-    assert answered.fingerprint != texts.fingerprint
+    responses = load_responses(what)
+    assert responses.sequence_length == SEQUENCE_LENGTH
+    assert responses.fingerprint != texts.fingerprint
     other = dataclasses.replace(what, cache=plan(texts, tmp_path, checkpoint="two").cache)
     decode_responses(model, other)
-    assert load_responses(other).fingerprint != answered.fingerprint
+    assert load_responses(other).fingerprint != responses.fingerprint
 
 
-def test_texts_without_room_for_an_answer_are_an_error(texts: StoredExamples, tmp_path: Path) -> None:
+def test_texts_without_room_for_a_response_are_an_error(texts: StoredExamples, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no text has more than responses\.prompt_tokens=24 tokens"):
         plan(texts, tmp_path, prompt_tokens=24)
 

@@ -48,9 +48,9 @@ def open_stored(checkpoint: Path, path: Path, sequence_length: int) -> StoredExa
     return open_examples(path, checkpoint=checkpoint, sequence_length=sequence_length, folder=path / "unused")
 
 
-def open_rows(checkpoint: Path, rows: Path, folder: Path, sequence_length: int = 64) -> StoredExamples:
-    assert prepare_examples(rows, checkpoint=checkpoint, folder=folder) == folder
-    return open_examples(rows, checkpoint=checkpoint, sequence_length=sequence_length, folder=folder)
+def open_records(checkpoint: Path, records: Path, folder: Path, sequence_length: int = 64) -> StoredExamples:
+    assert prepare_examples(records, checkpoint=checkpoint, folder=folder) == folder
+    return open_examples(records, checkpoint=checkpoint, sequence_length=sequence_length, folder=folder)
 
 
 def flatten(document: list[list[int]]) -> list[int]:
@@ -69,21 +69,21 @@ def test_texts_are_cut_into_consecutive_windows(checkpoint: Path, tmp_path: Path
     assert all(example.tokens.dtype == np.int64 and example.drafted.dtype == bool for example in examples)
 
 
-def test_chats_keep_their_beginning_and_draft_answers_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_chats_keep_their_beginning_and_draft_responses_only(checkpoint: Path, tmp_path: Path) -> None:
     documents = random_chats(40, 12)
     path = write_tokens(checkpoint, tmp_path / "tokens", [documents[:15], documents[15:]], "chat")
     examples = open_stored(checkpoint, path, 10)
     usable = [chat for chat in documents if len(chat[0]) < 10]
     assert [example.tokens.tolist() for example in examples] == [flatten(chat)[:10] for chat in usable]
     for example, chat in zip(examples, usable, strict=True):
-        is_answer = [number % 2 == 1 for number, segment in enumerate(chat) for _ in segment]
-        assert example.drafted.tolist() == is_answer[:10]
+        is_response = [number % 2 == 1 for number, segment in enumerate(chat) for _ in segment]
+        assert example.drafted.tolist() == is_response[:10]
         assert example.drafted.any()
 
 
-def test_rows_of_chats_are_rendered_as_the_checkpoint_decodes_them(checkpoint: Path, tmp_path: Path) -> None:
+def test_records_of_chats_are_rendered_as_the_checkpoint_decodes_them(checkpoint: Path, tmp_path: Path) -> None:
     write_jsonl([{"messages": CHAT}], tmp_path / "chats.jsonl")
-    (example,) = open_rows(checkpoint, tmp_path / "chats.jsonl", tmp_path / "data", 256)
+    (example,) = open_records(checkpoint, tmp_path / "chats.jsonl", tmp_path / "data", 256)
     tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(checkpoint)
     prompt = tokenizer.apply_chat_template(CHAT[:1], add_generation_prompt=True, return_dict=False)
     start = int(example.drafted.argmax())
@@ -95,31 +95,31 @@ def test_texts_in_jsonl_and_parquet_are_the_same_examples(checkpoint: Path, tmp_
     write_jsonl([{"text": text} for text in TEXTS], tmp_path / "texts.jsonl")
     (tmp_path / "folder").mkdir()
     pq.write_table(pa.table({"text": TEXTS}), tmp_path / "folder" / "texts.parquet")
-    first = open_rows(checkpoint, tmp_path / "texts.jsonl", tmp_path / "first")
-    second = open_rows(checkpoint, tmp_path / "folder", tmp_path / "second")
+    first = open_records(checkpoint, tmp_path / "texts.jsonl", tmp_path / "first")
+    second = open_records(checkpoint, tmp_path / "folder", tmp_path / "second")
     assert first.fingerprint == second.fingerprint
     assert [example.tokens.tolist() for example in first] == [example.tokens.tolist() for example in second]
 
 
-def test_rows_are_tokenised_once(checkpoint: Path, tmp_path: Path) -> None:
-    rows, folder = tmp_path / "texts.jsonl", tmp_path / "data"
-    write_jsonl([{"text": text} for text in TEXTS], rows)
-    prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+def test_records_are_tokenised_once(checkpoint: Path, tmp_path: Path) -> None:
+    records, folder = tmp_path / "texts.jsonl", tmp_path / "data"
+    write_jsonl([{"text": text} for text in TEXTS], records)
+    prepare_examples(records, checkpoint=checkpoint, folder=folder)
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix}
-    prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+    prepare_examples(records, checkpoint=checkpoint, folder=folder)
     assert before == {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix}
 
 
-def test_other_rows_do_not_go_into_the_same_folder(checkpoint: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "texts.jsonl"
-    write_jsonl([{"text": text} for text in TEXTS], rows)
-    prepare_examples(rows, checkpoint=checkpoint, folder=tmp_path / "data")
-    write_jsonl([{"text": text} for text in TEXTS[1:]], rows)
+def test_other_records_do_not_go_into_the_same_folder(checkpoint: Path, tmp_path: Path) -> None:
+    records = tmp_path / "texts.jsonl"
+    write_jsonl([{"text": text} for text in TEXTS], records)
+    prepare_examples(records, checkpoint=checkpoint, folder=tmp_path / "data")
+    write_jsonl([{"text": text} for text in TEXTS[1:]], records)
     with pytest.raises(UserError, match="begun with other records"):
-        prepare_examples(rows, checkpoint=checkpoint, folder=tmp_path / "data")
+        prepare_examples(records, checkpoint=checkpoint, folder=tmp_path / "data")
 
 
-def test_tokens_are_used_where_they_lie(checkpoint: Path, tmp_path: Path) -> None:
+def test_tokens_are_used_in_place(checkpoint: Path, tmp_path: Path) -> None:
     path = write_tokens(checkpoint, tmp_path / "tokens", [random_texts(4, 9)], "text")
     for folder in (tmp_path / "data", path):
         assert prepare_examples(path, checkpoint=checkpoint, folder=folder) == path
@@ -202,51 +202,53 @@ def test_nothing_to_draft_is_an_error(checkpoint: Path, tmp_path: Path, kind: st
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("record", "message"),
     [
         ({"question": "Why?"}, r"neither a column 'messages' \(chats\) nor a column 'text'.* but question\)"),
         (
             {"messages": [*CHAT[:1], {"role": "assistant", "content": ""}]},
             r"unusable.*\n.*\nThose are settings of `python -m data_pipeline.prepare data=chats`",
         ),
-        ({"messages": CHAT[:1]}, r"rows\.jsonl holds prompts without responses: set responses\.source=greedy"),
-        ({"prompt": "Why?"}, r"rows\.jsonl holds prompts without responses: set responses\.source=greedy"),
+        ({"messages": CHAT[:1]}, r"records\.jsonl holds prompts without responses: set responses\.source=greedy"),
+        ({"prompt": "Why?"}, r"records\.jsonl holds prompts without responses: set responses\.source=greedy"),
     ],
 )
-def test_rows_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path, row: Any, message: str) -> None:
-    write_jsonl([row], tmp_path / "rows.jsonl")
+def test_records_that_cannot_be_used_are_explained(checkpoint: Path, tmp_path: Path, record: Any, message: str) -> None:
+    write_jsonl([record], tmp_path / "records.jsonl")
     with pytest.raises(UserError, match=message):
-        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
+        prepare_examples(tmp_path / "records.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
 
 
-def test_chats_that_lack_their_answer_among_others_are_explained(checkpoint: Path, tmp_path: Path) -> None:
-    write_jsonl([{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT}], tmp_path / "rows.jsonl")
-    with pytest.raises(UserError, match=r"rows\.jsonl:2: chat ends with the user\n.*set responses\.source=greedy"):
-        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
+def test_chats_that_lack_their_response_among_others_are_explained(checkpoint: Path, tmp_path: Path) -> None:
+    write_jsonl([{"messages": CHAT}, {"messages": CHAT[:3]}, {"messages": CHAT}], tmp_path / "records.jsonl")
+    with pytest.raises(UserError, match=r"records\.jsonl:2: chat ends with the user\n.*set responses\.source=greedy"):
+        prepare_examples(tmp_path / "records.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
 
 
 def test_errors_name_the_drafters_own_key(checkpoint: Path, tmp_path: Path) -> None:
-    write_jsonl([{"messages": CHAT}], tmp_path / "rows.jsonl")
+    write_jsonl([{"messages": CHAT}], tmp_path / "records.jsonl")
     with pytest.raises(UserError, match=r": chat_template is null"):
-        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data", chat_template="none")
+        prepare_examples(
+            tmp_path / "records.jsonl", checkpoint=checkpoint, folder=tmp_path / "data", chat_template="none"
+        )
 
 
 def test_missing_data_are_named(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rows\.jsonl does not exist"):
-        prepare_examples(tmp_path / "rows.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
+    with pytest.raises(UserError, match=r"records\.jsonl does not exist"):
+        prepare_examples(tmp_path / "records.jsonl", checkpoint=checkpoint, folder=tmp_path / "data")
 
 
 def test_a_base_checkpoint_is_refused(tmp_path: Path) -> None:
-    write_jsonl([{"text": "Why?"}], tmp_path / "rows.jsonl")
+    write_jsonl([{"text": "Why?"}], tmp_path / "records.jsonl")
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "mistral3"}))
     with pytest.raises(UserError, match="is no tri-mode checkpoint"):
-        prepare_examples(tmp_path / "rows.jsonl", checkpoint=tmp_path / "base", folder=tmp_path / "data")
+        prepare_examples(tmp_path / "records.jsonl", checkpoint=tmp_path / "base", folder=tmp_path / "data")
 
 
-def test_another_chat_template_is_said(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_chat_template_is_logged(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_jsonl([{"messages": CHAT}], tmp_path / "chats.jsonl")
-    open_rows(checkpoint, tmp_path / "chats.jsonl", tmp_path / "data", 256)
+    open_records(checkpoint, tmp_path / "chats.jsonl", tmp_path / "data", 256)
     assert not caplog.records
     other = Path(shutil.copytree(checkpoint, tmp_path / "export"))
     (other / "chat_template.jinja").write_text("{{ messages }}")
@@ -266,22 +268,22 @@ def test_fewer_examples_are_a_random_choice_in_the_same_order(checkpoint: Path, 
     assert select_examples(examples, 9, 2).fingerprint != select_examples(examples, 9, 1).fingerprint
 
 
-def test_mended_rows_begin_anew(checkpoint: Path, tmp_path: Path) -> None:
-    rows, folder = tmp_path / "rows.jsonl", tmp_path / "tokens"
-    rows.write_text(json.dumps({"text": TEXTS[0]}) + "\n{broken\n")
+def test_corrected_records_begin_anew(checkpoint: Path, tmp_path: Path) -> None:
+    records, folder = tmp_path / "records.jsonl", tmp_path / "tokens"
+    records.write_text(json.dumps({"text": TEXTS[0]}) + "\n{broken\n")
     with pytest.raises(UserError, match="unusable") as caught:
-        prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+        prepare_examples(records, checkpoint=checkpoint, folder=folder)
     (listing,) = re.findall(r"All are listed in (\S+)\. The first", str(caught.value))
     assert Path(listing).is_file()
-    write_jsonl(({"text": text} for text in TEXTS), rows)
-    assert prepare_examples(rows, checkpoint=checkpoint, folder=folder) == folder
+    write_jsonl(({"text": text} for text in TEXTS), records)
+    assert prepare_examples(records, checkpoint=checkpoint, folder=folder) == folder
 
 
 def test_files_of_somebody_else_are_left_alone(checkpoint: Path, tmp_path: Path) -> None:
-    rows, folder = tmp_path / "rows.jsonl", tmp_path / "tokens"
-    write_jsonl(({"text": text} for text in TEXTS), rows)
+    records, folder = tmp_path / "records.jsonl", tmp_path / "tokens"
+    write_jsonl(({"text": text} for text in TEXTS), records)
     folder.mkdir()
     (folder / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match=r"did not make \(thesis\.txt\)"):
-        prepare_examples(rows, checkpoint=checkpoint, folder=folder)
+        prepare_examples(records, checkpoint=checkpoint, folder=folder)
     assert (folder / "thesis.txt").read_text() == "mine"
