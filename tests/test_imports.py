@@ -20,6 +20,17 @@ MAY_IMPORT = {
     "data_pipeline": ("conf", "data_pipeline"),
     "model": ("conf", "model", "data_pipeline.batch"),
     "model/hf": (),  # shipped with exports: its siblings only, relatively
+    "model/checkpoint": ("conf", "model.checkpoint"),
+    "model/export": ("conf", "model.export", "model.hf"),
+    "model/convert": ("conf", "model.checkpoint", "model.convert", "model.export", "model.megatron.shards"),
+    "model/commands": ("conf", "model.commands", "model.hf.options"),
+    "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),
+    "model/evaluate": ("conf", "model.commands", "model.evaluate", "model.export", "model.hf"),
+    "model/harness": ("conf", "model.export", "model.harness", "model.hf"),
+    "model/verify_export": (
+        *("conf", "model.checkpoint", "model.convert", "model.export"),
+        *("model.hf.configuration_nemotron_labs_diffusion", "model.verify_export"),
+    ),
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
