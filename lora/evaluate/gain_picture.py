@@ -9,7 +9,7 @@ from model.evaluate.picture_style import (
     INK,
     MUTED,
     add_legend,
-    label_rows,
+    label_from_top,
     make_figure,
     save_png,
     style_axes,
@@ -32,7 +32,7 @@ def draw_gain(evaluation: DrafterEvaluation) -> bytes:
     groups = list(named.values())
     _draw_rates(left, groups)
     _draw_gains(right, groups)
-    label_rows(left, list(named))
+    label_from_top(left, list(named))
     for axes in (left, right):
         style_axes(axes)
     figure.suptitle("Linear self-speculation: what the draft adapter gains", color=INK, fontsize=13)

@@ -31,7 +31,7 @@ DEFAULT_SHARD_SIZE = "5GB"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 2 after an error message, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    return exit_status(lambda: _convert(options), interrupted="interrupted: no partial result was left behind")
+    return exit_status(lambda: _convert(options), interrupted="interrupted: partial results were removed")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,7 +67,7 @@ def _convert(options: argparse.Namespace) -> None:
         is_import = is_hf_directory(source) or any(source.glob("*.safetensors"))
         converted = _import(options, console) if is_import else _export(options, console)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error}; no partial result was left behind") from error
+        raise UserError(f"cannot write {target}: {error}; partial results were removed") from error
     console.print(_summary(source, target, converted, time.monotonic() - begin))
 
 

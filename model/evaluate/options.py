@@ -22,7 +22,7 @@ class EvaluationOptions:
         answer_pattern: regular expression that finds the answer in a response; see judging.py.
         speed_of_light: also measure the ceiling of parallel decoding.
         keep_texts: also write the responses to the report.
-        resamples: bootstrap resamples of the prompts behind a confidence interval.
+        resamples: bootstrap resamples of the prompts for a confidence interval.
         resampling_seed: seed of those resamples.
     """
 

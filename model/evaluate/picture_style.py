@@ -23,14 +23,14 @@ OUTLINE = {
 LABEL_CHARACTERS = 28
 
 
-def make_figure(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
-    """Make a figure and an array of axes [rows, columns]; size is in inches."""
+def make_figure(num_down: int, num_across: int, size: tuple[float, float], **options: Any) -> tuple[Any, Any]:
+    """Make a figure and an array of axes [num_down, num_across]; size is in inches."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(rows, columns, figsize=size, dpi=150, layout="constrained", squeeze=False, **options)
+    return pyplot.subplots(num_down, num_across, figsize=size, dpi=150, layout="constrained", squeeze=False, **options)
 
 
 def save_png(figure: Any) -> bytes:
@@ -55,7 +55,7 @@ def style_axes(axes: Any, *, grid: str = "x") -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def label_rows(axes: Any, names: Sequence[str]) -> None:
+def label_from_top(axes: Any, names: Sequence[str]) -> None:
     """Label the vertical axis with names from top to bottom at 0, 1, ..."""
     axes.set_yticks(range(len(names)), [shorten(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -17,7 +17,7 @@ from model.evaluate.picture_style import (
     OUTLINE,
     add_legend,
     add_note,
-    label_rows,
+    label_from_top,
     make_figure,
     save_png,
     style_axes,
@@ -51,7 +51,7 @@ def draw_modes(evaluation: Evaluation, note: str) -> bytes:
         left.axvline(ceiling.tokens_per_forward, color=INK, linewidth=1.5, linestyle=DASHES, zorder=1)
         rate, without = ceiling.tokens_per_forward, ceiling.tokens_per_forward_without_commits
         left.set_title(f"speed of light {rate:.2f} (dashed), {without:.2f} without commits", fontsize=9, color=INK)
-    label_rows(left, [variant.name for variant in variants])
+    label_from_top(left, [variant.name for variant in variants])
     for axes, label in ((left, "forward (95% interval)"), (middle, "computed position"), (right, "second")):
         axes.set_xlabel(f"tokens per {label}", color=INK)
         axes.margins(x=0.16)

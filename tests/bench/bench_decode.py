@@ -1,7 +1,7 @@
 """Benchmark of decoding: `make bench-decode` prints it, writes runs/bench/decode.json and runs/bench/decode.png.
 
-Three parts: one forward against the matrix products in it; a small model against plain loops over transformers; and,
-if runs/medium has been trained (`make bench-drafter` does it), how many forwards and rows each way to decode needs.
+It has three parts: one forward against the matmuls in it; a small model against plain loops over transformers; and, if
+`make bench-drafter` has trained runs/medium, how many forwards and positions each way to decode needs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tests.bench.decode.analyse import analyse
 from tests.bench.decode.cost import measure_cost
 from tests.bench.decode.forwards import measure_forwards
 from tests.bench.decode.plot import draw_trained
-from tests.bench.decode.report import build_forward_table, build_small_table, build_trained_table, build_verdict_table
+from tests.bench.decode.report import build_bounds_table, build_forward_table, build_small_table, build_trained_table
 from tests.bench.decode.small import measure_small_model
 from tests.bench.decode.trained import decode_prompts, find_adapter, load_model
 from tests.bench.medium import ROOT
@@ -31,7 +31,7 @@ console = Console(width=132, highlight=False)
 
 
 def main() -> None:
-    """Each part in turn: measure, print, write."""
+    """Measure, print and write each part in turn."""
     options = parse_options()
     torch.set_num_threads(1)
     results: dict[str, Any] = {
@@ -53,9 +53,11 @@ def main() -> None:
 
 
 def run_trained(options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """The third part, if there is a model for it."""
+    """Run the third part, if there is a model for it."""
     if not (options.model / "export").is_dir() or not (options.model / "prompts").is_dir():
-        console.print(f"{options.model} holds no trained model and prompts (make bench-drafter): third part left out")
+        console.print(
+            f"{options.model} holds no trained model and prompts (make bench-drafter): the third part is skipped"
+        )
         return
     if not find_adapter(options.model):
         console.print(f"{options.model} has no draft adapter of rank 128 (make bench-drafter): measured without one")
@@ -67,11 +69,11 @@ def run_trained(options: argparse.Namespace, results: dict[str, Any]) -> None:
     results["trained"] = trained = analyse(runs, cost)
     picture = options.output.with_suffix(".png")
     atomic_write_bytes(picture, draw_trained(trained))
-    console.print(build_trained_table(trained), build_verdict_table(trained), f"[dim]{picture}[/dim]")
+    console.print(build_trained_table(trained), build_bounds_table(trained), f"[dim]{picture}[/dim]")
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_decode", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a look in 2 minutes: 1 prompt per group, few rounds")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")

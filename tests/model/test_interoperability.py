@@ -66,9 +66,9 @@ def compute_logits(model: Any) -> Tensor:
 def rename(directory: Path, prefixes: dict[str, str]) -> dict[str, Tensor]:
     """The export's tensors under other names; every name must begin with one of the prefixes."""
     tensors = load_file(directory / "model.safetensors")
-    pairs = [(name, old, new) for name in tensors for old, new in prefixes.items() if name.startswith(old)]
-    assert len(pairs) == len(tensors)
-    return {new + name.removeprefix(old): tensors[name] for name, old, new in pairs}
+    renamed = [(name, old, new) for name in tensors for old, new in prefixes.items() if name.startswith(old)]
+    assert len(renamed) == len(tensors)
+    return {new + name.removeprefix(old): tensors[name] for name, old, new in renamed}
 
 
 def read_text_config(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From runs on prompts to the figures that are reported."""
+"""Computes the reported figures from runs on prompts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ RESAMPLES, RESAMPLING_SEED = 2000, 0
 
 
 def analyse(runs: Sequence[Sequence[Run]], cost: Cost) -> dict[str, Any]:
-    """runs: by prompt, each in the same order of settings."""
+    """Compute all figures. runs: by prompt, each in the same order of settings."""
     settings = [run.setting for run in runs[0]]
     by_setting = dict(zip(settings, zip(*runs, strict=True), strict=True))
     figures = {setting: add_up(of_all) for setting, of_all in by_setting.items()}
@@ -42,7 +42,7 @@ def analyse(runs: Sequence[Sequence[Run]], cost: Cost) -> dict[str, Any]:
 
 
 def compute_gain(quadratic: Sequence[Run], linear: Sequence[Run]) -> dict[str, Any]:
-    """{ratio of tokens per forward, its 95% interval over prompts (None for a single one)}."""
+    """Return the ratio of tokens per forward, and its 95% interval over prompts (None for a single one)."""
     counts = np.array(
         [
             (ours.num_tokens, ours.num_forwards, other.num_tokens, other.num_forwards)
@@ -60,7 +60,7 @@ def _divide_rates(sums: np.ndarray) -> np.ndarray:
 
 
 def pick(by_setting: Mapping[str, Mapping[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
-    """Figures of the settings that have the wanted values, with their names."""
+    """Return the figures of the settings that have the wanted values, with their names."""
     return [
         {"name": name, **values}
         for name, values in by_setting.items()

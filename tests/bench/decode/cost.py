@@ -1,7 +1,7 @@
-"""What a forward costs by its rows, a + b * rows, and which way to decode is cheapest for which a / b.
+"""Fits the cost of a forward, a + b * positions, and finds which way to decode is cheapest for which a / b.
 
-On a device that waits for memory a dominates: reading the weights takes the same time for one row as for hundreds.
-Where arithmetic is the limit b does.
+On a device that waits for memory a dominates: reading the weights takes the same time for one position as for hundreds.
+Where arithmetic is the limit b dominates.
 """
 
 import math
@@ -16,57 +16,59 @@ from model.hf.options import AR, DecodeOptions
 from model.hf.session import open_session
 from tests.bench.timing import time_interleaved
 
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 272)  # 272: all groups of a block of 16
+NUM_POSITIONS = (1, 2, 4, 8, 16, 32, 64, 128, 272)  # 272: all groups of a block of 16
 PROMPT_TOKENS = 128
 RATIOS = tuple(float(value) for value in np.logspace(0, 4, 401))  # a / b
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a forward: fixed + per_row * rows. measured: by rows."""
+    """The seconds of a forward, fixed + per_position * positions. measured: seconds by number of positions."""
 
     fixed: float
-    per_row: float
+    per_position: float
     measured: dict[int, float]
 
     @property
     def ratio(self) -> float:
-        """a / b: rows that cost as much as the forward itself."""
-        return self.fixed / self.per_row
+        """The ratio a / b: how many positions cost as much as the forward itself."""
+        return self.fixed / self.per_position
 
 
 @torch.no_grad()
 def measure_cost(model: Any, rounds: int) -> Cost:
-    """Forwards of various numbers of rows behind a prompt, all rows through the head."""
+    """Time forwards of various numbers of positions after a prompt; all positions pass the head."""
     prompt = torch.randint(0, model.config.mask_token_id, (1, PROMPT_TOKENS))
-    session = open_session(model, AR, prompt, None, DecodeOptions(1, eos_token_id=[]), largest_forward=max(ROWS))
+    session = open_session(
+        model, AR, prompt, None, DecodeOptions(1, eos_token_id=[]), largest_forward=max(NUM_POSITIONS)
+    )
     session.prefill()
-    tokens = prompt.repeat(1, math.ceil(max(ROWS) / PROMPT_TOKENS))
+    tokens = prompt.repeat(1, math.ceil(max(NUM_POSITIONS) / PROMPT_TOKENS))
 
-    def make(num_rows: int) -> Any:
+    def make(num_positions: int) -> Any:
         cached = session.model
-        layout = cached.layout(num_rows)
-        return lambda: cached.project(cached.encode("cost", tokens[:, :num_rows], layout))
+        layout = cached.layout(num_positions)
+        return lambda: cached.project(cached.encode("cost", tokens[:, :num_positions], layout))
 
-    seconds = time_interleaved([make(num_rows) for num_rows in ROWS], rounds)
-    return fit(dict(zip(ROWS, seconds, strict=True)))
+    seconds = time_interleaved([make(num_positions) for num_positions in NUM_POSITIONS], rounds)
+    return fit(dict(zip(NUM_POSITIONS, seconds, strict=True)))
 
 
 def fit(measured: Mapping[int, float]) -> Cost:
-    """Least squares of the relative error, so that small forwards count as much as large ones."""
-    rows, seconds = np.array(list(measured)), np.array(list(measured.values()))
-    terms = np.stack((np.ones_like(seconds), rows), axis=1) / seconds[:, None]
-    (fixed, per_row), *_ = np.linalg.lstsq(terms, np.ones_like(seconds), rcond=None)
-    return Cost(float(fixed), float(per_row), dict(measured))
+    """Fit by least squares of the relative error, so that small forwards count as much as large ones."""
+    positions, seconds = np.array(list(measured)), np.array(list(measured.values()))
+    terms = np.stack((np.ones_like(seconds), positions), axis=1) / seconds[:, None]
+    (fixed, per_position), *_ = np.linalg.lstsq(terms, np.ones_like(seconds), rcond=None)
+    return Cost(float(fixed), float(per_position), dict(measured))
 
 
 def compute_speedup(figures: Mapping[str, Any], ratio: float) -> float:
-    """Tokens per second by those of AR, whose tokens cost a forward of one row each; ratio: a / b."""
-    return (ratio + 1) / (ratio * figures["forwards_per_token"] + figures["rows_per_token"])
+    """Divide tokens per second by AR's, whose tokens cost a forward of one position each. ratio: a / b."""
+    return (ratio + 1) / (ratio * figures["forwards_per_token"] + figures["positions_per_token"])
 
 
 def find_winners(by_name: Mapping[str, Mapping[str, Any]], ratios: Sequence[float] = RATIOS) -> list[tuple[float, str]]:
-    """(a / b from which it is the fastest, name) in ascending order, over the grid of ratios."""
+    """List (a / b from which it is the fastest, name) in ascending order, over the grid of ratios."""
     winners: list[tuple[float, str]] = []
     for ratio in ratios:
         best = max(by_name, key=lambda name: compute_speedup(by_name[name], ratio))

@@ -1,4 +1,4 @@
-"""One forward of each kind against its floor: the bare matrix products of the same shapes, timed in the same run."""
+"""Times one forward of each kind against its floor: the bare matmuls of the same shapes, in the same run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,11 @@ WANTED = {"draft": 1.10, "verify": 1.10, "step": 1.25}
 
 @torch.no_grad()
 def measure_forwards(rounds: int) -> dict[str, Any]:
-    """{by kind: {seconds, floor_seconds, ratio, num_rows, num_head_rows}} of forwards behind 512 cached tokens.
+    """Time forwards after 512 cached tokens; draft_and_verify computes the masks of two groups.
 
-    draft_and_verify computes the masks of two groups. prefill_head_rows: rows that reach the head, by mode.
+    Returns:
+        by_kind: {kind: {seconds, floor_seconds, ratio, num_positions, num_head_positions}}.
+        prefill_head_positions: positions of the prefill that reach the head, by mode.
     """
     model = make_model(SIZES)
     prompt = torch.randint(0, MASK_TOKEN_ID, (1, NUM_CACHED))
@@ -33,8 +35,8 @@ def measure_forwards(rounds: int) -> dict[str, Any]:
     session.prefill()
     forwards = _make_forwards(session.model, torch.randint(0, MASK_TOKEN_ID, (1, BLOCK_LENGTH * (1 + NUM_GROUPS))))
     functions: list[Callable[[], object]] = []
-    for function, num_rows, num_head_rows in forwards.values():
-        functions += [make_floor(model, num_rows, num_head_rows), function]
+    for function, num_positions, num_head_positions in forwards.values():
+        functions += [make_floor(model, num_positions, num_head_positions), function]
     seconds = time_interleaved(functions, rounds)
     return {
         "by_kind": {
@@ -42,21 +44,21 @@ def measure_forwards(rounds: int) -> dict[str, Any]:
                 "seconds": mine,
                 "floor_seconds": floor,
                 "ratio": mine / floor,
-                "num_rows": num_rows,
-                "num_head_rows": num_head_rows,
+                "num_positions": num_positions,
+                "num_head_positions": num_head_positions,
             }
-            for (kind, (_, num_rows, num_head_rows)), floor, mine in zip(
+            for (kind, (_, num_positions, num_head_positions)), floor, mine in zip(
                 forwards.items(), seconds[::2], seconds[1::2], strict=True
             )
         },
-        "prefill_head_rows": count_prefill_head_rows(model, prompt, options),
+        "prefill_head_positions": count_prefill_head_positions(model, prompt, options),
     }
 
 
 def _make_forwards(cached: CachedModel, tokens: Tensor) -> dict[str, tuple[Callable[[], Tensor], int, int]]:
-    """By kind: the forward with its logits, rows that it computes, rows of those that reach the head.
+    """Return by kind the forward with its logits, its positions, and how many of them reach the head.
 
-    As the decoders run them, up to the choice of tokens; nothing is kept in the cache, so they can be repeated.
+    The decode loops run them so, up to the choice of tokens. Nothing stays in the cache, so they can be repeated.
     """
     block, seed = tokens[:, :BLOCK_LENGTH], tokens[:, :1]
     both_ways, causal, single = (
@@ -86,17 +88,23 @@ def _make_forwards(cached: CachedModel, tokens: Tensor) -> dict[str, tuple[Calla
     }
 
 
-def make_floor(model: Any, num_rows: int, num_head_rows: int) -> Callable[[], None]:
-    """The matrix products of a forward of num_rows tokens behind NUM_CACHED ones, and nothing else.
+def make_floor(model: Any, num_positions: int, num_head_positions: int) -> Callable[[], None]:
+    """Return a function that runs the matmuls of a forward of num_positions tokens after NUM_CACHED ones, alone.
 
-    Projections, attention scores and weighted sums with the heads of a group folded into rows, the head on the rows
-    that are read. All operands are there already.
+    They are projections, attention scores and weighted sums (the heads of a group are folded into positions), and the
+    head on the positions that are read. All operands exist already.
     """
     config = model.config
     groups, head_dim = config.num_key_value_heads, config.head_dim
-    num_seen, folded = NUM_CACHED + num_rows, config.num_attention_heads // groups * num_rows
-    hidden, attended = torch.randn(1, num_rows, config.hidden_size), torch.randn(1, num_rows, model_width(config))
-    inner, read = torch.randn(1, num_rows, config.intermediate_size), torch.randn(1, num_head_rows, config.hidden_size)
+    num_seen, folded = NUM_CACHED + num_positions, config.num_attention_heads // groups * num_positions
+    hidden, attended = (
+        torch.randn(1, num_positions, config.hidden_size),
+        torch.randn(1, num_positions, model_width(config)),
+    )
+    inner, read = (
+        torch.randn(1, num_positions, config.intermediate_size),
+        torch.randn(1, num_head_positions, config.hidden_size),
+    )
     query, scores = torch.randn(1, groups, folded, head_dim), torch.rand(1, groups, folded, num_seen)
     key, value = torch.randn(2, 1, groups, num_seen, head_dim)
     layers = [
@@ -125,15 +133,15 @@ def make_floor(model: Any, num_rows: int, num_head_rows: int) -> Callable[[], No
 
 
 def model_width(config: Any) -> int:
-    """Of all query heads together."""
+    """Return the width of all query heads together."""
     return config.num_attention_heads * config.head_dim
 
 
-def count_prefill_head_rows(model: Any, prompt: Tensor, options: DecodeOptions) -> dict[str, int]:
-    """Rows of the prefill that reach the head, by mode. Quadratic drafts in it already: one row, and the draft's."""
+def count_prefill_head_positions(model: Any, prompt: Tensor, options: DecodeOptions) -> dict[str, int]:
+    """Count the prefill's positions that reach the head, by mode: one, and in quadratic those of its first draft."""
     counts: dict[str, int] = {}
     for mode in MODES:
-        forwards: list[int] = []  # head rows of each
+        forwards: list[int] = []  # head positions of each
         hooks = [
             model.encoder.register_forward_pre_hook(lambda *_, to=forwards: to.append(0)),
             model.diffusion_head.register_forward_pre_hook(

@@ -1,7 +1,7 @@
-"""The reference for speed: greedy decoding as one writes it down over a causal LM of transformers with a DynamicCache.
+"""Greedy decoding as plain loops over a causal LM of transformers with a DynamicCache: the reference for speed.
 
-Every mode is a plain loop for one prompt: masks are built in each forward, every row reaches the head, what is not to
-be kept is cropped from the cache. Outputs are those of our decoders. Shapes: prompt [1, P], results [T] tokens.
+Every mode is a plain loop for one prompt: masks are built in each forward, every position reaches the head, and the
+cache is cropped afterwards. Outputs are those of our decode loops. Shapes: prompt [1, P], results [T] tokens.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Result = tuple[list[int], int]  # new tokens, forwards
 
 @torch.no_grad()
 def loop_ar(model: Any, prompt: Tensor, max_new_tokens: int) -> Result:
-    """One token per forward."""
+    """Decode one token per forward."""
     cache = DynamicCache(config=model.config)
     tokens, output = prompt, []
     for _ in range(max_new_tokens):
@@ -70,7 +70,7 @@ def loop_linear(model: Any, prompt: Tensor, max_new_tokens: int, block_length: i
         choices = model(block, past_key_values=cache).logits.argmax(-1)
         num_forwards += 1
         num_accepted = _count_accepted(block, choices)
-        _keep(cache, num_cached + num_accepted + 1)
+        _crop(cache, num_cached + num_accepted + 1)
         output += choices[0, : num_accepted + 1].tolist()
         seed = choices[:, num_accepted : num_accepted + 1]
     return output, num_forwards
@@ -78,12 +78,12 @@ def loop_linear(model: Any, prompt: Tensor, max_new_tokens: int, block_length: i
 
 @torch.no_grad()
 def loop_quadratic(model: Any, prompt: Tensor, max_new_tokens: int, block_length: int, mask: int) -> Result:
-    """Verify a draft and, behind each of its tokens, draft the next one, all in one forward; the prefill drafts too."""
+    """Verify a draft and, after each of its tokens, draft the next one, all in one forward; the prefill drafts too."""
     cache = DynamicCache(config=model.config)
     drafted = torch.full((1, block_length), mask)
     logits = _see_groups(model, prompt, drafted, [prompt.shape[1] - 1], cache)
     block = torch.cat((logits[:, prompt.shape[1] - 1 :][:, :1], logits[:, prompt.shape[1] + 1 :]), dim=1).argmax(-1)
-    _keep(cache, prompt.shape[1])
+    _crop(cache, prompt.shape[1])
     output = block[0, :1].tolist()
     num_forwards = 1
     while (left := max_new_tokens - len(output)) > 0:
@@ -94,7 +94,7 @@ def loop_quadratic(model: Any, prompt: Tensor, max_new_tokens: int, block_length
         num_forwards += 1
         choices = logits[:, :num_verified].argmax(-1)
         num_accepted = _count_accepted(block, choices)
-        _keep(cache, num_cached + num_accepted + 1)
+        _crop(cache, num_cached + num_accepted + 1)
         output += choices[0, : num_accepted + 1].tolist()
         first = num_verified + num_accepted * block_length
         proposed = logits[:, first + 1 : first + block_length].argmax(-1)
@@ -111,34 +111,34 @@ LOOPS: dict[str, Callable[..., Result]] = {
 
 
 def _see_all(model: Any, block: Tensor, cache: DynamicCache, mask: int) -> Tensor:
-    """Logits [1, N, vocab] of a block whose tokens see each other both ways, the mask's at minus infinity."""
+    """Return logits [1, N, vocab] of a block whose tokens see each other both ways, the mask's at minus infinity."""
     num_cached, num_new = cache.get_seq_length(), block.shape[1]
     visible = torch.ones(1, 1, num_new, num_cached + num_new, dtype=torch.bool)
     logits = model(block, attention_mask=visible, past_key_values=cache).logits
-    _keep(cache, num_cached)
+    _crop(cache, num_cached)
     logits[..., mask] = -torch.inf
     return logits
 
 
-def _keep(cache: DynamicCache, length: int) -> None:
-    """Only the first `length` tokens."""
+def _crop(cache: DynamicCache, length: int) -> None:
+    """Crop the cache to its first `length` tokens."""
     cache.crop(length - cache.get_seq_length())  # a negative number of tokens to remove
 
 
 def _count_accepted(block: Tensor, choices: Tensor) -> int:
-    """Drafted tokens block[1:] that the choices behind their predecessors agree with, up to the first that differs."""
+    """Count the drafted tokens block[1:] that equal the choices after their predecessors, up to the first other one."""
     return int((block[0, 1:] == choices[0, :-1]).long().cumprod(0).sum())
 
 
 def _see_groups(model: Any, tokens: Tensor, masks: Tensor, ends: list[int], cache: DynamicCache) -> Tensor:
-    """Logits [1, N, vocab] of causal tokens [1, V] and then, for each of `ends`, of masks [1, M] behind that token.
+    """Return logits [1, N, vocab] of causal tokens [1, V], then for each of `ends` of masks [1, M] after that token.
 
-    The masks see each other and the tokens up to their own. No row ever prefers the mask: its head is zero.
+    The masks see each other and the tokens up to their own. No position ever prefers the mask: its head is zero.
     """
     num_tokens, num_cached = tokens.shape[1], cache.get_seq_length()
     end = torch.tensor([*range(num_tokens), *(end for end in ends for _ in range(masks.shape[1]))])
     group = torch.tensor([-1] * num_tokens + [end for end in ends for _ in range(masks.shape[1])])
-    behind = torch.tensor([0] * num_tokens + [*range(1, masks.shape[1] + 1)] * len(ends))
+    after = torch.tensor([0] * num_tokens + [*range(1, masks.shape[1] + 1)] * len(ends))
     is_token = group == -1
     visible = is_token[None] & (end[None] <= end[:, None])
     visible |= ~is_token[None] & (group[None] == group[:, None])
@@ -146,6 +146,6 @@ def _see_groups(model: Any, tokens: Tensor, masks: Tensor, ends: list[int], cach
     return model(
         torch.cat((tokens, *[masks] * len(ends)), dim=1),
         attention_mask=seen[None, None],
-        position_ids=(num_cached + end + behind)[None],
+        position_ids=(num_cached + end + after)[None],
         past_key_values=cache,
     ).logits

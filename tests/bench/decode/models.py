@@ -1,4 +1,4 @@
-"""Random models of given sizes, and transformers' own Ministral 3 with the same weights."""
+"""Makes random models of given sizes, and transformers' own Ministral 3 with the same weights."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,7 +25,7 @@ ROPE = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Named as in a config of transformers."""
+    """The sizes of a model, named as in a config of transformers."""
 
     vocab_size: int
     hidden_size: int
@@ -39,7 +39,7 @@ class Sizes:
 
 
 def make_model(sizes: Sizes, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
-    """A random model of ours in eval mode. Its head gives the mask token logit 0, which is never the best."""
+    """Make a random model of ours in eval mode. Its head gives the mask token logit 0, which is never the best."""
     torch.manual_seed(seed)
     config = NemotronLabsDiffusionConfig(**asdict(sizes), rope_parameters=dict(ROPE), mask_token_id=MASK_TOKEN_ID)
     model: Any = NemotronLabsDiffusionModel(config)
@@ -48,7 +48,7 @@ def make_model(sizes: Sizes, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def make_twin(model: Any, sizes: Sizes) -> Any:
-    """Ministral3ForCausalLM of transformers that shares the weights of `model`."""
+    """Make a Ministral3ForCausalLM of transformers that shares the weights of `model`."""
     config = Ministral3Config(**asdict(sizes), rope_parameters=dict(ROPE), pad_token_id=None)
     twin: Any = Ministral3ForCausalLM(config)
     rename = {"encoder.": "model.", "diffusion_head.": "lm_head."}

@@ -1,4 +1,4 @@
-"""Where each way to decode wins: what it needs (forwards, rows), and how fast that makes it as forwards get dearer."""
+"""Draws where each way to decode wins: the forwards and positions it needs, and its speed as forwards cost more."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,19 @@ BLOCK_STYLES = {None: "-", 8: DASHES, 4: (0, (1, 1.2))}  # by length of a block,
 
 
 def draw_trained(results: Figures) -> bytes:
-    """PNG. Left: tokens per forward against tokens per row. Right: speedup over AR against a / b."""
+    """Draw tokens per forward over tokens per position, and speedup over AR over a / b; return a PNG."""
     figure, ((left, right),) = make_figure(1, 2, (14, 7.5))
     _draw_needs(left, results["by_setting"])
     _draw_speedups(right, results)
-    title = f"Fewer forwards or fewer rows: {results['num_prompts']} held-out prompts, greedy, output equal to AR's"
+    title = (
+        f"Fewer forwards or fewer positions: {results['num_prompts']} held-out prompts, greedy, output equal to AR's"
+    )
     figure.suptitle(title, color=INK, fontsize=13)
     return save_png(figure)
 
 
 def _add_legend(axes: Any) -> None:
-    """Below the axes, as lines are everywhere in them."""
+    """Put the legend below the axes, since lines are everywhere in them."""
     place = {"loc": "upper left", "bbox_to_anchor": (0, -0.11), "ncols": 2, "fontsize": 7.5}
     axes.legend(frameon=False, labelcolor=INK, **place)
 
@@ -38,14 +40,14 @@ def _draw_needs(axes: Any, by_setting: Figures) -> None:
     _annotate(axes, blocks, lambda values: f"{values['threshold']:g}")
     axes.scatter([1], [1], marker="*", s=120, color=COLORS["ar"], label="ar", zorder=4)
     axes.set_xscale("log")
-    axes.set_xlabel("tokens per computed row", color=INK)
+    axes.set_xlabel("tokens per computed position", color=INK)
     axes.set_ylabel("tokens per forward", color=INK)
     _add_legend(axes)
     style_axes(axes, grid="both")
 
 
 def _draw_lines(axes: Any, family: str, chosen: list[dict[str, Any]]) -> None:
-    """A line over numbers of groups for each length of blocks (linear: over those lengths), and one over thresholds."""
+    """Draw a line over numbers of groups per block length (linear: over those lengths), and one over thresholds."""
     color = COLORS[family]
     plain = [values for values in chosen if values["threshold"] is None]
     if family.startswith("linear"):
@@ -83,7 +85,7 @@ def _connect(
     linestyle: Any = "-",
     linewidth: float = 1.3,
 ) -> None:
-    x, y = [[values[key] for values in points] for key in ("tokens_per_row", "tokens_per_forward")]
+    x, y = [[values[key] for values in points] for key in ("tokens_per_position", "tokens_per_forward")]
     look = {"marker": marker, "markersize": 4.5, "color": color, "linestyle": linestyle, "linewidth": linewidth}
     axes.plot(x, y, label=label, **look)
 
@@ -91,7 +93,7 @@ def _connect(
 def _annotate(axes: Any, points: list[dict[str, Any]], say: Any) -> None:
     for values in points:
         place = {"xytext": (0, 6), "textcoords": "offset points", "ha": "center"}
-        point = (values["tokens_per_row"], values["tokens_per_forward"])
+        point = (values["tokens_per_position"], values["tokens_per_forward"])
         axes.annotate(say(values), point, fontsize=7, color=MUTED, **place)
 
 
@@ -125,7 +127,7 @@ def _draw_speedups(axes: Any, results: Figures) -> None:
     )
     axes.set_xscale("log")
     axes.set_ylim(0)
-    axes.set_xlabel("a / b: a forward costs as much as so many rows (a GPU at batch 1: hundreds)", color=INK)
+    axes.set_xlabel("a / b: how many positions cost as much as the forward (a GPU at batch 1: hundreds)", color=INK)
     axes.set_ylabel("tokens per second, by AR's", color=INK)
     _add_legend(axes)
     style_axes(axes, grid="both")

@@ -22,19 +22,19 @@ class Setting:
 
     @property
     def family(self) -> str:
-        """What it is drawn as: linear, linear+adapter, ..."""
+        """The name of its colour: linear, linear+adapter, ..."""
         return self.mode + ("+adapter" if self.with_adapter else "")
 
     @property
     def name(self) -> str:
-        """Such as quadratic+adapter, block 4, 2 groups, threshold 0.1."""
+        """The setting's name, such as quadratic+adapter, block 4, 2 groups, threshold 0.1."""
         block = "" if self.block_length is None else f", block {self.block_length}"
         groups = "" if self.mask_groups is None else f", {self.mask_groups} group{'s' * (self.mask_groups > 1)}"
         return self.family + block + groups + ("" if self.threshold is None else f", threshold {self.threshold:g}")
 
 
 def list_settings(*, has_adapter: bool) -> list[Setting]:
-    """AR first."""
+    """List all settings, AR first."""
     settings = [Setting("ar"), *(Setting("block_diffusion", threshold=value) for value in BLOCK_THRESHOLDS)]
     for with_adapter in (False, True)[: 1 + has_adapter]:
         settings += [Setting("linear", with_adapter, threshold) for threshold in (None, *DRAFT_THRESHOLDS)]

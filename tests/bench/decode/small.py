@@ -1,4 +1,4 @@
-"""Tokens per second of a small model, where overhead rules, against plain loops over transformers."""
+"""Times a small model, where overhead dominates, against plain loops over transformers."""
 
 from dataclasses import asdict
 from functools import partial
@@ -16,13 +16,14 @@ SIZES = Sizes(512, 256, 768, 4, 4, 2, initializer_range=0.1)
 PROMPT_TOKENS, NEW_TOKENS, THRESHOLD = 64, 48, 0.9
 BLOCK_LENGTHS = (8, 32)  # those in use
 WANTED = {"ar": 1.5, "block_diffusion": 1.15, "linear": 1.15, "quadratic": 1.15}
-QUADRATIC_BLOCK_LENGTHS = (8,)  # with 32 a forward has 1056 rows, and matrix products rule
+QUADRATIC_BLOCK_LENGTHS = (8,)  # with 32 a forward has 1056 positions, and matmuls dominate
 
 
 def measure_small_model(rounds: int) -> dict[str, Any]:
-    """{sizes, by_mode: {mode or mode@block: {tokens_per_second, loop_tokens_per_second, ratio}}}.
+    """Return {sizes, by_mode: {mode or mode@block: {tokens_per_second, loop_tokens_per_second, ratio}}}.
 
-    Raises: AssertionError if a loop decodes something else than we do, or in another number of forwards.
+    Raises:
+        AssertionError: a loop decodes other tokens than we do, or in another number of forwards.
     """
     model = make_model(SIZES, seed=1)
     twin = make_twin(model, SIZES)
@@ -38,7 +39,7 @@ def measure_small_model(rounds: int) -> dict[str, Any]:
 
 
 def compare(model: Any, twin: Any, prompt: torch.Tensor, mode: str, block_length: int | None, rounds: int) -> dict:
-    """One mode, both ways."""
+    """Time one mode, both ways."""
     threshold = THRESHOLD if mode == "block_diffusion" else None
     options = DecodeOptions(NEW_TOKENS, block_length=block_length, threshold=threshold, eos_token_id=[])
     given = [value for value in (block_length, MASK_TOKEN_ID if block_length else None, threshold) if value is not None]

@@ -1,4 +1,4 @@
-"""Cost of forwards by rows, what a way to decode gains from it, and where each wins."""
+"""Cost of forwards by positions, what a way to decode gains from it, and where each wins."""
 
 import pytest
 
@@ -6,15 +6,15 @@ from tests.bench.decode.cost import Cost, compute_speedup, find_winners, fit
 from tests.bench.decode.settings import list_settings
 from tests.bench.decode.trained import Run, add_up
 
-AR = {"forwards_per_token": 1.0, "rows_per_token": 1.0}
-SPECULATION = {"forwards_per_token": 0.5, "rows_per_token": 20.0}
+AR = {"forwards_per_token": 1.0, "positions_per_token": 1.0}
+SPECULATION = {"forwards_per_token": 0.5, "positions_per_token": 20.0}
 
 
 def test_a_straight_line_is_found_again():
-    cost = fit({rows: 0.003 + 0.0002 * rows for rows in (1, 4, 32, 272)})
+    cost = fit({positions: 0.003 + 0.0002 * positions for positions in (1, 4, 32, 272)})
 
     assert cost.fixed == pytest.approx(0.003)
-    assert cost.per_row == pytest.approx(0.0002)
+    assert cost.per_position == pytest.approx(0.0002)
     assert cost.ratio == pytest.approx(15)
 
 
@@ -23,10 +23,12 @@ def test_relative_errors_count_alike_for_small_and_large_forwards():
 
     cost = fit(measured)
 
-    assert cost.fixed + cost.per_row == pytest.approx(0.010, rel=0.2)  # absolute errors would even make it negative
+    assert cost.fixed + cost.per_position == pytest.approx(
+        0.010, rel=0.2
+    )  # absolute errors would even make it negative
 
 
-def test_half_the_forwards_are_twice_as_fast_where_rows_cost_nothing_and_lose_where_they_cost_all():
+def test_half_the_forwards_are_twice_as_fast_where_positions_cost_nothing_and_lose_where_they_cost_all():
     assert compute_speedup(AR, 7.0) == 1
     assert compute_speedup(SPECULATION, 1e9) == pytest.approx(2)
     assert compute_speedup(SPECULATION, 0.0) == pytest.approx(1 / 20)
@@ -47,7 +49,7 @@ def test_figures_are_ratios_of_sums_and_leave_the_prefill_out_of_costs():
 
     assert figures["tokens_per_forward"] == 32 / 12
     assert figures["forwards_per_token"] == 10 / 30
-    assert figures["rows_per_token"] == 60 / 30
+    assert figures["positions_per_token"] == 60 / 30
     assert figures["acceptance_length"] == 3
     assert figures["tokens_per_second"] == 16
     assert figures["agreement"] == {"equal": 1, "tie": 1}

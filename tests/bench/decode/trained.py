@@ -1,4 +1,4 @@
-"""What each way to decode needs on held-out prompts of a trained model: forwards, rows, seconds; and what it emits."""
+"""Decodes held-out prompts with a trained model in every setting, and counts forwards, positions and seconds."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ ADAPTER = Path("drafters/rank_128/adapter")
 
 @dataclass(frozen=True)
 class Task:
-    """root: folder of the trained model, with export, prompts and perhaps the adapter."""
+    """One prompt to decode. root: folder of the trained model, with export, prompts and perhaps the adapter."""
 
     root: Path
     prompt_ids: list[int]
@@ -34,24 +34,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt decoded in one setting. num_rows: without those of the prompt. agreement: with greedy AR."""
+    """One prompt decoded in one setting. num_positions leaves out the prompt's; agreement is with greedy AR."""
 
     setting: Setting
     num_tokens: int
     num_forwards: int
-    num_rows: int
+    num_positions: int
     seconds: float
     acceptance_lengths: list[int]
     agreement: str
 
 
 def find_adapter(root: Path) -> Path | None:
-    """The draft adapter of a trained model, if it has been trained."""
+    """Return the draft adapter of a trained model, if there is one."""
     return root / ADAPTER if (root / ADAPTER).is_dir() else None
 
 
 def load_model(root: Path) -> Any:
-    """The export in fp32, its draft adapter attached if there is one."""
+    """Load the export in fp32, and attach its draft adapter if there is one."""
     model = load_export(root / "export", dtype="fp32", device="cpu")
     if adapter := find_adapter(root):
         attach_adapter(model, adapter)
@@ -59,7 +59,7 @@ def load_model(root: Path) -> Any:
 
 
 def decode_prompts(root: Path, *, per_group: int, max_new_tokens: int, num_processes: int) -> list[list[Run]]:
-    """Every prompt in every setting, one thread per process."""
+    """Decode every prompt in every setting, with one thread per process."""
     files = sorted((root / "prompts").glob("*.jsonl"))
     prompts = read_prompts(files, load_export_tokenizer(root / "export"), prompt_tokens=PROMPT_TOKENS, limit=per_group)
     tasks = [Task(root, prompt.token_ids, max_new_tokens) for prompt in prompts]
@@ -71,7 +71,7 @@ _models: dict[Path, Any] = {}  # of this process
 
 
 def decode_prompt(task: Task) -> list[Run]:
-    """One prompt in every setting; the first is AR, which the others are compared with."""
+    """Decode one prompt in every setting; the first is AR, which the others are compared with."""
     if task.root not in _models:
         _models[task.root] = load_model(task.root)
     model = _models[task.root]
@@ -93,7 +93,7 @@ def decode_prompt(task: Task) -> list[Run]:
 
 
 def _decode(model: Any, task: Task, setting: Setting) -> tuple[list[int], Any, float]:
-    """New tokens, result, CPU seconds. No token stops it: every prompt counts alike."""
+    """Return new tokens, result and CPU seconds. No token stops it, so that every prompt counts alike."""
     prompt = torch.tensor([task.prompt_ids])
     options = DecodeOptions(
         task.max_new_tokens,
@@ -110,15 +110,15 @@ def _decode(model: Any, task: Task, setting: Setting) -> tuple[list[int], Any, f
 
 
 def add_up(runs: Sequence[Run]) -> dict[str, Any]:
-    """Figures of one setting over all prompts, as ratios of sums.
+    """Compute the figures of one setting over all prompts, as ratios of sums.
 
-    num_forwards counts prefills, num_rows no row of a prompt; forwards_per_token and rows_per_token are those behind
-    the prefill, by the tokens behind the one that the prefill yields: what decoding costs.
+    num_forwards counts prefills; num_positions counts no position of a prompt. forwards_per_token and
+    positions_per_token leave out the prefill and the token that it yields: they are what decoding costs.
     """
-    tokens, forwards, rows = (
+    tokens, forwards, positions = (
         sum(run.num_tokens for run in runs),
         sum(run.num_forwards for run in runs),
-        sum(run.num_rows for run in runs),
+        sum(run.num_positions for run in runs),
     )
     lengths = [length for run in runs for length in run.acceptance_lengths]
     agreements = [run.agreement for run in runs]
@@ -126,11 +126,11 @@ def add_up(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "num_tokens": tokens,
         "num_forwards": forwards,
-        "num_rows": rows,
+        "num_positions": positions,
         "tokens_per_forward": tokens / forwards,
-        "tokens_per_row": later / rows,
+        "tokens_per_position": later / positions,
         "forwards_per_token": (forwards - len(runs)) / later,
-        "rows_per_token": rows / later,
+        "positions_per_token": positions / later,
         "acceptance_length": sum(lengths) / len(lengths) if lengths else None,
         "tokens_per_second": tokens / sum(run.seconds for run in runs),
         "agreement": {kind: agreements.count(kind) for kind in sorted(set(agreements))},

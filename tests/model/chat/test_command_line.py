@@ -1,4 +1,4 @@
-"""The command as a user meets it: one answer, a conversation, errors."""
+"""The command as a user meets it: one response, a conversation, errors."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def run(*arguments, stdin=""):
     return subprocess.run(command, input=stdin, capture_output=True, text=True, env=environment, timeout=120)
 
 
-def test_one_answer_as_json_from_another_process(copy_export, add_adapter):
+def test_one_response_as_json_from_another_process(copy_export, add_adapter):
     add_adapter(copy_export)
     done = run("-m", "model.chat", copy_export, "--prompt", "-", "--json", "--max-new-tokens", "12", stdin="Why? é\n")
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_help_needs_no_torch_and_the_chat_no_hydra(export):
     assert answered.stdout.endswith("0 ['torch', 'transformers']\n"), answered.stderr
 
 
-def test_one_answer_goes_to_stdout_and_its_numbers_to_stderr(export, capsys):
+def test_one_response_goes_to_stdout_and_its_numbers_to_stderr(export, capsys):
     arguments = [str(export), "--device", "cpu", "--prompt", "Why?", "--max-new-tokens", "8"]
     texts = []
     for mode in ("ar", "linear", "quadratic"):
@@ -71,7 +71,7 @@ def test_one_answer_goes_to_stdout_and_its_numbers_to_stderr(export, capsys):
     assert json.loads(capsys.readouterr().out)["text"] + "\n" == texts[0]
 
 
-def test_a_seed_repeats_a_sampled_answer(export, capsys):
+def test_a_seed_repeats_a_sampled_response(export, capsys):
     arguments = [str(export), "--device", "cpu", "--prompt", "Why?", "--max-new-tokens", "16", "--temperature", "1.5"]
     texts = []
     for seed in ("7", "7", "8"):
@@ -115,7 +115,7 @@ def test_a_conversation_that_became_too_long_can_begin_anew(export, monkeypatch,
     assert out.count("6 tokens · ") == 1
 
 
-def test_ctrl_c_ends_the_answer_but_not_the_chat(export, monkeypatch, capsys):
+def test_ctrl_c_ends_the_response_but_not_the_chat(export, monkeypatch, capsys):
     from model.chat import chat_model
 
     real = chat_model.load_chat_model
@@ -137,7 +137,7 @@ def test_ctrl_c_ends_the_answer_but_not_the_chat(export, monkeypatch, capsys):
     assert out.count("6 tokens · ") == 1
 
 
-def test_ctrl_c_at_one_answer_is_status_130(export, monkeypatch):
+def test_ctrl_c_at_one_response_is_status_130(export, monkeypatch):
     from model.chat.session import ChatSession
 
     def interrupt(*_):

@@ -29,10 +29,10 @@ def render(chat_model, messages):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_answer_is_what_the_entry_point_returns_for_the_rendered_chat(chat_model, mode):
-    session, pieces = make_session(chat_model, mode, system="Be brief."), []
-    first = session.ask("Tell me a story", pieces.append)
-    assert "".join(pieces) == first.text
+def test_a_response_is_what_the_entry_point_returns_for_the_rendered_chat(chat_model, mode):
+    session, written = make_session(chat_model, mode, system="Be brief."), []
+    first = session.ask("Tell me a story", written.append)
+    assert "".join(written) == first.text
     opening = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Tell me a story"}]
     prompt_ids = render(chat_model, opening)
     assert 10 in prompt_ids and 11 in prompt_ids  # <|im_start|>, <|im_end|>
@@ -52,15 +52,15 @@ def test_an_answer_is_what_the_entry_point_returns_for_the_rendered_chat(chat_mo
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_stop_token_ends_the_answer_and_is_not_text(chat_model, mode):
+def test_a_stop_token_ends_the_response_and_is_not_text(chat_model, mode):
     prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
     free = chat_model.model.ar_generate(prompt_ids, 20)[0][0, prompt_ids.shape[1] :].tolist()
     stop = free[9] if mode != "block_diffusion" else free[0]
-    session, pieces = make_session(replace(chat_model, stop_ids=(11, stop)), mode), []
-    answer = session.ask("Why?", pieces.append)
-    assert answer.stopped == "eos"
-    assert answer.new_tokens == free.index(stop) + 1
-    assert answer.text == "".join(pieces) == chat_model.tokenizer.decode(free[: free.index(stop)])
+    session, written = make_session(replace(chat_model, stop_ids=(11, stop)), mode), []
+    response = session.ask("Why?", written.append)
+    assert response.stopped == "eos"
+    assert response.new_tokens == free.index(stop) + 1
+    assert response.text == "".join(written) == chat_model.tokenizer.decode(free[: free.index(stop)])
 
 
 def test_options_reach_the_decoder(chat_model):
@@ -96,10 +96,10 @@ def test_bad_prompts_leave_the_conversation_as_it_was(chat_model):
         make_session(chat_model, system="")
 
 
-def test_an_answer_ends_where_the_positions_end(chat_model):
-    answer = make_session(chat_model, max_new_tokens=10**6).ask("Why?")
+def test_a_response_ends_where_the_positions_end(chat_model):
+    response = make_session(chat_model, max_new_tokens=10**6).ask("Why?")
     prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
-    assert (answer.new_tokens, answer.stopped) == (256 - prompt_ids.shape[1], "length")
+    assert (response.new_tokens, response.stopped) == (256 - prompt_ids.shape[1], "length")
 
 
 def test_a_template_that_refuses_is_quoted(chat_model, copy_export):
@@ -109,8 +109,8 @@ def test_a_template_that_refuses_is_quoted(chat_model, copy_export):
         session.ask("Why?")
 
 
-def test_an_interrupted_answer_stays_as_far_as_it_was_shown(chat_model):
-    session, pieces = make_session(chat_model, "ar", 50), []
+def test_an_interrupted_response_stays_as_far_as_it_was_shown(chat_model):
+    session, written = make_session(chat_model, "ar", 50), []
     calls = iter(range(100))
 
     def interrupt(*_):
@@ -120,16 +120,16 @@ def test_an_interrupted_answer_stays_as_far_as_it_was_shown(chat_model):
     hook = chat_model.model.encoder.register_forward_pre_hook(interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            session.ask("Why?", pieces.append)
+            session.ask("Why?", written.append)
     finally:
         hook.remove()
     prompt_ids = render(chat_model, [{"role": "user", "content": "Why?"}])
     expected = chat_model.tokenizer.decode(chat_model.model.ar_generate(prompt_ids, 12)[0][0, prompt_ids.shape[1] :])
     assert session.messages[-1] == {"role": "assistant", "content": expected}
-    assert "".join(pieces) == expected
+    assert "".join(written) == expected
 
 
-def test_an_answer_interrupted_before_its_first_token_is_forgotten(chat_model):
+def test_a_response_interrupted_before_its_first_token_is_forgotten(chat_model):
     session = make_session(chat_model)
 
     def interrupt(*_):
@@ -146,25 +146,25 @@ def test_an_answer_interrupted_before_its_first_token_is_forgotten(chat_model):
 
 def test_parts_of_a_character_are_never_shown(chat_model):
     text = "the naïve 🐳 swims\n日本 ends"
-    tokens, pieces = chat_model.tokenizer(text).input_ids, []
+    tokens, written = chat_model.tokenizer(text).input_ids, []
     assert len(chat_model.tokenizer("🐳").input_ids) == 4  # one token per byte
-    streamer = ResponseStreamer(chat_model.tokenizer, (11,), pieces.append)
+    streamer = ResponseStreamer(chat_model.tokenizer, (11,), written.append)
     streamer.put(torch.tensor([[1, 2, 3]]))
     for token in [*tokens, 11]:
         streamer.put(torch.tensor([token]))
     streamer.end()
-    assert "".join(pieces) == streamer.text == text
-    assert len(pieces) > 4
-    assert "\ufffd" not in "".join(pieces)
+    assert "".join(written) == streamer.text == text
+    assert len(written) > 4
+    assert "\ufffd" not in "".join(written)
 
 
 def test_thinking_marks_are_text(chat_model):
-    pieces = []
-    streamer = ResponseStreamer(chat_model.tokenizer, (11,), pieces.append)
+    written = []
+    streamer = ResponseStreamer(chat_model.tokenizer, (11,), written.append)
     streamer.put(torch.tensor([[1]]))
     streamer.put(torch.tensor([12, *chat_model.tokenizer("the sea").input_ids, 13, 11]))
     streamer.end()
-    assert "".join(pieces) == streamer.text == "<think>the sea</think>"
+    assert "".join(written) == streamer.text == "<think>the sea</think>"
     assert json.dumps(streamer.text)
 
 

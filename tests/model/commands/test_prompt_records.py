@@ -12,7 +12,7 @@ from model.commands.prompt_records import encode_prompt_record, lacks_response, 
 from tests.helpers.tiny_exports import TEXT, VOCAB_SIZE
 
 QUESTION = {"role": "user", "content": "Why?"}
-ANSWER = {"role": "assistant", "content": "Because."}
+RESPONSE = {"role": "assistant", "content": "Because."}
 
 
 def test_a_line_ends_at_a_line_feed_alone_and_blank_ones_count(tmp_path: Path) -> None:
@@ -43,8 +43,8 @@ def test_messages_win_over_what_repeats_them(tmp_path: Path) -> None:
     [
         ({"prompt": "Why?"}, True),
         ({"messages": [QUESTION]}, True),
-        ({"messages": [QUESTION, ANSWER, QUESTION]}, True),
-        ({"messages": [QUESTION, ANSWER], "prompt": "Why?"}, False),
+        ({"messages": [QUESTION, RESPONSE, QUESTION]}, True),
+        ({"messages": [QUESTION, RESPONSE], "prompt": "Why?"}, False),
         ({"messages": [QUESTION], "text": "Why?"}, True),
         ({"text": "Why?", "prompt": "Why?"}, False),
         ({"messages": []}, False),

@@ -49,7 +49,7 @@ def test_a_forward_that_is_right_somewhere_commits_that_alone_and_the_first_one_
 @pytest.mark.parametrize(
     ("is_right", "num_tokens", "expected"),
     [
-        (True, 33, Ceiling(33, 1, 4, 4)),  # four full blocks and a lone seed, which nothing is masked behind
+        (True, 33, Ceiling(33, 1, 4, 4)),  # four full blocks and a lone seed, which nothing masked follows
         (False, 33, Ceiling(33, 1, 28, 4)),
         (True, 32, Ceiling(32, 1, 4, 3)),  # the last block needs no commit
         (True, 1, Ceiling(1, 1, 0, 0)),
@@ -97,7 +97,7 @@ def test_a_model_whose_masks_predict_something_else_gets_one_position_per_forwar
     options = DecodeOptions(max_new_tokens=33, eos_token_id=[])
     assert decode(model, "ar", torch.tensor([PROMPT]), options).output_ids[0, 3:].tolist() == [REPEATED_TOKEN] * 33
     assert measure(model, 33, 33) == Ceiling(33, 1, 4 * 7, 4)
-    # Stopped after 11 tokens though there was room for 33: what lies behind is context and no work.
+    # Stopped after 11 tokens though there was room for 33: what lies after it is context, not work.
     assert measure(model, 11, 33) == Ceiling(11, 1, 7 + 2, 1)
 
 

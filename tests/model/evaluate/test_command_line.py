@@ -31,11 +31,13 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Two groups; the last two rows have answers, one of which the model gives."""
-    rows: list[dict[str, Any]] = [{"text": TEXT[i:]} for i in range(2)]
-    rows.append({"messages": [{"role": "user", "content": "Why?"}], "answer": ["never", "said"], "group": "questions"})
-    rows.append({"prompt": "Why?", "answer": 7, "group": "questions"})
-    (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    """Two groups; the last two records have answers, one of which the model gives."""
+    records: list[dict[str, Any]] = [{"text": TEXT[i:]} for i in range(2)]
+    records.append(
+        {"messages": [{"role": "user", "content": "Why?"}], "answer": ["never", "said"], "group": "questions"}
+    )
+    records.append({"prompt": "Why?", "answer": 7, "group": "questions"})
+    (tmp_path / "stories.jsonl").write_text("\n".join(map(json.dumps, records)))
     return tmp_path / "stories.jsonl"
 
 
@@ -60,8 +62,8 @@ def test_tables_and_files(
         assert min(struct.unpack(">II", picture[16:24])) > 300
     tables = capsys.readouterr().out.partition("numbers and pictures")[0]
     assert max(map(len, tables.splitlines())) <= 80
-    header, *rows = tables.partition("Thresholds")[2].partition("block_diffusion commits")[0].strip().splitlines()
-    assert not [row for row in rows[2:] if row.strip() and len(row.split()) != 8], "no cell folds"
+    header, *lines = tables.partition("Thresholds")[2].partition("block_diffusion commits")[0].strip().splitlines()
+    assert not [line for line in lines[2:] if line.strip() and len(line.split()) != 8], "no cell folds"
     assert len(header.split()) == 6, "tokens/ tokens/ equals lead- accu- 4-"
     for text in ("Speed", "Forwards", "Text", "by group", "Thresholds", "quadratic+adapter@0.5", "speed of light"):
         assert text in tables

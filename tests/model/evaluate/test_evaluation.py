@@ -117,7 +117,7 @@ def test_block_diffusion_may_differ_and_speculation_may_not(model: Any, monkeypa
     assert evaluation.overall.modes[QUADRATIC].agreement.leading_share == 16 / 17
 
 
-def test_answers_are_scored_and_texts_kept_on_request(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_answers_are_scored_and_texts_written_on_request(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     word = str(tokenizer.decode([REPEATED_TOKEN]))
     right, wrong = (
         EvaluationPrompt([5], "a", f"here:{i}", answers) for i, answers in enumerate([(word * 17,), ("no",)])

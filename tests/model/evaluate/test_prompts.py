@@ -1,4 +1,4 @@
-"""Rows of .jsonl files become token ids, or a message with file and line."""
+"""Records of .jsonl files become token ids, or a message with file and line."""
 
 import json
 from pathlib import Path
@@ -21,8 +21,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFa
     return tokenizer
 
 
-def write(path: Path, *rows: Any) -> Path:
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+def write(path: Path, *records: Any) -> Path:
+    path.write_text(
+        "\n".join(record if isinstance(record, str) else json.dumps(record) for record in records), encoding="utf-8"
+    )
     return path
 
 
@@ -30,10 +32,10 @@ def read(tokenizer: PreTrainedTokenizerFast, *paths: Path, **options: Any) -> li
     return read_prompts(paths, tokenizer, **({"prompt_tokens": 5} | options))
 
 
-def test_the_three_kinds_of_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_three_kinds_of_records(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     chat = [{"role": "user", "content": "Why?"}]
     path = write(
-        tmp_path / "rows.jsonl",
+        tmp_path / "records.jsonl",
         {"prompt": "<|im_start|>the sea"},
         "",
         {"text": "<|im_start|>the sea is wide and blue"},
@@ -50,13 +52,13 @@ def test_the_three_kinds_of_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerF
         chat, add_generation_prompt=True, tokenize=False
     )
     assert answered.token_ids == asked.token_ids
-    assert [p.group for p in (prompt, text, asked, answered)] == ["rows"] * 3 + ["chats"]
+    assert [p.group for p in (prompt, text, asked, answered)] == ["records"] * 3 + ["chats"]
     assert text.place == f"{path}:3"
 
 
 def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [{"prompt": f"number {i}", "group": "ab"[i % 2]} for i in range(6)]
-    first, second = write(tmp_path / "first.jsonl", *rows), write(tmp_path / "second.jsonl", {"prompt": "more"})
+    records = [{"prompt": f"number {i}", "group": "ab"[i % 2]} for i in range(6)]
+    first, second = write(tmp_path / "first.jsonl", *records), write(tmp_path / "second.jsonl", {"prompt": "more"})
     prompts = read(tokenizer, first, second, limit=2)
     assert [p.group for p in prompts] == ["a", "b", "a", "b", "second"]
     assert tokenizer.decode(prompts[2].token_ids) == "number 2"
@@ -65,9 +67,9 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTra
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", r"rows\.jsonl:2 is not JSON"),
-        ("[1]", r"rows\.jsonl:2 is not a JSON object but list"),
-        ({"question": "Why?"}, r"rows\.jsonl:2 has none of prompt, messages, text"),
+        ("{", r"records\.jsonl:2 is not JSON"),
+        ("[1]", r"records\.jsonl:2 is not a JSON object but list"),
+        ({"question": "Why?"}, r"records\.jsonl:2 has none of prompt, messages, text"),
         ({"prompt": "a", "text": "b"}, r"has prompt and text of"),
         ({"prompt": 3}, r'"prompt" must be text, not int'),
         ({"prompt": " \n"}, r'"prompt" is empty'),
@@ -86,14 +88,14 @@ def test_a_limit_takes_the_first_of_each_group(tmp_path: Path, tokenizer: PreTra
     ],
 )
 def test_what_is_no_prompt_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, row: Any, message: str) -> None:
-    path = write(tmp_path / "rows.jsonl", {"prompt": "fine"}, row)
+    path = write(tmp_path / "records.jsonl", {"prompt": "fine"}, row)
     with pytest.raises(UserError, match=message):
         read(tokenizer, path)
 
 
 def test_answers_are_one_or_several_texts_or_numbers(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     answers = ("four", 4, ["four", 4, 4.5], None)
-    path = write(tmp_path / "rows.jsonl", *({"prompt": "two and two", "answer": answer} for answer in answers))
+    path = write(tmp_path / "records.jsonl", *({"prompt": "two and two", "answer": answer} for answer in answers))
     assert [p.answers for p in read(tokenizer, path)] == [("four",), ("4",), ("four", "4", "4.5"), None]
 
 
@@ -115,8 +117,8 @@ def test_a_prompt_with_a_mask_token_is_named() -> None:
 
 
 def test_no_prompts_are_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(UserError, match=r"no prompts in .*rows\.jsonl"):
-        read(tokenizer, write(tmp_path / "rows.jsonl", ""))
+    with pytest.raises(UserError, match=r"no prompts in .*records\.jsonl"):
+        read(tokenizer, write(tmp_path / "records.jsonl", ""))
     for missing in (tmp_path / "nowhere.jsonl", tmp_path):
         with pytest.raises(UserError, match="is not a file"):
             read(tokenizer, missing)
@@ -127,17 +129,17 @@ def test_no_prompts_are_an_error(tmp_path: Path, tokenizer: PreTrainedTokenizerF
 
 def test_a_refusing_or_missing_template_is_named(tmp_path: Path) -> None:
     tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
-    path = write(tmp_path / "rows.jsonl", {"messages": [{"role": "user", "content": "Why?"}]})
+    path = write(tmp_path / "records.jsonl", {"messages": [{"role": "user", "content": "Why?"}]})
     with pytest.raises(UserError, match="has no chat template"):
         read(tokenizer, path)
     tokenizer.chat_template = "{{ raise_exception('system first') }}"
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .* rejects the messages: system first"):
+    with pytest.raises(UserError, match=r"records\.jsonl:1: .* rejects the messages: system first"):
         read(tokenizer, path)
 
 
 def test_a_prompt_longer_than_the_context_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    prompts = read(tokenizer, write(tmp_path / "rows.jsonl", {"prompt": "a"}, {"prompt": "the sea " * 9}))
+    prompts = read(tokenizer, write(tmp_path / "records.jsonl", {"prompt": "a"}, {"prompt": "the sea " * 9}))
     length = len(prompts[1].token_ids)
     check_room(prompts, 10, length + 10)
-    with pytest.raises(UserError, match=rf"rows\.jsonl:2: the prompt has {length} tokens; with 11 new ones"):
+    with pytest.raises(UserError, match=rf"records\.jsonl:2: the prompt has {length} tokens; with 11 new ones"):
         check_room(prompts, 11, length + 10)

@@ -106,12 +106,12 @@ def test_wilsons_interval_ends_where_the_score_test_begins_to_reject(correct: in
 
 def test_the_interval_of_a_ratio_is_that_of_the_delta_method() -> None:
     generator = np.random.default_rng(1)
-    rows = np.stack((generator.integers(60, 129, size=800), generator.integers(25, 45, size=800)), axis=1)
-    ratio = rows[:, 0].mean() / rows[:, 1].mean()
-    error = (rows[:, 0] - ratio * rows[:, 1]).std() / rows[:, 1].mean() / math.sqrt(800)
-    interval = bootstrap(rows, divide_sums, resamples=5000, seed=0)
+    calls = np.stack((generator.integers(60, 129, size=800), generator.integers(25, 45, size=800)), axis=1)
+    ratio = calls[:, 0].mean() / calls[:, 1].mean()
+    error = (calls[:, 0] - ratio * calls[:, 1]).std() / calls[:, 1].mean() / math.sqrt(800)
+    interval = bootstrap(calls, divide_sums, resamples=5000, seed=0)
     assert interval == pytest.approx([ratio - 1.96 * error, ratio + 1.96 * error], abs=0.1 * error)
-    assert bootstrap(rows[:1], divide_sums, 10, 0) is None
+    assert bootstrap(calls[:1], divide_sums, 10, 0) is None
 
 
 @pytest.mark.parametrize(
