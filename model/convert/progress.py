@@ -18,7 +18,7 @@ class Progress:
         """One more tensor is done. what: `writing` or `checking`."""
 
 
-class ProgressBar(Progress):
+class ConversionBar(Progress):
     """Shows a progress bar in bytes."""
 
     def __init__(self, bar: RichProgress) -> None:
@@ -38,4 +38,4 @@ def show_progress(console: Console) -> Iterator[Progress]:
     """Show a progress bar within the block."""
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with RichProgress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2) as bar:
-        yield ProgressBar(bar)
+        yield ConversionBar(bar)

@@ -45,7 +45,7 @@ AR's tokens in fp32 (in bf16 differences are only counted). Code in the checkpoi
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 if outputs differ from AR's, 2 after an error message, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    return exit_status(lambda: run(options))
+    return exit_status(lambda: _run(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,7 +104,7 @@ def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     """Evaluate, print the tables and write the files. Raises: UserError if something given cannot be used."""
     output = command_line.choose_output(options.export, options.output)
     check_together(options)

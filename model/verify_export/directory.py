@@ -165,14 +165,14 @@ def find_unsummed_folders(files: Files, sums: Sums) -> list[str]:
 
 
 def new_sums(files: Files, sums: Sums, folder: str) -> dict[str, str]:
-    """The sums that `folder` gets, relative to it."""
+    """Return the sums for the SHA256SUMS of `folder`, relative to it."""
     own = (Path(folder) / SUMS_NAME).as_posix()
     names = (name for name in _files_of(files, folder) if name != own)
     return {Path(name).relative_to(folder).as_posix(): sums.now[name] for name in names}
 
 
 def _files_of(files: Files, folder: str) -> list[str]:
-    """Files that the SHA256SUMS of `folder` answers for: an adapter's own are not the export's."""
+    """List the files that the SHA256SUMS of `folder` covers; those of an adapter are not the export's."""
     if folder != ".":
         return [name for name in files.names if name.startswith(f"{folder}/")]
     return [name for name in files.names if not any(name.startswith(f"{inner}/") for inner in files.signing)]
