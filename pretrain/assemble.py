@@ -9,7 +9,7 @@ from typing import Any
 from megatron.core import parallel_state
 
 from conf.schema import RunConfig
-from data_pipeline.loader import BatchLoader
+from data_pipeline.dataset import BatchLoader
 from data_pipeline.noise import NoiseSource
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder

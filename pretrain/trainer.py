@@ -12,7 +12,7 @@ import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
 from conf.schema import RunConfig, SaveFailure, SpikePolicy
-from data_pipeline.loader import BatchLoader
+from data_pipeline.dataset import BatchLoader
 from model.checkpoint.layout import load_checkpoint_manifest
 from pretrain.checkpointing.checkpointer import Checkpointer
 from pretrain.health.guard import LossGuard, StepVerdict

@@ -128,3 +128,8 @@ def test_verify_finds_a_changed_shard_and_needs_a_manifest(inspect, own_dataset_
 def test_values_out_of_range_are_refused(inspect, dataset_dir: Path, option: tuple[str, str]) -> None:
     status, _, err = inspect(dataset_dir, *option)
     assert status == 2 and option[0] in err
+
+
+def test_the_old_name_of_an_option_is_refused_with_the_new_one(inspect, own_dataset_dir: Path) -> None:
+    status, _, err = inspect(own_dataset_dir, "--rows", 0)
+    assert status == 2 and "renamed: give --positions 0" in err
