@@ -34,12 +34,29 @@ class StepFlops(NamedTuple):
     head: int
 
 
+class FlopRates(NamedTuple):
+    """Holds FLOPs of training per position, per attended pair and per scored position."""
+
+    position: int
+    attended_pair: int
+    scored_position: int
+
+
+def compute_flop_rates(model: ModelConfig) -> FlopRates:
+    """Return what each unit of a step costs: one optimizer step is the sum of its units."""
+    return FlopRates(
+        3 * 2 * model.num_layer_parameters,
+        3 * 4 * model.query_width * model.num_layers,
+        3 * 2 * model.hidden_size * model.vocab_size,
+    )
+
+
 def count_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> StepFlops:
     """Return FLOPs of one optimizer step by part; arguments as of compute_step_flops."""
-    layers = 2 * model.num_layer_parameters * positions
-    attention = 4 * model.query_width * model.num_layers * attended_pairs
-    head = 2 * model.hidden_size * model.vocab_size * scored_positions
-    return StepFlops(3 * layers, 3 * attention, 3 * head)
+    rates = compute_flop_rates(model)
+    return StepFlops(
+        rates.position * positions, rates.attended_pair * attended_pairs, rates.scored_position * scored_positions
+    )
 
 
 def compute_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from conf.schema import RunConfig
 from pretrain.checkpointing.checkpointer import SaveReport
-from pretrain.costs import compute_step_flops, find_peak_flops
+from pretrain.costs import compute_flop_rates, find_peak_flops
 from pretrain.health.guard import LossGuard, StepVerdict
 from pretrain.health.heartbeat import Beat, Stragglers
 from pretrain.objective.losses import LossStats
@@ -52,7 +52,7 @@ class RunReport:
         self._config, self._session, self._stragglers = config, session, stragglers
         self._metrics, self._ranks = session.metrics, session.ranks
         self._bar = session.progress_bar(f"{config.stage.name} stage")
-        self._peak_flops = find_peak_flops(session.ranks.device)
+        self._flop_rates, self._peak_flops = compute_flop_rates(config.model), find_peak_flops(session.ranks.device)
         self._status_written = float("-inf")
 
     def write_start(self, start: StartPoint, parameters: int) -> None:
@@ -171,7 +171,8 @@ class RunReport:
 
     def _describe_step(self, outcome: StepOutcome, guard: LossGuard, ratios: dict[int, float]) -> dict[str, Any]:
         config, counts, seconds, peak = self._config, outcome.counts, outcome.seconds, self._peak_flops
-        flops = compute_step_flops(config.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+        units = (counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+        flops = float(sum(rate * count for rate, count in zip(self._flop_rates, units, strict=True)))
         slowest = max(ratios, key=ratios.__getitem__)
         return {
             **asdict(outcome.stats),

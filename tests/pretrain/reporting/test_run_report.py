@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from conf.schema import ModelConfig
 from pretrain.reporting import run_report as module
 from pretrain.reporting.run_report import RunReport
 from pretrain.run.process_group import Ranks
@@ -18,7 +19,9 @@ def build_report(run_dir: Path) -> RunReport:
     ranks = Ranks(0, 1, torch.device("cpu"))
     session: Any = SimpleNamespace(run_dir=run_dir, ranks=ranks, metrics=silent, progress_bar=lambda title: silent)
     config: Any = SimpleNamespace(
-        stage=SimpleNamespace(name="joint"), runtime=SimpleNamespace(log_every_steps=1000), run=None
+        stage=SimpleNamespace(name="joint"),
+        runtime=SimpleNamespace(log_every_steps=1000),
+        model=ModelConfig("toy", 1, 8, 16, 1, 1, 8, 32),
     )
     stragglers: Any = SimpleNamespace(compare=lambda seconds: {}, update=lambda ratios, step: [])
     return RunReport(config, session, stragglers)
