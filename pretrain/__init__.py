@@ -1,1 +1,1 @@
-"""The trainer of the AR and joint stages on megatron-core."""
+"""Trains the AR, joint and SFT stages on megatron-core."""

@@ -1,4 +1,4 @@
-"""Entry of the trainer: `torchrun --nproc_per_node=N -m pretrain.train [group=option ...] [key=value ...]`.
+"""Starts the trainer: `torchrun --nproc_per_node=N -m pretrain.train [group=option ...] [key=value ...]`.
 
 Composes the configuration, checks its rules and hands dataclasses to run_training. torch is imported only once the
 configuration is known to be good, so that --help, --cfg job and every configuration error answer at once.
@@ -36,7 +36,7 @@ a Hugging Face directory or another run: init_from=...
 
 
 def run(config: RunConfig, world_size: int) -> int:
-    """Check the rules, then train. Returns the exit status; raises UserError for whatever the user can mend."""
+    """Check the rules, train, and return the exit status. Raises: UserError for whatever the user can fix."""
     check_rules(config, world_size)
     quiet_libraries("torch.distributed")
 

@@ -56,6 +56,11 @@ MAY_IMPORT = {
     ),
 }
 
+# The wings of pretrain/, each of which may import those before it, and which of them the monitor may import.
+WINGS_OF_PRETRAIN = ("costs", "objective", "run", "step", "health", "checkpointing", "resume", "reporting")
+LOOP_OF_PRETRAIN = ("trainer", "assemble", "dry_batch", "train")
+MONITOR_MAY_IMPORT = ("costs", "run", "monitor")
+
 # Library: the folders that may import it ("entry": also files that are run, hydra's home).
 HOMES = {
     "megatron": ("model", "pretrain"),
@@ -160,6 +165,21 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
     deeper = tuple(other for other in MAY_IMPORT if other.startswith(folder + "/"))
     here = [found for found in ALL_IMPORTS if found.lies_in(folder) and not found.lies_in(*deeper)]
     assert_none([found for found in here if found.is_within(*OURS) and not found.is_within(*MAY_IMPORT[folder])])
+
+
+def wing_of(path: str) -> str:
+    """Name of the wing or file of pretrain/ in which a file or module lies."""
+    return path.removesuffix(".py").replace("/", ".").split(".")[1]
+
+
+def test_the_wings_of_pretrain_stand_on_those_before_them() -> None:
+    order = (*WINGS_OF_PRETRAIN, *LOOP_OF_PRETRAIN)
+    arrows = [found for found in ALL_IMPORTS if found.lies_in("pretrain") and found.is_within("pretrain")]
+    inside = [found for found in arrows if wing_of(found.file) != "monitor"]
+    assert {wing_of(found.file) for found in inside} | {wing_of(found.module) for found in inside} <= set(order)
+    assert_none([found for found in inside if order.index(wing_of(found.module)) > order.index(wing_of(found.file))])
+    watching = [found for found in arrows if wing_of(found.file) == "monitor"]
+    assert_none([found for found in watching if wing_of(found.module) not in MONITOR_MAY_IMPORT])
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved with megatron-core's dist_checkpointing, in the background where asked for."""
+"""Saves and loads checkpoints of a run with megatron-core's dist_checkpointing, in the background if configured."""
 
 import shutil
 import time
@@ -48,7 +48,7 @@ class SaveReport:
 
 @dataclass
 class _Save:
-    """A save under way. waited: seconds training has stood still for it so far."""
+    """Follows a save under way. waited: seconds training has stood still for it so far."""
 
     directory: StepDirectory
     manifest: CheckpointManifest

@@ -1,4 +1,4 @@
-"""Processes a rank starts to write checkpoints: they end with it, however it ends. Needs no torch.
+"""Processes that a rank starts to write checkpoints end with it, however it ends. Imports no torch.
 
 Nobody else would end them: a killed rank cannot, and launchers know their ranks only. A writer that lives on would
 write into the folder the next start saves to.
@@ -18,14 +18,14 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 def end_with_parent(parent: int) -> None:
-    """To be called in a process that `parent` started: from now on the end of one is the end of the other."""
+    """Make this process, which `parent` started, end when its parent ends."""
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before this was said
         os._exit(1)
 
 
 class SharedQueue:
-    """A queue between processes, held by a process of its own that ends with this one, and with nothing before it.
+    """Holds a queue between processes in a process of its own, which ends with this one and not before.
 
     A signal to all processes of a job asks ranks to save, which they cannot do without the queue: its process ignores
     what ranks are asked with.
@@ -43,5 +43,5 @@ class SharedQueue:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process is there."""
+        """Whether that process is running."""
         return self._manager._process.is_alive()  # type: ignore[attr-defined]

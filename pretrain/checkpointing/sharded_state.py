@@ -1,4 +1,4 @@
-"""megatron-core's view of weights and optimizer state: which part of which global tensor this rank holds.
+"""Weights and optimizer state as megatron-core saves them: which part of which global tensor this rank holds.
 
 What is written under one layout can be read back under any other.
 """
@@ -37,7 +37,7 @@ _late_errors = DeferredErrors()
 
 
 def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_loading: bool) -> dict[str, Any]:
-    """megatron-core's description of which part of which global tensor this rank holds."""
+    """Build megatron-core's description of which part of which global tensor this rank holds."""
     metadata = {
         # Optimizer state addressed by parameter, so that it survives any change of layout.
         "distrib_optim_sharding_type": "fully_reshardable",
@@ -51,7 +51,7 @@ def build_sharded_state(chunks: list[Any], optimizer: MegatronOptimizer, is_load
 
 
 def gather_parameters(chunks: list[Any]) -> None:
-    """Brings updated weights to every rank: overlapped gathering would do so only in the next forward."""
+    """Bring updated weights to every rank: overlapped gathering would do so only in the next forward."""
     with torch.no_grad():
         for chunk in chunks:
             if chunk.ddp_config.overlap_param_gather:
@@ -59,7 +59,7 @@ def gather_parameters(chunks: list[Any]) -> None:
 
 
 def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimizer) -> None:
-    """Reads weights and optimizer state of a step directory into a live model of any layout."""
+    """Read weights and optimizer state of a step directory into a live model of any layout."""
     accept_step_tensors()
     prepare_for_loading(optimizer)
     state = build_sharded_state(chunks, optimizer, is_loading=True)
@@ -75,7 +75,7 @@ def load_checkpoint(step_dir: Path, chunks: list[Any], optimizer: MegatronOptimi
 
 
 def build_save_strategy() -> Any:
-    """Every data-parallel rank writes a share of what its peers hold too."""
+    """Build a strategy by which every data-parallel rank writes a share of what its peers hold too."""
     global _results
     if _results is None or not _results.is_alive:  # megatron-core's own would outlive a killed rank
         _results = SharedQueue()
@@ -84,7 +84,7 @@ def build_save_strategy() -> Any:
 
 
 def count_bytes(state: Any) -> int:
-    """Bytes this rank will write: tensors it is the first holder of."""
+    """Return the bytes this rank will write: of the tensors it is the first holder of."""
     if isinstance(state, dict):
         return sum(count_bytes(value) for value in state.values())
     if isinstance(state, list | tuple):

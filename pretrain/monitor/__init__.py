@@ -1,1 +1,1 @@
-"""A run as its folder tells it: `python -m pretrain.monitor RUN`. No torch, and nothing is written into the folder."""
+"""Watches a run through its folder, without torch and without writing there: `python -m pretrain.monitor RUN`."""

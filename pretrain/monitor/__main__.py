@@ -1,4 +1,4 @@
-"""Where a run stands: `python -m pretrain.monitor RUN [--once] [--png FILE] [--every SECONDS]`."""
+"""Shows where a run stands: `python -m pretrain.monitor RUN [--once] [--png FILE] [--every SECONDS]`."""
 
 import argparse
 import sys
@@ -11,8 +11,8 @@ from rich.live import Live
 from conf.system.entry import OneLineParser, exit_status
 from conf.system.errors import UserError
 from pretrain.monitor.alerts import find_alerts
-from pretrain.monitor.folder import check_is_run, look_at
-from pretrain.monitor.follow import MetricsFollower
+from pretrain.monitor.folder import check_is_run, view_run_folder
+from pretrain.monitor.history import MetricsFollower
 from pretrain.monitor.render import render
 from pretrain.monitor.summary import summarise
 
@@ -21,7 +21,7 @@ WIDTH = 120  # where there is no terminal to ask
 
 
 def seconds(text: str) -> float:
-    """Type of --every."""
+    """Parse the value of --every."""
     value = float(text)
     if not value >= 0.1:
         raise argparse.ArgumentTypeError(f"{text} is too small: it must be at least 0.1")
@@ -29,7 +29,7 @@ def seconds(text: str) -> float:
 
 
 def main() -> None:
-    """Exit status 0, 2 with one message for a folder that is no run, 130 after Ctrl-C."""
+    """Exit with status 0, with 2 after one message for a folder that is no run, with 130 after Ctrl-C."""
     parser = OneLineParser(
         prog="python -m pretrain.monitor",
         description="Progress, losses, speed, checkpoints and alerts of a run, live or once. Reads its folder alone.",
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def watch(arguments: argparse.Namespace) -> None:
-    """Raises UserError for a folder that is no run, or a picture that cannot be written."""
+    """Show or draw the run until it ends. Raises: UserError for a folder that is no run, or a picture not writable."""
     check_is_run(arguments.run)
     follower = MetricsFollower(arguments.run)
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
@@ -64,19 +64,19 @@ def watch(arguments: argparse.Namespace) -> None:
 
 
 def look(run_dir: Path, follower: MetricsFollower) -> RenderableType:
-    """The summary of this moment."""
+    """Return the summary of this moment."""
     follower.read()
-    now, facts = time.time(), look_at(run_dir)
-    summary = summarise(facts, follower.history, now)
-    return render(facts, summary, find_alerts(facts, follower.history, summary, follower.num_damaged), now)
+    now, view = time.time(), view_run_folder(run_dir)
+    summary = summarise(view, follower.history, now)
+    return render(view, summary, find_alerts(view, follower.history, summary, follower.num_damaged), now)
 
 
 def draw(follower: MetricsFollower, arguments: argparse.Namespace) -> None:
-    """The picture of this moment. Raises UserError."""
+    """Draw the picture of this moment. Raises: UserError."""
     from pretrain.monitor.plot import draw_run  # matplotlib takes a second
 
     try:
-        draw_run(follower.history, look_at(arguments.run).title, arguments.png)
+        draw_run(follower.history, view_run_folder(arguments.run).title, arguments.png)
     except OSError as error:
         raise UserError(f"--png {arguments.png} cannot be written: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a run folder says besides its metrics."""
+"""Reads what a run folder says beside its metrics."""
 
 import os
 import shutil
@@ -19,8 +19,8 @@ from pretrain.run.run_status import RunStatus, peek_at_status
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
-    """The newest complete one. time: it was completed, in seconds since 1970."""
+class SavedCheckpoint:
+    """Describes the newest complete checkpoint. time: it was completed, in seconds since 1970."""
 
     step: int
     time: float
@@ -28,8 +28,8 @@ class CheckpointFacts:
 
 
 @dataclass(frozen=True)
-class FolderFacts:
-    """One look at a run folder.
+class RunFolderView:
+    """Holds what one look at a run folder shows.
 
     status: None for runs that write none. is_process_gone: status.json names a process of this host that has ended.
     written: when metrics.jsonl was last written, in seconds since 1970; None before the first line.
@@ -46,7 +46,7 @@ class FolderFacts:
     total_steps: int | None
     total_tokens: int | None
     tokens_per_step: int | None
-    checkpoint: CheckpointFacts | None
+    checkpoint: SavedCheckpoint | None
     is_saving: bool
     num_set_aside: int
     free_bytes: int
@@ -55,7 +55,7 @@ class FolderFacts:
 
 
 def check_is_run(run_dir: Path) -> None:
-    """Raises UserError for a folder that is not a run's."""
+    """Raise UserError for a folder that is not a run's."""
     if not run_dir.is_dir():
         raise UserError(f"{run_dir} is not a folder: give the run folder, such as runs/nld_8b_ar")
     if not any((run_dir / name).exists() for name in (CONFIG_FILE, METRICS_FILE)):
@@ -64,11 +64,11 @@ def check_is_run(run_dir: Path) -> None:
         raise UserError(f"{run_dir} is not a run folder: it has neither {CONFIG_FILE} nor {METRICS_FILE}{hint}")
 
 
-def look_at(run_dir: Path) -> FolderFacts:
-    """What the folder says now. Files that are missing or half written leave things unknown."""
+def view_run_folder(run_dir: Path) -> RunFolderView:
+    """Return what the folder says now. Files that are missing or half written leave things unknown."""
     config, status = _load_config(run_dir / CONFIG_FILE), peek_at_status(run_dir)
     steps, tokens, tokens_per_step = _read_budget(config)
-    return FolderFacts(
+    return RunFolderView(
         run_dir=run_dir,
         title=str(_get(config, "run", "name") or run_dir.name),
         status=status,
@@ -93,14 +93,14 @@ def _load_config(path: Path) -> Any:
 
 
 def _get(config: Any, *keys: str) -> Any:
-    """A value in nested dictionaries, or None."""
+    """Return a value in nested dictionaries, or None."""
     for key in keys:
         config = config.get(key) if isinstance(config, dict) else None
     return config
 
 
 def _read_budget(config: Any) -> tuple[int | None, int | None, int | None]:
-    """Steps and tokens of the whole run, tokens of a step. A drafter's budget is steps; their tokens vary."""
+    """Return steps and tokens of the whole run, and tokens of a step. A drafter's budget is steps of varying tokens."""
     with suppress(TypeError, ValueError):
         if (steps := _get(config, "train", "steps")) is not None:
             return int(steps), None, None
@@ -127,17 +127,17 @@ def _modified(path: Path) -> float | None:
     return None
 
 
-def _find_checkpoint(run_dir: Path) -> CheckpointFacts | None:
-    """A checkpoint may be deleted while it is looked at: then there is a newer one, next time."""
+def _find_checkpoint(run_dir: Path) -> SavedCheckpoint | None:
+    """Return the newest one; one that is deleted while it is looked at has a newer one, next time."""
     with suppress(OSError):
         for step_dir in reversed(list_complete_steps(run_dir)):
             files = [path.stat() for path in step_dir.rglob("*") if path.is_file()]
             completed = max(found.st_mtime for found in files)
-            return CheckpointFacts(step_of(step_dir), completed, sum(found.st_size for found in files))
+            return SavedCheckpoint(step_of(step_dir), completed, sum(found.st_size for found in files))
     return None
 
 
 def _find_starts(folder: Path) -> tuple[float, ...]:
-    """In order. A start's environment.json is written once, when it begins."""
+    """Return the times of all starts in order: when each wrote its environment.json."""
     times = (_modified(path) for path in folder.glob("[0-9]*/environment.json"))
     return tuple(sorted(time for time in times if time is not None))

@@ -1,4 +1,4 @@
-"""The picture of a run: losses, learning rate, speed and gradient norm over tokens, with restarts and events."""
+"""Draws a run: losses, learning rate, speed and gradient norm over tokens, with restarts and events."""
 
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,7 +10,7 @@ import numpy as np
 
 from conf.system.atomic import atomic_file
 from pretrain.monitor.history import Columns, History
-from pretrain.monitor.units import format_count
+from pretrain.monitor.text import format_count
 
 matplotlib.use("Agg")
 
@@ -40,7 +40,7 @@ OUTLIERS = 3.0  # percent of the points at the top that the loss axis need not s
 
 
 def draw_run(history: History, title: str, path: Path) -> None:
-    """Writes a PNG, whatever is known so far. Raises: OSError if it cannot be written."""
+    """Write a PNG of whatever is known so far. Raises: OSError if it cannot be written."""
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(12, 7.6), dpi=130, layout="constrained")
@@ -64,7 +64,7 @@ def draw_run(history: History, title: str, path: Path) -> None:
 
 
 def choose_unit(history: History) -> tuple[float, str]:
-    """(tokens per unit of the x axis, what the axis adds to its label)."""
+    """Return (tokens per unit of the x axis, what the axis adds to its label)."""
     last = max([*history.train["tokens_seen"][-1:], *history.heldout["tokens_seen"][-1:]], default=0.0)
     for size, name in ((1e12, "trillions"), (1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if last >= size:
@@ -74,7 +74,7 @@ def choose_unit(history: History) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Curve:
-    """x, y: means of bins of neighbouring points. low, high: extremes within each, so that single ones still show."""
+    """Holds x, y: means of bins of points; low, high: extremes within each, so that outliers still show."""
 
     x: np.ndarray
     y: np.ndarray
@@ -83,7 +83,7 @@ class Curve:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
-    """The points whose y is known, in order, in at most `points` bins."""
+    """Return the points whose y is known, in order, in at most `points` bins."""
     known = np.isfinite(x) & np.isfinite(y)
     x, y = x[known], y[known]
     if len(x) <= points:
@@ -95,7 +95,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over SMOOTH_SHARE of the curve; narrower at its ends."""
+    """Return the centred moving average over SMOOTH_SHARE of the curve; narrower at its ends."""
     width = max(1, int(SMOOTH_SHARE * len(values)))
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
@@ -108,7 +108,7 @@ def _points(columns: Columns, name: str, scale: float) -> tuple[np.ndarray, np.n
 
 
 def _draw_losses(axes: Any, history: History, scale: float) -> None:
-    """Training faint with its average strong, held-out as rings with the last value written. AR's own loss is shown
+    """Draw training faint, its average strong, held-out as rings with the last value written. AR's own loss is shown
     once: in an AR stage it is the optimised one too."""
     names = [name for name in LOSS_COLORS if history.train.has(name) or history.heldout.has(name)]
     if "ar_loss" in names and "diffusion_loss" not in names:
@@ -131,7 +131,7 @@ def _draw_losses(axes: Any, history: History, scale: float) -> None:
 
 
 def _draw_curve(axes: Any, curve: Curve, color: str, label: str | None = None) -> None:
-    """Every step faint, their moving average strong."""
+    """Draw every step faint and their moving average strong."""
     if np.array_equal(curve.low, curve.high):
         axes.plot(curve.x, curve.y, color=color, alpha=0.2, linewidth=0.8)
     else:
@@ -146,7 +146,7 @@ def _draw_heldout(axes: Any, curve: Curve, color: str) -> None:
 
 
 def _limit(axes: Any, shown: list[np.ndarray]) -> None:
-    """A few outliers at the top, as of the first steps or of spikes, need not flatten everything else."""
+    """Cut off a few outliers at the top, as of first steps or spikes, which would flatten everything else."""
     if not shown:
         return
     everything = np.concatenate(shown)
@@ -180,7 +180,7 @@ def _mark_restarts(axes: Any, history: History, scale: float) -> None:
 
 
 def _mark_events(axes: Any, history: History, scale: float) -> None:
-    """Symbols above the losses; what they mean stands beside the title, with the restarts."""
+    """Draw symbols above the losses; what they mean stands beside the title, with the restarts."""
     marks = [line for line in axes.lines if line.get_label() == "restart"]
     ordered = sorted(history.events, key=lambda line: str(line.get("event")))
     for kind, lines in groupby(ordered, key=lambda line: str(line.get("event"))):
@@ -208,7 +208,7 @@ def _style(axes: Any, label: str) -> None:
 
 
 def _add_legend(axes: Any) -> None:
-    """Of the curves, without what _mark_events has explained."""
+    """Add a legend of the curves, without what _mark_events has explained."""
     handles, labels = axes.get_legend_handles_labels()
     curves = {label: handle for label, handle in zip(labels, handles, strict=True) if label in CURVE_LABELS}
     if curves:

@@ -1,14 +1,13 @@
-"""The summary on a terminal."""
+"""Renders the summary for a terminal."""
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pretrain.monitor.folder import FolderFacts
-from pretrain.monitor.sparkline import draw_sparkline
+from pretrain.monitor.folder import RunFolderView
 from pretrain.monitor.summary import Metric, Summary
-from pretrain.monitor.units import format_bytes, format_count, format_seconds
+from pretrain.monitor.text import draw_sparkline, format_bytes, format_count, format_seconds
 from pretrain.run.run_status import RunPhase
 
 LABELS = {
@@ -30,35 +29,35 @@ CURVE_WIDTH = 48
 BAR_WIDTH = 40
 
 
-def render(facts: FolderFacts, summary: Summary, alerts: list[str], now: float) -> RenderableType:
-    """Everything, in the order in which it is looked for. now: seconds since 1970."""
+def render(view: RunFolderView, summary: Summary, alerts: list[str], now: float) -> RenderableType:
+    """Render everything, in the order in which it is looked for. now: seconds since 1970."""
     return Group(
-        _render_head(facts, summary),
-        _render_progress(facts, summary),
+        _render_head(view, summary),
+        _render_progress(view, summary),
         Text(),
         _render_metrics(summary),
         Text(),
-        _render_details(facts, summary, now),
+        _render_details(view, summary, now),
         *([Text(), *(_render_alert(alert) for alert in alerts)] if alerts else []),
     )
 
 
-def _render_head(facts: FolderFacts, summary: Summary) -> Text:
+def _render_head(view: RunFolderView, summary: Summary) -> Text:
     state = Text(summary.state, style=STATE_STYLES.get(summary.state, "bold"))
-    parts = [Text.assemble((facts.title, "bold"), "  ", state)]
-    if facts.status is not None and facts.status.reason:
-        parts.append(Text(facts.status.reason))
+    parts = [Text.assemble((view.title, "bold"), "  ", state)]
+    if view.status is not None and view.status.reason:
+        parts.append(Text(view.status.reason))
     if summary.age_seconds is not None:
         parts.append(Text(f"last sign of life {format_seconds(summary.age_seconds)} ago"))
-    if facts.status is not None and summary.is_running:
-        parts.append(Text(f"{facts.status.host}, process {facts.status.pid}"))
-    parts.append(Text(str(facts.run_dir), style="dim"))
+    if view.status is not None and summary.is_running:
+        parts.append(Text(f"{view.status.host}, process {view.status.pid}"))
+    parts.append(Text(str(view.run_dir), style="dim"))
     return Text(" · ").join(parts)
 
 
-def _render_progress(facts: FolderFacts, summary: Summary) -> RenderableType:
-    total = f"/{facts.total_steps}" if facts.total_steps is not None else ""
-    tokens = f"/{format_count(facts.total_tokens)}" if facts.total_tokens is not None else ""
+def _render_progress(view: RunFolderView, summary: Summary) -> RenderableType:
+    total = f"/{view.total_steps}" if view.total_steps is not None else ""
+    tokens = f"/{format_count(view.total_tokens)}" if view.total_tokens is not None else ""
     text = f"step {summary.step}{total} · {format_count(summary.tokens_seen)}{tokens} tokens"
     if summary.progress is None:
         return Text(text)
@@ -93,12 +92,12 @@ def _format_metric(metric: Metric, value: float | None) -> str:
     return f"{value:.3g}" if metric.name in ("lr", "grad_norm") else f"{value:.4f}"
 
 
-def _render_details(facts: FolderFacts, summary: Summary, now: float) -> Table:
+def _render_details(view: RunFolderView, summary: Summary, now: float) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in (
         ("speed", _describe_speed(summary)),
-        ("checkpoint", _describe_checkpoint(facts, summary, now)),
-        ("restarts", _describe_restarts(facts, summary, now)),
+        ("checkpoint", _describe_checkpoint(view, summary, now)),
+        ("restarts", _describe_restarts(view, summary, now)),
     ):
         grid.add_row(Text(label, style="dim"), text)
     return grid
@@ -118,24 +117,24 @@ def _describe_speed(summary: Summary) -> str:
     return " · ".join(parts)
 
 
-def _describe_checkpoint(facts: FolderFacts, summary: Summary, now: float) -> str:
-    if facts.checkpoint is None:
-        return "none yet" + (", one is being written" if facts.is_saving else "")
-    found, save = facts.checkpoint, summary.save
+def _describe_checkpoint(view: RunFolderView, summary: Summary, now: float) -> str:
+    if view.checkpoint is None:
+        return "none yet" + (", one is being written" if view.is_saving else "")
+    found, save = view.checkpoint, summary.save
     parts = [f"step {found.step}, {format_seconds(max(0.0, now - found.time))} ago, {format_bytes(found.num_bytes)}"]
     if save.get("saved_step", save.get("step")) == found.step:
         for key, words in (("save_seconds", "training waited {}"), ("write_seconds", "complete after {}")):
             if isinstance(save.get(key), int | float):
                 parts.append(words.format(format_seconds(save[key])))
-    if facts.is_saving:
+    if view.is_saving:
         parts.append("the next one is being written")
-    return " · ".join([*parts, f"{format_bytes(facts.free_bytes)} free"])
+    return " · ".join([*parts, f"{format_bytes(view.free_bytes)} free"])
 
 
-def _describe_restarts(facts: FolderFacts, summary: Summary, now: float) -> str:
+def _describe_restarts(view: RunFolderView, summary: Summary, now: float) -> str:
     text = str(summary.restarts)
-    if facts.starts:
-        text += f" · started {format_seconds(max(0.0, now - facts.starts[-1]))} ago"
+    if view.starts:
+        text += f" · started {format_seconds(max(0.0, now - view.starts[-1]))} ago"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands, computed from its folder and its metrics."""
+"""Computes where a run stands from its folder and its metrics."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from pretrain.monitor.folder import FolderFacts
+from pretrain.monitor.folder import RunFolderView
 from pretrain.monitor.history import LOSSES, History
 from pretrain.run.run_status import RunPhase
 
@@ -16,7 +16,7 @@ LIVE_SECONDS = 60.0  # of a run without status.json: written to so lately, it is
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the summary. value, heldout: newest, None where unknown. curve: of all steps, NaN where unknown."""
+    """Holds one row of the summary. value, heldout: newest, or None. curve: of all steps, NaN where unknown."""
 
     name: str
     value: float | None
@@ -26,7 +26,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Summary:
-    """state: a RunPhase's name, or `unknown` for a run without status.json that is silent.
+    """Holds where a run stands. state: a RunPhase's name, or `unknown` for a silent run without status.json.
 
     age_seconds: since the last sign of life. step, tokens_seen: done. progress: 0..1. eta_seconds: at the recent speed.
     step_seconds: median of recent steps. data_share: of recent steps, waiting for data. save: the newest line of kind
@@ -50,18 +50,18 @@ class Summary:
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is said to be running."""
+        """Whether the run is reported to be running."""
         return self.state == RunPhase.running.value
 
 
-def summarise(facts: FolderFacts, history: History, now: float) -> Summary:
-    """now: seconds since 1970."""
-    step, tokens_seen = _find_position(facts, history)
-    steps_left = _count_steps_left(facts, step, tokens_seen)
+def summarise(view: RunFolderView, history: History, now: float) -> Summary:
+    """Compute the summary. now: seconds since 1970."""
+    step, tokens_seen = _find_position(view, history)
+    steps_left = _count_steps_left(view, step, tokens_seen)
     seconds = history.train.recent("step_seconds", RECENT_STEPS)
     step_seconds = median(seconds) if seconds else None
     data_seconds = history.train.recent("data_seconds", RECENT_STEPS)
-    state, age = _find_state(facts, now)
+    state, age = _find_state(view, now)
     is_going = state in (RunPhase.running.value, "unknown")
     return Summary(
         state=state,
@@ -75,37 +75,37 @@ def summarise(facts: FolderFacts, history: History, now: float) -> Summary:
         data_share=sum(data_seconds) / sum(seconds) if data_seconds and sum(seconds) else None,
         mfu=_median(history.train.recent("mfu", RECENT_STEPS)),
         memory_bytes=history.train.last("memory_bytes"),
-        restarts=max(len(facts.starts) - 1, len(history.restores), 0),
+        restarts=max(len(view.starts) - 1, len(history.restores), 0),
         save=history.checkpoints[-1] if history.checkpoints else {},
         metrics=tuple(_list_metrics(history)),
     )
 
 
-def _find_position(facts: FolderFacts, history: History) -> tuple[int, int]:
-    """The metrics are written at every step, the status now and then."""
+def _find_position(view: RunFolderView, history: History) -> tuple[int, int]:
+    """Return the step and tokens of whichever is newer: the metrics of every step, or the status."""
     if len(history.train):
         return int(history.train["step"][-1]), int(history.train["tokens_seen"][-1])
-    return (facts.status.step, facts.status.tokens_seen) if facts.status else (0, 0)
+    return (view.status.step, view.status.tokens_seen) if view.status else (0, 0)
 
 
-def _count_steps_left(facts: FolderFacts, step: int, tokens_seen: int) -> int | None:
-    """By tokens where they are the budget: a run may have changed its batch on the way."""
-    if facts.total_tokens is not None and facts.tokens_per_step:
-        return max(0, (facts.total_tokens - tokens_seen) // facts.tokens_per_step)
-    return None if facts.total_steps is None else max(0, facts.total_steps - step)
+def _count_steps_left(view: RunFolderView, step: int, tokens_seen: int) -> int | None:
+    """Count by tokens where they are the budget: a run may have changed its batch on the way."""
+    if view.total_tokens is not None and view.tokens_per_step:
+        return max(0, (view.total_tokens - tokens_seen) // view.tokens_per_step)
+    return None if view.total_steps is None else max(0, view.total_steps - step)
 
 
-def _find_state(facts: FolderFacts, now: float) -> tuple[str, float | None]:
-    signs = [facts.written, facts.status.time if facts.status else None]
+def _find_state(view: RunFolderView, now: float) -> tuple[str, float | None]:
+    signs = [view.written, view.status.time if view.status else None]
     newest = max((sign for sign in signs if sign is not None), default=None)
     age = None if newest is None else max(0.0, now - newest)
-    if facts.status is not None:
-        return facts.status.state, age
+    if view.status is not None:
+        return view.status.state, age
     return (RunPhase.running.value if age is not None and age < LIVE_SECONDS else "unknown"), age
 
 
 def _list_metrics(history: History) -> list[Metric]:
-    """Losses that this run has, then gradient norm and learning rate."""
+    """List the losses that this run has, then gradient norm and learning rate."""
     names = [name for name in (*LOSSES, "grad_norm", "lr", "tokens_per_second") if history.train.has(name)]
     return [Metric(name, history.train.last(name), history.heldout.last(name), history.train[name]) for name in names]
 

@@ -1,4 +1,4 @@
-"""What a resumed run is told to do otherwise than the run that wrote its checkpoint."""
+"""Finds the settings in which a resumed run differs from the run that wrote its checkpoint."""
 
 import json
 import re
@@ -19,7 +19,7 @@ _ABOUT_RUNNING = re.compile(
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """key: dotted. then, now: values, or ABSENT."""
+    """Names a setting that differs. key: dotted. then, now: values, or ABSENT."""
 
     key: str
     then: Any
@@ -35,7 +35,7 @@ class ConfigChange:
 
 
 def compare_configs(then: dict[str, Any], now: dict[str, Any]) -> tuple[ConfigChange, ...]:
-    """Every setting that differs between two resolved configurations in plain containers, in the order of `now`.
+    """Return every setting that differs between two resolved configurations in plain containers, in the order of `now`.
 
     An empty `then` (a checkpoint that knows no configuration) differs in nothing; null says no more than nothing does.
     """
@@ -44,16 +44,16 @@ def compare_configs(then: dict[str, Any], now: dict[str, Any]) -> tuple[ConfigCh
     # As JSON, in which the checkpoint keeps them: no tuples, no keys but strings.
     theirs, ours = dict(_flatten(then)), dict(_flatten(json.loads(json.dumps(now))))
     keys = [*ours, *(key for key in theirs if key not in ours)]
-    pairs = ((key, theirs.get(key, ABSENT), ours.get(key, ABSENT)) for key in keys)
+    values = ((key, theirs.get(key, ABSENT), ours.get(key, ABSENT)) for key in keys)
     return tuple(
         ConfigChange(key, was, is_now)
-        for key, was, is_now in pairs
+        for key, was, is_now in values
         if was != is_now and not {ABSENT, None}.issuperset((was, is_now))
     )
 
 
 def describe_changes(changes: tuple[ConfigChange, ...], step: int) -> Iterator[str]:
-    """At most two lines: what is learned otherwise since `step`, and what merely runs otherwise."""
+    """Yield at most two lines: what changes training since `step`, and what merely changes how it runs."""
     training = [str(change) for change in changes if change.is_about_training]
     running = [str(change) for change in changes if not change.is_about_training]
     if training:
@@ -63,7 +63,7 @@ def describe_changes(changes: tuple[ConfigChange, ...], step: int) -> Iterator[s
 
 
 def describe_learning_rate(then: dict[str, Any], now: dict[str, Any], tokens_seen: int) -> Iterator[str]:
-    """One line if the next step has another learning rate than it would have had. then, now: as in compare_configs."""
+    """Yield one line if the next step has another learning rate than it would have had."""
     if not then:
         return
     was, will_be = (_next_learning_rate(config, tokens_seen) for config in (then, now))

@@ -1,4 +1,4 @@
-"""The data of a run that resumes: what may change, and where each source is read on."""
+"""Compares a resumed run's data with its checkpoint's: what may change, and where each source is read on."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from pretrain.run.run_data import RunData
 
 @dataclass(frozen=True)
 class DataChange:
-    """`data` of a run that resumes, against those its checkpoint was trained on.
+    """Compares `data` of a run that resumes with those its checkpoint was trained on.
 
     manifest, step_dir: the checkpoint's. former: order of the samples in which it was trained.
     """
@@ -24,7 +24,7 @@ class DataChange:
     former: BlendOrder
 
     def check(self, is_allowed: bool) -> None:
-        """Shares may change, sources may come and go. What a source or a sequence of it holds: only when asked to.
+        """Refuse other contents of sources or sequences unless allowed; shares and sources may change.
 
         is_allowed: resume.allow_data_change. Raises UserError listing what changed.
         """
@@ -42,11 +42,11 @@ class DataChange:
 
     @cached_property
     def order(self) -> BlendOrder:
-        """Of the samples from here on: the checkpoint's own, or one that begins here where the blend has changed."""
+        """Order of the samples from here on: the checkpoint's own, or a new one where the blend has changed."""
         return self.data.train.order.follow(self.former, self.manifest.samples_seen)
 
     def describe(self) -> Iterator[str]:
-        """Lines on a changed blend: which source goes on where. None where the samples go on as they were."""
+        """Yield lines on a changed blend, which source goes on where; none where the samples go on as they were."""
         if form := list(self._describe_form()):
             yield (
                 f"resume: sequences are others than before ({'; '.join(form)}): each source goes on after as much of "
@@ -67,12 +67,12 @@ class DataChange:
 
 
 def compare_data(data: RunData, manifest: CheckpointManifest, step_dir: Path) -> DataChange:
-    """Raises UserError if the manifest does not hold the order of its samples."""
+    """Compare data with a manifest's. Raises: UserError if the manifest does not hold the order of its samples."""
     return DataChange(data, manifest, step_dir, BlendOrder.from_dict(manifest.data_position, str(step_dir)))
 
 
 def with_order(data: RunData, order: BlendOrder | None) -> RunData:
-    """`data` with its training samples in `order`; as they are without one."""
+    """Return `data` with its training samples in `order`; as they are without one."""
     return data if order is None else replace(data, train=replace(data.train, order=order))
 
 
@@ -84,7 +84,7 @@ def _describe_source(source: SourceOrder, former_share: float | None) -> str:
 
 
 def _describe_other_content(order: BlendOrder, former: BlendOrder) -> Iterator[str]:
-    """Sources that hold something else under their former name; and a blend with nothing of the former one."""
+    """Yield sources that hold something else under their former name, and a blend with nothing of the former one."""
     known = {source.sha256 for source in former.sources}
     names = {source.name: source.sha256 for source in former.live}
     replaced = [source for source in order.live if source.name in names and source.sha256 not in known]

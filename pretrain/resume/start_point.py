@@ -1,4 +1,4 @@
-"""Where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
+"""Decides where a run begins: its own newest checkpoint, the weights of `init_from`, or fresh weights."""
 
 import logging
 import time
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where a run begins; the same on every rank.
+    """Holds where a run begins; the same on every rank.
 
     step_dir: checkpoint to resume, or None. weights: HF directory or step directory to take weights from, or None.
     guard: what the loss guard remembers. eos_token_id, export: values an export gives back, handed from checkpoint to
@@ -63,18 +63,18 @@ class StartPoint:
     set_aside: tuple[str, ...] = ()
 
     def describe_changes(self) -> Iterator[str]:
-        """Few lines for the log on what is done otherwise from here on; none where everything is as before."""
+        """Yield few lines for the log on what changes from here on; none where everything is as before."""
         yield from describe_changes(self.changes, self.state.step)
         yield from self.remarks
 
     def list_changes(self) -> Iterator[str]:
-        """The same for a file: one line per setting."""
+        """Yield the same for a file: one line per setting."""
         yield from map(str, self.changes)
         yield from self.remarks
 
 
 def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
-    """Rank 0 decides, for every rank: another one may look while a checkpoint is appearing. All ranks together.
+    """Return where all ranks begin. Rank 0 decides: another one may look while a checkpoint is appearing.
 
     Every file that will be read is compared with its checksum first. A damaged checkpoint of the run is set aside and
     the one before is taken. Raises UserError on every rank where the checkpoint and the run do not fit.
@@ -99,7 +99,7 @@ def agree_on_start(config: RunConfig, data: RunData) -> StartPoint:
 
 
 def find_start(config: RunConfig, data: RunData) -> StartPoint:
-    """What one process decides; reads no weights. Raises UserError where the checkpoint and the run do not fit."""
+    """Decide as one process; reads no weights. Raises: UserError where the checkpoint and the run do not fit."""
     newest = find_newest_complete(config.run.dir)
     if config.resume.mode is ResumeMode.never and (newest or (Path(config.run.dir) / METRICS_FILE).exists()):
         raise UserError(
@@ -110,7 +110,7 @@ def find_start(config: RunConfig, data: RunData) -> StartPoint:
         return _resume(config, data, newest)
     if config.init_from is not None:
         return _start_from_weights(config, data, config.init_from)
-    return StartPoint(_end_of_answer(data, data.tokenizer.eos_token_id))
+    return StartPoint(_end_of_response(data, data.tokenizer.eos_token_id))
 
 
 def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
@@ -134,7 +134,7 @@ def _resume(config: RunConfig, data: RunData, step_dir: Path) -> StartPoint:
 
 
 def _keep_guard(change: DataChange) -> dict[str, Any]:
-    """What the guard remembers; of another blend it knows no losses yet."""
+    """Return what the guard remembers; of another blend it knows no losses yet."""
     guard = change.manifest.guard
     return guard if change.is_same_blend else {**guard, "losses": []}
 
@@ -144,11 +144,11 @@ def _start_from_weights(config: RunConfig, data: RunData, init_from: str) -> Sta
     info = read_checkpoint_info(weights, config.data.mask_token)
     check_same_model(info.model, config.model, str(weights))
     _check_same_tokenizer(info.tokenizer, config, data, weights)
-    return StartPoint(_end_of_answer(data, info.eos_token_id), weights=weights, export=info.export)
+    return StartPoint(_end_of_response(data, info.eos_token_id), weights=weights, export=info.export)
 
 
-def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:
-    """What an export declares: the end of a turn after chats, else what it was before."""
+def _end_of_response(data: RunData, eos_token_id: int | None) -> int:
+    """Return the end-of-sequence token an export declares: the end of a turn after chats, else what it was before."""
     if data.chat is not None:
         return data.chat.end_of_turn_id
     assert eos_token_id is not None, "open_data checks it"
@@ -156,7 +156,7 @@ def _end_of_answer(data: RunData, eos_token_id: int | None) -> int:
 
 
 def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManifest, step_dir: Path) -> None:
-    """A run may change its layout and its settings, not its model and its tokenizer."""
+    """Refuse another model or tokenizer; layout and settings of a run may change."""
     check_same_model(model_config_from(manifest.model, str(step_dir)), config.model, str(step_dir))
     if manifest.stage != config.stage.name:
         raise UserError(
@@ -167,7 +167,7 @@ def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManife
 
 
 def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunData, where: Path) -> None:
-    """theirs: the tokenizer a manifest or a Hugging Face directory names."""
+    """Refuse another tokenizer. theirs: what a manifest or a Hugging Face directory names."""
     if theirs["fingerprint"] != data.tokenizer.fingerprint:
         raise UserError(
             f"{where} was trained with tokenizer {theirs['fingerprint'][:12]}, data.tokenizer "
@@ -181,7 +181,7 @@ def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunDa
 
 
 def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]) -> None:
-    """Fills a live model that does not resume: from start.weights, or with fresh weights."""
+    """Fill a live model that does not resume: from start.weights, or with fresh weights."""
     if start.weights is None:
         initialise_weights(chunks, config.model, config.train.seed)
     elif is_hf_directory(start.weights):
@@ -193,7 +193,7 @@ def load_initial_weights(config: RunConfig, start: StartPoint, chunks: list[Any]
 def build_manifest(
     config: RunConfig, data: RunData, start: StartPoint, state: TrainState, guard: dict[str, Any]
 ) -> CheckpointManifest:
-    """What the checkpoint of this moment says about itself."""
+    """Build what the checkpoint of this moment says about itself."""
     export = dict(start.export)
     if config.stage.objective is Objective.joint:
         export["dlm_loss_weight"] = config.stage.diffusion_weight

@@ -117,13 +117,13 @@ def _is_nan(value: Any) -> bool:
 def _drop_lines_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # the last line of a killed run may be cut off
             continue
-        kept_anyway = entry["kind"] == "event"  # what happened to a run stays known, whatever it goes back to
-        if kept_anyway or (step > 0 and entry["step"] <= step):  # a start from step 0 evaluates it again
-            kept.append(line + "\n")
-    atomic_write_text(path, "".join(kept))
+        is_event = entry["kind"] == "event"  # what happened to a run stays known, whatever it goes back to
+        if is_event or (step > 0 and entry["step"] <= step):  # a start from step 0 evaluates it again
+            lines.append(line + "\n")
+    atomic_write_text(path, "".join(lines))

@@ -1,4 +1,4 @@
-"""Where the numbers of metrics.jsonl go besides: TensorBoard, Weights & Biases."""
+"""Sends the numbers of metrics.jsonl to TensorBoard and Weights & Biases, too."""
 
 import hashlib
 import os
@@ -13,17 +13,17 @@ class Reporter(Protocol):
     """Gets every number a run writes down, on rank 0."""
 
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
-        """numbers: "<kind>/<name>" -> value."""
+        """Report numbers: "<kind>/<name>" -> value."""
 
     def go_back(self, step: int) -> None:
-        """The run continues from an earlier step."""
+        """Continue from an earlier step."""
 
     def close(self) -> None:
-        """Brings everything to disk."""
+        """Bring everything to disk."""
 
 
 class TensorBoardReporter:
-    """Event files in `<run>/tensorboard`. Later steps than `step` are hidden there: the run continues from it."""
+    """Writes event files in `<run>/tensorboard`, which hide later steps than `step`: the run continues from it."""
 
     def __init__(self, run_dir: Path, step: int) -> None:
         self._folder = str(run_dir / "tensorboard")
@@ -35,22 +35,22 @@ class TensorBoardReporter:
         self._writer = SummaryWriter(self._folder, purge_step=step + 1)
 
     def go_back(self, step: int) -> None:
-        """Another event file, which hides later steps."""
+        """Begin another event file, which hides later steps."""
         self._writer.close()
         self._open(step)
 
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
-        """One scalar each."""
+        """Write one scalar each."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes the event file."""
+        """Flush the event file."""
         self._writer.close()
 
 
 class WandbReporter:
-    """A run of Weights & Biases named after the run folder; a resumed run continues it.
+    """Reports to a run of Weights & Biases named after the run folder; a resumed run continues it.
 
     config: the resolved configuration, as dictionaries. Raises: UserError if wandb is not installed or refuses.
     """
@@ -77,14 +77,14 @@ class WandbReporter:
         self._run.define_metric("*", step_metric="step")  # its own step only grows, ours may go back
 
     def report(self, numbers: Mapping[str, float | int], step: int) -> None:
-        """All of them under one step."""
+        """Log all of them under one step."""
         self._run.log({"step": step, **numbers})
 
     def go_back(self, step: int) -> None:
-        """Nothing: steps are a number like others there."""
+        """Do nothing: steps are a number like others there."""
 
     def close(self) -> None:
-        """Waits until everything is sent."""
+        """Wait until everything is sent."""
         self._run.finish()
 
 
@@ -96,7 +96,7 @@ def open_reporters(
     wandb_project: str | None = None,
     config: dict[str, Any] | None = None,
 ) -> list[Reporter]:
-    """Those a configuration asks for. Raises: UserError as WandbReporter."""
+    """Open the reporters a configuration asks for. Raises: UserError as WandbReporter."""
     reporters: list[Reporter] = []
     if tensorboard:
         reporters.append(TensorBoardReporter(run_dir, step))

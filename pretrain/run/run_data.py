@@ -1,4 +1,4 @@
-"""The run's data and tokenizer, opened and checked against each other and against the model."""
+"""Opens the run's data and tokenizer, and checks them against each other and against the model."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HELDOUT_SEED = 0
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """template: jinja source that rendered the chats. end_of_turn_id: the token every answer ends with."""
+    """Says how chats were written. template: jinja source. end_of_turn_id: the token every response ends with."""
 
     template: str
     end_of_turn_id: int
@@ -30,7 +30,7 @@ class ChatFormat:
 
 @dataclass(frozen=True)
 class RunData:
-    """train, heldout: blends (heldout may be missing). tokenizer: facts about the tokenizer that made them.
+    """Holds the blends train and heldout (which may be missing), and what is known of their tokenizer.
 
     chat: how chats were written, where the stage trains on nothing else.
     """
@@ -42,7 +42,7 @@ class RunData:
 
 
 def open_tokenizer(config: RunConfig) -> TokenizerInfo:
-    """Raises UserError for a tokenizer without mask or end-of-sequence token, or with more entries than the model."""
+    """Open the tokenizer. Raises: UserError if it lacks a special token or has more entries than the model."""
     tokenizer = read_tokenizer_info(config.data.tokenizer, config.data.mask_token)
     if tokenizer.eos_token_id is None:
         raise UserError(
@@ -57,7 +57,7 @@ def open_tokenizer(config: RunConfig) -> TokenizerInfo:
 
 
 def open_data(config: RunConfig) -> RunData:
-    """Raises UserError for missing or empty data, a tokenizer without mask token, a vocabulary that does not fit."""
+    """Open all data. Raises: UserError for missing or empty data, or a tokenizer that fits neither data nor model."""
     tokenizer = open_tokenizer(config)
     train = _open_blend(config, config.data.train, tokenizer, config.train.seed)
     # One order and one noise for all runs, so that runs with different seeds are evaluated on the same sequences.
@@ -80,7 +80,7 @@ def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: 
 
 
 def count_samples(config: RunConfig, state: TrainState) -> int:
-    """Global samples passed at the end of a run that goes on from `state`.
+    """Return the global samples passed at the end of a run that goes on from `state`.
 
     More than the batches of its steps where data were skipped or an earlier part had larger batches.
     """
@@ -90,13 +90,13 @@ def count_samples(config: RunConfig, state: TrainState) -> int:
 
 
 def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
-    """One line per source: what it gives to a run of `num_samples` samples, and what was left out of it."""
+    """Yield one line per source: what it gives to a run of `num_samples` samples, and what was left out of it."""
     for name, epochs in blend.epochs(num_samples).items():
         source, counts = blend.sources[name], blend.sources[name].counts
-        rows = counts.sequences * source.form.sequence_length
+        size = counts.sequences * source.form.sequence_length
         line = (
             f"{name}: {counts.tokens} tokens of {counts.documents} documents in {counts.sequences} sequences "
-            f"({counts.padding_tokens / rows:.1%} padding, {counts.block_padding_tokens / rows:.1%} block_padding), "
+            f"({counts.padding_tokens / size:.1%} padding, {counts.block_padding_tokens / size:.1%} block padding), "
             f"{blend.shares()[name]:.1%} of the run, {epochs:.3g} epochs"
         )
         if counts.truncated_chats or counts.dropped_chats:
@@ -108,34 +108,35 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
 
 
 def describe_overlap(data: RunData) -> Iterator[str]:
-    """One line per pair of a held-out and a training source that have documents in common."""
+    """Yield one line per held-out and training source that have documents in common."""
     heldout = data.heldout.sources.items() if data.heldout else ()
     for (name, source), (trained_name, trained) in product(heldout, data.train.sources.items()):
-        if source.stored.sha256 == trained.stored.sha256 or _share_rows(source.stored, trained.stored):
+        if source.stored.sha256 == trained.stored.sha256 or _share_documents(source.stored, trained.stored):
             yield f"held-out source {name} has documents of the training source {trained_name}: they are not held out"
 
 
-def _share_rows(heldout: StoredTokens, trained: StoredTokens) -> bool:
-    """Whether two datasets were made of the same files, and not of rows that exclude each other."""
+def _share_documents(heldout: StoredTokens, trained: StoredTokens) -> bool:
+    """Return whether two datasets were made of the same files, and not of records that exclude each other."""
     if heldout.manifest is None or trained.manifest is None:
         return False
     files = [
         {item.get("sample_sha256", item["name"]) for item in dataset.source.get("inputs", [])}
         for dataset in (heldout.manifest, trained.manifest)
     ]
-    rows = [(of.settings.get("rows"), of.settings.get("heldout_every")) for of in (heldout.manifest, trained.manifest)]
-    exclude = {kind for kind, _ in rows} == {"train", "heldout"} and rows[0][1] == rows[1][1]
+    manifests = (heldout.manifest, trained.manifest)
+    parts = [(manifest.settings.get("rows"), manifest.settings.get("heldout_every")) for manifest in manifests]
+    exclude = {kind for kind, _ in parts} == {"train", "heldout"} and parts[0][1] == parts[1][1]
     return bool(files[0] & files[1]) and not exclude
 
 
 def read_chat_format(blends: list[Blend]) -> ChatFormat:
-    """Raises UserError if a source holds texts, or if two sources were rendered by different templates."""
+    """Return how chats were written. Raises: UserError for a source of texts, or for different templates."""
     formats: dict[ChatFormat, str] = {}
     for name, source in (item for blend in blends for item in blend.sources.items()):
         manifest = source.stored.manifest
         if manifest is None or manifest.kind != DocumentKind.chat.value:
             raise UserError(
-                f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on answers: "
+                f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on responses: "
                 "prepare chats (data=chats, or input.kind: chat)."
             )
         chat = ChatFormat(manifest.settings["encoder"]["chat_template"], manifest.block_padding_token_id)
@@ -147,7 +148,7 @@ def read_chat_format(blends: list[Blend]) -> ChatFormat:
 
 
 def copy_tokenizer(config: RunConfig, data: RunData) -> None:
-    """Keeps the tokenizer with the run, so that an export never depends on files elsewhere.
+    """Copy the tokenizer into the run folder, so that an export never depends on files elsewhere.
 
     After chats it is an instruct tokenizer: it has their template, and its end of sequence is the end of a turn.
     A copy of another tokenizer is replaced: it is left from a run that stopped before its first checkpoint.

@@ -1,4 +1,4 @@
-"""The record a run keeps of itself: its resolved configuration, one file per start."""
+"""Locks a run folder and records the resolved configuration in it."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 def record_run(config: Any, run_dir: Path, step: int) -> None:
-    """Writes config.yaml, a dataclass, of the start at `step`. Raises UserError if the run folder cannot be written."""
+    """Write config.yaml of the start at `step`. Raises: UserError if the run folder cannot be written."""
     header = f"# Resolved configuration of the start at step {step}.\n"
     try:
         atomic_write_text(run_dir / CONFIG_FILE, header + write_out(config))
@@ -34,7 +34,7 @@ def record_run(config: Any, run_dir: Path, step: int) -> None:
 
 @contextmanager
 def lock_run_folder(run_dir: Path) -> Iterator[None]:
-    """Holds the run folder for this process; the system lets go of it however the process ends.
+    """Hold the run folder for this process; the system lets go of it however the process ends.
 
     Raises UserError if another live process holds it (naming it) or the folder cannot be written.
     """
@@ -60,7 +60,7 @@ def lock_run_folder(run_dir: Path) -> Iterator[None]:
 
 
 def _describe_owner(text: str) -> str:
-    """What the owner of a lock wrote, and how long ago."""
+    """Return what the owner of a lock wrote, and how long ago."""
     text = text.strip() or "which is just starting"
     with suppress(ValueError):
         since = datetime.strptime(text.rpartition(" since ")[2], TIME_FORMAT)
@@ -70,12 +70,12 @@ def _describe_owner(text: str) -> str:
 
 
 def write_out(config: Any) -> str:
-    """A dataclass as text of a config.yaml."""
+    """Return a dataclass as text of a config.yaml."""
     return yaml.safe_dump(plain(config), sort_keys=False)
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and enums, also inside dictionaries, as dictionaries and strings."""
+    """Return dataclasses and enums, also inside dictionaries, as dictionaries and strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

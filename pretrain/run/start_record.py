@@ -1,4 +1,4 @@
-"""What a run folder keeps of every start: `starts/<NNN>/`, so that each part of a long run can be told and repeated.
+"""Records every start in `starts/<NNN>/`, so that each part of a long run can be explained and repeated.
 
 config.yaml        resolved configuration
 environment.json   host, time, ranks, devices, package versions, variables of Slurm, NCCL and torch
@@ -32,7 +32,7 @@ _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "da
 
 
 def record_start(config: Any, run_dir: Path, world_size: int, changes: Iterable[str]) -> Path:
-    """Writes the record of this start and returns its folder. Raises: UserError if the run folder cannot be written."""
+    """Write the record of this start and return its folder. Raises: UserError if the run folder cannot be written."""
     folder = run_dir / STARTS_FOLDER
     known = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()]
     directory = folder / f"{max(known, default=-1) + 1:03d}"
@@ -63,7 +63,7 @@ def _describe_environment(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "devices": [torch.cuda.get_device_name(index) for index in range(count)],
         "packages": {name: version(name) for name in _PACKAGES if _is_installed(name)},
-        "variables": {name: os.environ[name] for name in sorted(os.environ) if _is_told(name)},
+        "variables": {name: os.environ[name] for name in sorted(os.environ) if _is_recorded(name)},
     }
 
 
@@ -75,12 +75,12 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _is_told(variable: str) -> bool:
+def _is_recorded(variable: str) -> bool:
     return bool(_VARIABLES.fullmatch(variable)) and not _SECRETS.search(variable)
 
 
 def _describe_code() -> tuple[str | None, str]:
-    """Commit and uncommitted changes of the repository this file lies in; (None, "") for an installed copy."""
+    """Return commit and uncommitted changes of the repository this file lies in; (None, "") for an installed copy."""
     commit = _git("rev-parse", "HEAD")
     return (commit.strip() or None) if commit else None, _git("diff", "HEAD") or ""
 

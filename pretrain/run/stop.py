@@ -1,4 +1,4 @@
-"""What SIGTERM, SIGUSR1 and Ctrl-C ask of a training run: finish the step, save, and exit with a status launchers know.
+"""On SIGTERM, SIGUSR1 or Ctrl-C a run finishes its step, saves, and exits with a status that launchers know.
 
 Standard library only, so that a signal is understood before torch is imported. Slurm sends SIGUSR1 ahead of the time
 limit (`--signal=USR1@600`) and SIGTERM at preemption; both mean "start me again" (EXIT_STOPPED), Ctrl-C does not.
@@ -26,7 +26,7 @@ def listen() -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """While the block runs a signal is only noted (`received`), except a second Ctrl-C, which interrupts at once."""
+    """Only note signals (`received`) while the block runs, except a second Ctrl-C, which interrupts at once."""
     global _depth
     _depth += 1
     try:
@@ -36,7 +36,7 @@ def deferred() -> Iterator[None]:
 
 
 def received() -> signal.Signals | None:
-    """The first signal this process was sent, if any."""
+    """Return the first signal this process was sent, if any."""
     return _received[0] if _received else None
 
 
@@ -50,7 +50,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _end(number: signal.Signals) -> None:
-    """At once: an exception could end up in an import that is under way, which may swallow it and go on half done."""
+    """End at once: an exception could end up in an import under way, which may swallow it and go on half done."""
     if os.environ.get("RANK", "0") == "0":
         print(f"{number.name} before the first step: the same command starts again", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

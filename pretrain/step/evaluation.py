@@ -1,4 +1,4 @@
-"""Held-out losses: the same sequences with the same noise at every evaluation and in every layout."""
+"""Evaluates held-out losses: on the same sequences with the same noise, every time and in every layout."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ class HeldoutEvaluation:
     micro_batch_size: int
 
     def run(self, model: list[Any]) -> LossStats:
-        """Losses over all sequences; every rank takes part and gets the result."""
+        """Return losses over all sequences; every rank takes part and gets the result."""
         for chunk in model:
             chunk.eval()
         with torch.no_grad():
@@ -34,7 +34,7 @@ class HeldoutEvaluation:
         return LossStats.from_sums(sums, step.counts, self.builder.stage)
 
     def _batches(self) -> list[Batch]:
-        """This rank's share in microbatches of equal shape; places left over hold padding."""
+        """Return this rank's share in microbatches of equal shape; places left over hold padding."""
         mine = range(parallel_state.get_data_parallel_rank(), self.num_sequences, _data_parallel_size())
         return [self._batch(mine[start : start + self.micro_batch_size]) for start in self._starts()]
 

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the tokens seen: nothing to save, and a changed budget takes effect at once."""
+"""The learning rate is a pure function of the tokens seen: nothing to save, and a changed budget holds at once."""
 
 import math
 
@@ -6,7 +6,7 @@ from conf.schema import DecayShape, ScheduleConfig, ScheduleKind
 
 
 def compute_learning_rate(schedule: ScheduleConfig, progress: float) -> float:
-    """Learning rate of the step that ends at `progress` (share of the token budget, 0 to 1).
+    """Return the learning rate of the step that ends at `progress` (share of the token budget, 0 to 1).
 
     Linear warm-up to peak_lr, then the schedule's course to final_lr. WSD: arXiv 2404.06395.
     """
@@ -22,7 +22,7 @@ def compute_learning_rate(schedule: ScheduleConfig, progress: float) -> float:
 
 
 def _decay(share: float, schedule: ScheduleConfig) -> float:
-    """Learning rate after a share (0 to 1) of the decay."""
+    """Return the learning rate after a share (0 to 1) of the decay."""
     peak, final = schedule.peak_lr, schedule.final_lr
     shape = DecayShape.cosine if schedule.kind is ScheduleKind.cosine else schedule.decay_shape
     if shape is DecayShape.exponential:

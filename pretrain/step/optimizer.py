@@ -1,4 +1,4 @@
-"""Data-parallel wrapping and megatron-core's mixed-precision AdamW."""
+"""Wraps the model for data parallelism and updates it with megatron-core's mixed-precision AdamW."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +20,7 @@ from model.megatron.tri_mode import TriModeModel
 def wrap_data_parallel(
     chunks: list[TriModeModel], parallel: ParallelConfig, gradients_ready: Callable[[], None] = lambda: None
 ) -> list[DistributedDataParallel]:
-    """Gradients summed (not averaged: the loss is normalised globally) in fp32 over the data-parallel ranks.
+    """Wrap the model so that gradients are summed (not averaged: the loss is normalised globally) in fp32 over ranks.
 
     gradients_ready: called in every step when this rank has its own gradients, before it waits for those of others.
     """
@@ -39,7 +39,7 @@ def wrap_data_parallel(
 
 
 def build_data_parallel_config(parallel: ParallelConfig) -> DistributedDataParallelConfig:
-    """Our configuration in megatron-core's terms; the optimizer is always distributed."""
+    """Return our configuration in megatron-core's terms; the optimizer is always distributed."""
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=parallel.overlap_grad_reduce,
@@ -51,7 +51,7 @@ def build_data_parallel_config(parallel: ParallelConfig) -> DistributedDataParal
 
 
 def _leave_out_reduction(wrapped: list[DistributedDataParallel]) -> None:
-    """One rank has nothing to reduce; gloo would still copy the whole gradient buffer, twice."""
+    """Leave out a reduction over one rank: gloo would copy the whole gradient buffer, twice."""
     for chunk in wrapped:
         for group in chunk.bucket_groups:
             group.start_grad_sync = lambda force_all_reduce=False: None  # type: ignore[method-assign]
@@ -60,7 +60,7 @@ def _leave_out_reduction(wrapped: list[DistributedDataParallel]) -> None:
 def _connect_schedules(
     wrapped: list[DistributedDataParallel], parallel: ParallelConfig, gradients_ready: Callable[[], None]
 ) -> None:
-    """Tells megatron-core's pipeline schedules how to hold back, start and finish gradient reduction."""
+    """Tell megatron-core's pipeline schedules how to hold back, start and finish gradient reduction."""
     config = wrapped[0].config
     config.finalize_model_grads_func = partial(_finalize_without_averaging, gradients_ready)
     if parallel.overlap_grad_reduce:
@@ -72,7 +72,7 @@ def _connect_schedules(
 def _finalize_without_averaging(
     gradients_ready: Callable[[], None], model: list[Any], num_tokens: Any = None, **options: Any
 ) -> None:
-    """megatron-core would divide by its own token count; row weights already hold the global denominator."""
+    """Finish gradients without megatron-core's division by its token count: our weights hold the denominator."""
     gradients_ready()
     finalize_model_grads(model, None, **options)
 
@@ -87,7 +87,7 @@ def build_optimizer(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
 ) -> MegatronOptimizer:
-    """AdamW with fp32 main weights and state. The learning rate is set at every step (set_hyperparameters)."""
+    """Build AdamW with fp32 main weights and state. The learning rate is set at every step (set_hyperparameters)."""
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=0.0,
@@ -108,7 +108,7 @@ def build_optimizer(
 
 
 def compute_grad_norm(built: MegatronOptimizer) -> float | Tensor:
-    """Norm of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
+    """Return the norm of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
 
     On a GPU a tensor [1], as megatron-core clips with it.
     """
@@ -117,7 +117,7 @@ def compute_grad_norm(built: MegatronOptimizer) -> float | Tensor:
 
 
 def update_weights(built: MegatronOptimizer, grad_norm: float | Tensor) -> None:
-    """Clips the gradients, of which this is the norm, and updates the weights with them.
+    """Clip the gradients, of which this is the norm, and update the weights with them.
 
     megatron-core's ChainedOptimizer.step from where the norm is known; no parameter of ours is clipped by itself.
     """
@@ -128,7 +128,7 @@ def update_weights(built: MegatronOptimizer, grad_norm: float | Tensor) -> None:
 
 
 def set_hyperparameters(built: MegatronOptimizer, optimizer: OptimizerConfig, learning_rate: float) -> None:
-    """Writes the configured values into every parameter group, so that overrides hold after a resume too."""
+    """Write the configured values into every parameter group, so that overrides hold after a resume too."""
     for group in built.param_groups:
         group["lr"] = learning_rate
         group["weight_decay"] = optimizer.weight_decay * group.get("wd_mult", 1.0)
@@ -141,7 +141,7 @@ def _torch_optimizers(built: MegatronOptimizer) -> list[torch.optim.Optimizer]:
 
 
 def prepare_for_loading(built: MegatronOptimizer) -> None:
-    """Makes torch Adam's state exist before a checkpoint is read into it.
+    """Make torch Adam's state exist before a checkpoint is read into it.
 
     torch allocates it in the first step, Transformer Engine's Adam at once; megatron-core expects the latter.
     """
@@ -157,7 +157,7 @@ def prepare_for_loading(built: MegatronOptimizer) -> None:
 
 
 def repair_after_loading(built: MegatronOptimizer) -> None:
-    """Gives every parameter its own step counter.
+    """Give every parameter its own step counter.
 
     megatron-core's distributed optimizer hands all of them one tensor, which torch Adam then advances once per
     parameter: a silent error in the bias correction.
@@ -169,7 +169,7 @@ def repair_after_loading(built: MegatronOptimizer) -> None:
 
 
 def accept_step_tensors() -> None:
-    """Lets the distributed optimizer load states of torch Adam, which hold a `step` it does not look for."""
+    """Let the distributed optimizer load states of torch Adam, which hold a `step` it does not look for."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     original = DistributedOptimizer._set_main_param_and_optimizer_states

@@ -1,8 +1,8 @@
-"""Buffers of Transformer Engine ("userbuffers") through which collectives within layers hide behind products.
+"""Sets up Transformer Engine's buffers ("userbuffers"), through which collectives overlap with a layer's matmuls.
 
-megatron-core's layers use them when told to (tp_comm_overlap), but making them is the trainer's task: all processes
-together, after the process groups and before the first forward. A buffer holds the rows of one forward of all ranks of
-a tensor-parallel group; every forward of a run has as many.
+megatron-core's layers use them where configured (tp_comm_overlap), but the trainer must create them: all processes
+together, after the process groups and before the first forward. A buffer holds the positions of one forward of all
+ranks of a tensor-parallel group; every forward of a run has as many.
 """
 
 import logging
@@ -22,7 +22,7 @@ CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 
 @contextmanager
 def userbuffers(config: RunConfig) -> Iterator[None]:
-    """The buffers while it lasts, if parallel.overlap_tensor_parallel asks for them. Raises UserError."""
+    """Hold the buffers while the block runs, if parallel.overlap_tensor_parallel asks for them. Raises: UserError."""
     if not config.parallel.overlap_tensor_parallel:
         yield
         return
@@ -36,10 +36,10 @@ def userbuffers(config: RunConfig) -> Iterator[None]:
 
 def _start(engine: Any, config: RunConfig) -> None:
     modes = engine.UserBufferQuantizationMode
-    rows, hidden = config.positions_per_forward, config.model.hidden_size
+    positions, hidden = config.positions_per_forward, config.model.hidden_size
     try:
         engine.initialize_ub(
-            shape=[rows, hidden],
+            shape=[positions, hidden],
             tp_size=config.parallel.tensor_parallel,
             quantization_modes=[modes.NONE if config.precision.fp8 is None else modes.FP8],
             dtype=TORCH_DTYPES[config.precision.dtype],
@@ -50,8 +50,8 @@ def _start(engine: Any, config: RunConfig) -> None:
             f"parallel.overlap_tensor_parallel=true: Transformer Engine cannot set up its buffers: {error}. Its ranks "
             "must share a node's NVLink; without multicast try UB_SKIPMC=1, or parallel.overlap_tensor_parallel=false."
         ) from error
-    logger.info("tensor-parallel collectives overlap with products: buffers of %d x %d", rows, hidden)
+    logger.info("tensor-parallel collectives overlap with matmuls: buffers of %d x %d", positions, hidden)
     if os.environ.get(CONNECTIONS) != "1":
         logger.warning(
-            "%s=1 lets a GPU before Blackwell start collectives ahead of products; it is not set", CONNECTIONS
+            "%s=1 lets a GPU before Blackwell start collectives ahead of matmuls; it is not set", CONNECTIONS
         )

@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(toy_data: ToyData, small_disk
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
-def test_told_to_go_on_a_run_trains_through_a_full_disk_and_saves_when_there_is_room(
+def test_with_on_failure_go_on_a_run_trains_through_a_full_disk_and_saves_when_there_is_room(
     toy_data: ToyData, small_disk: Path, asynchronous: str
 ) -> None:
     run_dir = small_disk / "run"
@@ -129,7 +129,7 @@ def test_a_disk_full_for_one_rank_fails_the_save_on_all_and_the_next_one_works(
 
 
 @pytest.mark.slow
-def test_told_to_stop_every_rank_gives_the_same_message(toy_data: ToyData, tmp_path: Path) -> None:
+def test_with_on_failure_stop_every_rank_gives_the_same_message(toy_data: ToyData, tmp_path: Path) -> None:
     run_with_faults(toy_data, tmp_path, (("writer", 1, "true"),), "checkpoint.on_failure=stop")
     run_dir = tmp_path / "writer_1_true"
     messages = {(run_dir / f"error_rank{rank}.txt").read_text() for rank in (0, 1)}

@@ -1,4 +1,4 @@
-"""Bad steps of real runs on two data-parallel ranks: left out everywhere, counted, told, and gone back from."""
+"""Bad steps of real runs on two data-parallel ranks: left out everywhere, counted, reported, and gone back from."""
 
 import json
 from collections.abc import Mapping

@@ -64,10 +64,10 @@ def test_a_write_that_fails_on_one_rank_fails_the_save_on_all_and_leaves_nothing
     message = assert_failed_alike(root / folder / "run", action)
     assert message.startswith("SaveError: cannot write checkpoint")
     assert "No space left on device" in message
-    (kept,) = (root / folder / "run" / "checkpoints").iterdir()
-    assert kept.name == "step_00000001"
-    assert find_damage(kept) is None
-    assert {path.name for path in kept.iterdir()} == {"part_0", "part_1", "checkpoint.json", "SHA256SUMS"}
+    (earlier,) = (root / folder / "run" / "checkpoints").iterdir()
+    assert earlier.name == "step_00000001"
+    assert find_damage(earlier) is None
+    assert {path.name for path in earlier.iterdir()} == {"part_0", "part_1", "checkpoint.json", "SHA256SUMS"}
 
 
 def test_metrics_that_cannot_be_opened_end_every_rank(root: Path) -> None:

@@ -17,7 +17,7 @@ class Host:
     address: str
 
     def pull_cable(self) -> None:
-        """From now on nothing arrives; nobody is told."""
+        """From now on nothing arrives; nobody gets to know."""
         self._ip("link", "set", self.device, "down")
 
     def plug_in(self) -> None:

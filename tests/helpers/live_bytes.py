@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# The operators behind torch.distributed's functions: the names of what they do.
+# The operators that torch.distributed's functions call: the names of what they do.
 COLLECTIVES = {
     "c10d.allreduce_": "all-reduce",
     "c10d._allgather_base_": "all-gather",
@@ -40,9 +40,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._count(leaf)
+        for item in tree_leaves(result):
+            if isinstance(item, Tensor):
+                self._count(item)
         return result
 
     def _count(self, tensor: Tensor) -> None:
@@ -71,14 +71,14 @@ class SentBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = COLLECTIVES.get(str(func).removesuffix(".default"))
         if name is not None and _group_size(args) > 1:
-            tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+            tensors = [item for item in tree_leaves(args) if isinstance(item, Tensor)]
             self.by_collective[name] += max(tensor.numel() * tensor.element_size() for tensor in tensors)
         return func(*args, **(kwargs or {}))
 
 
 def _group_size(arguments: tuple[Any, ...]) -> int:
     """Ranks of the process group among an operator's arguments."""
-    groups = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.ScriptObject)]
+    groups = [item for item in tree_leaves(arguments) if isinstance(item, torch.ScriptObject)]
     return max(_size_if_group(group) for group in groups)
 
 

@@ -2,7 +2,7 @@
 
 A job: {"overrides": [...], "poison": {sample index: factor of its loss, null for NaN}, "slow_rank": rank that waits in
 every step, "hangs_at": samples seen when it waits for good}. A poisoned sample multiplies the loss of its microbatch,
-and so the gradients. What a user would be told of a failure goes to <run.dir>/error_rank<r>.txt; <run.dir>/went_back
+and so the gradients. What a user would read of a failure goes to <run.dir>/error_rank<r>.txt; <run.dir>/went_back
 appears when a run goes back.
 """
 
@@ -42,8 +42,9 @@ def poisoning(prepare: Callable[..., Any], job: dict[str, Any]) -> Callable[...,
         step = prepare(self, batches)
         if self.noise.split == "heldout":
             return step
-        pairs = zip(step.microbatches, batches, strict=True)
-        return replace(step, microbatches=[_poison(*pair, job.get("poison", {})) for pair in pairs])
+        poison = job.get("poison", {})
+        both = zip(step.microbatches, batches, strict=True)
+        return replace(step, microbatches=[_poison(microbatch, batch, poison) for microbatch, batch in both])
 
     return poisoned
 

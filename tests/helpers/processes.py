@@ -32,7 +32,7 @@ def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
 
 
 def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240) -> None:
-    """Runs to the end; a failure or a hang raises AssertionError with the output and leaves no process behind."""
+    """Runs to the end; a failure or a hang raises AssertionError with the output and leaves no process running."""
     command = torchrun(num_ranks, module, *arguments)
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(

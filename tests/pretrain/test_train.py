@@ -66,7 +66,7 @@ def test_cfg_job_prints_the_composed_run() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["experiment=nld_8b_joint", "--cfg", "job"]])
-def test_help_and_cfg_answer_within_two_seconds(arguments: list[str]) -> None:
+def test_help_and_cfg_print_within_two_seconds(arguments: list[str]) -> None:
     seconds = []
     for _ in range(3):  # the fastest of three: another process may hold the core
         start = time.monotonic()
@@ -84,7 +84,7 @@ def test_torch_is_not_imported_before_it_is_needed(arguments: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["train.tokns=1"], "did you mean 'train.tokens'?"),
         (["model=ministral_8b"], "did you mean model=ministral3_8b?"),
@@ -95,10 +95,10 @@ def test_torch_is_not_imported_before_it_is_needed(arguments: list[str]) -> None
         (["--help", "model=none"], "options of model"),
     ],
 )
-def test_a_mistake_is_told_in_one_message_with_status_2(arguments: list[str], told: str) -> None:
+def test_a_mistake_is_one_message_with_status_2(arguments: list[str], message: str) -> None:
     result = run_command(*arguments)
     assert result.returncode == 2
-    assert result.stderr.startswith("error: ") and told in result.stderr
+    assert result.stderr.startswith("error: ") and message in result.stderr
     assert "Traceback" not in result.stderr and "Hydra" not in result.stderr
 
 

@@ -11,7 +11,7 @@ from tests.bench.chaos.watch import read_metrics
 from tests.distributed.test_checkpoint import load_tensors
 
 KEYS = ("step", "tokens_seen", "loss", "ar_loss", "diffusion_loss", "masking_ratio", "grad_norm", "lr")
-FACTS = ("step", "tokens_seen", "samples_seen", "data_position", "guard")
+FIELDS = ("step", "tokens_seen", "samples_seen", "data_position", "guard")
 
 
 def list_differences(run_dir: Path, other_dir: Path) -> list[str]:
@@ -24,8 +24,8 @@ def list_differences(run_dir: Path, other_dir: Path) -> list[str]:
         tensors, others = load_tensors(newest), load_tensors(other)
     differing = [key for key in tensors.keys() & others.keys() if not _same_bits(tensors[key], others[key])]
     manifest, its = load_checkpoint_manifest(newest), load_checkpoint_manifest(other)
-    facts = [fact for fact in FACTS if getattr(manifest, fact) != getattr(its, fact)]
-    return sorted([*differing, *(tensors.keys() ^ others.keys()), *facts])
+    names = [name for name in FIELDS if getattr(manifest, name) != getattr(its, name)]
+    return sorted([*differing, *(tensors.keys() ^ others.keys()), *names])
 
 
 def load_curve(run_dir: Path) -> list[tuple[Any, ...]]:

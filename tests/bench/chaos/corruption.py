@@ -44,19 +44,19 @@ def draw_damage(step_dirs: list[Path], kind: str, source: random.Random) -> Dama
 def damaged(damage: Damage) -> Iterator[None]:
     """The checkpoint is damaged while the block runs, and as before after it."""
     path = Path(damage.step_dir) / damage.file
-    kept = Path(damage.step_dir).parent / f"kept_{path.name}"
-    shutil.copy2(path, kept)
+    original = Path(damage.step_dir).parent / f"original_{path.name}"
+    shutil.copy2(path, original)
     added: list[Path] = []
     others = [other for other in list_all_files(Path(damage.step_dir)) if other.name != path.name]
     other = others[damage.place % len(others)]
-    kept_other = other.read_bytes() if damage.kind == "swapped" else None
+    other_bytes = other.read_bytes() if damage.kind == "swapped" else None
     try:
         apply(damage, path, other, added)
         yield
     finally:
-        shutil.move(kept, path)
-        if kept_other is not None:
-            other.write_bytes(kept_other)
+        shutil.move(original, path)
+        if other_bytes is not None:
+            other.write_bytes(other_bytes)
         for extra in added:
             extra.unlink()
 

@@ -1,4 +1,4 @@
-"""What a rank starts to write checkpoints: there when all of a job are told to stop, gone when the rank is."""
+"""What a rank starts to write checkpoints: there when all of a job are asked to stop, gone when the rank is."""
 
 import os
 import signal

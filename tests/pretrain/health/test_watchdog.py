@@ -40,7 +40,7 @@ def test_stacks_are_written_and_the_process_ends(tmp_path: Path) -> None:
     assert "wait_for_ever" in (tmp_path / "logs" / "stall_rank_3.txt").read_text()
 
 
-def test_signs_of_life_keep_it_alive_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_signs_of_life_keep_it_alive_and_no_file_is_left(tmp_path: Path) -> None:
     done = run(str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert not list((tmp_path / "logs").iterdir())

@@ -10,8 +10,7 @@ from matplotlib import image
 
 from pretrain.monitor.__main__ import main
 from pretrain.monitor.plot import smooth, thin
-from pretrain.monitor.sparkline import draw_sparkline
-from pretrain.monitor.units import format_bytes, format_count, format_seconds
+from pretrain.monitor.text import draw_sparkline, format_bytes, format_count, format_seconds
 from tests.pretrain.monitor.conftest import RunFolder
 
 

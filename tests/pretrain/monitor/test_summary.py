@@ -9,8 +9,8 @@ import pytest
 
 from pretrain.monitor import folder as folder_module
 from pretrain.monitor.alerts import find_alerts
-from pretrain.monitor.folder import look_at
-from pretrain.monitor.follow import MetricsFollower
+from pretrain.monitor.folder import view_run_folder
+from pretrain.monitor.history import MetricsFollower
 from pretrain.monitor.summary import Summary, summarise
 from tests.pretrain.monitor.conftest import RunFolder
 
@@ -18,9 +18,9 @@ from tests.pretrain.monitor.conftest import RunFolder
 def look(folder: RunFolder) -> tuple[Summary, list[str]]:
     follower = MetricsFollower(folder.path)
     follower.read()
-    facts = look_at(folder.path)
-    summary = summarise(facts, follower.history, time.time())
-    return summary, find_alerts(facts, follower.history, summary, follower.num_damaged)
+    view = view_run_folder(folder.path)
+    summary = summarise(view, follower.history, time.time())
+    return summary, find_alerts(view, follower.history, summary, follower.num_damaged)
 
 
 def test_a_healthy_run_is_summarised_without_alerts(folder: RunFolder) -> None:

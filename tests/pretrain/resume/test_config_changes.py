@@ -24,19 +24,19 @@ def resolved(*overrides: str) -> dict[str, Any]:
     return plain(compose_run_config([*GIVEN, BLEND, *overrides]))
 
 
-def kept(*overrides: str) -> dict[str, Any]:
+def saved(*overrides: str) -> dict[str, Any]:
     """As a checkpoint keeps it."""
     return json.loads(json.dumps(resolved(*overrides)))
 
 
 def test_the_same_configuration_differs_in_nothing() -> None:
-    assert compare_configs(kept(), resolved()) == ()
+    assert compare_configs(saved(), resolved()) == ()
     assert compare_configs({}, resolved()) == (), "a checkpoint that knows no configuration"
 
 
 def test_settings_are_named_with_both_values() -> None:
     changes = compare_configs(
-        kept("schedule.peak_lr=1e-5"), resolved("schedule.peak_lr=2e-5", *TP2, "data.train.web.weight=0.5")
+        saved("schedule.peak_lr=1e-5"), resolved("schedule.peak_lr=2e-5", *TP2, "data.train.web.weight=0.5")
     )
     assert list(describe_changes(changes, 400)) == [
         "resume: 2 settings changed since step 400: data.train.web.weight 0.7 -> 0.5; schedule.peak_lr 1e-05 -> 2e-05",
@@ -44,8 +44,8 @@ def test_settings_are_named_with_both_values() -> None:
     ]
 
 
-def test_products_in_8_bits_change_what_is_learned_and_overlap_does_not() -> None:
-    changes = compare_configs(kept(), resolved("precision.fp8=tensorwise", "parallel.offload_layers=1"))
+def test_matmuls_in_8_bits_change_what_is_learned_and_overlap_does_not() -> None:
+    changes = compare_configs(saved(), resolved("precision.fp8=tensorwise", "parallel.offload_layers=1"))
     assert list(describe_changes(changes, 3)) == [
         "resume: 1 setting changed since step 3: precision.fp8 null -> tensorwise",
         "resume: 1 setting changed about where and how it runs: parallel.offload_layers 0 -> 1",
@@ -54,7 +54,7 @@ def test_products_in_8_bits_change_what_is_learned_and_overlap_does_not() -> Non
 
 def test_sources_come_and_go_with_all_their_keys() -> None:
     one = "data.train={web: {path: tokens/web, weight: 0.7}}"
-    changes = compare_configs(kept(), plain(compose_run_config([*GIVEN, one])))
+    changes = compare_configs(saved(), plain(compose_run_config([*GIVEN, one])))
     assert ConfigChange("data.train.code.weight", 0.3, ABSENT) in changes
     assert {change.key for change in changes} == {"data.train.code.weight", "data.train.code.path"}
     assert str(ConfigChange("data.train.code.weight", ABSENT, 0.3)) == "data.train.code.weight (absent) -> 0.3"
@@ -83,13 +83,13 @@ def test_sources_come_and_go_with_all_their_keys() -> None:
         ("resume.allow_data_change", False),
     ],
 )
-def test_what_is_learned_is_told_from_where_it_runs(key: str, is_about_training: bool) -> None:
+def test_what_is_learned_is_distinguished_from_where_it_runs(key: str, is_about_training: bool) -> None:
     assert ConfigChange(key, 1, 2).is_about_training is is_about_training
 
 
 def test_a_changed_schedule_or_budget_says_the_next_learning_rate() -> None:
     tokens = 500_000
-    then = kept("schedule.peak_lr=1e-5", "schedule.final_lr=1e-6")
+    then = saved("schedule.peak_lr=1e-5", "schedule.final_lr=1e-6")
     same = "schedule.peak_lr=1e-5", "schedule.final_lr=1e-6"
     assert list(describe_learning_rate(then, resolved(*same, "runtime.log_every_steps=7"), tokens)) == []
     (line,) = describe_learning_rate(then, resolved("schedule.peak_lr=2e-5", "schedule.final_lr=1e-6"), tokens)

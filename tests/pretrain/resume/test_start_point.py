@@ -1,17 +1,19 @@
 """What a run may start from and continue as: every mismatch is one message before anything is built."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from conf.composition.compose import compose_run_config
-from conf.schema import RunConfig
+from conf.schema import GuardConfig, RunConfig
 from conf.system.errors import UserError
 from model.checkpoint.layout import save_checkpoint_manifest, step_directory
 from model.convert.conversion import import_checkpoint
 from model.convert.progress import Progress
+from pretrain.health.guard import LossGuard
 from pretrain.resume.start_point import StartPoint, build_manifest, find_start
 from pretrain.run.run_data import open_data
 from pretrain.run.run_status import TrainState
@@ -114,3 +116,21 @@ def test_data_of_another_tokenizer_are_refused(toy_data: ToyData, tmp_path: Path
 def test_bad_input_is_named(toy_data: ToyData, tmp_path: Path, change: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         start(compose(toy_data, tmp_path, change))
+
+
+def test_a_checkpoint_with_keys_of_earlier_versions_resumes_as_the_same_settings(
+    toy_data: ToyData, used_folder: Path
+) -> None:
+    """checkpoint.json as the code of November 2026 wrote it, before keys of the configuration were renamed."""
+    path = used_folder / "run" / "checkpoints" / "step_00000005" / "checkpoint.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    data, runtime = manifest["config"]["data"], manifest["config"]["runtime"]
+    data["completion_loss"] = data.pop("block_padding_loss")
+    runtime["attention_backend"] = "split"
+    manifest["guard"] = {"losses": [4.0, 4.5], "nonfinite": 1, "spikes": 2}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    found = start(compose(toy_data, used_folder, "runtime.attention_backend=cpu"))
+    assert list(found.list_changes()) == []
+    guard = LossGuard(GuardConfig())
+    guard.restore(found.guard)
+    assert (list(guard.losses), guard.nonfinite, guard.spikes) == ([4.0, 4.5], 1, 2)

@@ -79,10 +79,10 @@ def test_held_out_data_that_are_trained_on_are_pointed_out(toy_data: ToyData, tm
     assert "they are not held out" in line
 
 
-def test_rows_held_out_with_another_distance_are_pointed_out(toy_data: ToyData, tmp_path: Path) -> None:
-    def prepare(name: str, rows: Split, every: int) -> Path:
+def test_records_held_out_with_another_distance_are_pointed_out(toy_data: ToyData, tmp_path: Path) -> None:
+    def prepare(name: str, split: Split, every: int) -> Path:
         file = toy_data.train_chats.with_suffix(".jsonl")
-        source = SourceConfig(path=str(tmp_path / name), input=InputConfig(DocumentKind.chat, str(file), records=rows))
+        source = SourceConfig(path=str(tmp_path / name), input=InputConfig(DocumentKind.chat, str(file), records=split))
         settings = PrepareConfig(workers=1, chat_template="chatml", heldout_every=every)
         prepare_source(name, source, DataConfig(tokenizer=str(toy_data.tokenizer), prepare=settings))
         return tmp_path / name

@@ -1,4 +1,4 @@
-"""Every start leaves a record from which it can be told and repeated."""
+"""Every start leaves a record from which it can be explained and repeated."""
 
 import json
 import subprocess

@@ -50,17 +50,19 @@ def config_of(*overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "rows", "mode"),
+    ("overrides", "positions", "mode"),
     [
         (ASKED, 2 * 4096, "none"),
         ([*ASKED, "train.micro_batch_size=2", "precision=fp8"], 4 * 4096, "fp8"),
         ([*ASKED, "stage.objective=ar", "parallel.context_parallel=2"], 2048, "none"),
     ],
 )
-def test_the_buffers_hold_the_rows_of_a_forward(engine: Engine, overrides: list[str], rows: int, mode: str) -> None:
+def test_the_buffers_hold_the_positions_of_a_forward(
+    engine: Engine, overrides: list[str], positions: int, mode: str
+) -> None:
     with userbuffers(config_of(*overrides)):
         (options,) = engine.calls
-        assert options["shape"] == [rows, 4096]
+        assert options["shape"] == [positions, 4096]
         assert (options["tp_size"], options["quantization_modes"]) == (4, [mode])
         assert options["dtype"] is torch.bfloat16
     assert engine.calls[-1] == "destroyed"

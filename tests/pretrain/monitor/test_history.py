@@ -1,6 +1,6 @@
 """metrics.jsonl is read once, as it grows, whatever happens to it."""
 
-from pretrain.monitor.follow import MetricsFollower
+from pretrain.monitor.history import MetricsFollower
 from pretrain.run.metrics import MetricsWriter
 from pretrain.run.run_folder import METRICS_FILE
 from tests.pretrain.monitor.conftest import RunFolder
