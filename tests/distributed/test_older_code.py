@@ -44,7 +44,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Older:
     for stage in ("joint", "sft"):
         _python(source, "-m", "pretrain.train", *run_overrides(folder, stage, folder / stage))
     _python(source, "-m", "model.convert", "--from", str(folder / "sft"), "--to", str(folder / "export"))
-    _python(source, "-m", "lora.train", *drafter_overrides(folder, folder / "drafter"))
+    _python(source, "-m", "lora.train", *drafter_overrides(folder, folder / "drafter", "train.peak_lr"))
     return written
 
 
@@ -79,13 +79,13 @@ def run_overrides(folder: Path, stage: str, run_dir: Path) -> list[str]:
     ]
 
 
-def drafter_overrides(folder: Path, run_dir: Path) -> list[str]:
-    """Command line of a drafter for the older export, on its chats."""
+def drafter_overrides(folder: Path, run_dir: Path, peak_lr: str = "schedule.peak_lr") -> list[str]:
+    """Command line of a drafter for the older export, on its chats. peak_lr: the key, which has been renamed."""
     return [
         *(f"checkpoint={folder}/export", f"data={folder}/data/train_chats.jsonl", f"output={run_dir}/adapter"),
         *(f"run.dir={run_dir}", "adapter.rank=4", "adapter.alpha=16", f"train.steps={DRAFTER_STEPS}"),
         *("train.global_batch_size=4", "train.micro_batch_size=1", "train.sequence_length=128"),
-        *("train.blocks_per_sequence=4", "train.peak_lr=1e-2", "checkpointing.every_steps=2", "zero.stage=0"),
+        *("train.blocks_per_sequence=4", f"{peak_lr}=1e-2", "checkpointing.every_steps=2", "zero.stage=0"),
         *("evaluation.every_steps=3", "evaluation.share=0.2", "runtime.dtype=fp32", "runtime.device=cpu"),
         *("runtime.progress_bar=false", "runtime.tensorboard=false"),
     ]
@@ -141,7 +141,7 @@ def test_an_export_decodes_with_its_own_code_as_with_ours(older: Older) -> None:
 def test_an_export_starts_another_stage(older: Older, tmp_path: Path) -> None:
     overrides = run_overrides(older.folder, "joint", tmp_path / "joint")
     _python(ROOT, "-m", "pretrain.train", *overrides, f"init_from={older.folder}/export", "train.tokens=1024")
-    assert _losses(tmp_path / "joint")[0] < 5
+    assert _losses(tmp_path / "joint")[0] < 5.5, "fresh weights begin at 5.95"
 
 
 def test_a_drafter_goes_on_to_the_same_adapter(older: Older, tmp_path: Path) -> None:
