@@ -138,7 +138,7 @@ def test_the_stage_table_gives_the_tokens_of_the_quickstart() -> None:
     assert f"| try it | {sum(run.train.tokens for run in runs) / 1e6:.1f}M |" in README
 
 
-def lever_rows() -> list[list[str]]:
+def lever_table_rows() -> list[list[str]]:
     table = read("conf/README.md").split("| lever |")[1].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
@@ -148,15 +148,15 @@ def test_the_table_of_levers_names_keys_and_fields_that_exist() -> None:
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     known = {field.name for owner in (TransformerConfig, DistributedDataParallelConfig) for field in fields(owner)}
-    assert len(lever_rows()) > 5
-    for _, key, field, run in lever_rows():
+    assert len(lever_table_rows()) > 5
+    for _, key, field, run in lever_table_rows():
         assert key == "chosen" or key.strip("`") in RUN_TREE.keys
         assert set(re.findall(r"`(\w+)`", field)) <= known
         assert run == "not yet" or re.fullmatch(r"\d{1,2} \w+ \d{4}", run)
 
 
 def test_every_lever_is_in_the_table() -> None:
-    named = {key.strip("`") for _, key, _, _ in lever_rows()}
+    named = {key.strip("`") for _, key, _, _ in lever_table_rows()}
     levers = ("overlap_", "offload_", "bucket_", "recompute")
     keys = {key for key in RUN_TREE.keys if key.startswith(tuple(f"parallel.{lever}" for lever in levers))}
     assert keys | {"precision.fp8", "chosen"} == named

@@ -22,10 +22,15 @@ COLUMNS = 4
 
 @dataclass(frozen=True)
 class RetiredWord:
-    """One word of the table. scope: text or names. allowed: paths (or folders) that may use it."""
+    """One word of the table.
+
+    scope: text or names. instead: what to say, in which the word itself may stand (`attended_pairs`). allowed: paths
+    (or folders) that may use the word.
+    """
 
     word: str
     scope: str
+    instead: tuple[str, ...]
     allowed: tuple[str, ...]
 
 
@@ -36,9 +41,13 @@ def read_table() -> list[RetiredWord]:
 
 
 def read_row(cells: list[str]) -> Iterator[RetiredWord]:
-    retired, _, scope, allowed = (cell.strip() for cell in cells)
-    for word in re.findall(r"`([^`]+)`", retired) if scope else ():
-        yield RetiredWord(word, scope, tuple(re.findall(r"`([^`]+)`", allowed)))
+    retired, instead, scope, allowed = (cell.strip() for cell in cells)
+    for word in in_backticks(retired) if scope else ():
+        yield RetiredWord(word, scope, in_backticks(instead), in_backticks(allowed))
+
+
+def in_backticks(cell: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"`([^`]+)`", cell))
 
 
 WORDS = read_table()
@@ -90,8 +99,10 @@ def uses(word: RetiredWord) -> list[str]:
     """`file: line` of every use outside of the paths where the word is allowed."""
     pattern = re.compile(rf"(?<![a-z]){re.escape(split_words(word.word))}(?![a-z])")
     read = text_of if word.scope == "text" else names_of
+    instead = re.compile("|".join(re.escape(split_words(phrase)) for phrase in word.instead) or "(?!)")
     files = [file for file in tracked_files() if not file.startswith((*HISTORY, *word.allowed))]
-    return [f"{file}: {line.strip()}" for file in files for line in read(file).splitlines() if pattern.search(line)]
+    lines = [(file, line.strip()) for file in files for line in read(file).splitlines()]
+    return [f"{file}: {line}" for file, line in lines if pattern.search(instead.sub("", line))]
 
 
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: f"{word.word} in {word.scope}")

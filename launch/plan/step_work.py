@@ -40,8 +40,8 @@ def count_work(config: RunConfig, document_tokens: int | None = None) -> StepWor
     doubled = config.stage.objective is Objective.joint
     sequences, length = config.train.global_batch_size, config.data.sequence_length
     documents = split_into_documents(config, document_tokens)
-    pairs_of_documents = (count_attended_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
-    attended_pairs = sequences * sum(pairs_of_documents)
+    by_document = (count_attended_pairs(tokens, config.stage.block_size, doubled) for tokens in documents)
+    attended_pairs = sequences * sum(by_document)
     tokens = config.tokens_per_step
     positions = tokens * config.stage.positions_per_token
     # Nothing precedes a document's first token that could predict it. Masking probabilities are uniform.

@@ -139,5 +139,5 @@ def find_regular_block_size(layout: SequenceLayout) -> int | None:
     if len(layout.position_ids) > 1 or block_size == 0:
         return None
     regular = build_regular_layout(layout.sequence_length, block_size)
-    pairs = zip(layout.fields(), regular.fields(), strict=True)
-    return block_size if all(torch.equal(mine, its) for mine, its in pairs) else None
+    fields = zip(layout.fields(), regular.fields(), strict=True)
+    return block_size if all(torch.equal(mine, its) for mine, its in fields) else None

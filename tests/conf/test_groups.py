@@ -94,9 +94,9 @@ def test_an_experiment_records_its_own_name(name: str) -> None:
 
 def test_the_documented_groups_and_options_are_those_that_exist() -> None:
     text = (RUN_TREE.folder / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE))
-    assert set(rows) == set(RUN_TREE.groups)
-    for group, options in rows.items():
+    table_rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE))
+    assert set(table_rows) == set(RUN_TREE.groups)
+    for group, options in table_rows.items():
         listed = {option for pattern in re.findall(r"`([^`]+)`", options) for option in expand_braces(pattern)}
         assert listed == set(RUN_TREE.options(group)), group
 

@@ -112,15 +112,15 @@ def job(data: ToyData, root: Path, name: str, case: str, overrides: list[str], s
     return [*data.overrides("stage=sft" in options), *options, *batch, *ends, *rate, *overrides, *where]
 
 
-def train_singles(data: ToyData, root: Path, pairs: list[tuple[str, str]]) -> None:
+def train_singles(data: ToyData, root: Path, cases: list[tuple[str, str]]) -> None:
     """A run of one process for each case among (layout, case)."""
-    cases = dict.fromkeys(case for _, case in pairs)
-    train_many(1, [job(data, root, f"single_{case}", case, ["parallel=single"]) for case in cases], root, timeout=900)
+    chosen = dict.fromkeys(case for _, case in cases)
+    train_many(1, [job(data, root, f"single_{case}", case, ["parallel=single"]) for case in chosen], root, timeout=900)
 
 
-def list_jobs(data: ToyData, root: Path, pairs: list[tuple[str, str]], num_ranks: int) -> list[list[str]]:
+def list_jobs(data: ToyData, root: Path, cases: list[tuple[str, str]], num_ranks: int) -> list[list[str]]:
     """Runs of (layout, case) on so many ranks."""
-    chosen = [(layout, case) for layout, case in pairs if LAYOUTS[layout][0] == num_ranks]
+    chosen = [(layout, case) for layout, case in cases if LAYOUTS[layout][0] == num_ranks]
     return [job(data, root, f"{layout}_{case}", case, LAYOUTS[layout][1]) for layout, case in chosen]
 
 
@@ -193,7 +193,7 @@ def load_found(root: Path, size: int, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ATTENTION)
-def test_every_rank_computes_its_rows_of_the_dense_mask(root: Path, name: str, size: int) -> None:
+def test_every_rank_computes_its_part_of_the_dense_mask(root: Path, name: str, size: int) -> None:
     exact = ATTENTION[name]["dtype"] == "float32"
     for rank in load_found(root, size, name):
         assert rank["output"] <= (1e-5 if exact else 0.02)
@@ -238,7 +238,7 @@ def test_the_message_is_clean_keys_and_values_of_whole_sequences() -> None:
 def test_every_combination_trains_like_one_process(data: ToyData, tmp_path: Path) -> None:
     train_singles(data, tmp_path, OTHERS)
     for num_ranks in (2, 4):
-        # A few runs at a time: megatron-core leaves the threads of gloo's groups behind.
+        # A few runs at a time: megatron-core never ends the threads of gloo's groups.
         for jobs in batched(list_jobs(data, tmp_path, OTHERS, num_ranks), 8):
             train_many(num_ranks, list(jobs), tmp_path, timeout=600)
     for layout, case in OTHERS:

@@ -60,7 +60,7 @@ def measure(
     dtype: str,
     min_chunk_length: int = MIN_CHUNK_LENGTH,
 ) -> dict[str, Any]:
-    """Forward and backward of this rank's rows; the same rows of the whole sequence's are what they must be."""
+    """Forward and backward of this rank's positions must equal those positions of the whole sequence."""
     batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
     shard = replace(find_context_shard(block_size), min_chunk_length=min_chunk_length)
     heads = draw_heads(config, len(sequences), length * (2 if doubled else 1))
@@ -69,27 +69,27 @@ def measure(
     expected = scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
     expected_gradients = torch.autograd.grad((expected * weight).sum(), heads)
 
-    rows = shard.find_positions(length, doubled)
-    local = [tensor.detach()[:, :, rows].to(getattr(torch, dtype)).requires_grad_() for tensor in heads]
+    positions = shard.find_positions(length, doubled)
+    local = [tensor.detach()[:, :, positions].to(getattr(torch, dtype)).requires_grad_() for tensor in heads]
     where = (AttentionBackend.cpu, torch.float32, torch.device("cpu"))
     attend = PlanBuilder(config.model, *where, shard).build(batch.layout, doubled).attend
     with SentBytes() as sent:
         attended: Any = checkpoint(attend, *local, use_reentrant=False) if recompute else attend(*local)
-        gradients = torch.autograd.grad((attended * weight[:, :, rows]).sum(), local)
-    parts = [gradient[:, :, rows] for gradient in expected_gradients]
+        gradients = torch.autograd.grad((attended * weight[:, :, positions]).sum(), local)
+    parts = [gradient[:, :, positions] for gradient in expected_gradients]
     return {
-        "output": largest_difference([attended], [expected[:, :, rows]]),
+        "output": largest_difference([attended], [expected[:, :, positions]]),
         "gradients": largest_difference(gradients, parts),
         "sent": sent.by_collective,
     }
 
 
-def draw_heads(config: RunConfig, batch: int, rows: int) -> list[Tensor]:
+def draw_heads(config: RunConfig, batch: int, num_positions: int) -> list[Tensor]:
     """query, key, value with gradients; the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     groups = config.model.num_key_value_heads
     counts = (config.model.num_attention_heads, groups, groups)
-    shape = (rows, config.model.head_dim)
+    shape = (num_positions, config.model.head_dim)
     return [torch.randn(batch, count, *shape, generator=generator).requires_grad_() for count in counts]
 
 

@@ -88,8 +88,8 @@ def test_a_chat_prompt_is_decoded_in_three_modes(instruct: Instruct, prompt_ids:
 
 
 @torch.no_grad()
-def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, prompt_ids: torch.Tensor) -> None:
-    """The noisy block keeps the answer's first token, as decoding's seed, and masks the rest."""
+def test_training_computes_the_first_forward_over_a_response(instruct: Instruct, prompt_ids: torch.Tensor) -> None:
+    """The noisy block leaves the response's first token, as decoding's seed, and masks the rest."""
     output, num_forwards = instruct.exported.generate(
         prompt_ids, max_new_tokens=BLOCK, block_length=BLOCK, threshold=0.0, temperature=0.0, eos_token_id=[]
     )
@@ -107,8 +107,8 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
     plan = PlanBuilder(model, AttentionBackend.cpu, torch.float32, torch.device("cpu")).build(
         batch.layout, doubled=True
     )
-    rows = instruct.trained(torch.cat([noisy, batch.tokens], dim=1), plan).transpose(0, 1)
-    trained = rows[0, start : start + BLOCK]
+    hidden = instruct.trained(torch.cat([noisy, batch.tokens], dim=1), plan).transpose(0, 1)
+    trained = hidden[0, start : start + BLOCK]
 
     cache = instruct.exported(prompt_ids, use_cache=True).past_key_values
     block = noisy[:, start : start + BLOCK]
@@ -119,7 +119,7 @@ def test_training_computes_the_first_forward_over_an_answer(instruct: Instruct, 
 
 
 def test_every_token_is_accounted_for(instruct: Instruct, toy_data: ToyData) -> None:
-    """Of a step: rows of each kind sum to the step. Of an epoch: what is used and left out sums to what is stored."""
+    """Of a step: tokens of each kind sum to the step. Of an epoch: what is used and left out sums to what is stored."""
     kinds = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens")
     lines = load_lines(instruct.run, "train")
     for line in lines:

@@ -1,7 +1,7 @@
 """The loss of instruct tuning against transformers' Ministral 3 under a mask written down pair by pair.
 
 Chats are packed with padding, block padding and several turns. Nothing of ours takes part in the reference but the
-batch and the drawn noise: mask, rows, targets, weights and logits are restated here.
+batch and the drawn noise: mask, positions, targets, weights and logits are restated here.
 """
 
 import itertools
@@ -30,7 +30,7 @@ from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_confi
 from tests.parity.test_import import build_imported
 
 BLOCK, LENGTH, MASK = 8, 96, 100
-# Lengths of [context, answer, ...]: two sequences of packed chats, one of several turns.
+# Lengths of [prompt, response, ...]: two sequences of packed chats, one of several turns.
 CHATS = [[[10, 13], [5, 8, 3, 9]], [[17, 30], [1, 1], [4, 6]]]
 MODEL = tiny_model_config()
 STAGES = {objective: StageConfig("sft", objective, block_size=BLOCK) for objective in Objective}
@@ -132,8 +132,8 @@ def test_the_loss_is_the_one_transformers_logits_give(models: Models, noisy: Noi
     assert ours.item() != pytest.approx(shifted.item(), rel=1e-3), "a loss mask one position off must show"
 
 
-def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch) -> None:
-    """They end at the last layer's attention; at scored rows the gradient is what transformers' logits give."""
+def test_unscored_positions_get_no_gradient_at_all(models: Models, noisy: NoisyBatch) -> None:
+    """They end at the last layer's attention; at scored positions the gradient is what transformers' logits give."""
     item = build_input(noisy, Objective.joint)
     hidden: list[Tensor] = []
     last_norm: Any = models.ours.decoder.final_layernorm
@@ -144,26 +144,26 @@ def test_unscored_rows_get_no_gradient_at_all(models: Models, noisy: NoisyBatch)
     hook.remove()
     grad = hidden[0].grad
     assert grad is not None
-    rows = item.scored.positions
-    scored, padding = grad.flatten(0, 1).tensor_split([len(rows)])
+    positions = item.scored.positions
+    scored, padding = grad.flatten(0, 1).tensor_split([len(positions)])
     assert len(grad) < item.tokens.numel() / 2
     assert not padding.any()
     is_scored = torch.zeros(item.tokens.numel(), dtype=torch.bool)
-    is_scored[rows] = True
+    is_scored[positions] = True
 
     loss, logits = compute_reference(models.theirs, noisy, noisy.batch.loss_mask, STAGES[Objective.joint])
     [grad_logits] = torch.autograd.grad(loss, logits)
     expected = (grad_logits @ models.theirs.lm_head.weight).transpose(0, 1).flatten(0, 1)
     assert not grad_logits.transpose(0, 1).flatten(0, 1)[~is_scored].any()
-    torch.testing.assert_close(scored, expected[rows], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scored, expected[positions], rtol=1e-4, atol=1e-6)
 
 
 def test_noise_spares_prompts_and_padding(noisy: NoisyBatch) -> None:
     batch = noisy.batch
-    is_answer = batch.loss_mask | batch.block_padding
-    assert noisy.masked[is_answer].any()
-    assert not noisy.masked[~is_answer].any()
-    assert torch.equal(noisy.noisy_tokens[~is_answer], batch.tokens[~is_answer])
+    is_response = batch.loss_mask | batch.block_padding
+    assert noisy.masked[is_response].any()
+    assert not noisy.masked[~is_response].any()
+    assert torch.equal(noisy.noisy_tokens[~is_response], batch.tokens[~is_response])
 
 
 @pytest.mark.parametrize("objective", Objective)

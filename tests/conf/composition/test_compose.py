@@ -96,7 +96,7 @@ def test_several_unknown_keys_are_named_together() -> None:
         ("stage", "'stage'", "key=value"),
     ],
 )
-def test_a_wrong_value_is_told_with_its_key_and_reason(override: str, named: str, reason: str) -> None:
+def test_a_wrong_value_is_reported_with_its_key_and_reason(override: str, named: str, reason: str) -> None:
     message = refusal(override)
     assert named in message and reason in message
     assert "\n" not in message

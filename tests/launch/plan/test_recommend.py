@@ -11,10 +11,10 @@ from tests.helpers.layouts import TP8_SP_CP4
 
 
 def test_the_command_prints_a_row_for_every_recipe_and_number_of_gpus() -> None:
-    heading, rule, *rows = build_table()
+    heading, rule, *table_rows = build_table()
     assert heading.startswith("| recipe | H100 | layout |") and set(rule) <= set("| -")
-    assert len(rows) == len(SIZES) * len(STAGES) * len(GPUS)
-    assert {row.count("|") for row in (heading, *rows)} == {len(COLUMNS) + 1}
+    assert len(table_rows) == len(SIZES) * len(STAGES) * len(GPUS)
+    assert {row.count("|") for row in (heading, *table_rows)} == {len(COLUMNS) + 1}
 
 
 @pytest.mark.parametrize(
