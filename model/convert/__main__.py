@@ -23,7 +23,7 @@ from model.export.draft_adapter import ADAPTER_FOLDER
 if TYPE_CHECKING:
     from model.convert.conversion import Converted
 
-DTYPES = ("bf16", "fp32")
+DTYPE_NAMES = ("bf16", "fp32")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 DEFAULT_SHARD_SIZE = "5GB"
 
@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", dest="target", required=True, help="directory to create")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at --to")
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="format of the written weights; default: import as is, export bf16"
+        "--dtype", choices=DTYPE_NAMES, help="format of the written weights; default: import as is, export bf16"
     )
     parser.add_argument(
         "--parallel",
@@ -72,9 +72,8 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace, console: Console) -> "Converted":
-    from model.convert.conversion import import_checkpoint
+    from model.convert.conversion import DTYPES, import_checkpoint
     from model.convert.hf_config import read_hf_config
-    from model.export.load import DTYPES
 
     _refuse_options(options, "max_shard_size", "an imported checkpoint has no such shards")
     mask_token = options.mask_token or DataConfig.mask_token
@@ -95,8 +94,7 @@ def _import(options: argparse.Namespace, console: Console) -> "Converted":
 
 
 def _export(options: argparse.Namespace, console: Console) -> "Converted":
-    from model.convert.conversion import export_checkpoint
-    from model.export.load import DTYPES
+    from model.convert.conversion import DTYPES, export_checkpoint
 
     _refuse_options(options, "parallel", "an export has no layout")
     _refuse_options(options, "mask_token", "the checkpoint knows its mask token")

@@ -50,6 +50,18 @@ def test_python_dash_m_converts_and_says_what_it_did(saved, tmp_path):
     assert resolve_checkpoint(tmp_path / "run").name == "step_00000000"
 
 
+def test_help_needs_no_torch_and_a_conversion_no_transformers(saved, tmp_path):
+    script = (
+        "import sys\nfrom model.convert.__main__ import main\n"
+        "try:\n    status = main(sys.argv[1:])\nexcept SystemExit as done:\n    status = done.code\n"
+        "print(status, sorted({'torch', 'transformers', 'hydra'} & set(sys.modules)))"
+    )
+    for arguments, loaded in ((["--help"], []), (["--from", saved / "hf", "--to", tmp_path / "run"], ["torch"])):
+        command = [sys.executable, "-c", script, *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == f"0 {loaded}"
+
+
 def test_the_direction_follows_from_the_source(saved, tmp_path):
     assert convert(saved / "run", tmp_path / "from_run") == 0
     assert convert(resolve_checkpoint(saved / "run"), tmp_path / "from_step") == 0
