@@ -20,7 +20,7 @@ from data_pipeline.batch import SequenceLayout
 from model.attention.context import WHOLE, ContextAttention, ContextShard
 from model.attention.flex import build_flex_attention
 from model.attention.grouped import build_grouped_attention
-from model.attention.rotation import Rotation, apply_rotation, compute_rotation
+from model.attention.rotation import Rotation, RotationBuilder, apply_rotation
 from model.attention.tiled import TiledAttention, fits_tiles
 from model.attention.visibility import find_regular_block_size, find_visible_keys
 
@@ -92,8 +92,10 @@ class PlanBuilder:
     device: torch.device
     shard: ContextShard = WHOLE
     _regular: dict[tuple[int, int, bool], AttentionPlan] = field(default_factory=dict, repr=False)
+    _rotations: RotationBuilder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._rotations = RotationBuilder(self.model.rope, self.model.head_dim)
         if self.backend is AttentionBackend.auto:
             self.backend = AttentionBackend.flex if self.device.type == "cuda" else AttentionBackend.cpu
             logger.info("attention backend: %s (%s)", self.backend.value, REASONS[self.backend])
@@ -127,11 +129,10 @@ class PlanBuilder:
 
     def _rotate(self, position_ids: Tensor, positions: Tensor | None = None) -> Rotation:
         """Return the rotation by position_ids [B, R] of whole sequences; positions: those of this rank, None: all."""
-        rope = self.model.rope
         # Asked on the CPU: a device would have to finish its work before it answers.
-        scales_queries = int(position_ids.max()) >= rope.original_max_position_embeddings
+        scales_queries = int(position_ids.max()) >= self.model.rope.original_max_position_embeddings
         position_ids = (position_ids if positions is None else position_ids[:, positions]).to(self.device)
-        return compute_rotation(position_ids, rope, self.model.head_dim, self.dtype, scales_queries=scales_queries)
+        return self._rotations.build(position_ids, self.dtype, scales_queries=scales_queries)
 
     def _choose(self, layout: SequenceLayout, doubled: bool, block_size: int | None) -> Attend:
         """Return the fastest way measured for the device and the layout (tests/bench/joint/attention.py)."""

@@ -14,6 +14,7 @@ from conf.schema import ModelConfig, RopeConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
+from model.hf.rope import compute_attention_factor
 
 _VISION_TYPE, _TEXT_TYPE = "mistral3", "ministral3"
 
@@ -214,11 +215,7 @@ def _original_max_positions(values: dict[str, Any], rope: dict[str, Any], max_po
 
 def _check_attention_factor(given: float | None, rope: RopeConfig, path: Path) -> None:
     """Check that an explicit attention_factor is the one implied by mscale, mscale_all_dim and factor."""
-
-    def scale(weight: float) -> float:
-        return 1.0 if rope.factor <= 1 else 0.1 * weight * math.log(rope.factor) + 1.0
-
-    implied = scale(rope.mscale) / scale(rope.mscale_all_dim)
+    implied = compute_attention_factor(rope.factor, mscale=rope.mscale, mscale_all_dim=rope.mscale_all_dim)
     if given is not None and not math.isclose(given, implied, rel_tol=1e-6):
         raise UserError(
             f"{path} has attention_factor {given}, but its mscale values imply {implied}: only that is computed"

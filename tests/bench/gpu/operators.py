@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from model.attention.rotation import apply_rotation, compute_rotation
+from model.attention.rotation import RotationBuilder, apply_rotation
 from model.attention.visibility import build_regular_layout
 from model.megatron.operators import _RMSNorm, _SwiGLU
 from tests.bench.gpu import plain
@@ -35,7 +35,7 @@ def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
     decoder: Any = bench.side.module.decoder
     weights = decoder.final_layernorm.weight.detach().requires_grad_()
     positions = build_regular_layout(length, BLOCK_SIZE).position_ids.repeat(1, 2).to(device)
-    rotation = compute_rotation(positions, model.rope, model.head_dim, weights.dtype)
+    rotation = RotationBuilder(model.rope, model.head_dim).build(positions, weights.dtype)
     hidden, inner, query = (
         _draw((rows, 1, *shape), device, weights.dtype)
         for shape in ((model.hidden_size,), (2 * model.ffn_hidden_size,), (model.num_attention_heads, model.head_dim))

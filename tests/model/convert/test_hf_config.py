@@ -10,7 +10,7 @@ from transformers import Ministral3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from conf.system.errors import UserError
-from model.attention.rotation import compute_attention_factor, compute_inverse_frequencies
+from model.attention.rotation import RotationBuilder
 from model.convert.hf_config import read_hf_config
 
 BASE = {
@@ -54,8 +54,9 @@ def test_rotary_parameters_mean_what_transformers_makes_of_them(tmp_path, name):
     theirs: Any = Ministral3Config.from_dict(json.loads(json.dumps(values)))
     frequencies, attention_factor = ROPE_INIT_FUNCTIONS["yarn"](theirs, torch.device("cpu"))
     ours = read_hf_config(write(tmp_path, values)).model
-    torch.testing.assert_close(compute_inverse_frequencies(ours.rope, ours.head_dim), frequencies)
-    assert math.isclose(compute_attention_factor(ours.rope), attention_factor)
+    rotations = RotationBuilder(ours.rope, ours.head_dim)
+    torch.testing.assert_close(rotations.inverse_frequencies, frequencies)
+    assert math.isclose(rotations.attention_factor, attention_factor)
     assert ours.rope.llama_4_scaling_beta == theirs.rope_parameters["llama_4_scaling_beta"]
     assert ours.rope.original_max_position_embeddings == theirs.rope_parameters["original_max_position_embeddings"]
     assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
