@@ -21,8 +21,8 @@ class LossNormalization(Enum):
     global_average: (S_ar + alpha * S_diffusion) / (N_clean + N_masked), as the authors train.
     per_objective: S_ar / N_clean + alpha * S_diffusion / N_masked; as about half of the tokens are masked, this doubles
     the weight of diffusion relative to AR.
-    The logged ar_loss is S_ar / N_clean and diffusion_loss is S_diffusion / N_maskable (tokens that could have been
-    masked), so under neither is the loss ar_loss + alpha * diffusion_loss.
+    The two terms are logged as ar_term and diffusion_term. The logged ar_loss is S_ar / N_clean and diffusion_loss is
+    S_diffusion / N_maskable (tokens that could have been masked): the loss is the sum of the terms, not of these.
     """
 
     global_average = "global_average"

@@ -1,4 +1,4 @@
-"""RunConfig -> the model chunks of this rank."""
+"""Build the model chunks of this rank from the configuration."""
 
 import logging
 from collections.abc import Sequence
@@ -18,16 +18,19 @@ logger = logging.getLogger(__name__)
 def build_model_chunks(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, loss_chunk_rows: int
 ) -> list[TriModeModel]:
-    """One TriModeModel per virtual pipeline stage of this rank (one without interleaving).
+    """Build one TriModeModel per virtual pipeline stage of this rank (one without interleaving).
 
     Weights are not set yet: model/megatron/initialise.py or model/convert/load_weights.py fill them. megatron-core's
-    process groups must exist (pretrain/run/model_parallel.py). Raises UserError for what this machine cannot do.
+    process groups must exist (pretrain/run/model_parallel.py).
+
+    Raises:
+        UserError: This machine lacks what the configuration asks for.
     """
     check_machine(parallel, precision)
     for choice in list_choices(parallel.recompute):
         logger.info("%s", choice)
     if precision.fp8 is not None:
-        logger.info("products of layers: fp8, %s; head and weights: %s", precision.fp8.value, precision.dtype.value)
+        logger.info("matmuls of layers: fp8, %s; head and weights: %s", precision.fp8.value, precision.dtype.value)
     config = build_transformer_config(model, parallel, precision)
     stages: list[int | None] = [None]
     if parallel.virtual_pipeline_parallel > 1:
@@ -48,5 +51,5 @@ def build_model_chunks(
 
 
 def count_parameters(chunks: Sequence[nn.Module]) -> int:
-    """Parameters held by this rank."""
+    """Return the number of parameters that this rank holds."""
     return sum(parameter.numel() for chunk in chunks for parameter in chunk.parameters())

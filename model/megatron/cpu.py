@@ -1,4 +1,4 @@
-"""megatron-core on a machine without CUDA: its hard-coded CUDA calls answer for the CPU.
+"""Run megatron-core on a machine without CUDA by redirecting its hard-coded CUDA calls to the CPU.
 
 megatron-core asks `torch.cuda` for devices, streams and random states, and accepts parameters by the name of their
 CUDA tensor type. `install()` redirects exactly those calls, so that the very same training code runs on gloo.
@@ -24,20 +24,20 @@ _tensor_type = torch.Tensor.type
 
 
 def install() -> None:
-    """Redirects the calls, once; does nothing where a CUDA device exists. Call before building anything."""
+    """Redirect the calls, once; do nothing where a CUDA device exists. Call it before building anything."""
     if torch.cuda.is_available() or torch.Tensor.type is _cuda_type_name:
         return
     _redirect_devices()
     _redirect_factories()
     _redirect_random_state()
-    _keep_freed_memory()
+    _reuse_freed_memory()
 
 
-def _keep_freed_memory() -> None:
-    """glibc keeps what is freed for the next step instead of giving it back to the system.
+def _reuse_freed_memory() -> None:
+    """Let glibc reuse freed memory in the next step instead of returning it to the system.
 
-    Every page that comes back is filled with zeros and mapped anew: 0.4 ms per MB measured, 7 % of a small joint step.
-    The environment's own settings (MALLOC_*) stand; without glibc nothing happens.
+    A returned page is filled with zeros and mapped again when it is needed: 0.4 ms per MB, 7 % of a small joint step.
+    The environment's own settings (MALLOC_*) take precedence; without glibc nothing happens.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -61,15 +61,15 @@ def _redirect_devices() -> None:
 
 
 def _redirect_factories() -> None:
-    # `with torch.device(...)` knows factories by identity, and lists them once: before they are exchanged, or models
-    # that transformers makes on "meta" would come to life with other buffers.
+    # `with torch.device(...)` knows factories by identity and lists them once. It must do so before they are replaced,
+    # or models that transformers builds on "meta" would get real buffers.
     _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`torch.zeros(..., device="cuda", pin_memory=True)` becomes a plain CPU tensor."""
+    """Wrap a factory so that `torch.zeros(..., device="cuda", pin_memory=True)` returns a plain CPU tensor."""
 
     @functools.wraps(factory)
     def make(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -83,7 +83,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _cuda_type_name(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """`param.type()` as the optimizers expect it: 'torch.cuda.FloatTensor' and the like."""
+    """Return `param.type()` as the optimizers expect it: 'torch.cuda.FloatTensor' and the like."""
     if dtype is not None:
         return _tensor_type(self, dtype, *args, **kwargs)
     name = _tensor_type(self)  # under a TorchFunctionMode this call comes back here: add "cuda" once

@@ -1,8 +1,8 @@
-"""Word embedding split over the vocabulary, whose gradient goes straight into megatron-core's gradient buffer.
+"""Embed words, split over the vocabulary, with a gradient that goes straight into megatron-core's gradient buffer.
 
-torch's own backward makes a gradient of the whole vocabulary, [V, H], for the few rows that a batch uses, and
+torch's own backward makes a gradient of the whole vocabulary, [V, H], for the few words that a batch uses, and
 megatron-core then adds all of it to its buffer: at vocabulary 131072 that is 5 % of the small step of tests/bench/joint
-and half of its memory. Shapes: B batch, R rows, H hidden size, V/T vocabulary rows of this tensor-parallel rank.
+and half of its memory. Shapes: B batch, R positions, H hidden size, V/T words of this tensor-parallel rank.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from model.megatron.operators import find_main_gradient, mark_added, stand_in_gr
 
 
 class Embedding(LanguageModelEmbedding):
-    """megatron-core's without positions (they are rotations, model/attention/rotation.py), with our lookup."""
+    """megatron-core's embedding with our lookup and without positions (model/attention/rotation.py handles those)."""
 
     def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
         super().__init__(config, vocab_size, max_sequence_length=0, position_embedding_type="none")
@@ -36,22 +36,22 @@ class Embedding(LanguageModelEmbedding):
 
 
 class WordEmbedding(VocabParallelEmbedding):
-    """megatron-core's, with the lookup exchanged."""
+    """megatron-core's word embedding with the lookup replaced."""
 
     def forward(self, input_: Tensor) -> Tensor:
-        """tokens [B, R] -> [B, R, H], or [R / T, B, H] under sequence parallelism."""
+        """Map tokens [B, R] to [B, R, H], or to [R / T, B, H] under sequence parallelism."""
         group: Any = self.tp_group
         size = group.size()
         tokens = input_ - self.vocab_start_index
         is_here = (tokens >= 0) & (tokens < len(self.weight)) if size > 1 else None
-        rows = _Lookup.apply(self.weight, tokens, is_here)
+        hidden = _Lookup.apply(self.weight, tokens, is_here)
         if self.reduce_scatter_embeddings:
-            return reduce_scatter_to_sequence_parallel_region(rows.transpose(0, 1).contiguous(), group=group)
-        return reduce_from_tensor_model_parallel_region(rows, group=group) if size > 1 else rows
+            return reduce_scatter_to_sequence_parallel_region(hidden.transpose(0, 1).contiguous(), group=group)
+        return reduce_from_tensor_model_parallel_region(hidden, group=group) if size > 1 else hidden
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a weight; zeros where is_here [B, R] is given and False."""
+    """Look up words in a weight; zeros where is_here [B, R] is given and False."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, tokens: Tensor, is_here: Tensor | None) -> Tensor:
@@ -66,14 +66,15 @@ class _Lookup(torch.autograd.Function):
         tokens, is_here = ctx.saved_tensors
         tokens, grad = tokens.flatten(), grad.flatten(0, 1)
         if is_here is not None:
-            # Of other ranks' tokens zeros are added, here and there: to leave them out would ask the device how many.
-            is_here, rows = is_here.flatten(), torch.arange(len(tokens), device=tokens.device) % len(ctx.weight)
-            tokens, grad = torch.where(is_here, tokens, rows), grad * is_here[:, None]
+            # For other ranks' tokens zeros are added, spread over the weight: leaving them out would make the CPU wait
+            # for the device to count them.
+            is_here, spread = is_here.flatten(), torch.arange(len(tokens), device=tokens.device) % len(ctx.weight)
+            tokens, grad = torch.where(is_here, tokens, spread), grad * is_here[:, None]
         weight, total = ctx.weight, find_main_gradient(ctx.weight)
         if total is None:
             own = torch.zeros_like(weight)
             return own.index_put_((tokens,), grad, accumulate=True), None, None
-        # Not index_add_: on a GPU its order of additions, and so the sums' last bits, would change from run to run.
+        # index_add_ would add in another order in every run on a GPU, which changes the sums' last bits.
         total.index_put_((tokens,), grad.to(total.dtype), accumulate=True)
         mark_added(weight)
         return stand_in_gradient(weight), None, None

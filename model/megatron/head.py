@@ -1,14 +1,14 @@
-"""Vocabulary head and cross entropy on scored rows alone, in chunks, with gradients formed in the forward.
+"""Compute the vocabulary head and cross entropy of scored positions alone, in chunks, with gradients in the forward.
 
-Full logits never exist: each chunk of rows makes its logits, its losses and its gradients, and is dropped. Forming
-gradients at once costs no second head product and keeps one chunk of logits alive. The weight's gradient goes straight
+Full logits never exist: each chunk of the hidden matrix's rows forms its logits, losses and gradients, and is dropped.
+Forming gradients at once saves a second head matmul and holds one chunk of logits. The weight's gradient goes straight
 into megatron-core's gradient buffer where there is one.
 
-A chunk's vocabulary is worked off in tiles: a tile's logits become its softmax while they are in the cache, and the
-tile's softmax becomes the chunk's, p = p_tile * exp(lse_tile - lse), right before the products that use it. On the CPU
-(tiles of 960 columns) that took the head from 1.17 to 1.05 times its bare products (tests/bench/joint); on a GPU
-a tile is the whole vocabulary of a rank.
-Shapes: N scored rows, n rows of a chunk, H hidden size, V/T vocabulary rows of this tensor-parallel rank.
+A chunk processes the vocabulary in tiles: a tile's logits become its softmax while they are in the cache, and the
+tile's softmax becomes the chunk's, p = p_tile * exp(lse_tile - lse), right before the matmuls that use it. On the CPU
+(tiles of 960 columns) that took the head from 1.17 to 1.05 times its bare matmuls (tests/bench/joint); on a GPU a tile
+is the whole vocabulary of a rank.
+Shapes: N scored positions (rows of the hidden matrix), n rows of a chunk, H hidden size, V/T words of this rank.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         group: dist.ProcessGroup,
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
-        """As score_rows; needs_grad: whether to form gradients."""
+        """Compute what score_rows returns; needs_grad: whether to form gradients."""
         losses = hidden.new_empty(len(hidden), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = main_gradient = find_main_gradient(weight) if needs_grad else None
@@ -87,7 +87,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        """Scales the gradients formed in the forward; each rank's share of grad_hidden is summed over the group."""
+        """Scale the gradients formed in the forward, and sum each rank's share of grad_hidden over the group."""
         grad_hidden, grad_weight = ctx.saved_tensors
         if ctx.group.size() > 1:
             dist.all_reduce(grad_hidden, group=ctx.group)
@@ -103,14 +103,14 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def score_rows(
     hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk_rows: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """hidden [N, H], weight [V/T, H] -> (loss, scalar fp32; cross entropy per row [N] fp32, no gradient)."""
+    """Map hidden [N, H] and weight [V/T, H] to the loss (fp32) and the cross entropy of each row [N] (no gradient)."""
     # Asked here: within a Function gradients are always off, and its needs_input_grad knows nothing of no_grad.
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk_rows, group, needs_grad)
 
 
 class VocabularyHead(ColumnParallelLinear):
-    """The output layer: logits, or the loss of rows without ever holding their logits.
+    """Output layer that returns logits, or the loss of rows without ever holding all their logits.
 
     Scoring goes through forward, so that megatron-core's hooks on a module's forward (which wait for overlapped
     parameter gathering) see the use of the weight.
@@ -119,7 +119,7 @@ class VocabularyHead(ColumnParallelLinear):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, scored: ScoredPositions | None = None, chunk_rows: int = 0
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """hidden [..., H] -> logits [..., V/T]; with `scored`, hidden [N, H] -> as score_rows."""
+        """Map hidden [..., H] to logits [..., V/T]; with `scored`, hidden [N, H] to what score_rows returns."""
         if scored is None:
             return super().forward(hidden)[0]
         weight, group = cast(Tensor, self.weight), cast(dist.ProcessGroup, self.tp_group)
@@ -127,7 +127,7 @@ class VocabularyHead(ColumnParallelLinear):
 
 
 class _Memory:
-    """Logits of one tile and softmaxes of a chunk, used again by every chunk: on a CPU fresh pages cost time too."""
+    """Memory for a tile's logits and a chunk's softmaxes, reused by every chunk: on a CPU fresh pages cost time too."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, chunk_rows: int) -> None:
         # In half precision sums over tiles would be rounded at every tile.
@@ -138,17 +138,17 @@ class _Memory:
         self._softmaxes = hidden.new_empty(rows * len(weight), dtype=torch.promote_types(hidden.dtype, torch.float32))
 
     def logits(self, rows: int, columns: int) -> Tensor:
-        """Room for those of a tile."""
+        """Return memory for a tile's logits."""
         return self._logits[: rows * columns].view(rows, columns)
 
     def softmax(self, rows: int, tile: int, columns: int) -> Tensor:
-        """Room for that of tile number `tile`."""
+        """Return memory for the softmax of tile number `tile`."""
         start = rows * tile * self.columns
         return self._softmaxes[start : start + rows * columns].view(rows, columns)
 
 
 class _Chunk:
-    """Rows whose softmaxes are alive: hidden [n, H] against weight [V/T, H], one softmax [n, columns] per tile."""
+    """Rows whose softmaxes are held: hidden [n, H] against weight [V/T, H], one softmax [n, columns] per tile."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, targets: Tensor, group: dist.ProcessGroup, memory: _Memory
@@ -166,7 +166,7 @@ class _Chunk:
         self.lse: Tensor = torch.empty(0)
 
     def compute_losses(self) -> Tensor:
-        """Cross entropy of every row [n], at least fp32. Leaves each tile's softmax for the gradients."""
+        """Return the cross entropy of every row [n], at least fp32, and leave each tile's softmax for the gradients."""
         largest, most_probable, found = [], [], []
         for weight, logits, softmax, columns in zip(
             self.weights, self.logits, self.softmaxes, self.columns, strict=True
@@ -184,7 +184,7 @@ class _Chunk:
         return self.lse - target_logits
 
     def _reduce(self, lse: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the whole vocabulary, from those of this rank's share."""
+        """Return both for the whole vocabulary, given those of this rank's share."""
         if self.group.size() == 1:
             return lse, target_logits
         largest = lse.clone()
@@ -194,7 +194,7 @@ class _Chunk:
         return sums[0].log() + largest, sums[1]
 
     def add_gradients(self, weights: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> None:
-        """Gradients of sum(weights * losses): written to grad_hidden [n, H], added to grad_weight [V/T, H]."""
+        """Write the gradients of sum(weights * losses) to grad_hidden [n, H], and add them to grad_weight [V/T, H]."""
         factors = (self.tile_lse - self.lse).exp_().mul_(weights)[..., None]
         minus = torch.where(self.has_target, -weights[:, None], 0).to(factors.dtype)
         grad_hidden.zero_()
@@ -203,11 +203,11 @@ class _Chunk:
             grad_logits = softmax.mul_(factors[tile]).scatter_add_(1, self.columns[tile], minus[tile])
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden.addmm_(grad_logits, weight)
-            _add_product(grad_weights[tile], grad_logits.t(), self.hidden)
+            _add_matmul(grad_weights[tile], grad_logits.t(), self.hidden)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place where the formats are one."""
+def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to total, in place if all have one format."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     else:

@@ -1,4 +1,4 @@
-"""Fresh weights that do not depend on the layout: each tensor is drawn from its name and the seed."""
+"""Draw fresh weights that do not depend on the layout: each tensor follows from its name and the seed."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ RESIDUAL_PROJECTIONS = ("linear_proj.weight", "linear_fc2.weight")
 
 
 def initialise_weights(chunks: Sequence[nn.Module], model: ModelConfig, seed: int) -> None:
-    """Normal weights with model.init_std, ones for norms."""
+    """Set weights to normal draws with model.init_std, those of norms to ones."""
     for shard in iterate_local_shards(chunks):
         copy_local_slice(shard, _draw(shard.key, tuple(shard.global_shape), model, seed))
 

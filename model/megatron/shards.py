@@ -1,4 +1,4 @@
-"""The parts of global weight tensors that a rank holds, by name."""
+"""Find the parts of global weight tensors that a rank holds, by name."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def iterate_local_shards(chunks: Sequence[nn.Module]) -> Iterator[ShardedTensor]:
-    """Every ShardedTensor of the chunks: key, global_shape, global_offset, and `data`, a view of the live weight."""
+    """Yield the chunks' ShardedTensors: key, global_shape, global_offset, and `data`, a view of the live weight."""
     metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     for chunk in chunks:
         state: Any = chunk.sharded_state_dict(metadata=metadata)  # type: ignore[operator]
@@ -20,7 +20,7 @@ def iterate_local_shards(chunks: Sequence[nn.Module]) -> Iterator[ShardedTensor]
 
 
 def copy_local_slice(shard: ShardedTensor, full: Tensor) -> None:
-    """Writes this rank's part of a global tensor into the live weight (in the weight's dtype)."""
+    """Write this rank's part of a global tensor into the live weight (in the weight's dtype)."""
     assert tuple(full.shape) == tuple(shard.global_shape), f"{shard.key}: {full.shape} for {shard.global_shape}"
     assert shard.data is not None
     ends = (start + size for start, size in zip(shard.global_offset, shard.local_shape, strict=True))

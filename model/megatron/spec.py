@@ -25,7 +25,7 @@ from model.megatron.tri_mode import build_last_layer
 def build_block_spec(
     config: TransformerConfig, vp_stage: int | None, recompute: Recompute
 ) -> TransformerBlockSubmodules:
-    """The layers of this pipeline rank (and virtual stage) with our core attention in each."""
+    """Return the layers of this pipeline rank (and virtual stage) with our core attention in each."""
     use_transformer_engine, _ = choose_transformer_engine()
     layer = _transformer_engine_layer() if use_transformer_engine else _local_layer()
     layer.submodules.self_attention.submodules.core_attention = CoreAttention  # type: ignore[union-attr]
@@ -64,6 +64,6 @@ def _activation() -> type[SwiGLU]:
 
 
 def _own_norm() -> type[TorchRMSNorm]:
-    """The norm of layers that are not Transformer Engine's."""
+    """Return the norm for layers that are not Transformer Engine's."""
     fused, _ = choose_fused_operators()
     return TorchRMSNorm if fused else RMSNorm

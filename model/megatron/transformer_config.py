@@ -1,4 +1,4 @@
-"""Our configuration in megatron-core's terms."""
+"""Translate our configuration into megatron-core's."""
 
 from typing import Literal
 
@@ -16,13 +16,13 @@ FP8_FORMATS: dict[Fp8Recipe, Literal["hybrid", "e4m3"]] = {Fp8Recipe.tensorwise:
 def build_transformer_config(
     model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
 ) -> TransformerConfig:
-    """The TransformerConfig of one rank. Positions are handled by rotation.py, so none are configured here."""
+    """Return the TransformerConfig of one rank. rotation.py handles positions, so none are configured here."""
     dtype = TORCH_DTYPES[precision.dtype]
     full = parallel.recompute is Recompute.full
     granularity = parallel.recompute.value if parallel.recompute in (Recompute.selective, Recompute.full) else None
     virtual = parallel.virtual_pipeline_parallel
     fusion, _ = choose_gradient_accumulation_fusion()
-    # What is made again comes from a module of its own (model/megatron/recompute.py), not from megatron-core's MLP.
+    # model/megatron/recompute.py recomputes the activation of a module of its own, not of megatron-core's MLP.
     fused = choose_fused_operators()[0] and parallel.recompute is not Recompute.elementwise
     fp8 = precision.fp8
     return TransformerConfig(
@@ -69,8 +69,8 @@ def build_transformer_config(
         recompute_num_layers=1 if full else None,
         cpu_offloading=parallel.offload_layers > 0,
         cpu_offloading_num_layers=parallel.offload_layers,
-        # Both recipes measure every tensor anew: nothing to keep in a checkpoint, a resumed run goes on exactly.
-        # delayed scaling would keep a history per product. fp8_param stays off: weights are bf16 everywhere.
+        # Both recipes compute every tensor's scale anew: a checkpoint holds none, and a resumed run continues exactly.
+        # Delayed scaling would hold a history per matmul. fp8_param stays off: weights are bf16 everywhere.
         fp8=None if fp8 is None else FP8_FORMATS[fp8],
         fp8_recipe="tensorwise" if fp8 is None else fp8.value,
     )
