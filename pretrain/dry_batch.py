@@ -107,14 +107,14 @@ class LongestBlend:
         batch = self.blend.build_batch(sample_indices)
         block_size = next(iter(self.blend.sources.values())).form.block_size
         position_ids = torch.arange(batch.tokens.shape[1]).expand_as(batch.tokens).contiguous()
-        return replace(
-            batch,
+        layout = replace(
+            batch.layout,
             document_ids=torch.zeros_like(batch.document_ids),
             block_ids=position_ids // block_size,
             position_ids=position_ids,
-            loss_mask=torch.ones_like(batch.loss_mask),
             block_padding=torch.zeros_like(batch.block_padding),
         )
+        return replace(batch, layout=layout, loss_mask=torch.ones_like(batch.loss_mask))
 
 
 def lengthen(trainer: "Trainer") -> None:
