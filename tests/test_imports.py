@@ -117,7 +117,7 @@ def absolute_imports(file: str) -> Iterator[Import]:
 
 
 def is_entry(file: str) -> bool:
-    """Whether the file is run: it has a main guard, is a __main__.py, or is what the __main__.py beside it calls."""
+    """Return whether the file is run: it has a main guard, is a __main__.py, or is what its __main__.py calls."""
     path = ROOT / file
     if path.name == "__main__.py" or 'if __name__ == "__main__":' in path.read_text(encoding="utf-8"):
         return True

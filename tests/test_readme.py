@@ -1,4 +1,4 @@
-"""What README.md and the READMEs of folders tell people to type exists and works, and what they name is there."""
+"""Commands that README.md and the READMEs of folders tell people to type work, and what they name is there."""
 
 import ast
 import json

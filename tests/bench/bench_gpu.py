@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Raises UserError for what cannot be measured or written."""
+    """Measure, write and print; raise UserError for what cannot be measured or written."""
     arguments = parse_arguments(sys.argv[1:])
     fp8 = compose_fp8(arguments.override) if arguments.fp8 else None
     settings = build_settings(arguments.toy, fp8, arguments.autotune)
@@ -53,7 +53,7 @@ def run() -> None:
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """The command line's."""
+    """Parse the words of the command line."""
     parser = OneLineParser(prog="python -m tests.bench.bench_gpu", description=__doc__)
     parser.add_argument("--toy", action="store_true", help="small sizes, on any device")
     parser.add_argument("--parts", nargs="+", choices=ORDER, default=list(ORDER), help="in this order: %(default)s")
@@ -113,7 +113,7 @@ def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: 
 
 
 def write_results(results: dict[str, Any], output: Path) -> None:
-    """Raises UserError where that cannot be."""
+    """Write the results as JSON; raise UserError where that cannot be done."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(output, json.dumps(results, indent=2, default=str) + "\n")

@@ -23,7 +23,7 @@ GROUPS = ("library", "torch")  # of held-out prompts: where the text is from
 
 
 def build_medium_model() -> Path:
-    """The export, built as far as it is missing."""
+    """Build what is missing of the export and return its folder."""
     prepare_data()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
     for stage in ("ar", "joint"):

@@ -9,7 +9,7 @@ from statistics import median, quantiles
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """Of this process."""
+    """Return the CPU seconds that this process spends in `function`."""
     started = time.process_time()
     function()
     return time.process_time() - started
@@ -42,7 +42,7 @@ def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> 
 
 
 def ratio(above: list[float], below: list[float]) -> float:
-    """Of medians."""
+    """Return the ratio of the medians."""
     return median(above) / median(below)
 
 

@@ -27,7 +27,7 @@ RELEASED_SIZES = {
 
 @cache
 def compose_option(group: str, option: str) -> RunConfig:
-    """A run that uses one option; a model large enough for every layout, and whatever the option leaves open."""
+    """Compose a run that uses one option, with a large enough model and whatever the option leaves open."""
     overrides = {"model": "ministral3_8b", group: option}
     given = list(DATA if group != "data" else complete_data(option))
     if group != "experiment":
@@ -102,6 +102,6 @@ def test_the_documented_groups_and_options_are_those_that_exist() -> None:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names a shell would make of a{b,c}d{e,f}."""
+    """Return the names a shell would make of a{b,c}d{e,f}."""
     parts = [part.split(",") for part in re.split(r"[{}]", pattern)]
     return ["".join(choice) for choice in itertools.product(*parts)]

@@ -33,7 +33,7 @@ def compose_recipe(name: str) -> RunConfig:
 
 
 def recipe_files(name: str) -> list[Path]:
-    """The recipe's own file, and its stage's."""
+    """Return the recipe's own file and its stage's."""
     return [RUN_TREE.folder / "experiment" / f"{file}.yaml" for file in (name, f"nld/{stage_of(name)}")]
 
 

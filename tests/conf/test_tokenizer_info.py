@@ -1,4 +1,4 @@
-"""What we read from a tokenizer directory is what the tokenizers library says, without importing it."""
+"""A tokenizer directory is read as the tokenizers library reads it, without importing that library."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ MASK = "<SPECIAL_100>"
 
 
 def save_tokenizer(directory: Path) -> Tokenizer:
-    """A tiny byte-level BPE with 101 reserved tokens, the last being the mask."""
+    """Save a tiny byte-level BPE with 101 reserved tokens, the last being the mask."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     special = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{i}>" for i in range(3, 101))]

@@ -17,7 +17,7 @@ SHARD_BYTES = 3000  # the texts become several shards
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """The documents of `dataset_dir` and `own_dataset_dir`."""
+    """Return the documents of `dataset_dir` and `own_dataset_dir`."""
     return TEXTS
 
 
@@ -30,7 +30,7 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
-    """A dataset of 40 documents in several shards; tests must not write to it."""
+    """Prepare a dataset of 40 documents in several shards; tests must not write to it."""
     folder = tmp_path_factory.mktemp("data")
     files = write_jsonl(folder / "texts.jsonl", TEXTS)
     source = SourceConfig(path=str(folder / "tokens"), input=InputConfig(files=str(files)))
@@ -40,12 +40,12 @@ def dataset_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -
 
 @pytest.fixture
 def own_dataset_dir(tmp_path: Path, dataset_dir: Path) -> Path:
-    """A copy of `dataset_dir` that a test may break."""
+    """Copy `dataset_dir` for a test that may break it."""
     return Path(shutil.copytree(dataset_dir, tmp_path / "own"))
 
 
 def data_config(tokenizer_dir: Path) -> DataConfig:
-    """Configuration with small shards and one worker."""
+    """Return a configuration with small shards and one worker."""
     return DataConfig(tokenizer=str(tokenizer_dir), prepare=PrepareConfig(workers=1, shard_bytes=SHARD_BYTES))
 
 

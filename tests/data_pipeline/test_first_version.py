@@ -1,4 +1,4 @@
-"""What the first version of the code wrote opens, continues and is found up to date.
+"""Folders that the first version of the code wrote open, continue and are found up to date.
 
 first_version/ was written by commit db8fe4c: `texts` and `chats` are finished data folders with the index of a packing,
 `unfinished` is a folder whose shards are all there but whose manifest is not.
@@ -45,7 +45,7 @@ DATA_POSITION = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of first_version/ whose files have the times that the packing indexes remember."""
+    """Copy first_version/ and set its files to the times that the packing indexes remember."""
     folder = Path(shutil.copytree(Path(__file__).with_name("first_version"), tmp_path / "first_version"))
     for index in folder.glob("*/packing_*.json"):
         stamps = json.loads(index.read_text())["stamps"]

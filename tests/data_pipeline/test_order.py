@@ -64,7 +64,10 @@ def small_rounds(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def fresh(slots: dict[str, int], seed: int = 3, names: dict[str, str] | None = None, scale: int = 1) -> BlendOrder:
-    """What a configuration asks for, as build_blend makes it. scale: of epochs, as for shorter sequences."""
+    """Return the order a configuration asks for, as build_blend makes it.
+
+    scale: of epochs, as for shorter sequences.
+    """
     assert sum(slots.values()) == ROUND
     sources = (
         SourceOrder(sha256, (names or {}).get(sha256, sha256), count, SIZES[sha256] * scale)
@@ -74,7 +77,7 @@ def fresh(slots: dict[str, int], seed: int = 3, names: dict[str, str] | None = N
 
 
 def saved(order: BlendOrder) -> BlendOrder:
-    """As a checkpoint's manifest gives it back."""
+    """Return the order as a checkpoint's manifest gives it back."""
     return BlendOrder.from_dict(json.loads(json.dumps(order.to_dict(), sort_keys=True)), "step_00000001")
 
 
@@ -85,7 +88,7 @@ def read(order: BlendOrder, samples: range) -> list[tuple[str, int]]:
 
 
 def draw_slots(draw: random.Random) -> dict[str, int]:
-    """Some of the sources, with shares that sum to a round."""
+    """Draw some of the sources, with shares that sum to a round."""
     chosen = draw.sample(sorted(SIZES), draw.randint(1, len(SIZES)))
     edges = [0, *sorted(draw.sample(range(1, ROUND), len(chosen) - 1)), ROUND]
     return {sha256: end - start for sha256, start, end in zip(chosen, edges[:-1], edges[1:], strict=True)}

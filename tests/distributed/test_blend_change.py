@@ -17,7 +17,7 @@ BATCH = 8
 
 
 def overrides(data: ToyData, root: Path, name: str, steps: int, weights: dict[str, int], *extra: str) -> list[str]:
-    """A joint run of `steps` steps on a blend with these weights."""
+    """Return the overrides of a joint run of `steps` steps on a blend with these weights."""
     paths = {"web": data.train, "code": data.heldout, "chats": data.train_chats}
     blend = ", ".join(f"{name}: {{path: {paths[name]}, weight: {weight}}}" for name, weight in weights.items())
     where = [f"run.root={root}", f"run.name={name}", "stage=joint", f"data.train={{{blend}}}", "data.heldout=null"]

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint: weights and the optimizer's fp32 copies agree, whoever held them."""
+"""Weights and the optimizer's fp32 copies agree in a checkpoint, whichever rank held them."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def load_tensors(step_dir: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def root(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of two data-parallel ranks that save between steps without an evaluation that would gather weights."""
+    """Train on two data-parallel ranks that save between steps, without an evaluation that would gather weights."""
     root = tmp_path_factory.mktemp("runs")
     shared = [*toy_data.overrides(), "stage=joint", f"run.root={root}", tokens_of(6), "checkpoint.every_steps=3"]
     shared += ["data.heldout=null"]

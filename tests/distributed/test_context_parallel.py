@@ -1,6 +1,8 @@
-"""Context parallelism trains the same model: losses, gradients and weights of every stage against one process, packed
-documents included, alone and with every other kind of parallelism; checkpoints go both ways. Its attention has the
-dense mask's values and gradients and sends the formula's bytes exactly."""
+"""Context parallelism trains the same model, alone and with every other kind of parallelism.
+
+Losses, gradients and weights of every stage are compared with those of one process, packed documents included;
+checkpoints go both ways. Its attention has the dense mask's values and gradients and sends the formula's bytes exactly.
+"""
 
 import json
 from functools import lru_cache
@@ -93,7 +95,7 @@ ATTENTION = {
 
 @pytest.fixture(scope="module")
 def data(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> ToyData:
-    """As everywhere, and beside it texts so long that most sequences are of one document."""
+    """Add to the shared data texts so long that most sequences are of one document."""
     long = toy_data.train.parent / "long"
     if not long.exists():
         prepare_texts(load_standard_library().train[:8], toy_data.tokenizer, long)
@@ -101,7 +103,10 @@ def data(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> ToyData
 
 
 def job(data: ToyData, root: Path, name: str, case: str, overrides: list[str], steps: int = STEPS) -> list[str]:
-    """A run under root/name that saves at its end, at a learning rate that does not depend on when that is."""
+    """Return the overrides of a run under root/name that saves at its end.
+
+    Its learning rate does not depend on when the end is.
+    """
     long = data.train.parent / "long"
     options = [option.format(long=long) for option in CASES[case]]
     length = LENGTH if case != LONG[1] else 4 * MIN_CHUNK_LENGTH * 2
@@ -113,13 +118,13 @@ def job(data: ToyData, root: Path, name: str, case: str, overrides: list[str], s
 
 
 def train_singles(data: ToyData, root: Path, cases: list[tuple[str, str]]) -> None:
-    """A run of one process for each case among (layout, case)."""
+    """Train one run of one process for each case among (layout, case)."""
     chosen = dict.fromkeys(case for _, case in cases)
     train_many(1, [job(data, root, f"single_{case}", case, ["parallel=single"]) for case in chosen], root, timeout=900)
 
 
 def list_jobs(data: ToyData, root: Path, cases: list[tuple[str, str]], num_ranks: int) -> list[list[str]]:
-    """Runs of (layout, case) on so many ranks."""
+    """List the overrides of the runs of (layout, case) that take `num_ranks` ranks."""
     chosen = [(layout, case) for layout, case in cases if LAYOUTS[layout][0] == num_ranks]
     return [job(data, root, f"{layout}_{case}", case, LAYOUTS[layout][1]) for layout, case in chosen]
 
@@ -186,7 +191,7 @@ def test_a_run_goes_on_with_or_without_context_parallelism(root: Path, name: str
 
 
 def load_found(root: Path, size: int, name: str) -> list[dict[str, Any]]:
-    """What every rank found in an attention job."""
+    """Load what every rank found in an attention job."""
     files = [root / f"{size}_{name}_rank{rank}.json" for rank in range(NUM_RANKS)]
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 

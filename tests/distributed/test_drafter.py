@@ -62,7 +62,7 @@ def overrides(start: Path, run_dir: Path, *extra: str) -> list[str]:
 
 
 def read_losses(run_dir: Path) -> torch.Tensor:
-    """[steps + evaluations]: losses of training, acceptance held out."""
+    """Return [steps + evaluations]: losses of training, acceptance held out."""
     losses = [line["loss"] for line in load_lines(run_dir, "train")]
     assert len(losses) == STEPS
     return torch.tensor(losses + [line["acceptance_length_sampled"] for line in load_lines(run_dir, "heldout")])
@@ -119,7 +119,7 @@ def test_killed_while_it_trains_it_continues_to_the_same_bits(start: Path, shard
 
 
 def read_errors(run_dir: Path, num_ranks: int = 2) -> set[str]:
-    """What the users of all ranks saw; all ranks ended within seconds."""
+    """Return the errors that the users of all ranks saw; check that all ranks ended within seconds."""
     times = [float((run_dir / f"time_rank{rank}.txt").read_text()) for rank in range(num_ranks)]
     assert max(times) - min(times) < SECONDS_APART
     return {(run_dir / f"error_rank{rank}.txt").read_text(encoding="utf-8") for rank in range(num_ranks)}

@@ -33,7 +33,7 @@ MODULES = {"noticed_before": "pretrain.train", "met_while_writing": "tests.helpe
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of DISK_SIZE."""
+    """Mount a tmpfs of DISK_SIZE."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_SIZE}", "tmpfs", str(disk)]
@@ -139,9 +139,9 @@ def test_with_on_failure_stop_every_rank_gives_the_same_message(toy_data: ToyDat
 
 
 def run_with_faults(toy_data: ToyData, root: Path, cases: tuple[tuple[str, int, str], ...], *extra: str) -> None:
-    """Runs of five steps that save every second one and the last, of which the save of step 4 meets the fault.
+    """Train runs of five steps that save every second one and the last; the save of step 4 meets the fault.
 
-    Written in the background, it is known to have failed after the last step, and the save of that one is to follow.
+    A save in the background is known to have failed only after the last step, whose own save must still follow.
     """
     jobs = []
     for place, rank, asynchronous in cases:

@@ -22,7 +22,7 @@ WORKER = "tests.helpers.poisoned_jobs"
 def build_job(
     data: ToyData, root: Path, name: str, *extra: str, poison: Mapping[int, float | None], **more: Any
 ) -> Any:
-    """A run of eight steps. poison: see the worker."""
+    """Return the job of a run of eight steps. poison: see the worker."""
     where = [f"run.root={root}", f"run.name={name}", "stage=joint", "parallel=single", tokens_of(STEPS)]
     guard = ["guard.window=4", "guard.spike_factor=3", "data.heldout=null", "checkpoint.keep=10"]
     overrides = [*data.overrides(), *where, *guard, "checkpoint.every_steps=2", *extra]
@@ -36,7 +36,7 @@ def run_jobs(root: Path, jobs: list[Any]) -> None:
 
 @pytest.fixture(scope="module")
 def root(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that meet a bad step, one after another in one set of processes."""
+    """Train runs that meet a bad step, one after another in one set of processes."""
     root = tmp_path_factory.mktemp("guarded")
     every = "checkpoint.every_steps=1"
     nan, spike, later = {FIRST: None}, {FIRST: 30.0}, (BAD_STEP + 1) * BATCH
@@ -61,7 +61,7 @@ def events(run_dir: Path, name: str) -> list[dict[str, Any]]:
 
 
 def same_tensors(run_dir: Path, step: int, other: int) -> bool:
-    """Whether weights and optimizer state of two checkpoints of a run are the same, bit for bit."""
+    """Return whether weights and optimizer state of two checkpoints of a run are the same, bit for bit."""
     one, two = (load_tensors(step_directory(run_dir, number)) for number in (step, other))
     return all(torch.equal(one[key], two[key]) for key in one.keys() | two.keys())
 

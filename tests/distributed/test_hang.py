@@ -32,7 +32,7 @@ class ShortTimeout(Job):
 
 @pytest.fixture(params=["pp2", "tp2_sp", "single"])
 def started(toy_data: ToyData, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Start]:
-    """A run that has done a few steps."""
+    """Start a run and wait until it has done a few steps."""
     job = ShortTimeout(toy_data, tmp_path, "run", 2000, request.param)
     watch, start = Watch(job.run_dir, asynchronous=False), Start(job, asynchronous=False)
     try:

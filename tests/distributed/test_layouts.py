@@ -40,7 +40,7 @@ SINGLE = {
 
 
 def job(data: ToyData, root: Path, name: str, stage: str, overrides: list[str]) -> list[str]:
-    """Overrides of one run under root/name_stage."""
+    """Return the overrides of one run under root/name_stage."""
     where = [f"run.root={root}", f"run.name={name}_{stage}", f"stage={stage}"]
     chats = stage == "sft"
     return [*data.overrides(chats), *where, tokens_of(STEPS, chats), *overrides]

@@ -28,7 +28,7 @@ MAKE_DATA = "from pathlib import Path; from tests.helpers.toy_data import make_t
 
 @dataclass(frozen=True)
 class Older:
-    """What the older code wrote. folder: of its runs, data and export. source: its files."""
+    """Point to what the older code wrote. folder: of its runs, data and export. source: its files."""
 
     folder: Path
     source: Path
@@ -36,7 +36,7 @@ class Older:
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Older:
-    """Data, a joint run, an instruct run, their export and a drafter of the older code."""
+    """Write data, a joint run, an instruct run, their export and a drafter with the older code."""
     folder, source = tmp_path_factory.mktemp("older"), tmp_path_factory.mktemp("source")
     _extract(source)
     written = Older(folder, source)
@@ -66,7 +66,7 @@ def _python(source: Path, *arguments: str) -> None:
 
 
 def run_overrides(folder: Path, stage: str, run_dir: Path) -> list[str]:
-    """Command line of a run on the older code's data; its keys have the same names in both."""
+    """Return the command line of a run on the older code's data; its keys have the same names in both."""
     chats = "_chats" if stage == "sft" else ""
     length = CHAT_SEQUENCE_LENGTH if chats else SEQUENCE_LENGTH
     return [
@@ -92,7 +92,7 @@ def drafter_overrides(folder: Path, run_dir: Path, peak_lr: str = "schedule.peak
 
 
 def _copy_as_of(run_dir: Path, step: int, copy: Path) -> None:
-    """The folder of a run as if it had ended after `step`."""
+    """Copy the folder of a run as if it had ended after `step`."""
     shutil.copytree(run_dir, copy)
     for later in (copy / "checkpoints").glob("step_*"):
         if int(later.name.removeprefix("step_")) > step:

@@ -16,7 +16,7 @@ STEPS = 12
 
 
 def overrides(data: ToyData, root: Path, name: str, *extra: str, chats: bool = False) -> list[str]:
-    """A joint run of 12 steps that saves every fourth; with chats, one of instruct tuning."""
+    """Return the overrides of a joint run of 12 steps that saves every fourth; with chats, one of instruct tuning."""
     where = [f"run.root={root}", f"run.name={name}", f"stage={'sft' if chats else 'joint'}"]
     return [*data.overrides(chats), *where, tokens_of(STEPS, chats), "checkpoint.every_steps=4", *extra]
 
@@ -32,7 +32,7 @@ def curve(run_dir: Path) -> list[tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run nobody kills, under pipeline parallelism 2."""
+    """Train the run nobody kills, under pipeline parallelism 2."""
     root = tmp_path_factory.mktemp("undisturbed")
     train_many(2, [overrides(toy_data, root, "run", *PP2)], root)
     return root / "run"

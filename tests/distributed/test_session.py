@@ -1,4 +1,4 @@
-"""What a run's ranks agree on: whatever fails on one of two real processes ends on both at once, with one message."""
+"""The ranks of a run agree: whatever fails on one of two real processes ends on both at once, with one message."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ def run_jobs(root: Path, *jobs: dict[str, Any]) -> None:
 
 
 def outcomes(run_dir: Path, action: str) -> list[dict[str, Any]]:
-    """Of rank 0 and rank 1."""
+    """Return the outcomes of rank 0 and rank 1."""
     return [json.loads((run_dir.parent / f"outcome_{action}_rank{rank}.json").read_text()) for rank in range(2)]
 
 
 def assert_failed_alike(run_dir: Path, action: str) -> str:
-    """Returns the one message."""
+    """Check that both ranks failed with one message, and return it."""
     first, second = outcomes(run_dir, action)
     assert first["error"] == second["error"]
     assert first["error"] is not None

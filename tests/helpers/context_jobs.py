@@ -34,7 +34,7 @@ from tests.helpers.packed import pack_chats
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order."""
+    """Run the jobs of argv[1] in order."""
     quiet_libraries()
     cpu.install()
     dist.init_process_group("gloo")

@@ -23,5 +23,5 @@ def open_weights(option: str) -> list[str]:
 
 
 def complete_data(option: str) -> list[str]:
-    """Overrides that choose data=<option> and give whatever it leaves open."""
+    """Return overrides that choose data=<option> and give whatever it leaves open."""
     return [f"data={option}", *PLACE, *OPEN.get(option, []), *(f"{key}=1" for key in open_weights(option))]

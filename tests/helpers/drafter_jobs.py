@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order."""
+    """Run the jobs of argv[1] in order."""
     from conf.composition.compose import compose_drafter_config
     from conf.schema import Device
     from lora.drafter.build import run_drafter

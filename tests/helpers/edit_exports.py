@@ -1,4 +1,4 @@
-"""What goes wrong with exports, done to a copy of one."""
+"""Damage a copy of an export in the ways that exports go wrong."""
 
 import json
 from collections.abc import Callable

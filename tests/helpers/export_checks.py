@@ -1,4 +1,4 @@
-"""What the checks of an export found."""
+"""Find and compare what the checks of an export found."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def outcomes(found: ExportVerification) -> dict[str, str]:
 
 
 def assert_found(export: Path, name: str, outcome: CheckOutcome, detail: str) -> None:
-    """The check says so; and so does SHA256SUMS, whatever was changed."""
+    """Assert that the named check has this outcome and detail, and that SHA256SUMS fails whatever was changed."""
     found = verify_export(export)
     check = find(found, name)
     assert check.outcome is outcome and detail in check.detail, outcomes(found)

@@ -20,7 +20,7 @@ TIMEOUT = timedelta(seconds=60)  # of collectives: ranks that do not meet fail h
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order; an error that a user would see goes to <run.dir>/error_rank<r>.txt."""
+    """Run the jobs of argv[1] in order; an error that a user would see goes to <run.dir>/error_rank<r>.txt."""
     fault: dict[str, Any] = {}
     break_disk(fault)
     for job in take_jobs(TIMEOUT):
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def break_disk(fault: dict[str, Any]) -> None:
-    """Makes the functions that write fail where `fault`, a job, says so."""
+    """Make the functions that write fail where the job `fault` asks for it."""
     from megatron.core.dist_checkpointing import serialization
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
@@ -68,7 +68,7 @@ def _directory(arguments: tuple[Any, ...]) -> str:
 
 
 def _as_megatron_does(error: OSError, options: dict[str, Any]) -> Any:
-    """What write_preloaded_data answers when its file cannot be written."""
+    """Return what write_preloaded_data returns when its file cannot be written."""
     outcome = (options["local_proc_idx"], error)
     if options["results_queue"] is not None:
         options["results_queue"].put(outcome)

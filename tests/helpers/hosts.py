@@ -21,7 +21,7 @@ class Host:
         self._ip("link", "set", self.device, "down")
 
     def plug_in(self) -> None:
-        """The cable is back."""
+        """Put the cable back."""
         self._ip("link", "set", self.device, "up")
 
     def _ip(self, *words: str) -> None:
@@ -29,7 +29,7 @@ class Host:
 
 
 def can_make_hosts() -> bool:
-    """Whether this process may make network namespaces."""
+    """Return whether this process may make network namespaces."""
     if os.geteuid():
         return False
     name = f"probe{os.getpid()}"
@@ -41,7 +41,7 @@ def can_make_hosts() -> bool:
 
 @contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:
-    """The hosts, until the block ends."""
+    """Yield two connected hosts, which exist until the block ends."""
     number = os.getpid() % 100000
     names = [f"host{side}_{number}" for side in "ab"]
     devices = [f"v{side}{number}" for side in "ab"]

@@ -90,7 +90,7 @@ def _size_if_group(value: Any) -> int:
 
 
 def bytes_of(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
-    """Of the tensors' elements, those in storages of `known` ones left out."""
+    """Return the bytes of the tensors' elements, those in storages of `known` ones left out."""
     addresses = _addresses(known)
     counted = (tensor for tensor in tensors if tensor.untyped_storage().data_ptr() not in addresses)
     return sum(tensor.numel() * tensor.element_size() for tensor in counted)

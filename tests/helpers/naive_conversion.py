@@ -1,4 +1,4 @@
-"""What a script written in ten minutes does: load everything, rename and fuse, save everything. Nothing is checked.
+"""Convert like a script written in ten minutes: load everything, rename and fuse, save everything, check nothing.
 
 `python -m tests.helpers.naive_conversion FROM TO` prints the same JSON as measure_conversion. FROM: a text checkpoint
 in Hugging Face format, or a folder this wrote (then TO becomes safetensors again).

@@ -1,4 +1,4 @@
-"""What a stage's objective makes of a batch, before it is planned and weighed."""
+"""Apply a stage's objective to a batch, before it is planned and weighed."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class ObjectiveInput:
 
 
 def apply_objective(noisy: NoisyBatch, objective: Objective) -> ObjectiveInput:
-    """As pretrain/step/microbatches.py does."""
+    """Build the input of the objective as pretrain/step/microbatches.py does."""
     doubled = objective is Objective.joint
     tokens = noisy.doubled_tokens if doubled else noisy.batch.tokens
     scored = score_joint(noisy) if doubled else score_ar(noisy.batch)

@@ -32,7 +32,10 @@ def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
 
 
 def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240) -> None:
-    """Runs to the end; a failure or a hang raises AssertionError with the output and leaves no process running."""
+    """Run a module to its end.
+
+    A failure or a hang raises AssertionError with the output and leaves no process running.
+    """
     command = torchrun(num_ranks, module, *arguments)
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
     with subprocess.Popen(
@@ -73,7 +76,7 @@ def train_many(
 
 
 def kill_when(condition: str, run_dir: Path, num_ranks: int, module: str, arguments: list[str]) -> None:
-    """Starts a command and kills all its processes (SIGKILL) once `run_dir` shows `condition`."""
+    """Start a command and kill all its processes (SIGKILL) once `run_dir` shows `condition`."""
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
         torchrun(num_ranks, module, *arguments), env=rank_environment(), cwd=ROOT, stdout=quiet, stderr=quiet

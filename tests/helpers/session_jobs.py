@@ -25,7 +25,7 @@ SLOW = 1.0  # seconds another rank's part takes
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order."""
+    """Run the jobs of argv[1] in order."""
     from conf.system.errors import UserError
     from pretrain.run.stop import listen
 
@@ -102,7 +102,7 @@ def _open_metrics(session: Any, is_mine: bool) -> None:
 
 
 def write_manifest(partial: Path) -> None:
-    """Writes what makes a step directory complete."""
+    """Write the manifest, which makes a step directory complete."""
     (partial / "checkpoint.json").write_text("{}")
 
 

@@ -30,7 +30,7 @@ NUM_ROWS = BATCH * 2 * LENGTH
 
 @contextmanager
 def built_model(recompute: Recompute, dtype: Dtype = Dtype.fp32) -> Iterator[tuple[Any, AttentionPlan]]:
-    """The model, its weights always the same, and the plan of a joint forward of LENGTH tokens."""
+    """Yield the model, its weights always the same, and the plan of a joint forward of LENGTH tokens."""
     parallel = ParallelConfig(recompute=recompute)
     with distributed_session(parallel, RuntimeConfig(device=Device.cpu), seed=0):
         (chunk,) = build_model_chunks(MODEL, parallel, PrecisionConfig(dtype), loss_chunk_rows=16)

@@ -37,7 +37,7 @@ def random_chats(count: int, longest: int, seed: int = 0) -> list[Document]:
 
 
 def write_dataset(directory: Path, shards: list[list[Document]], kind: str = "text", fingerprint: str = "t") -> Path:
-    """A folder with a manifest and one shard per list of documents."""
+    """Write a folder with a manifest and one shard per list of documents."""
     directory.mkdir(parents=True)
     manifests = tuple(_write_shard(directory, number, documents) for number, documents in enumerate(shards))
     save_manifest(directory, DatasetManifest(kind, "uint16", fingerprint, EOS, {}, {}, manifests))
@@ -45,7 +45,7 @@ def write_dataset(directory: Path, shards: list[list[Document]], kind: str = "te
 
 
 def write_pair(prefix: Path, documents: list[Document]) -> None:
-    """A `.bin`/`.idx` pair alone, as other Megatron tools leave it."""
+    """Write a `.bin`/`.idx` pair alone, as other Megatron tools leave it."""
     builder = IndexedDatasetBuilder(str(bin_path(prefix)), dtype=np.uint16)
     for document in documents:
         tokens = torch.tensor([token for segment in document for token in segment])

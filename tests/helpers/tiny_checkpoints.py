@@ -31,7 +31,7 @@ Spelling = Literal["vision", "transformers5", "text"]
 
 
 def tiny_model_config(**changes: Any) -> ModelConfig:
-    """The ModelConfig of the checkpoints below. `factor` and other fields of RopeConfig may be given too."""
+    """Return the ModelConfig of the checkpoints below. `factor` and other fields of RopeConfig may be given too."""
     rope = {"factor": 16.0, "original_max_position_embeddings": ORIGINAL_MAX_POSITIONS}
     rope |= {key: changes.pop(key) for key in list(changes) if key in RopeConfig.__dataclass_fields__}
     dimensions: dict[str, Any] = {
@@ -49,7 +49,7 @@ def tiny_model_config(**changes: Any) -> ModelConfig:
 
 
 def make_text_config(model: ModelConfig, tied: bool) -> Ministral3Config:
-    """transformers' configuration of the text model `model`."""
+    """Return the transformers configuration of the text model `model`."""
     rope = model.rope
     return Ministral3Config(
         vocab_size=model.vocab_size,
@@ -139,7 +139,7 @@ def _wrap(text_config: Ministral3Config, tied: bool) -> Mistral3Config:
 
 
 def _randomise_norms(network: PreTrainedModel) -> None:
-    """transformers starts every norm at one, which would hide a swapped pair."""
+    """Randomise the norms: transformers starts every one at one, which would hide a swapped pair."""
     with torch.no_grad():
         for name, weight in network.named_parameters():
             if "norm" in name:
@@ -147,7 +147,10 @@ def _randomise_norms(network: PreTrainedModel) -> None:
 
 
 def save_tiny_tokenizer(directory: Path | str, vocab_size: int = VOCAB_SIZE) -> Tokenizer:
-    """A byte-level BPE with the family's reserved ids: 1 and 2 begin and end text, 10 and 11 ChatML, 100 the mask."""
+    """Save a byte-level BPE with the family's reserved ids.
+
+    1 and 2 begin and end text, 10 and 11 begin and end a ChatML message, 100 is the mask.
+    """
     named = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
     special = [named.get(i, f"<SPECIAL_{i}>") for i in range(MASK_TOKEN_ID + 1)]
     tokenizer = Tokenizer(models.BPE())
@@ -167,7 +170,7 @@ def save_tiny_tokenizer(directory: Path | str, vocab_size: int = VOCAB_SIZE) -> 
 
 
 def write_text_checkpoint(directory: Path | str, model: ModelConfig, dtype: torch.dtype = torch.bfloat16) -> None:
-    """An untied text checkpoint of any size, one shard per layer, without holding the model in memory."""
+    """Write an untied text checkpoint of any size, one shard per layer, without holding the model in memory."""
     directory = Path(directory)
     config = make_text_config(model, tied=False)
     config.architectures = ["Ministral3ForCausalLM"]
@@ -188,7 +191,7 @@ def write_text_checkpoint(directory: Path | str, model: ModelConfig, dtype: torc
 
 
 def count_chunks(step_dir: Path) -> int:
-    """Stored chunks of all tensors of a step directory: they show the layout it was written for."""
+    """Count the stored chunks of all tensors of a step directory: they show the layout it was written for."""
     from torch.distributed.checkpoint import FileSystemReader, TensorStorageMetadata
 
     stored = FileSystemReader(step_dir).read_metadata().state_dict_metadata.values()

@@ -18,7 +18,10 @@ MAX_POSITIONS = 256
 
 
 def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
-    """Always the same weights, wide enough for lively greedy decoding; changes: of the configuration."""
+    """Build a model whose weights are always the same, wide enough for lively greedy decoding.
+
+    changes: of the configuration.
+    """
     torch.manual_seed(0)
     values: dict[str, Any] = {
         "vocab_size": VOCAB_SIZE,
@@ -38,7 +41,7 @@ def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
 
 
 def make_repetitive_model(**changes: Any) -> NemotronLabsDiffusionModel:
-    """It answers everything with REPEATED_TOKEN in all modes, so that every draft without an adapter is accepted."""
+    """Build a model that repeats REPEATED_TOKEN in all modes: every draft without an adapter is accepted."""
     model = make_tiny_model(**changes)
     with torch.no_grad():
         model.encoder.embed_tokens.weight += 5.0
@@ -59,7 +62,7 @@ def save_tiny_export(
 
 
 def save_drafting_export(directory: Path) -> Path:
-    """A model that repeats itself, with an adapter in its folder that spoils some drafts."""
+    """Save a model that repeats itself, with an adapter in its folder that spoils some drafts."""
     save_tiny_export(directory, model=make_repetitive_model())
     save_random_adapter(directory / "linear_spec_lora", std=2.0)
     return directory
@@ -68,7 +71,7 @@ def save_drafting_export(directory: Path) -> Path:
 def save_random_adapter(
     folder: Path, *, targets: tuple[str, ...] = ("o_proj",), rank: int = 4, std: float = 0.5, **changes: Any
 ) -> Path:
-    """A LoRA with random weights (not the zeros it would start from) of make_tiny_model(**changes)."""
+    """Save a LoRA of make_tiny_model(**changes) with random weights, not the zeros it would start from."""
     wrapped = get_peft_model(
         make_tiny_model(**changes),  # pyright: ignore[reportArgumentType]
         LoraConfig(r=rank, lora_alpha=4 * rank, target_modules=list(targets)),

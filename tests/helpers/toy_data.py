@@ -25,7 +25,7 @@ class ToyData:
     tokenizer: Path
 
     def overrides(self, chats: bool = False) -> list[str]:
-        """What a run on these texts (or chats) is started with, next to its stage, layout and name."""
+        """Return what a run on these texts (or chats) is started with, next to its stage, layout and name."""
         train, heldout = (self.train_chats, self.heldout_chats) if chats else (self.train, self.heldout)
         return [
             "model=tiny",
@@ -72,22 +72,22 @@ def make_toy_data(directory: Path) -> ToyData:
 
 
 def choose_short(chats: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The chats with the fewest characters, so that several fit into a sequence."""
+    """Return the chats with the fewest characters, so that several fit into a sequence."""
     return sorted(chats, key=lambda chat: sum(len(message["content"]) for message in chat["messages"]))[:count]
 
 
 def cut_paragraphs(texts: list[str]) -> list[str]:
-    """Documents about as long as a sequence, so that most sequences hold several."""
+    """Split texts into documents about as long as a sequence or shorter, so that most sequences hold several."""
     return [paragraph for text in texts for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
 def prepare_texts(texts: list[str], tokenizer_dir: Path, directory: Path) -> None:
-    """Tokenises documents into the dataset folder `directory`, by way of a .jsonl file beside it."""
+    """Tokenise documents into the dataset folder `directory`, by way of a .jsonl file beside it."""
     _prepare(({"text": text} for text in texts), DocumentKind.text, tokenizer_dir, directory)
 
 
 def prepare_chats(chats: list[dict[str, Any]], tokenizer_dir: Path, directory: Path) -> None:
-    """The same for chats, in the template of the model family."""
+    """Prepare chats, rendered in the template of the model family."""
     _prepare(chats, DocumentKind.chat, tokenizer_dir, directory)
 
 

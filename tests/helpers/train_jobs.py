@@ -17,7 +17,7 @@ from tests.helpers.worker import take_jobs
 
 
 def main() -> None:
-    """Runs the jobs of argv[1] in order."""
+    """Run the jobs of argv[1] in order."""
     from conf.composition.compose import compose_run_config
     from pretrain.assemble import run_training
     from pretrain.step import microbatches
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def digest_tokens(tokens: Any) -> str:
-    """Of the clean tokens [S] of one sequence."""
+    """Return a digest of the clean tokens [S] of one sequence."""
     return hashlib.sha256(np.asarray(tokens, dtype=np.int64).tobytes()).hexdigest()
 
 

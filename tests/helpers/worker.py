@@ -1,4 +1,4 @@
-"""What the workers share: the jobs of a JSON file, one after another in one process group.
+"""Run the jobs of a JSON file one after another in one process group; all workers share this.
 
 Everything large is imported inside functions: helper processes of megatron-core's writer import a worker's file again.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def take_jobs(timeout: timedelta | None = None) -> Iterator[Any]:
-    """The jobs of argv[1] in order, inside one group of gloo processes: starting one costs seconds.
+    """Yield the jobs of argv[1] in order, inside one group of gloo processes: starting one costs seconds.
 
     timeout: of collectives, so that ranks that do not meet fail.
     """

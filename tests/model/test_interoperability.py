@@ -43,13 +43,13 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which release."""
+    """Return which release is tested."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An export of each kind. Do not change them."""
+    """Write an export of each kind. Do not change them."""
     folder = tmp_path_factory.mktemp("interoperability")
     for kind, model in MODELS.items():
         make_ministral3_vlm(folder / f"{kind}-hf", model=model, tied=kind == "base", spelling="text")
@@ -64,7 +64,7 @@ def compute_logits(model: Any) -> Tensor:
 
 
 def rename(directory: Path, prefixes: dict[str, str]) -> dict[str, Tensor]:
-    """The export's tensors under other names; every name must begin with one of the prefixes."""
+    """Return the export's tensors under other names; every name must begin with one of the prefixes."""
     tensors = load_file(directory / "model.safetensors")
     renamed = [(name, old, new) for name in tensors for old, new in prefixes.items() if name.startswith(old)]
     assert len(renamed) == len(tensors)
@@ -111,7 +111,7 @@ def test_transformers_vision_wrapper_takes_them_and_they_come_back_to_the_byte(
 
 
 def make_release(exported: dict[str, Path], kind: str, target: Path, eos: int | list[int]) -> Path:
-    """An export disguised as a release: shards cut by transformers, other keys, code of older names, no sums."""
+    """Disguise an export as a release: shards cut by transformers, other keys, code of older names, no sums."""
     directory = Path(shutil.copytree(exported[kind], target))
     (directory / "SHA256SUMS").unlink()
     (directory / "model.safetensors").unlink()
@@ -141,7 +141,7 @@ def make_release(exported: dict[str, Path], kind: str, target: Path, eos: int | 
 
 @pytest.fixture(scope="module", params=[2, 11, [2, 11]], ids=str)
 def release(exported: dict[str, Path], kind: str, request: pytest.FixtureRequest, tmp_path_factory: Any) -> Path:
-    """A release of this kind that ends answers so. Do not change it."""
+    """Make a release of this kind that ends responses with the parameter's tokens. Do not change it."""
     return make_release(exported, kind, tmp_path_factory.mktemp("release") / f"{kind}_{request.param}", request.param)
 
 
@@ -196,7 +196,7 @@ torch.save(results, sys.argv[1])
 
 
 def load_elsewhere(folder: Path, *directories: Path) -> list[Any]:
-    """What a process without this repository makes of them: results, or the message of the error."""
+    """Return what a process without this repository makes of the exports: results, or the message of the error."""
     torch.save(TOKENS, folder / "out.pt.tokens")
     environment = {**os.environ, "HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH", None)

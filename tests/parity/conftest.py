@@ -11,6 +11,6 @@ from pretrain.run.process_group import Ranks
 
 @pytest.fixture(scope="module")  # other modules of the same worker start groups of their own
 def ranks() -> Iterator[Ranks]:
-    """A gloo process group of one rank."""
+    """Start a gloo process group of one rank."""
     with distributed_session(ParallelConfig(), RuntimeConfig(device=Device.auto), seed=0) as ranks:
         yield ranks

@@ -30,7 +30,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def build_imported(directory: Path, model: ModelConfig) -> TriModeModel:
-    """An fp32 model of one rank with the checkpoint's weights."""
+    """Build an fp32 model of one rank with the checkpoint's weights."""
     [chunk] = build_model_chunks(model, ParallelConfig(), PrecisionConfig(Dtype.fp32), loss_chunk_rows=64)
     load_hf_weights([chunk], directory, model)
     return chunk.eval()

@@ -119,7 +119,7 @@ def test_training_computes_the_first_forward_over_a_response(instruct: Instruct,
 
 
 def test_every_token_is_accounted_for(instruct: Instruct, toy_data: ToyData) -> None:
-    """Of a step: tokens of each kind sum to the step. Of an epoch: what is used and left out sums to what is stored."""
+    """Tokens of each kind sum to the step, and in an epoch those used and left out sum to what is stored."""
     kinds = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens")
     lines = load_lines(instruct.run, "train")
     for line in lines:

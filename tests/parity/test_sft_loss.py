@@ -73,7 +73,7 @@ def compute_ours(models: Models, item: ObjectiveInput, totals: StepCounts, objec
 
 
 def sees(batch: Batch, row: int, query: int, key: int) -> bool:
-    """Whether row `query` of the doubled sequence [noisy | clean] sees row `key`."""
+    """Return whether position `query` of the doubled sequence [noisy | clean] sees position `key`."""
     length = batch.tokens.shape[1]
     query_noisy, key_noisy = query < length, key < length
     q, k = query % length, key % length
@@ -202,7 +202,7 @@ def assert_packed_is_the_sum(models: Models, noisy: NoisyBatch, objective: Objec
 
 
 def take_document(noisy: NoisyBatch, row: int, document: int) -> NoisyBatch:
-    """A sequence that holds one chat of a packed one, laid out anew, with the same tokens and the same noise."""
+    """Return a sequence that holds one chat of a packed one, laid out anew, with the same tokens and the same noise."""
     batch = noisy.batch
     alone = make_batch([[CHATS[row][document]]])
     theirs = (batch.document_ids[row] == document).nonzero().flatten()

@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def parse_options() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.chaos",
         description="Kill a toy run at random moments, damage its checkpoints; it must end as if nothing had been.",
@@ -77,7 +77,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def run_kills(options: argparse.Namespace, data: ToyData) -> dict[str, Any]:
-    """The undisturbed run, the other one, and how they compare."""
+    """Train the undisturbed and the disturbed run and compare them."""
     quiet = Job(data, options.folder, "undisturbed", options.steps, options.layout)
     job = Job(data, options.folder, "disturbed", options.steps, options.layout)
     durations = measure(quiet)
@@ -101,7 +101,7 @@ def run_kills(options: argparse.Namespace, data: ToyData) -> dict[str, Any]:
 
 
 def measure(job: Job) -> Durations:
-    """Runs a job to its end, looking how long its moments last."""
+    """Run a job to its end and return how long its phases last."""
     watch, began = Watch(job.run_dir, asynchronous=False), time.monotonic()
     start, seen = Start(job, asynchronous=False), {}
     while start.launcher.poll() is None:
@@ -160,7 +160,7 @@ def run_damage(options: argparse.Namespace, data: ToyData) -> dict[str, Any]:
 
 
 def describe(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Where the figures come from."""
+    """Return where the figures come from: options, machine, versions, date and command."""
     return {
         "seed": options.seed,
         "layout": options.layout,
@@ -187,14 +187,14 @@ def describe_outcome(number: int, outcome: Outcome) -> str:
 
 
 def summarise(results: dict[str, Any]) -> str:
-    """The figures that count, on one line."""
+    """Return the figures that count, on one line."""
     names = ("kills", "weights_identical", "curve_identical", "partial_checkpoints_loaded", "lost_steps_max")
     names += ("corruptions_tried", "corruptions_detected", "seconds")
     return ", ".join(f"{name} {results[name]}" for name in names if name in results)
 
 
 def is_good(results: dict[str, Any]) -> bool:
-    """Whether everything is as it must be."""
+    """Return whether everything is as it must be."""
     missed = results.get("corruptions", {}).get("missed", [])
     starts = set(results.get("starts_on_damage", {}).values()) <= {"as they must"}
     whole = results["weights_identical"] and results["curve_identical"] and results["kills"] == results["kills_asked"]

@@ -42,7 +42,7 @@ def draw_damage(step_dirs: list[Path], kind: str, source: random.Random) -> Dama
 
 @contextmanager
 def damaged(damage: Damage) -> Iterator[None]:
-    """The checkpoint is damaged while the block runs, and as before after it."""
+    """Damage the checkpoint while the block runs and restore it afterwards."""
     path = Path(damage.step_dir) / damage.file
     original = Path(damage.step_dir).parent / f"original_{path.name}"
     shutil.copy2(path, original)
@@ -79,7 +79,7 @@ def apply(damage: Damage, path: Path, other: Path, added: list[Path]) -> None:
 
 
 def flip(path: Path, place: int, mask: int) -> None:
-    """Changes the bits `mask` of one byte."""
+    """Flip the bits `mask` of one byte."""
     with path.open("r+b") as file:
         file.seek(place)
         old = file.read(1)[0]

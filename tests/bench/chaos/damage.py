@@ -48,7 +48,7 @@ def try_damage(step_dirs: list[Path], counts: dict[str, int], seed: int, folder:
 
 
 def start_on_damage(job: Job, kind: str, file: str, seed: int) -> list[str]:
-    """A copy of a finished run, its newest checkpoint damaged, started again: it must say so and end as it had.
+    """Damage the newest checkpoint of a copy of a finished run and start it: it must report that and end as before.
 
     file: pattern of the file that is damaged. Returns what is wrong.
     """

@@ -33,7 +33,7 @@ class Job:
         return self.root / self.name
 
     def overrides(self, asynchronous: bool) -> list[str]:
-        """What the run is started with."""
+        """Return the overrides the run is started with."""
         return [
             *self.data.overrides(),
             f"run.root={self.root}",

@@ -40,7 +40,7 @@ class Durations:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one kill.
+    """Record what became of one kill.
 
     phase: where it struck; None where the run ended before. status: of the launcher. end_seconds: from the kill until
     no process was left. first_step: of the checkpoint it began with. last_step: written down last. next_step: where the
@@ -60,7 +60,7 @@ class Outcome:
     bad: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file."""
+        """Return the fields as they are written to a file."""
         names = {"phase": self.phase.value if self.phase else None, "bad": list(self.bad)}
         kill = asdict(self.kill) | {"signal": self.kill.signal.name, "moment": self.kill.moment.value}
         rest = {key: value for key, value in vars(self).items() if key not in ("kill", *names)}
@@ -68,7 +68,7 @@ class Outcome:
 
 
 def strike(job: Job, kill: Kill, durations: Durations) -> Outcome:
-    """Starts the job, kills one of its processes and waits for the end of all. Raises: ChaosError if it hangs."""
+    """Start the job, kill one of its processes and wait for the end of all; raise ChaosError if it hangs."""
     watch = Watch(job.run_dir, kill.asynchronous)
     start = Start(job, kill.asynchronous)
     try:

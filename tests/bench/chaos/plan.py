@@ -1,4 +1,4 @@
-"""What is killed, how and when: all drawn from a seed, so that a bad ending can be had again.
+"""Draw from a seed what is killed, how and when, so that a bad ending can be repeated.
 
 A moment is a thing that shows in the run folder plus a delay: a start-up that has begun, a checkpoint folder that
 appears, a step that is written down. Delays are drawn as shares of how long the thing lasts.
@@ -15,7 +15,7 @@ MOST_STEPS = 6  # between a start and the kill that waits for steps
 
 
 class Moment(Enum):
-    """What a kill waits for; where it really struck is observed, see watch.Phase."""
+    """Name what a kill waits for; where it really struck is observed, see watch.Phase."""
 
     start = "start"  # interpreters, imports, rendezvous
     load = "load"  # model, checkpoint
@@ -30,8 +30,11 @@ WEIGHTS = {Moment.start: 15, Moment.load: 15, Moment.step: 25, Moment.save: 30, 
 
 @dataclass(frozen=True)
 class Kill:
-    """rank: whom, LAUNCHER for the launcher. steps: to be done first, at moment `step`. delay: share of the moment, 0
-    to 1. asynchronous: how this start saves."""
+    """Describe one kill.
+
+    rank: which process, LAUNCHER for the launcher. steps: to be done first, at moment `step`. delay: share of the
+    moment, 0 to 1. asynchronous: how this start saves.
+    """
 
     rank: int
     signal: Signals

@@ -1,4 +1,4 @@
-"""What a run folder shows of a start that is under way."""
+"""Observe, from its run folder, a start that is under way."""
 
 import json
 import time
@@ -15,7 +15,7 @@ from tests.bench.chaos.job import EVALUATE_EVERY
 
 
 class Phase(Enum):
-    """What a start was doing."""
+    """Name what a start was doing."""
 
     start = "start"
     load = "load"
@@ -45,12 +45,12 @@ class Watch:
 
     @property
     def first_step(self) -> int:
-        """Of the checkpoint this start must continue; 0 without one."""
+        """Return the step of the checkpoint that this start must continue; 0 without one."""
         return step_of(self.newest) if self.newest else 0
 
     @property
     def is_loading(self) -> bool:
-        """Whether this start has left its record, which is done before model and checkpoint are read."""
+        """Return whether this start has left its record, which is done before model and checkpoint are read."""
         return self._count_starts() > self._starts
 
     @property
@@ -76,7 +76,7 @@ class Watch:
 
     @property
     def is_evaluating(self) -> bool:
-        """Whether an evaluation is due that is not written down; the first one comes before any step."""
+        """Return whether an evaluation is due that is not written down; the first one comes before any step."""
         lines = [line for line in self._lines(self.first_step) if line["kind"] in ("train", "heldout", "data")]
         if not lines or (self.newest and not self.restored):
             return False
@@ -86,7 +86,7 @@ class Watch:
         return last["kind"] == "train" and last["step"] % EVALUATE_EVERY == 0
 
     def observe(self) -> Phase:
-        """What the start is doing now."""
+        """Return what the start is doing now."""
         if not self.is_loading:
             return Phase.start
         if self.is_evaluating:
@@ -105,7 +105,7 @@ class Watch:
         return [line for line in read_metrics(self.run_dir) if line["step"] >= first]
 
     def _is_ours(self) -> bool:
-        """The file is written anew when a start has decided where it begins."""
+        """Return whether this start wrote the metrics file: it is replaced once a start has decided where it begins."""
         return self.is_loading and self._metrics_inode() not in (0, self._metrics)
 
     def _metrics_inode(self) -> int:

@@ -1,4 +1,4 @@
-"""What the loader sustains, and its share of a step."""
+"""Measure what the loader sustains, and its share of a step."""
 
 import os
 import subprocess
@@ -24,8 +24,10 @@ SHAPES = {"text": (4096, 32), "chat": (16384, 32)}  # sequence_length, block_siz
 
 
 def measure_loader() -> dict[str, Any]:
-    """{loader_tokens_per_second: rows of packed sequences per second on one core, without prefetching, of the slower
-    kind; loader_tokens_per_second_by_kind: of texts and of chats,
+    """Measure how many tokens the loader packs per second, and how long a joint step waits for its batches.
+
+    Returns {loader_tokens_per_second: positions of packed sequences per second on one core, without prefetching, of
+    the slower kind; loader_tokens_per_second_by_kind: of texts and of chats;
     loader_share_of_toy_step: seconds that a joint step of the tiny model waits for its batches, of all its seconds,
     without prefetching; loader_share_of_toy_step_prefetched: with}.
     """
@@ -70,7 +72,7 @@ def measure_throughput(path: Path, kind: str) -> float:
 
 
 def measure_share(folder: Path, prefetch_steps: int) -> float:
-    """Waiting for batches as a share of a step: a real run of the tiny model's joint stage, first steps left out."""
+    """Return the share of a real joint run of the tiny model that waits for batches, first steps left out."""
     run = folder / f"run_{prefetch_steps}"
     overrides = [
         "stage=joint", "model=tiny", "parallel=single", "precision=fp32", "runtime=cpu", "data.sequence_length=192",

@@ -65,7 +65,7 @@ def measure_tokenization() -> dict[str, Any]:
 
 
 def write_corpus(folder: Path, num_copies: int) -> tuple[Path, Path]:
-    """A .jsonl of the standard library's sources, `num_copies` times, and a tokenizer trained on them."""
+    """Write the standard library's sources `num_copies` times as .jsonl; train a tokenizer on them if there is none."""
     texts = load_standard_library().train
     tokenizer_dir = folder / "tokenizer"
     if not tokenizer_dir.exists():

@@ -1,4 +1,4 @@
-"""What each trained adapter gains on the same held-out prompts, through `python -m lora.evaluate`."""
+"""Measure what each trained adapter gains on the same held-out prompts, through `python -m lora.evaluate`."""
 
 import json
 import sys
@@ -31,7 +31,7 @@ def write_prompts() -> list[Path]:
 
 
 def evaluate_command(variant: Variant, prompts: list[Path], limit: int) -> list[str]:
-    """The evaluation of one adapter, in fp32."""
+    """Return the command that evaluates one adapter in fp32."""
     return [
         *(sys.executable, "-m", "lora.evaluate", str(EXPORT), "--adapter", str(variant.adapter)),
         *("--prompts", *map(str, prompts), "--limit", str(limit), "--max-new-tokens", str(MAX_NEW_TOKENS)),
@@ -58,7 +58,7 @@ def read_result(variant: Variant) -> dict[str, Any]:
 
 
 def is_measured(variant: Variant) -> bool:
-    """Whether its report is newer than its adapter."""
+    """Return whether the variant's report is newer than its adapter."""
     report, weights = _output(variant) / GAIN_REPORT_FILE, variant.adapter / "adapter_model.safetensors"
     return report.exists() and report.stat().st_mtime > weights.stat().st_mtime
 

@@ -41,7 +41,7 @@ def _measure(vocab_size: int, length: int) -> int:
 
 
 def main() -> None:
-    """The measured process: one step of a small model with the large vocabulary."""
+    """Run one step of a small model with the large vocabulary, in the process that is measured."""
     import numpy as np
     import torch
 

@@ -17,16 +17,16 @@ class Variant:
 
     @property
     def run_dir(self) -> Path:
-        """Where it trains."""
+        """The folder it trains in."""
         return ROOT / "drafters" / self.name
 
     @property
     def adapter(self) -> Path:
-        """Where its adapter lands."""
+        """The folder its adapter is written to."""
         return self.run_dir / "adapter"
 
     def command(self, python: str) -> list[str]:
-        """As a user would type it."""
+        """Return the training command as a user would type it."""
         return [python, "-m", "lora.train", "experiment=medium", f"run.dir={self.run_dir}", *self.overrides]
 
 

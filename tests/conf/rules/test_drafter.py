@@ -20,7 +20,7 @@ def default_config() -> DrafterConfig:
 
 
 def changed(values: dict[str, Any]) -> DrafterConfig:
-    """The default configuration with some values replaced (composing anew would be slow)."""
+    """Return the default configuration with some values replaced (composing anew would be slow)."""
     config = copy.deepcopy(default_config())
     for key, value in values.items():
         parent, _, name = key.rpartition(".")

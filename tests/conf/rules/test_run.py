@@ -31,7 +31,7 @@ def default_config() -> RunConfig:
 
 
 def out_of_range(key: str, value: Any) -> str:
-    """What is said about the default configuration with one value replaced (composing anew would be slow)."""
+    """Return the error message for the default configuration with one value replaced (composing anew would be slow)."""
     config = copy.deepcopy(default_config())
     parent, _, name = key.rpartition(".")
     setattr(read_key(config, parent), name, value)

@@ -61,7 +61,7 @@ def chat(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="session")
 def base_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer without a chat template; tests must not write to it."""
+    """Save a tokenizer without a chat template; tests must not write to it."""
     directory = tmp_path_factory.mktemp("tokenizer") / "base"
     save_tokenizer(train_tokenizer(TEXTS, vocab_size=400), directory)
     return directory
@@ -69,7 +69,7 @@ def base_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chat_tokenizer(base_tokenizer_dir: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as transformers loads it, with the packaged template."""
+    """Load the tokenizer with transformers and give it the packaged template."""
     tokenizer = AutoTokenizer.from_pretrained(base_tokenizer_dir)
     tokenizer.chat_template = CHATML_PATH.read_text(encoding="utf-8")
     return tokenizer

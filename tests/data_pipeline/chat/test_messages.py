@@ -1,4 +1,4 @@
-"""Which chats are usable, and what is said about the others."""
+"""Usable chats are accepted; each of the others is refused with its reason."""
 
 from pathlib import Path
 from typing import Any

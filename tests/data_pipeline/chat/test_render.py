@@ -143,7 +143,7 @@ def test_a_small_template_with_marks_is_enough(base_tokenizer_dir: Path, tmp_pat
 
 
 def rename_tokens(source: Path, target: Path, **changes: object) -> Path:
-    """A copy of a tokenizer whose chat markers are changed."""
+    """Copy a tokenizer and change its chat markers."""
     shutil.copytree(source, target)
     path = target / "tokenizer.json"
     content = json.loads(path.read_text())

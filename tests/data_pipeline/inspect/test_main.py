@@ -16,7 +16,7 @@ from tests.helpers.stored import random_chats, random_texts, write_dataset, writ
 
 @pytest.fixture
 def inspect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Runs the command; returns exit status, standard output and standard error."""
+    """Return a function that runs the command and returns exit status, standard output and standard error."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["inspect", *map(str, arguments)])

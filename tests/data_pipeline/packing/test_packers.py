@@ -44,7 +44,7 @@ def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[SimpleNamesp
 
 
 def check_counts(counts: PackingCounts, sequences: list[SimpleNamespace], documents: list[Document]) -> None:
-    """The counts against counting in the sequences themselves, and against what is on disk."""
+    """Compare the counts with counting in the sequences themselves, and with what is on disk."""
     is_padding = np.concatenate([sequence.document_ids < 0 for sequence in sequences])
     block_padding = np.concatenate([sequence.block_padding for sequence in sequences])
     assert counts.sequences == len(sequences)
@@ -163,7 +163,7 @@ def positions_of(chat: Document, alignment: int) -> int:
 
 
 def split_documents(segments: Segments) -> list[Document]:
-    """The chats of a sequence as lists of segments."""
+    """Return the chats of a sequence as lists of segments."""
     parts = np.split(segments.tokens, np.cumsum(segments.lengths)[:-1])
     documents: list[Document] = [[] for _ in range(int(segments.documents.max()) + 1)]
     for part, number in zip(parts, segments.documents, strict=True):

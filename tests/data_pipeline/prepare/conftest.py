@@ -28,7 +28,7 @@ class Workshop:
         return self.folder / "out"
 
     def write(self, name: str, content: bytes | Iterable[Any]) -> Path:
-        """A file below `folder`/in: bytes as they are, else one line of JSON per value."""
+        """Write a file below `folder`/in: bytes as they are, else one line of JSON per value."""
         path = self.folder / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(content, bytes):

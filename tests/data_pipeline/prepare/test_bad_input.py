@@ -1,4 +1,4 @@
-"""What cannot be used is an error or a counted skip, with file and line; too many skips are an error."""
+"""Unusable input is an error or a counted skip, with file and line; too many skips are an error."""
 
 import gzip
 import json

@@ -22,7 +22,7 @@ SHARD_BYTES = 20_000
 
 @pytest.fixture
 def corpus(workshop, records):
-    """Some 25 shards of plain and as many of compressed text: about a second of work."""
+    """Write some 25 shards of plain and as many of compressed text: about a second of work."""
     plain = workshop.write("a.jsonl", [{"text": f"{i} {records[i % 40]['text'] * 4}"} for i in range(600)])
     workshop.write("b.jsonl.gz", gzip.compress(plain.read_bytes()))
     return workshop

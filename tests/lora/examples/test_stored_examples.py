@@ -1,4 +1,4 @@
-"""What a user gives as data becomes sequences with the tokens that may be drafted."""
+"""Data that a user gives becomes sequences with the tokens that may be drafted."""
 
 import json
 import re

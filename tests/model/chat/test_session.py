@@ -23,7 +23,7 @@ def make_session(chat_model, mode="linear", max_new_tokens=20, system=None, **op
 
 
 def render(chat_model, messages):
-    """The rendered conversation, as transformers tokenises its text."""
+    """Render the conversation and tokenise its text with transformers."""
     text = chat_model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     return chat_model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
 

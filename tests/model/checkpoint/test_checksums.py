@@ -24,7 +24,7 @@ from model.checkpoint.checksums import (
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A few files with sums, of which one writer had summed its own before."""
+    """Write a few files with sums, of which one writer had summed its own before."""
     folder = tmp_path / "step_00000001"
     folder.mkdir()
     generator = random.Random(0)

@@ -1,4 +1,4 @@
-"""Which lines of .jsonl files are prompts, and where they stand (their tokens: evaluate/test_prompts.py)."""
+"""Lines of .jsonl files are recognised as prompts, and located (their tokens: evaluate/test_prompts.py)."""
 
 import json
 from pathlib import Path

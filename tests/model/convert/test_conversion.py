@@ -57,7 +57,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A private copy of `saved`."""
+    """Make a private copy of `saved`."""
     return shutil.copytree(saved, tmp_path / "copy")
 
 

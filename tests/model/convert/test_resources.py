@@ -41,7 +41,7 @@ def largest_tensor_bytes(model):
 
 
 def measure(module, source, target):
-    """The module's JSON line, from a process of its own."""
+    """Run the module in a process of its own and return the JSON line it prints."""
     command = [sys.executable, "-m", f"tests.helpers.{module}", str(source), str(target)]
     done = subprocess.run(command, cwd=ROOT, env=rank_environment(), capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Whether responses are greedy AR's, in which dtype, and whether they give an accepted answer."""
+"""Responses are judged: whether they are greedy AR's, in which dtype, and whether they give an accepted answer."""
 
 import re
 from typing import Any

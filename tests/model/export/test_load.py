@@ -23,7 +23,7 @@ from tests.helpers.tiny_exports import make_tiny_model, save_random_adapter, sav
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model: without a chat template."""
+    """Save the export of a base model, which has no chat template."""
     return save_tiny_export(tmp_path_factory.mktemp("load") / "export", chat_template=False)
 
 

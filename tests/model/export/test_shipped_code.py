@@ -1,4 +1,4 @@
-"""What travels with exports is all that it needs, and nothing else."""
+"""The code that travels with exports is all that they need, and nothing else."""
 
 from pathlib import Path
 

@@ -46,7 +46,7 @@ doc_to_target: 0
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, request):
-    """An export with an adapter, and two tasks over three records next to it."""
+    """Write an export with an adapter, and two tasks over three records next to it."""
     folder = tmp_path_factory.mktemp("harness")
     save_tiny_export(folder / "export")
     save_random_adapter(folder / "export" / "linear_spec_lora")

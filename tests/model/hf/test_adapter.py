@@ -42,7 +42,7 @@ def test_only_drafts_change(tiny, monkeypatch, task_type):
 
 
 def first_draft(plain, wrapped, ar_ids):
-    """The draft after the prefill, with the adapter on for the block and a prefix made without it."""
+    """Return the draft after the prefill, with the adapter on for the block and a prefix made without it."""
     cache, block = PrefixCache(2), torch.full((1, 8), 60)
     block[0, 0] = ar_ids[0, 5]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What holds in every mode: names, the mask token, limits."""
+"""Names, the mask token and limits are treated alike in every mode."""
 
 from typing import Any
 

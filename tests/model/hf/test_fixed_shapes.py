@@ -1,4 +1,4 @@
-"""As on a GPU: forwards whose shapes repeat, so that they compile; forced on here."""
+"""Decoding with fixed shapes, which a GPU needs to compile forwards, gives the same tokens; it is forced on here."""
 
 import pytest
 import torch

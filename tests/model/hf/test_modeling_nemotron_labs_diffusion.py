@@ -128,7 +128,7 @@ def test_gradients_through_a_draft_equal_those_of_a_dense_mask(tiny):
     (gradient,) = torch.autograd.grad(draft.logsumexp(-1).sum(), weight)
 
     def dense(value):
-        """The same computation, with the prefix recomputed from the original weight."""
+        """Compute the same, with the prefix recomputed from the original weight."""
         keys_from_prefix = PrefixCache(2)
         model(prefix, past_key_values=keys_from_prefix)
         parameters = {"encoder.layers.0.self_attn.o_proj.weight": value}

@@ -33,7 +33,7 @@ torch.save({"decodes": decodes, "bf16": bf16, "logits": logits, "module": type(m
 
 @pytest.fixture(scope="module")
 def saved(tiny, tmp_path_factory):
-    """A bf16 export in its directory, and what another process got out of it."""
+    """Save a bf16 export and let another process load it; return its folder, the model and what that process got."""
     folder = tmp_path_factory.mktemp("saved")
     model = tiny.model(torch.bfloat16)
     model.save_pretrained(folder / "export")

@@ -27,7 +27,7 @@ def run_linear(model, prompt, max_new_tokens, *, eos=(), **options):
 
 
 def fake_drafter(truth, share_right, seed=0):
-    """A draft_block that knows the AR continuation and proposes its tokens with probability share_right."""
+    """Return a draft_block that knows the AR continuation and proposes its tokens with probability share_right."""
     generator = torch.Generator().manual_seed(seed)
     real = speculation.draft_block
 
@@ -64,7 +64,7 @@ def test_greedy_output_equals_ar_for_any_drafter(tiny, monkeypatch, seed, share_
 
 
 def drafts_nothing(result):
-    """Whether the last cycle had room for one token only, and so no draft."""
+    """Return whether the last cycle had room for one token only, and so no draft."""
     return sum(result.acceptance_lengths[:-1]) + 2 == result.num_new_tokens[0]
 
 

@@ -67,7 +67,7 @@ class Trained:
         self._make_model, self._num_steps = make_model, num_steps
 
     def model(self, dtype: torch.dtype = torch.float64) -> Any:
-        """A fresh copy in eval mode."""
+        """Return a fresh copy in eval mode."""
         model = self._make_model(dtype, **CONFIG)
         model.load_state_dict(_train(self._make_model, self._num_steps))
         return model

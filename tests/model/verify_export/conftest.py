@@ -36,19 +36,19 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def export(written: Path, tmp_path: Path) -> Path:
-    """A private copy of an export."""
+    """Make a private copy of an export."""
     return Path(shutil.copytree(written / "export", tmp_path / "export"))
 
 
 @pytest.fixture
 def shards(written: Path, tmp_path: Path) -> Path:
-    """A private copy of an export in several files."""
+    """Make a private copy of an export in several files."""
     return Path(shutil.copytree(written / "shards", tmp_path / "shards"))
 
 
 @pytest.fixture(scope="session")
 def adapter(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A draft adapter of that export, as the trainer writes it. Do not change it."""
+    """Save a draft adapter of that export, as the trainer writes it. Do not change it."""
     folder = tmp_path_factory.mktemp("adapter") / "linear_spec_lora"
     model = attach_new_adapter(load_export(written / "export", device="cpu"), AdapterConfig(rank=4, alpha=16.0), seed=0)
     save_adapter(model, get_peft_model_state_dict(model), folder, {"step": 1})

@@ -28,7 +28,7 @@ def write_header(path: Path, header: bytes) -> None:
 
 
 def make_offsets_fractions(path: Path) -> None:
-    """The same header, but 4.0 where 4 was."""
+    """Write the same header, but with 4.0 where 4 was."""
     content = path.read_bytes()
     length = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:length])

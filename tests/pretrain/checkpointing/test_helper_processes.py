@@ -1,4 +1,4 @@
-"""What a rank starts to write checkpoints: there when all of a job are asked to stop, gone when the rank is."""
+"""The processes a rank starts to write checkpoints survive a request to stop the job, and end with the rank."""
 
 import os
 import signal

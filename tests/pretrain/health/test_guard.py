@@ -1,4 +1,4 @@
-"""What counts as a bad step, and when there were too many."""
+"""Bad steps are recognised and counted, and too many of them end the run."""
 
 import math
 

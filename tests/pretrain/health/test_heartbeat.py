@@ -1,4 +1,4 @@
-"""Which ranks are called slow."""
+"""Slow ranks are named."""
 
 import pytest
 

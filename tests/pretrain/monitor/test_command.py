@@ -1,4 +1,4 @@
-"""What is printed and drawn."""
+"""The monitor prints and draws what it read."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Where a run stands, and what is worth a person's look."""
+"""The summary shows where a run stands, and what is worth a person's look."""
 
 import os
 import subprocess

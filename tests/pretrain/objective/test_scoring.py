@@ -1,4 +1,4 @@
-"""Which positions are scored and what is counted; the part of a context-parallel rank."""
+"""Positions are scored and counted as the objective demands; a context-parallel rank has its part."""
 
 from itertools import pairwise
 

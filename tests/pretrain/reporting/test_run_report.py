@@ -1,4 +1,4 @@
-"""What a run reports of its steps."""
+"""A run reports its steps."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -25,7 +25,7 @@ def resolved(*overrides: str) -> dict[str, Any]:
 
 
 def saved(*overrides: str) -> dict[str, Any]:
-    """As a checkpoint keeps it."""
+    """Return the configuration as it is read back from a checkpoint."""
     return json.loads(json.dumps(resolved(*overrides)))
 
 

@@ -37,11 +37,11 @@ class Run:
         return [source["name"] for source in self.checkpoint.data_position["sources"]]
 
     def open(self, blend: dict[str, tuple[Path, int]], *overrides: str) -> RunData:
-        """The data of a later start."""
+        """Open the data of a later start."""
         return open_data(self.compose(blend, *overrides))
 
     def resume(self, blend: dict[str, tuple[Path, int]], *overrides: str) -> DataChange:
-        """What a later start compares with the checkpoint."""
+        """Compare the data of a later start with the checkpoint's."""
         return compare_data(self.open(blend, *overrides), self.checkpoint, STEP)
 
     def compose(self, blend, *overrides):

@@ -1,4 +1,4 @@
-"""What a run may start from and continue as: every mismatch is one message before anything is built."""
+"""A run starts and continues only from what fits it: every mismatch is one message before anything is built."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from tests.helpers.toy_data import ToyData, make_toy_data, tokens_of
 
 
 def compose(data: ToyData, root: Path, *extra: str) -> RunConfig:
-    """The run under test."""
+    """Compose the run under test."""
     return compose_run_config(
         [*data.overrides(), "stage=joint", tokens_of(10), f"run.root={root}", "run.name=run", *extra]
     )
@@ -31,7 +31,7 @@ def compose(data: ToyData, root: Path, *extra: str) -> RunConfig:
 
 @pytest.fixture
 def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
-    """A run folder whose newest checkpoint (imported weights) claims step 5."""
+    """Make a run folder whose newest checkpoint (imported weights) claims step 5."""
     config = compose(toy_data, tmp_path)
     make_ministral3_vlm(tmp_path / "hf", model=config.model)
     import_checkpoint(tmp_path / "hf", Path(config.run.dir), config.data.mask_token, Progress())
@@ -44,7 +44,7 @@ def used_folder(toy_data: ToyData, tmp_path: Path) -> Path:
 
 
 def start(config: RunConfig) -> Any:
-    """Opens the data and decides."""
+    """Open the data and decide where the run starts."""
     return find_start(config, open_data(config))
 
 

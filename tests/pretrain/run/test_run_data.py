@@ -1,4 +1,4 @@
-"""What a run reads, opened and checked."""
+"""The data of a run is opened and checked."""
 
 import json
 import shutil

@@ -14,7 +14,7 @@ from pretrain.run.step_directory import DeferredErrors, SaveError, StepDirectory
 
 @pytest.fixture(autouse=True)
 def process_group() -> Iterator[None]:
-    """Of this process alone."""
+    """Start a process group of this process alone."""
     with join_process_group(Device.cpu, timeout_minutes=1):
         yield
     assert not dist.is_initialized()

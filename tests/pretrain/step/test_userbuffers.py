@@ -18,7 +18,7 @@ ASKED = [*GIVEN, "parallel.overlap_tensor_parallel=true"]
 
 
 class Engine:
-    """What of transformer_engine.pytorch is called; remembers the calls."""
+    """Stand in for the parts of transformer_engine.pytorch that are called; remember the calls."""
 
     UserBufferQuantizationMode = SimpleNamespace(NONE="none", FP8="fp8")
 
