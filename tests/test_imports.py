@@ -108,7 +108,7 @@ def source_files() -> list[str]:
 
 
 def absolute_imports(file: str) -> Iterator[Import]:
-    """Every import of the file wherever it stands; `from a import b` counts as a.b, because b may be a module."""
+    """Yield every import of the file wherever it stands; `from a import b` counts as a.b, because b may be a module."""
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (Import(file, node.lineno, alias.name) for alias in node.names)
@@ -152,7 +152,7 @@ def imported_modules(file: str, modules: set[str]) -> set[str]:
 
 
 def declared_modules() -> set[str]:
-    """Top-level module names of the distributions in pyproject.toml, extras included."""
+    """Return top-level module names of the distributions in pyproject.toml, extras included."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["gpu"], *extras["wandb"], *extras["evaluation"]]
@@ -168,7 +168,7 @@ def test_a_folder_imports_only_what_lies_below_it(folder: str) -> None:
 
 
 def wing_of(path: str) -> str:
-    """Name of the wing or file of pretrain/ in which a file or module lies."""
+    """Return the name of the wing or file of pretrain/ in which a file or module lies."""
     return path.removesuffix(".py").replace("/", ".").split(".")[1]
 
 

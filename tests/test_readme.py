@@ -44,13 +44,13 @@ def code_blocks(language: str, document: str = "README.md") -> list[str]:
 
 
 def shell_lines(document: str) -> list[list[str]]:
-    """Words of every command in a document's shell blocks; continued lines joined, comments dropped."""
+    """Return the words of every command in a document's shell blocks; continued lines joined, comments dropped."""
     text = "\n".join(code_blocks("bash", document)).replace("\\\n", " ")
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 def commands_of(module: str) -> list[list[str]]:
-    """Words of every documented command that runs `module`; placeholders such as NAME or [overrides] left out."""
+    """Return the words of every documented command that runs `module`; those with placeholders are left out."""
     found = [words for document in DOCUMENTS for words in shell_lines(document) if module in words]
     return [words for words in found if not any(re.search(r"[\[\]<>]|=NAME$|^NAME$|\.\.\.", word) for word in words)]
 
@@ -73,7 +73,7 @@ def make_targets() -> set[str]:
 
 
 def prose_commands(document: str) -> list[str]:
-    """Everything between backticks, and the shell blocks, of one document."""
+    """Return everything between backticks, and the shell blocks, of one document."""
     return re.findall(r"`([^`\n]+)`", read(document)) + re.findall(r"^(make .*)$", read(document), re.MULTILINE)
 
 

@@ -96,7 +96,7 @@ def split_words(text: str) -> str:
 
 
 def uses(word: RetiredWord) -> list[str]:
-    """`file: line` of every use outside of the paths where the word is allowed."""
+    """Return `file: line` of every use outside of the paths where the word is allowed."""
     pattern = re.compile(rf"(?<![a-z]){re.escape(split_words(word.word))}(?![a-z])")
     read = text_of if word.scope == "text" else names_of
     instead = re.compile("|".join(re.escape(split_words(phrase)) for phrase in word.instead) or "(?!)")

@@ -28,7 +28,7 @@ class Trace:
     dataclasses: set[str] = field(default_factory=set)
 
     def enter(self, frame: FrameType, event: str, argument: Any) -> None:
-        """Profile function of sys.setprofile: count the call if it is of this repository."""
+        """Count the call if it is of this repository; this is the function for sys.setprofile."""
         if event != "call":
             return
         code = frame.f_code

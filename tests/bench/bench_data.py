@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Each figure next to the bound it is to keep."""
+    """Print each figure next to the bound it must keep."""
     table = Table("figure", "measured", "wanted", title="data pipeline")
     peaks = results["peak_rss_bytes_by_corpus_size"]
     largest, smallest = max(peaks, key=int), min(peaks, key=int)

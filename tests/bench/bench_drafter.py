@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def collect_results() -> dict[str, Any]:
-    """Everything that was measured; those of the published rank come first."""
+    """Return everything that was measured; the variants of the published rank come first."""
     by_rank = {variant.name: read_result(variant) for variant in MAIN}
     return {
         **by_rank[MAIN[0].name],
@@ -71,7 +71,7 @@ def _default() -> Variant:
 
 
 def print_results(results: dict[str, Any]) -> None:
-    """Each figure next to the bound it is to keep, then the comparisons."""
+    """Print each figure next to the bound it must keep, then the comparisons."""
     console = Console(width=100)
     table = Table("figure", "measured", "wanted", title="draft adapter")
     for name, values in results["by_rank"].items():

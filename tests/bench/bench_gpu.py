@@ -77,7 +77,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
 
 def whole_blocks(text: str) -> int:
-    """Type of a length in tokens."""
+    """Parse a length in tokens, which must be a multiple of the block length."""
     value = count(text)
     if value % BLOCK_SIZE:
         raise argparse.ArgumentTypeError(f"{value} is not a multiple of the block length {BLOCK_SIZE}")
@@ -85,7 +85,7 @@ def whole_blocks(text: str) -> int:
 
 
 def measure(settings: Settings, parts: list[str], output: Path, budget_minutes: float) -> dict[str, Any]:
-    """All parts at all lengths; what is there is written after each."""
+    """Measure the parts at all lengths; what is there is written after each."""
     started = time.monotonic()
     torch._dynamo.config.recompile_limit = MOST_COMPILED_FORMS
     torch._dynamo.config.automatic_dynamic_shapes = False  # each length for itself, as in a run, which has one
@@ -122,7 +122,7 @@ def write_results(results: dict[str, Any], output: Path) -> None:
 
 
 def read_parts(output: Path, shape: dict[str, Any]) -> dict[str, Any]:
-    """Parts that an earlier run of the same shape left there: one run rarely has time for all."""
+    """Read the parts that an earlier run of the same shape left there: one run rarely has time for all."""
     try:
         found = json.loads(output.read_text(encoding="utf-8"))
         return found["parts"] if found["settings"] == json.loads(json.dumps(shape)) else {}
@@ -131,7 +131,7 @@ def read_parts(output: Path, shape: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Date, machine, versions and command."""
+    """Return date, machine, versions and command."""
     versions = ", ".join(f"{package} {find_version(package)}" for package in PACKAGES)
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -142,7 +142,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def find_version(package: str) -> str:
-    """Installed version, or none."""
+    """Return the installed version, or none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -150,7 +150,7 @@ def find_version(package: str) -> str:
 
 
 def describe_device() -> str:
-    """Name, driver, clock and power limit, as nvidia-smi says."""
+    """Return name, driver, clock and power limit, as nvidia-smi reports them."""
     if not torch.cuda.is_available():
         return "CPU"
     query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,power.limit", "--format=csv,noheader"]

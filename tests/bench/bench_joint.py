@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Everything, by case and by kind."""
+    """Measure everything, by case and by kind."""
     cases, rounds = (QUICK_CASES, QUICK_ROUNDS) if quick else (CASES, ROUNDS)
     lengths, vocab_size = (QUICK_LENGTHS, 4096) if quick else (LENGTHS, 32768)
     with trainer_session():
@@ -64,7 +64,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def measure_case(case: Case, rounds: int) -> dict[str, Any]:
-    """Speed, parts and memory."""
+    """Measure speed, parts and memory."""
     memory = {side: measure_memory(case, side) for side in (REFERENCE, OURS)}
     shares = {kind: memory[OURS][kind] / memory[REFERENCE][kind] for kind in ("resident", "live")}
     parts = measure_parts(case, rounds)

@@ -34,7 +34,7 @@ def build_medium_model() -> Path:
 
 
 def prepare_data() -> None:
-    """Tokenizer, texts and tokens; both are packages of this environment, the same for everyone with its versions."""
+    """Prepare tokenizer, texts and tokens from this environment's packages: the same for everyone with its versions."""
     config = compose_run_config(["experiment=medium_ar"])
     tokenizer, files = Path(config.data.tokenizer), {split: TEXTS / f"{split}.jsonl" for split in ("train", "heldout")}
     if not all(path.exists() for path in (tokenizer, *files.values())):
@@ -46,14 +46,14 @@ def prepare_data() -> None:
 
 
 def load_texts() -> dict[str, TextSplit]:
-    """Source files by group; every tenth is held out."""
+    """Return source files by group; every tenth is held out."""
     torch = importlib.util.find_spec("torch")
     assert torch is not None and torch.origin is not None
     return {"library": load_standard_library(), "torch": load_standard_library(Path(torch.origin).parent)}
 
 
 def measure_flatness() -> float:
-    """Share by which the held-out diffusion loss still fell over the last fifth of the joint stage."""
+    """Return the share by which the held-out diffusion loss still fell over the last fifth of the joint stage."""
     lines = load_metrics(ROOT / "joint", "heldout")
     last = lines[-1]
     fifth = min(lines, key=lambda line: abs(line["tokens_seen"] - 0.8 * last["tokens_seen"]))

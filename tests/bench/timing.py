@@ -21,7 +21,7 @@ def measure_in_turns(
     clock: Callable[[Callable[[], object]], float] = cpu_seconds,
     warm_ups: int = 1,
 ) -> dict[str, list[float]]:
-    """Seconds of every call by `clock`, by name; `warm_ups` rounds come before and do not count.
+    """Return the seconds of every call by `clock`, by name; `warm_ups` rounds come before and do not count.
 
     A round calls each function once, so that a slow minute is slow for all; every second round goes backwards.
     """
@@ -36,7 +36,7 @@ def measure_in_turns(
 
 
 def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> list[float]:
-    """Median CPU seconds of each function, called in turn."""
+    """Return the median CPU seconds of each function, called in turn."""
     numbered = {str(number): function for number, function in enumerate(functions)}
     return [median(seconds) for seconds in measure_in_turns(numbered, rounds, warm_ups=2).values()]
 
@@ -47,7 +47,7 @@ def ratio(above: list[float], below: list[float]) -> float:
 
 
 def spread(seconds: list[float]) -> float:
-    """Half the distance between the quartiles, as a share of the median."""
+    """Return half the distance between the quartiles, as a share of the median."""
     if len(seconds) < 2:
         return 0.0
     low, _, high = quantiles(seconds, n=4, method="inclusive")

@@ -73,7 +73,7 @@ def test_recipes_state_every_number_in_yaml(name: str) -> None:
 
 
 def keys_of(file: Path) -> Iterator[str]:
-    """Dotted keys that an option's file gives."""
+    """Yield the dotted keys that an option's file gives."""
     is_global = "@package _global_" in file.read_text(encoding="utf-8")
     values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(file))  # type: ignore[assignment]
     for name, value in values.items() if is_global else [(file.parent.name, values)]:

@@ -50,6 +50,6 @@ def data_config(tokenizer_dir: Path) -> DataConfig:
 
 
 def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
-    """One row {"text": ...} per text."""
+    """Write one record {"text": ...} per text."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path

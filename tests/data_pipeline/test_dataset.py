@@ -29,7 +29,7 @@ def shard_prefix(directory: Path) -> Path:
 
 
 def read_stored(directory: Path) -> np.ndarray:
-    """All tokens in the order of the manifest, read without our code."""
+    """Read all tokens in the order of the manifest, without our code."""
     paths = [bin_path(directory / shard.name) for shard in load_manifest(directory).shards]
     return np.concatenate([np.fromfile(path, dtype=np.uint16) for path in paths])
 

@@ -13,14 +13,14 @@ GLOBAL = 16
 
 
 def open_blend(path: Path) -> Blend:
-    """Two sources that are the same data, so that both the blend and the order within a source matter."""
+    """Open two sources of the same data, so that both the blend and the order within a source matter."""
     configs = {name: SourceConfig(path=str(path), weight=weight) for name, weight in (("a", 3.0), ("b", 1.0))}
     sources = {name: TokenDataset(path, SequenceForm(32, 8, 8), seed) for seed, name in enumerate(configs)}
     return build_blend(sources, configs, seed=3)
 
 
 def step_samples(blend: Blend, samples_seen: int, micro: int, dp_size: int) -> list[int]:
-    """Global sample indices of the step after `samples_seen` samples, in the order microbatch, rank, sequence."""
+    """Return sample indices of the step after `samples_seen` samples, in the order microbatch, rank, sequence."""
     loaders = [BatchLoader(blend, GLOBAL, micro, rank, dp_size) for rank in range(dp_size)]
     batches = [loader.microbatches(samples_seen) for loader in loaders]
     return [i for m in range(loaders[0].num_microbatches) for rank in batches for i in rank[m].sample_indices.tolist()]

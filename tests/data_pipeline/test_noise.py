@@ -14,7 +14,7 @@ SOURCE = NoiseSource(seed=1, stage="joint", split="train", epsilon=1e-3)
 
 
 def make_batch(sample_indices: list[int], length: int = 512, document_length: int = 512) -> Batch:
-    """Sequences of documents of equal length, tokens never the mask token."""
+    """Make sequences of documents of equal length, tokens never the mask token."""
     batch_size = len(sample_indices)
     positions = (torch.arange(length) % document_length).repeat(batch_size, 1)
     layout = SequenceLayout(

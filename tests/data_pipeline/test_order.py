@@ -82,7 +82,7 @@ def saved(order: BlendOrder) -> BlendOrder:
 
 
 def read(order: BlendOrder, samples: range) -> list[tuple[str, int]]:
-    """Content and number of the sequences at `samples`."""
+    """Return content and number of the sequences at `samples`."""
     located = (order.locate(sample) for sample in samples)
     return [(order.sources[source].sha256, number) for source, number in located]
 

@@ -25,7 +25,7 @@ def overrides(data: ToyData, root: Path, name: str, steps: int, weights: dict[st
 
 
 def find_trained(run_dir: Path, data: RunData, num_samples: int) -> list[tuple[str, int]]:
-    """Source and number of the sequence of every sample, found by comparing with what the trainer recorded."""
+    """Find source and number of every sample's sequence by comparing with what the trainer recorded."""
     candidates = {}
     for name, source in data.train.sources.items():
         for number in range(num_samples):

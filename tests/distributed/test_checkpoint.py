@@ -18,7 +18,7 @@ COPY = "optimizer.state.param."
 
 
 def load_tensors(step_dir: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a step directory, through torch's own reader."""
+    """Load all tensors of a step directory through torch's own reader."""
     reader = FileSystemReader(step_dir)
     stored = reader.read_metadata().state_dict_metadata
     tensors = {

@@ -146,7 +146,7 @@ def root(data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_trains_alike(mine: Path, its: Path) -> None:
-    """Losses and gradient norms within 1e-5, counts exactly; at the end weights, and the gradients' running mean."""
+    """Compare losses and gradient norms within 1e-5, counts exactly; at the end weights and Adam's first moments."""
     for kind in ("train", "heldout"):
         theirs_by_step = {line["step"]: line for line in load_lines(its, kind)}
         for ours in load_lines(mine, kind):
@@ -167,7 +167,7 @@ def assert_trains_alike(mine: Path, its: Path) -> None:
 
 @lru_cache(maxsize=8)
 def load_end(run: Path) -> dict[str, Tensor]:
-    """fp32 weights and Adam's first moments of a run's last checkpoint."""
+    """Load fp32 weights and Adam's first moments of a run's last checkpoint."""
     tensors = load_tensors(run / "checkpoints" / f"step_{STEPS:08d}")
     parts = ("optimizer.state.param.", "optimizer.state.exp_avg.")
     return {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}

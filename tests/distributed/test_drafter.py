@@ -25,7 +25,7 @@ SECONDS_APART = 20  # ranks that wait in vain end after 60 (tests/helpers/failin
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with an export and texts of different lengths."""
+    """Write a folder with an export and texts of different lengths."""
     folder = tmp_path_factory.mktemp("start")
     save_tiny_export(folder / "export")
     sentences = TEXT.split(". ")
@@ -70,7 +70,7 @@ def read_losses(run_dir: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def single(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, nothing sharded."""
+    """Train in one process, with nothing sharded."""
     root = tmp_path_factory.mktemp("single")
     train_many(1, [overrides(start, root / "run", "zero.stage=0")], root, WORKER)
     return root / "run"
@@ -78,7 +78,7 @@ def single(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two processes: runs zero0 ... zero3, offload and bf16."""
+    """Train in two processes: runs zero0 ... zero3, offload and bf16."""
     root = tmp_path_factory.mktemp("sharded")
     jobs = {f"zero{stage}": [f"zero.stage={stage}"] for stage in range(4)}
     jobs["offload"] = ["zero.stage=3", "zero.offload_optimizer=true", "zero.offload_parameters=true"]

@@ -95,7 +95,7 @@ def test_with_on_failure_go_on_a_run_trains_through_a_full_disk_and_saves_when_t
 
 
 def wait_for_event(run_dir: Path, event: str, process: subprocess.Popen[str]) -> None:
-    """Until a run has written an event down."""
+    """Wait until a run has written an event down."""
     deadline = time.monotonic() + 200
     while not (run_dir / "metrics.jsonl").exists() or event not in (run_dir / "metrics.jsonl").read_text():
         assert process.poll() is None and time.monotonic() < deadline, f"no {event}"

@@ -59,7 +59,7 @@ LOSSES = ("loss", "ar_loss", "diffusion_loss", "masked_ce")
 
 
 def assert_same_curve(expected: Path, actual: Path, kinds: tuple[str, ...] = ("train", "heldout")) -> None:
-    """Losses and held-out losses within 1e-5 relative; gradient norms too in the first steps.
+    """Compare losses and held-out losses within 1e-5 relative; gradient norms too in the first steps.
 
     Later norms may differ more: Adam divides gradients near zero by their own size, which blows rounding up.
     """
@@ -74,7 +74,7 @@ def assert_same_curve(expected: Path, actual: Path, kinds: tuple[str, ...] = ("t
 
 
 def load_noise(run_dir: Path) -> dict[str, str]:
-    """Noise digests of all ranks; ranks that drew the same sample must agree."""
+    """Load the noise digests of all ranks; ranks that drew the same sample must agree."""
     merged: dict[str, str] = {}
     for path in run_dir.glob("noise_rank*.json"):
         for key, digest in json.loads(path.read_text(encoding="utf-8")).items():

@@ -80,7 +80,7 @@ def run_overrides(folder: Path, stage: str, run_dir: Path) -> list[str]:
 
 
 def drafter_overrides(folder: Path, run_dir: Path, peak_lr: str = "schedule.peak_lr") -> list[str]:
-    """Command line of a drafter for the older export, on its chats. peak_lr: the key, which has been renamed."""
+    """Return the command of a drafter for the older export, on its chats. peak_lr: the key, which has been renamed."""
     return [
         *(f"checkpoint={folder}/export", f"data={folder}/data/train_chats.jsonl", f"output={run_dir}/adapter"),
         *(f"run.dir={run_dir}", "adapter.rank=4", "adapter.alpha=16", f"train.steps={DRAFTER_STEPS}"),

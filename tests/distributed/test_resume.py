@@ -22,7 +22,7 @@ def overrides(data: ToyData, root: Path, name: str, *extra: str, chats: bool = F
 
 
 def curve(run_dir: Path) -> list[tuple[object, ...]]:
-    """Everything of a step that must be reproduced."""
+    """Return everything of a step that must be reproduced."""
     keys = ("step", "tokens_seen", "loss", "ar_loss", "diffusion_loss", "masking_ratio", "grad_norm", "lr")
     train = [tuple(line[key] for key in keys) for line in load_lines(run_dir, "train")]
     heldout = [(line["step"], line["loss"], line["ar_loss"]) for line in load_lines(run_dir, "heldout")]

@@ -35,7 +35,7 @@ def assert_failed_alike(run_dir: Path, action: str) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders in_use, saved, manifest, metrics and signal, after their jobs."""
+    """Run the jobs that leave the folders in_use, saved, manifest, metrics and signal."""
     root = tmp_path_factory.mktemp("sessions")
     for name in ("in_use", "saved", "manifest", "metrics", "signal"):
         (root / name).mkdir()

@@ -23,7 +23,7 @@ PORT = 29533
 
 @pytest.fixture(params=["namespaces", "addresses"])
 def hosts(request: pytest.FixtureRequest) -> Iterator[tuple[Host, Host]]:
-    """Network namespaces, where there is root; two addresses of the loopback device for everybody."""
+    """Yield network namespaces where there is root, else two addresses of the loopback device."""
     if request.param == "addresses":
         yield two_addresses()
         return
@@ -40,7 +40,7 @@ def overrides(data: ToyData, root: Path, name: str) -> list[str]:
 
 
 def start(host: Host, meeting: Host, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """launch/local.sh on a host, as a user types it."""
+    """Start launch/local.sh on a host, as a user types it."""
     environment = {
         **rank_environment(),
         "NNODES": "2",

@@ -37,7 +37,7 @@ def record_losses(directory: Path) -> dict[str, list[float]]:
 
 
 def make_fixed_data(directory: Path) -> ToyData:
-    """Tokenizer and datasets of text that is the same on every machine."""
+    """Write tokenizer and datasets of text that is the same on every machine."""
     generator = random.Random(11)
     texts = [_write_text(generator, generator.randint(5, 60)) for _ in range(400)]
     chats = [_write_chat(generator) for _ in range(200)]
@@ -55,7 +55,7 @@ def make_fixed_data(directory: Path) -> ToyData:
 
 
 def load_golden(stage: str) -> list[float]:
-    """Losses of a stage's file, in step order."""
+    """Load the losses of a stage's file, in step order."""
     lines = (FOLDER / f"{stage}.txt").read_text(encoding="utf-8").splitlines()
     return [float(line.split()[1]) for line in lines]
 

@@ -60,7 +60,7 @@ def measure(
     dtype: str,
     min_chunk_length: int = MIN_CHUNK_LENGTH,
 ) -> dict[str, Any]:
-    """Forward and backward of this rank's positions must equal those positions of the whole sequence."""
+    """Compare forward and backward of this rank's positions with those positions of the whole sequence."""
     batch = pack_chats(sequences, SequenceForm(length, block_size, block_size if doubled else 1))
     shard = replace(find_context_shard(block_size), min_chunk_length=min_chunk_length)
     heads = draw_heads(config, len(sequences), length * (2 if doubled else 1))
@@ -85,7 +85,7 @@ def measure(
 
 
 def draw_heads(config: RunConfig, batch: int, num_positions: int) -> list[Tensor]:
-    """query, key, value with gradients; the same on every rank."""
+    """Draw query, key and value with gradients; the same on every rank."""
     generator = torch.Generator().manual_seed(0)
     groups = config.model.num_key_value_heads
     counts = (config.model.num_attention_heads, groups, groups)
@@ -94,7 +94,7 @@ def draw_heads(config: RunConfig, batch: int, num_positions: int) -> list[Tensor
 
 
 def largest_difference(found: Any, expected: Any) -> float:
-    """Over all tensors, each relative to its largest value where that is above 1."""
+    """Return the largest difference over all tensors, each relative to its largest value where that is above 1."""
     return max(
         ((mine.float() - its).abs().max() / its.abs().max().clamp(min=1)).item()
         for mine, its in zip(found, expected, strict=True)

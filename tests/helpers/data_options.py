@@ -15,7 +15,7 @@ OPEN = {
 
 
 def open_weights(option: str) -> list[str]:
-    """Keys of the weights that data=<option> leaves open (???)."""
+    """Return the keys of the weights that data=<option> leaves open (???)."""
     if option in OPEN:
         return []
     train: Any = OmegaConf.to_container(compose_groups([f"data={option}"]).data.train)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def edit_json(path: Path, *without: str, **changes: Any) -> None:
-    """Change values of a JSON object; `without`: keys that go."""
+    """Change values of a JSON object; `without`: keys that are removed."""
     values = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in values.items() if key not in without}))
 

@@ -15,7 +15,7 @@ SECONDS_AT_MOST = 60
 
 
 def main() -> None:
-    """Do what the word of this rank says."""
+    """Do what this rank's word of the plan asks."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     kind, number = sys.argv[2 + rank].split(":")
     where = ", to a terminal" if sys.stdout.isatty() else ""

@@ -17,7 +17,7 @@ class Host:
     address: str
 
     def pull_cable(self) -> None:
-        """From now on nothing arrives; nobody gets to know."""
+        """Let nothing arrive from now on, without anybody noticing."""
         self._ip("link", "set", self.device, "down")
 
     def plug_in(self) -> None:
@@ -64,7 +64,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def two_addresses() -> tuple[Host, Host]:
-    """Without root: two addresses of this machine. There is no cable to pull."""
+    """Return two addresses of this machine, which needs no root. There is no cable to pull."""
     return Host("first", (), "lo", "127.0.0.2"), Host("second", (), "lo", "127.0.0.3")
 
 

@@ -77,7 +77,7 @@ class SentBytes(TorchDispatchMode):
 
 
 def _group_size(arguments: tuple[Any, ...]) -> int:
-    """Ranks of the process group among an operator's arguments."""
+    """Return the number of ranks of the process group among an operator's arguments."""
     groups = [item for item in tree_leaves(arguments) if isinstance(item, torch.ScriptObject)]
     return max(_size_if_group(group) for group in groups)
 

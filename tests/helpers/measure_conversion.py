@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS (now) or VmHWM (largest since the last reset) of this process."""
+    """Read VmRSS (now) or VmHWM (largest since the last reset) of this process."""
     match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match is not None
     return int(match[1]) * 1024

@@ -32,6 +32,6 @@ def apply_objective(noisy: NoisyBatch, objective: Objective) -> ObjectiveInput:
 
 
 def score_positions(positions: Tensor, targets: Tensor, weights: Tensor) -> ScoredPositions:
-    """Clean positions with these targets and weights."""
+    """Return clean positions with these targets and weights."""
     text = torch.ones_like(positions, dtype=torch.bool)
     return ScoredPositions(positions, targets, weights, torch.ones_like(weights), ~text, text)

@@ -10,7 +10,7 @@ BLOCK_PADDING_TOKEN = 2
 
 
 def pack_chats(sequences: list[list[list[int]]], form: SequenceForm, vocab_size: int = 90, seed: int = 0) -> Batch:
-    """One sequence per list of chats; a chat is the lengths of its segments: [prompt, response, ...], or [text]."""
+    """Pack one sequence per list of chats; a chat is its segments' lengths: [prompt, response, ...], or [text]."""
     generator = np.random.default_rng(seed)
     laid_out = []
     for chats in sequences:

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def poisoning(prepare: Callable[..., Any], job: dict[str, Any]) -> Callable[..., Any]:
-    """`MicrobatchBuilder.prepare` that makes bad what the job calls bad."""
+    """Return a `MicrobatchBuilder.prepare` that makes bad what the job calls bad."""
 
     def poisoned(self: Any, batches: Iterable[Any]) -> Any:
         batches = list(batches)
@@ -59,7 +59,7 @@ def _poison(microbatch: Any, batch: Any, poison: dict[str, float | None]) -> Any
 
 
 def waiting(microbatches: Callable[..., Any], job: dict[str, Any]) -> Callable[..., Any]:
-    """`BatchLoader.microbatches` that takes its time on the slow rank."""
+    """Return a `BatchLoader.microbatches` that takes its time on the slow rank."""
 
     def slow(self: Any, first: int) -> Any:
         import torch.distributed as dist
@@ -72,7 +72,7 @@ def waiting(microbatches: Callable[..., Any], job: dict[str, Any]) -> Callable[.
 
 
 def marking(go_back: Callable[..., Any]) -> Callable[..., Any]:
-    """`RunReport.go_back` that leaves a file in the run folder."""
+    """Return a `RunReport.go_back` that leaves a file in the run folder."""
 
     def marked(self: Any, state: Any) -> None:
         go_back(self, state)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def rank_environment() -> dict[str, str]:
-    """One thread per rank: two ranks with two threads each on two cores are 20 to 50 times slower.
+    """Return an environment of one thread per rank: two with two each on two cores are 20 to 50 times slower.
 
     Nothing of a process group that a test began in its own process.
     """
@@ -26,7 +26,7 @@ def rank_environment() -> dict[str, str]:
 
 
 def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
-    """Command line that starts `module` on `num_ranks` local ranks with a free port."""
+    """Return the command line that starts `module` on `num_ranks` local ranks with a free port."""
     launcher = [sys.executable, "-u", "-m", "torch.distributed.run", f"--nproc_per_node={num_ranks}"]
     return [*launcher, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", module, *arguments]
 
@@ -50,7 +50,7 @@ def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to a process and all its descendants, wherever they moved."""
+    """Send SIGKILL to a process and all its descendants, wherever they moved."""
     try:
         children = psutil.Process(pid).children(recursive=True)
         os.kill(pid, signal.SIGKILL)
@@ -68,7 +68,7 @@ def train_many(
     worker: str = "tests.helpers.train_jobs",
     timeout: float = 240,
 ) -> None:
-    """Several training runs (a list of overrides each), one after another in one set of processes."""
+    """Train several runs (a list of overrides each), one after another in one set of processes."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
@@ -93,6 +93,6 @@ def kill_when(condition: str, run_dir: Path, num_ranks: int, module: str, argume
 
 
 def load_lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """Metrics lines of one kind."""
+    """Load the metrics lines of one kind."""
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]

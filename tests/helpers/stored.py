@@ -21,14 +21,14 @@ Document = list[list[int]]  # its segments
 
 
 def random_texts(count: int, longest: int, seed: int = 0) -> list[Document]:
-    """Documents of one segment of 1..longest tokens, the last one end-of-sequence; every token occurs once or so."""
+    """Draw one-segment documents of 1..longest tokens, the last one end-of-sequence; every token occurs once or so."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, longest + 1, count)
     return [[[*generator.integers(10, 60000, length - 1).tolist(), EOS]] for length in lengths]
 
 
 def random_chats(count: int, longest: int, seed: int = 0) -> list[Document]:
-    """Documents of one to three pairs of context and answer, each of 1..longest tokens."""
+    """Draw documents of one to three turns of prompt and response, each of 1..longest tokens."""
     generator = np.random.default_rng(seed)
     return [
         [generator.integers(10, 60000, generator.integers(1, longest + 1)).tolist() for _ in range(2 * turns)]

@@ -48,12 +48,12 @@ class ToyData:
 
 
 def tokens_of(num_steps: int, chats: bool = False) -> str:
-    """Override that makes a run of `num_steps` steps with the batch above."""
+    """Return the override that makes a run of `num_steps` steps with the batch above."""
     return f"train.tokens={num_steps * 8 * (CHAT_SEQUENCE_LENGTH if chats else SEQUENCE_LENGTH)}"
 
 
 def make_toy_data(directory: Path) -> ToyData:
-    """Trains the tokenizer and writes both datasets into `directory`."""
+    """Train the tokenizer and write both datasets into `directory`."""
     split = load_standard_library()
     tokenizer_dir = directory / "tokenizer"
     save_tokenizer(train_tokenizer(split.train[:40], VOCAB_SIZE), tokenizer_dir)

@@ -24,7 +24,7 @@ def take_jobs(timeout: timedelta | None = None) -> Iterator[Any]:
 
 
 def train_or_tell(overrides: list[str]) -> None:
-    """Trains a run; what a user would read of a failure goes to <run.dir>/error_rank<r>.txt."""
+    """Train a run; what a user would read of a failure goes to <run.dir>/error_rank<r>.txt."""
     import torch.distributed as dist
     from megatron.core import parallel_state
 

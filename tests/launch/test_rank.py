@@ -26,7 +26,7 @@ def slurm(tmp_path: Path) -> FakeSlurm:
 
 
 def start_rank(slurm: FakeSlurm, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`timeit -n 1 -r 1 CODE` runs a line of Python as a module; its own report is cut off."""
+    """Run a line of Python as a module, by way of `timeit -n 1 -r 1 CODE`; timeit's own report is cut off."""
     return slurm.run("launch/rank.sh", "timeit", "-n1", "-r1", *words, **environment)
 
 

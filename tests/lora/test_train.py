@@ -29,7 +29,7 @@ def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subpro
 
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> type:
-    """Stands in for lora.drafter.build, so that the entry can be followed without training."""
+    """Replace lora.drafter.build, so that the entry can be followed without training."""
 
     class Trainer:
         raised: BaseException | None = None

@@ -72,7 +72,7 @@ def rename(directory: Path, prefixes: dict[str, str]) -> dict[str, Tensor]:
 
 
 def read_text_config(directory: Path) -> dict[str, Any]:
-    """config.json as a serving stack takes it: Ministral 3 with the export's own values."""
+    """Read config.json as a serving stack takes it: Ministral 3 with the export's own values."""
     values = json.loads((directory / "config.json").read_text())
     del values["auto_map"]
     return values | {"model_type": "ministral3", "architectures": ["Ministral3ForCausalLM"]}

@@ -46,7 +46,7 @@ class Exported:
 
 @pytest.fixture(scope="module")
 def pair(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """Trains, exports and loads both sides."""
+    """Train, export and load both sides."""
     root = tmp_path_factory.mktemp("export")
     short_context = ["model.rope.original_max_position_embeddings=32", *PP2_INTERLEAVED]
     train_many(
@@ -68,7 +68,7 @@ def pair(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def tokens() -> torch.Tensor:
-    """[2, LENGTH], past the short original context, without the mask token."""
+    """Draw [2, LENGTH] tokens, past the short original context, without the mask token."""
     drawn = torch.randint(101, 384, (2, LENGTH), generator=torch.Generator().manual_seed(1))
     assert SEQUENCE_LENGTH < LENGTH
     return drawn

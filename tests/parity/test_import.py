@@ -37,7 +37,7 @@ def build_imported(directory: Path, model: ModelConfig) -> TriModeModel:
 
 
 def compute_ar_logits(chunk: TriModeModel, model: ModelConfig, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits [B, S, V] of the AR forward."""
+    """Return logits [B, S, V] of the AR forward."""
     plans = PlanBuilder(model, AttentionBackend.cpu, torch.float32, torch.device("cpu"))
     plan = plans.build(build_regular_layout(tokens.shape[1], tokens.shape[1]), doubled=False)
     return chunk(tokens, plan).transpose(0, 1)

@@ -59,7 +59,7 @@ def instruct(ranks: Ranks, toy_data: ToyData, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def prompt_ids(instruct: Instruct) -> torch.Tensor:
-    """[1, P] a held-out question in the export's own template."""
+    """Return [1, P]: a held-out question in the export's own template."""
     messages = load_docstring_chats().heldout[0]["messages"][:1]
     rendered = instruct.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
     return rendered["input_ids"]

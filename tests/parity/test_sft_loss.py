@@ -65,7 +65,7 @@ def build_input(noisy: NoisyBatch, objective: Objective) -> ObjectiveInput:
 
 
 def compute_ours(models: Models, item: ObjectiveInput, totals: StepCounts, objective: Objective) -> Tensor:
-    """Our loss of one microbatch as a share of the step whose counts are `totals`."""
+    """Return our loss of one microbatch as a share of the step whose counts are `totals`."""
     device = next(models.ours.parameters()).device
     plans = PlanBuilder(MODEL, AttentionBackend.auto, torch.float32, device)
     scored = weigh(item.scored, totals, STAGES[objective]).to(device)
@@ -94,7 +94,7 @@ def sees(batch: Batch, row: int, query: int, key: int) -> bool:
 def compute_reference(
     theirs: Ministral3ForCausalLM, noisy: NoisyBatch, loss_mask: Tensor, stage: StageConfig
 ) -> tuple[Tensor, Tensor]:
-    """(loss of the joint objective, logits [B, 2S, V]) through transformers."""
+    """Return (loss of the joint objective, logits [B, 2S, V]) through transformers."""
     batch = noisy.batch
     size, length = batch.tokens.shape
     mask = torch.tensor(

@@ -31,7 +31,7 @@ def run_command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subpro
 
 @pytest.fixture
 def imported_trainer(monkeypatch: pytest.MonkeyPatch) -> type:
-    """Stands in for pretrain.assemble, so that the entry can be followed without training."""
+    """Replace pretrain.assemble, so that the entry can be followed without training."""
 
     class Trainer:
         raised: Exception | None = None

@@ -40,7 +40,7 @@ console = Console(width=120, highlight=False)
 
 
 def main() -> None:
-    """Everything, then the file."""
+    """Run everything, then write the file of results."""
     options = parse_options()
     began = time.monotonic()
     shutil.rmtree(options.folder, ignore_errors=True)
@@ -121,13 +121,13 @@ def measure(job: Job) -> Durations:
 
 
 def finish(job: Job) -> None:
-    """Lets the job run to its end."""
+    """Let the job run to its end."""
     status = Start(job, asynchronous=False).launcher.wait(LONGEST_RUN)
     assert status == 0, f"status {status}: see {job.run_dir}/logs"
 
 
 def count_outcomes(outcomes: list[Outcome]) -> dict[str, Any]:
-    """Over all kills."""
+    """Count outcomes over all kills."""
     hits = [outcome for outcome in outcomes if outcome.phase is not None]
     partial = [outcome for outcome in outcomes if any(" read step " in bad for bad in outcome.bad)]
     return {
@@ -145,7 +145,7 @@ def count_outcomes(outcomes: list[Outcome]) -> dict[str, Any]:
 
 
 def run_damage(options: argparse.Namespace, data: ToyData) -> dict[str, Any]:
-    """Damaged files, noticed or not; and starts that meet one."""
+    """Damage files and see whether it is noticed; start runs that meet a damaged one."""
     job = Job(data, options.folder, "pp2", 2 * SAVE_EVERY, "pp2")
     step_dirs = make_checkpoints(job)
     assert not any(map(find_damage, step_dirs))
@@ -175,7 +175,7 @@ def describe(options: argparse.Namespace, seconds: float) -> dict[str, Any]:
 
 
 def describe_outcome(number: int, outcome: Outcome) -> str:
-    """One line."""
+    """Describe an outcome on one line."""
     kill = outcome.kill
     whom = "launcher" if kill.rank < 0 else f"rank {kill.rank}"
     phase = outcome.phase.value if outcome.phase else "after its end"

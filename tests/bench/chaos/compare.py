@@ -15,7 +15,7 @@ FIELDS = ("step", "tokens_seen", "samples_seen", "data_position", "guard")
 
 
 def list_differences(run_dir: Path, other_dir: Path) -> list[str]:
-    """Names of what is not bit for bit the same in the newest checkpoints of two runs."""
+    """List the names of what is not bit for bit the same in the newest checkpoints of two runs."""
     newest, other = find_newest_complete(run_dir), find_newest_complete(other_dir)
     if newest is None or other is None:
         return ["a run has no checkpoint"]
@@ -29,7 +29,7 @@ def list_differences(run_dir: Path, other_dir: Path) -> list[str]:
 
 
 def load_curve(run_dir: Path) -> list[tuple[Any, ...]]:
-    """Everything of steps and evaluations that must be reproduced, as written."""
+    """Load everything of steps and evaluations that must be reproduced, as written."""
     lines = read_metrics(run_dir)
     train = [("train", *(line[key] for key in KEYS)) for line in lines if line["kind"] == "train"]
     heldout = [("heldout", line["step"], line["loss"], line["ar_loss"]) for line in lines if line["kind"] == "heldout"]

@@ -28,12 +28,12 @@ class Damage:
 
 
 def list_all_files(step_dir: Path) -> list[Path]:
-    """Files of a step directory, the hidden ones too, sorted."""
+    """List the files of a step directory, the hidden ones too, sorted."""
     return sorted(path for path in step_dir.rglob("*") if path.is_file())
 
 
 def draw_damage(step_dirs: list[Path], kind: str, source: random.Random) -> Damage:
-    """One way to damage one file of one of the checkpoints: small files as often as large ones."""
+    """Draw one way to damage one file of one of the checkpoints: small files as often as large ones."""
     step_dir = source.choice(step_dirs)
     file = source.choice([path for path in list_all_files(step_dir) if path.stat().st_size])
     place = source.randrange(file.stat().st_size)
@@ -62,7 +62,7 @@ def damaged(damage: Damage) -> Iterator[None]:
 
 
 def apply(damage: Damage, path: Path, other: Path, added: list[Path]) -> None:
-    """Damages `path`. other: the file it changes places with. added: gets the file that is too many."""
+    """Damage `path`. other: the file it changes places with. added: gets the file that is too many."""
     if damage.kind == "flipped":
         flip(path, damage.place, damage.mask)
     elif damage.kind == "deleted":
@@ -88,7 +88,7 @@ def flip(path: Path, place: int, mask: int) -> None:
 
 
 def main() -> None:
-    """Every damage of argv[1] in turn; what the ranks say of it goes to argv[2]."""
+    """Apply every damage of argv[1] in turn; what the ranks report of it goes to argv[2]."""
     import torch.distributed as dist
 
     from pretrain.run.integrity import find_damage_over_ranks

@@ -19,7 +19,7 @@ LONGEST_START = 240.0  # seconds
 
 
 def make_checkpoints(job: Job) -> list[Path]:
-    """Newest checkpoints of short runs in several layouts, two of each."""
+    """Train short runs in several layouts and return their newest checkpoints, two of each."""
     jobs = [replace(job, name=layout, layout=layout, steps=2 * SAVE_EVERY) for layout in LAYOUTS]
     for asynchronous in (False, True):
         train_many(
@@ -29,7 +29,7 @@ def make_checkpoints(job: Job) -> list[Path]:
 
 
 def try_damage(step_dirs: list[Path], counts: dict[str, int], seed: int, folder: Path) -> dict[str, Any]:
-    """Damages files one after another. counts: kind -> trials. Returns what was tried, what was noticed."""
+    """Damage files one after another. counts: kind -> trials. Returns what was tried, what was noticed."""
     source = random.Random(seed)
     trials = [draw_damage(step_dirs, kind, source) for kind in KINDS for _ in range(counts.get(kind, 0))]
     (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]), encoding="utf-8")

@@ -72,7 +72,7 @@ class Start:
         )
 
     def find_rank(self, rank: int) -> int | None:
-        """Process of a rank; None before there is one."""
+        """Return the process of a rank; None before there is one."""
         try:
             for child in psutil.Process(self.launcher.pid).children():
                 if child.environ().get("RANK") == str(rank):
@@ -82,7 +82,7 @@ class Start:
         return None
 
     def find_processes(self) -> list[int]:
-        """Every live process of this start, wherever it moved."""
+        """Find every live process of this start, wherever it moved."""
         wanted = f"{MARK}={self.mark}\0".encode()
         found = []
         for path in Path("/proc").glob("[0-9]*/environ"):

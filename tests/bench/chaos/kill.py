@@ -89,7 +89,7 @@ def strike(job: Job, kill: Kill, durations: Durations) -> Outcome:
 
 
 def _await(kill: Kill, watch: Watch, start: Start, durations: Durations) -> None:
-    """Until the moment has come and the drawn share of it is over, or the job has ended."""
+    """Wait until the moment has come and the drawn share of it is over, or the job has ended."""
     lasts = getattr(durations, kill.moment.value) * kill.delay
     has_come: Callable[[], bool] = {
         Moment.start: lambda: True,
@@ -118,7 +118,7 @@ def _send(kill: Kill, start: Start) -> None:
 
 
 def _await_end(start: Start) -> tuple[int, list[str]]:
-    """Status of the launcher, and processes that outlived it for too long. Raises: ChaosError if it hangs."""
+    """Return the launcher's status and the processes that outlived it for too long; raise ChaosError if it hangs."""
     try:
         status = start.launcher.wait(LONGEST_END)
     except subprocess.TimeoutExpired:
@@ -160,7 +160,7 @@ def _judge(
 
 
 def _allowed_statuses(kill: Kill, phase: Phase) -> set[int]:
-    """0: the run was done, or in its last moments."""
+    """Return the statuses a launcher may end with; 0 means that the run was done, or in its last moments."""
     at_once = {-kill.signal} if kill.rank == LAUNCHER and phase is Phase.start else set()  # before it listens
     if kill.signal is not Signals.SIGKILL:
         return {0, EXIT_OF[kill.signal], *at_once}

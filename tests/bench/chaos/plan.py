@@ -45,7 +45,7 @@ class Kill:
 
 
 def draw_kills(count: int, seed: int, num_ranks: int) -> list[Kill]:
-    """Kills in order; the same for the same arguments."""
+    """Draw the kills in order; the same for the same arguments."""
     source = random.Random(seed)
     return [_draw(source, num_ranks) for _ in range(count)]
 

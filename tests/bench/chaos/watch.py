@@ -98,7 +98,7 @@ class Watch:
         return Phase.step
 
     def _lines(self, least: int | None = None) -> list[dict[str, Any]]:
-        """Metrics this start has written: those of later steps than its checkpoint's, or from step `least` on."""
+        """Read the metrics this start has written: those after its checkpoint's step, or from step `least` on."""
         if not self._is_ours():
             return []
         first = self.first_step + 1 if least is None else least
@@ -117,7 +117,7 @@ class Watch:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without one that is just being written."""
+    """Read the lines of metrics.jsonl, without one that is just being written."""
     found = []
     for line in (run_dir / METRICS_FILE).read_text(encoding="utf-8").splitlines():
         try:

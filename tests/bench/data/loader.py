@@ -45,7 +45,7 @@ def measure_loader() -> dict[str, Any]:
 
 
 def prepare(folder: Path) -> None:
-    """Tokenizer, texts and chats of the standard library, each tokenised into a folder named after its kind."""
+    """Train a tokenizer; tokenise texts and chats of the standard library into folders named after their kinds."""
     texts, chats = load_standard_library().train, load_docstring_chats().train
     save_tokenizer(train_tokenizer(texts, VOCAB_SIZE), folder / "tokenizer")
     write_jsonl(({"text": text} for text in texts), folder / "text.jsonl")
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> None:
 
 
 def measure_throughput(path: Path, kind: str) -> float:
-    """Tokens (rows) per second of building batches, median over steps."""
+    """Return tokens (positions) per second of building batches, median over steps."""
     length, block_size = SHAPES[kind]
     dataset = TokenDataset(path, SequenceForm(length, block_size, block_size), seed=1)
     blend = build_blend({kind: dataset}, {kind: SourceConfig(path=str(path))}, seed=1)

@@ -33,7 +33,7 @@ print(1024 * max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 
 
 def measure_memory() -> dict[str, Any]:
-    """{peak_rss_bytes_by_corpus_size: {bytes of the corpus: largest peak RSS of the parent or a worker, bytes}}."""
+    """Return {peak_rss_bytes_by_corpus_size: {corpus bytes: largest peak RSS of the parent or a worker, bytes}}."""
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
         for factor in FACTORS:
@@ -52,7 +52,7 @@ def measure_peak(
     records: str = "all",
     heldout_every: int = 1000,
 ) -> int:
-    """Largest peak RSS, in bytes, of any process that prepares `corpus`.
+    """Return the largest peak RSS, in bytes, of any process that prepares `corpus`.
 
     limit_bytes: of private memory each process may have (RLIMIT_DATA); 0: no limit. records, heldout_every: see
     conf.schema. Raises CalledProcessError if a process needs more.

@@ -36,7 +36,7 @@ print(time.monotonic() - begin)
 
 
 def measure_tokenization() -> dict[str, Any]:
-    """Throughput of prepare relative to that of `Tokenizer.encode_batch`, on as many cores.
+    """Compare the throughput of prepare with that of `Tokenizer.encode_batch`, on as many cores.
 
     Ours is everything from a .jsonl file to flushed shards with manifests: planning, starting the worker processes,
     reading, parsing, encoding, writing, hashing. The library's is `encode_batch` of texts that are in memory. Both see

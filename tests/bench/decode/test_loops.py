@@ -24,7 +24,7 @@ def make_random_model(seed):
 
 
 def make_predictable_model(seed):
-    """Embeddings differ little, so that positions matter more than tokens and masks predict what tokens do."""
+    """Build a model whose masks predict what tokens do: embeddings differ little, so positions matter more."""
     model = make_random_model(seed)
     weight = model.get_input_embeddings().weight.data
     weight.copy_(weight.mean(0) + 0.05 * weight)

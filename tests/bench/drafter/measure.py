@@ -18,7 +18,7 @@ MAX_NEW_TOKENS = 128
 
 
 def write_prompts() -> list[Path]:
-    """One file per group: beginnings of held-out text at places spread over each document."""
+    """Write one file per group: beginnings of held-out text at places spread over each document."""
     files, splits = [], load_texts()
     for group in GROUPS:
         heldout = [text for text in splits[group].heldout if len(text) > 2 * PROMPT_CHARACTERS]
@@ -40,7 +40,7 @@ def evaluate_command(variant: Variant, prompts: list[Path], limit: int) -> list[
 
 
 def read_result(variant: Variant) -> dict[str, Any]:
-    """Gain on the prompts, and acceptance on held-out blocks of text before and after training."""
+    """Read the gain on the prompts, and acceptance on held-out blocks of text before and after training."""
     report = json.loads((_output(variant) / GAIN_REPORT_FILE).read_text(encoding="utf-8"))
     keys = ("gain_percent", "interval", "acceptance_length_before", "acceptance_length_after", "equals_greedy_ar")
     heldout = load_metrics(variant.run_dir, "heldout")

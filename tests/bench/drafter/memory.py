@@ -17,7 +17,7 @@ BLOCK_SIZE, CHUNK_BLOCKS = 16, 2
 
 
 def measure_memory() -> dict[str, Any]:
-    """By sequence length: peak bytes beyond the weights, and the part of it that the larger vocabulary adds."""
+    """Return, by sequence length, peak bytes beyond the weights and the part that the larger vocabulary adds."""
     small, large = ({str(length): _measure(vocab_size, length) for length in LENGTHS} for vocab_size in VOCAB_SIZES)
     drafted = {str(length): length // BLOCK_SIZE * (BLOCK_SIZE - 1) for length in LENGTHS}
     return {

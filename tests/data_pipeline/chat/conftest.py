@@ -55,7 +55,7 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 
 @pytest.fixture(params=list(CHATS), ids=lambda name: name.replace(" ", "_"))
 def chat(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """Every form of a usable chat."""
+    """Return every form of a usable chat."""
     return CHATS[request.param]
 
 

@@ -36,7 +36,7 @@ def open_in_order(path: Path, alignment: int = BLOCK, **form: object) -> TokenDa
 
 
 def read_epoch(dataset: TokenDataset) -> tuple[list[Segments], list[SimpleNamespace]]:
-    """Segments of every sequence, and its arrays [S]."""
+    """Return the segments of every sequence, and its arrays [S]."""
     places = range(dataset.num_sequences)
     batches = [dataset.build_sequence(place) for place in places]
     sequences = [SimpleNamespace(**{name: getattr(batch, name)[0].numpy() for name in FIELDS}) for batch in batches]

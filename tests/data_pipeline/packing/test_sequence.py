@@ -12,14 +12,14 @@ FIELDS = ("tokens", "document_ids", "block_ids", "position_ids", "loss_mask", "b
 
 
 def make_segments(kinds: str, lengths: list[int], documents: list[int]) -> Segments:
-    """kinds: "c" for a prompt, "a" for a response or a text, one letter per segment."""
+    """Make segments. kinds: "c" for a prompt, "a" for a response or a text, one letter per segment."""
     tokens = np.arange(100, 100 + sum(lengths))
     is_prompt = np.array([kind == "c" for kind in kinds])
     return Segments(tokens, np.array(lengths), np.array(documents), is_prompt)
 
 
 def lay_out_slowly(segments: Segments, form: SequenceForm) -> dict[str, list]:
-    """One position after the other, in plain Python."""
+    """Lay out one position after the other, in plain Python."""
     tokens = iter(segments.tokens.tolist())
     out: dict[str, list] = {name: [] for name in FIELDS}
 

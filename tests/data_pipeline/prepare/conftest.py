@@ -61,7 +61,7 @@ def records(texts: list[str]) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def read_documents() -> Callable[[Path], list[list[int]]]:
-    """Token ids of every document of a dataset as megatron-core reads its shards."""
+    """Return a function that reads the token ids of every document as megatron-core reads a dataset's shards."""
 
     def read(directory: Path) -> list[list[int]]:
         documents = []
@@ -75,5 +75,5 @@ def read_documents() -> Callable[[Path], list[list[int]]]:
 
 @pytest.fixture(scope="session")
 def tree() -> Callable[[Path], dict[str, bytes]]:
-    """Content of every file of a folder."""
+    """Return a function that reads the content of every file of a folder."""
     return lambda folder: {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}

@@ -59,7 +59,7 @@ def split() -> ChatSplit:
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """Twenty small sources."""
+    """Write twenty small sources."""
     for number in range(20):
         path = tmp_path / f"m{number:02}.py"
         path.write_text(f'def f{number}(a, *, b=1):\n    """Returns the sum of a and b, plus {number}."""\n')

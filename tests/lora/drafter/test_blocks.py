@@ -10,7 +10,7 @@ BLOCK, MASK, NUM_BLOCKS = 4, 99, 3
 
 
 def build(*lengths: int) -> DraftBatch:
-    """Sequences of tokens 100, 101, ..., all but the first of which may be drafted."""
+    """Build sequences of tokens 100, 101, ..., all but the first of which may be drafted."""
     examples = [Example(np.arange(100, 100 + length), np.arange(length) > 0) for length in lengths]
     return build_draft_batch(examples, range(len(lengths)), blocks=NUM_BLOCKS, block_size=BLOCK, seed=0)
 

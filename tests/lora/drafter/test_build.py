@@ -24,7 +24,7 @@ PLAIN_TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}{% if add_
 
 @pytest.fixture
 def start(tmp_path: Path) -> Path:
-    """Folder with an export and prompts of all three kinds."""
+    """Write a folder with an export and prompts of all three kinds."""
     export = save_tiny_export(tmp_path / "export")
     (export / "chat_template.jinja").write_text(PLAIN_TEMPLATE)
     records: list[dict[str, Any]] = []

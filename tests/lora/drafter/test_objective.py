@@ -14,7 +14,7 @@ BLOCKS, POSITIONS, VOCAB = 5, 4, 7
 
 @pytest.fixture
 def logits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(draft, teacher, targets, scored) with blocks of 4, 4, 3, 1 and 0 positions that count."""
+    """Return (draft, teacher, targets, scored) with blocks of 4, 4, 3, 1 and 0 positions that count."""
     torch.manual_seed(0)
     draft, teacher = (2 * torch.randn(BLOCKS, POSITIONS, VOCAB, dtype=torch.float64) for _ in range(2))
     scored = torch.arange(POSITIONS) < torch.tensor([4, 4, 3, 1, 0])[:, None]
@@ -24,7 +24,7 @@ def logits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def restate(
     draft: Tensor, teacher: Tensor, targets: Tensor, scored: Tensor, config: DraftObjectiveConfig
 ) -> tuple[float, list[int], list[float]]:
-    """(loss, accepted greedily, accepted by sampling), position by position."""
+    """Return (loss, accepted greedily, accepted by sampling), computed position by position."""
     total, greedy, sampled = 0.0, [], []
     for block in range(BLOCKS):
         reach = weight = 1.0

@@ -21,7 +21,7 @@ BLOCK = 8
 
 
 def make_step(dtype: torch.dtype = torch.float64, chunk_blocks: int = 3, **changes: Any) -> DraftStep:
-    """With an adapter that is not zero."""
+    """Build a step with an adapter that is not zero."""
     model = make_tiny_model(**changes)
     adapted = attach_new_adapter(model, AdapterConfig(rank=4, alpha=16.0), seed=3).to(dtype)
     torch.manual_seed(1)
@@ -33,7 +33,7 @@ def make_step(dtype: torch.dtype = torch.float64, chunk_blocks: int = 3, **chang
 
 @pytest.fixture(scope="module")
 def batch() -> DraftBatch:
-    """Two sequences of 60 and 41 tokens, past the length at which queries are scaled."""
+    """Build two sequences of 60 and 41 tokens, past the length at which queries are scaled."""
     generator = np.random.default_rng(0)
     examples = [Example(generator.integers(12, 99, length), np.arange(length) > 2) for length in (60, 41)]
     return build_draft_batch(examples, [0, 1], blocks=7, block_size=BLOCK, seed=0)
@@ -56,7 +56,7 @@ def test_acceptance_is_that_of_the_decoder_from_the_same_prefixes(batch: DraftBa
 
 
 def compute_logits(step: DraftStep, batch: DraftBatch) -> tuple[Tensor, Tensor]:
-    """(draft, teacher) logits [B, K, D, vocab] by the shipped forward, block by block."""
+    """Return (draft, teacher) logits [B, K, D, vocab] by the shipped forward, block by block."""
     base, width = step.base, batch.scored.shape[2]
     draft = torch.zeros(*batch.scored.shape, base.config.vocab_size, dtype=torch.float64)
     teacher = torch.zeros_like(draft)

@@ -29,7 +29,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> list[Path]:
-    """Two files, three groups."""
+    """Write two files of three groups."""
     texts = [{"text": TEXT[i:]} for i in range(4)]
     chats: list[dict[str, Any]] = [{"messages": [{"role": "user", "content": f"Why {i}?"}]} for i in range(3)]
     files = {"stories": texts, "chats": [*chats, {"prompt": "The sea is ", "group": "a name of many words " * 3}]}

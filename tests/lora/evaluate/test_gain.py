@@ -25,7 +25,7 @@ PROMPT = EvaluationPrompt([5, 120, 130], "group", "here:1")
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Strong enough to spoil most drafts."""
+    """Save an adapter strong enough to spoil most drafts."""
     return save_random_adapter(tmp_path_factory.mktemp("evaluate") / "adapter", std=5.0)
 
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_evaluated_is_refused(model: Any) -> None:
 
 
 def make_decoded(new_tokens: int, cycles: dict[str, int]) -> JudgedBatch:
-    """Speculation with these cycles of two forwards; AR with a forward per token. Half a second each."""
+    """Return judged speculation with these cycles of two forwards, and AR step by step; half a second each."""
     tokens = [list(range(new_tokens))]
     lengths = {mode: [*[1] * (count - 1), new_tokens - count] for mode, count in cycles.items()}
     decoded = {AR: Decoded(tokens, {"prefill": 1, "step": new_tokens - 1}, 1, 0, 0, [], 0.5)}

@@ -38,13 +38,13 @@ def texts(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredE
 
 @pytest.fixture(scope="module")
 def chats(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> StoredExamples:
-    """Prompts of 3 to 6 tokens; the second response of some, and of one even the prompt, is beyond the sequence."""
+    """Store chats with prompts of 3 to 6 tokens; the second response of some, of one even its prompt, does not fit."""
     lengths = [[3 + number % 4, 1 + number, 5, 4] for number in range(20)]
     return store(checkpoint, tmp_path_factory.mktemp("chats") / "tokens", lengths, "chat")
 
 
 def store(checkpoint: Path, path: Path, lengths: list[list[int]], kind: str) -> StoredExamples:
-    """Documents of random tokens with segments of these lengths."""
+    """Store documents of random tokens with segments of these lengths."""
     generator = torch.Generator().manual_seed(0)
     documents = [
         [torch.randint(101, VOCAB_SIZE, (count,), generator=generator).tolist() for count in segments]
@@ -72,7 +72,7 @@ def read_files(what: ResponseTask) -> dict[str, bytes]:
 
 
 def greedy_continuation(model: Any, prompt: list[int], count: int) -> list[int]:
-    """By the model's forward alone, without a cache."""
+    """Continue greedily by the model's forward alone, without a cache."""
     tokens = list(prompt)
     with torch.no_grad():
         while len(tokens) < len(prompt) + count and not (len(tokens) > len(prompt) and tokens[-1] in STOP_IDS):

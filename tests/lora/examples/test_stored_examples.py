@@ -33,7 +33,7 @@ TEXTS = [f"The ships go out every day {number}. Why? " * 3 for number in range(8
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its config.json says that the model has room for the random tokens below."""
+    """Save a checkpoint whose config.json gives the model room for the random tokens below."""
     export = save_tiny_export(tmp_path_factory.mktemp("examples") / "export")
     config = json.loads((export / "config.json").read_text())
     (export / "config.json").write_text(json.dumps(config | {"vocab_size": 60001}))

@@ -47,7 +47,7 @@ def contents(directory):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """`hf` (fp32, tied, vision wrapper), `run` imported from it, `nld` exported from that. Do not change them."""
+    """Save `hf` (fp32, tied, vision wrapper), `run` imported from it, `nld` exported from that. Do not change them."""
     folder = tmp_path_factory.mktemp("conversion")
     make_ministral3_vlm(folder / "hf", dtype=torch.float32, factor=0.25)
     do_import(folder / "hf", folder / "run")

@@ -15,7 +15,7 @@ from tests.helpers.tiny_checkpoints import make_ministral3_vlm, tiny_model_confi
 
 
 def text_weights(network):
-    """Suffix of the table -> weight, from transformers' live model."""
+    """Return suffix of the table -> weight, from transformers' live model."""
     language_model = getattr(network.model, "language_model", network.model)
     return dict(language_model.named_parameters()) | {HEAD: network.get_output_embeddings().weight}
 

@@ -44,7 +44,7 @@ def export(run: Path, target: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`hf`; `imported`, made from it and cut for tp2; `expected`, the bytes of its export."""
+    """Save `hf`; `imported`, made from it and cut for tp2; `expected`, the bytes of its export."""
     folder = tmp_path_factory.mktemp("layouts")
     make_ministral3_vlm(folder / "hf", dtype=torch.bfloat16)
     import_checkpoint(folder / "hf", folder / "imported", MASK_TOKEN, Progress(), tensor_parallel=2)
@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 def save_with_megatron(folder: Path, cases: list[tuple[str, str, str]]) -> None:
-    """Each case's live model, saved by megatron-core into the run folder run_of(case)."""
+    """Save each case's live model with megatron-core into the run folder run_of(case)."""
     sources = {"hf": str(folder / "hf"), "megatron": str(resolve_checkpoint(folder / "imported"))}
     for num_ranks in (1, 2):
         jobs = [

@@ -50,7 +50,7 @@ def measure(module, source, target):
 
 
 def assert_bounded(model, folder):
-    """Both directions within twice the largest tensor and 64 MB. Removes the checkpoints again."""
+    """Assert that both directions take at most twice the largest tensor and 64 MB. Removes the checkpoints again."""
     bound = 2 * largest_tensor_bytes(model) + SLACK_BYTES
     write_text_checkpoint(folder / "hf", model)
     for source, target in (("hf", "run"), ("run", "nld")):
@@ -74,7 +74,7 @@ def test_the_14b_converts_within_the_memory_of_its_largest_tensor(tmp_path):
 
 
 def hashing_seconds(*directories):
-    """CPU time that SHA-256 of every file takes, the best of three."""
+    """Return the CPU time that SHA-256 of every file takes, the best of three."""
     seconds = []
     for _ in range(3):
         begin = time.process_time()

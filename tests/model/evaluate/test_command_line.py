@@ -31,7 +31,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    """Two groups; the last two records have answers, one of which the model gives."""
+    """Write two groups; the last two records have answers, one of which the model gives."""
     records: list[dict[str, Any]] = [{"text": TEXT[i:]} for i in range(2)]
     records.append(
         {"messages": [{"role": "user", "content": "Why?"}], "answer": ["never", "said"], "group": "questions"}

@@ -20,7 +20,7 @@ OPTIONS = EvaluationOptions(max_new_tokens=33, block_length=8)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """With an adapter strong enough to spoil most drafts."""
+    """Load a model with an adapter strong enough to spoil most drafts."""
     adapter = save_random_adapter(tmp_path_factory.mktemp("decoding") / "adapter", std=5.0)
     model = make_repetitive_model()
     attach_adapter(model, adapter)

@@ -22,7 +22,7 @@ from model.hf.options import AR, LINEAR
 def make_batch(
     lengths: list[int], *, seconds: float, agreements: str = "", correct: list[bool | None] | None = None
 ) -> JudgedBatch:
-    """Prompts of one batch with these many new tokens; linear's third token (if any) is wrong unless equal."""
+    """Make one batch of prompts with these many new tokens; linear's third token (if any) is wrong unless equal."""
     ar = [list(range(length)) for length in lengths]
     kinds = [Agreement(kind) for kind in agreements.split()] or [Agreement.equal] * len(lengths)
     linear = [row if kind is Agreement.equal else [*row[:2], 99, *row[3:]] for row, kind in zip(ar, kinds, strict=True)]

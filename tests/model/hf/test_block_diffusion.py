@@ -14,7 +14,7 @@ def prompts(*shape, seed=0):
 
 
 def reference_logits(reference, ids, block_of):
-    """Token i sees j if j is not later, or in the same block; block_of [T] is -1 - i for causal tokens."""
+    """Return logits where i sees j if j is not later or in the same block; block_of [T] is -1 - i for causal tokens."""
     index = torch.arange(len(block_of))
     mask = (index[None] <= index[:, None]) | (block_of[None] == block_of[:, None])
     with torch.no_grad():

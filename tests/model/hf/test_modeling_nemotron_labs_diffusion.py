@@ -85,7 +85,7 @@ def test_cropped_cache_continues_as_if_the_rest_had_never_been(tiny):
 
 
 def dense_mask(length, block_start):
-    """Causal, except that tokens from block_start on also see each other."""
+    """Return the causal mask, except that tokens from block_start on also see each other."""
     index = torch.arange(length)
     return ((index[None] <= index[:, None]) | (index[:, None] >= block_start))[None, None]
 

@@ -34,7 +34,7 @@ def make(tiny):
 
 
 def measure(model, mode, exact, num_batches, **options):
-    """p-values and total variations (in multiples of chance) of the first three new tokens and of the next three."""
+    """Return p-values and total variations (in multiples of chance) of the first and the next three new tokens."""
     samples, lengths = [], set()
     for seed in range(num_batches):
         settings = DecodeOptions(max_new_tokens=NUM_TOKENS, block_length=4, eos_token_id=[], seed=seed, **options)

@@ -95,7 +95,7 @@ def test_nothing_moves_to_the_host_without_a_streamer():
 
 
 def word_tokenizer():
-    """Token n is the word `w<n>`."""
+    """Return a tokenizer whose token n is the word `w<n>`."""
     backend = Tokenizer(models.WordLevel({f"w{n}": n for n in range(64)}, unk_token="w0"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend)

@@ -15,12 +15,12 @@ IDS = (THINK, CLOSE)
 
 
 def make(tiny, seed):
-    """Few tokens, so that a random model opens and closes its thoughts now and then."""
+    """Make a model with few tokens, so that it opens and closes its thoughts now and then though it is random."""
     return tiny.model(seed=seed, vocab_size=12, mask_token_id=11, initializer_range=0.25)
 
 
 def prompts(num_sequences, seed, size=11):
-    """Every other one ends in <think>."""
+    """Draw prompts of which every other one ends in <think>."""
     ids = torch.randint(0, size, (num_sequences, 6), generator=torch.Generator().manual_seed(seed))
     ids[::2, -1] = THINK
     return ids
@@ -58,7 +58,7 @@ def test_speculation_equals_ar_under_the_budget(tiny, mode, extra, budget):
 
 
 def assert_within(tokens, num_prompt, budget):
-    """Never more than the budget, and </think> right after it."""
+    """Assert that thoughts never exceed the budget, and that </think> comes right after it."""
     for end in range(num_prompt, len(tokens)):
         spent = count_thinking(tokens[:end], *IDS)
         if spent is not None and spent >= budget:

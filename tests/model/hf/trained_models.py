@@ -24,7 +24,7 @@ def make_periodic(num_sequences: int, length: int, generator: torch.Generator) -
 
 
 def _joint_loss(model: Any, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Next tokens of a causal prefix plus the tokens under the masks of one block after it, which sees both ways."""
+    """Return the loss of a causal prefix's next tokens plus that of masked tokens of a bidirectional block after it."""
     start = int(torch.randint(6, LENGTH - BLOCK, (), generator=generator))
     index = torch.arange(start + BLOCK)
     visible = (index[None] <= index[:, None]) | (index[:, None] >= start)

@@ -21,7 +21,7 @@ SHARD_BYTES = 60_000
 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`export` (one file), `shards` (several and an index), `run` they came from. Do not change them."""
+    """Save `export` (one file), `shards` (several and an index) and the `run` they came from. Do not change them."""
     folder = tmp_path_factory.mktemp("written")
     make_ministral3_vlm(folder / "hf", model=tiny_model_config(max_position_embeddings=512))
     edit_json(folder / "hf" / "config.json", eos_token_id=11)

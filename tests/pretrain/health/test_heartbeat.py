@@ -8,7 +8,7 @@ from pretrain.health.heartbeat import Stragglers
 
 @pytest.fixture
 def build(monkeypatch: pytest.MonkeyPatch):
-    """Stragglers of given peers, without processes that would tell each other their places."""
+    """Return a function that builds stragglers of given peers, without processes that would exchange their places."""
 
     def build(peers: list[list[int]], factor: float = 1.5) -> Stragglers:
         monkeypatch.setattr(Stragglers, "__post_init__", lambda self: None)
@@ -18,7 +18,7 @@ def build(monkeypatch: pytest.MonkeyPatch):
 
 
 def reports(stragglers: Stragglers, seconds: list[float], steps: int) -> list[tuple[int, int]]:
-    """(step, rank) of every report."""
+    """Return (step, rank) of every report."""
     ratios = stragglers.compare(seconds)
     return [(step, rank) for step in range(1, steps + 1) for rank, _ in stragglers.update(ratios, step)]
 

@@ -46,7 +46,7 @@ class RunFolder:
         (folder / "environment.json").write_text("{}", encoding="utf-8")
 
     def set_status(self, state: str = "running", age: float = 0.0, pid: int | None = None, **changes: Any) -> None:
-        """age: seconds since the last sign of life, which metrics.jsonl is one of."""
+        """Write the status. age: seconds since the last sign of life, which metrics.jsonl is one of."""
         values = {"state": state, "step": 40, "tokens_seen": 40 * TOKENS_PER_STEP, "time": time.time() - age}
         values |= {"pid": os.getpid() if pid is None else pid, "host": socket.gethostname(), "reason": "", **changes}
         (self.path / "status.json").write_text(json.dumps(values), encoding="utf-8")
@@ -57,5 +57,5 @@ class RunFolder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    """No step yet."""
+    """Make the folder of a run that has done no step yet."""
     return RunFolder(tmp_path / "toy")

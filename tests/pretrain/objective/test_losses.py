@@ -22,7 +22,7 @@ def build_stage(normalization: LossNormalization, objective: Objective = Objecti
 
 
 def weighted_loss(stage: StageConfig, logits: torch.Tensor, document_length: int = 64) -> tuple[float, float]:
-    """(loss through scored positions, loss by the definition) for logits [B, R, V] of two sequences of 64 tokens."""
+    """Return (loss through scored positions, loss by the definition) for logits [B, R, V] of two 64-token sequences."""
     batch = make_batch([0, 1], length=64, document_length=document_length)
     batch.loss_mask[0, :20] = False
     noisy = add_noise(batch, SOURCE, MASK)

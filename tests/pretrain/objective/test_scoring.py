@@ -20,7 +20,7 @@ BOTH = pytest.mark.parametrize("objective", Objective)
 
 
 def build_input(objective: Objective) -> ObjectiveInput:
-    """Two sequences of chats and texts."""
+    """Build two sequences of chats and texts."""
     batch = pack_chats([[[5, 20, 3, 16], [7, 16]], [[60], [9, 30]]], SequenceForm(LENGTH, 8, 8))
     return apply_objective(add_noise(batch, SOURCE, MASK), objective)
 

@@ -14,7 +14,7 @@ from pretrain.run.run_status import RunPhase, TrainState, load_status
 
 
 def build_report(run_dir: Path) -> RunReport:
-    """One of rank 0 with a silent terminal."""
+    """Build the report of rank 0 with a silent terminal."""
     silent = SimpleNamespace(write=lambda *values: None, update=lambda *values: None)
     ranks = Ranks(0, 1, torch.device("cpu"))
     session: Any = SimpleNamespace(run_dir=run_dir, ranks=ranks, metrics=silent, progress_bar=lambda title: silent)

@@ -56,7 +56,7 @@ def run(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def read_on(change: DataChange) -> dict[str, int]:
-    """Next sequence of every source, by name."""
+    """Return the next sequence of every source, by name."""
     return {source.name: source.read for source in change.order.sources}
 
 

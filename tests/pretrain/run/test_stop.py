@@ -36,7 +36,7 @@ sys.exit(exit_status(work))
 
 
 def send(*signals: signal.Signals, mode: str = "now") -> tuple[int, str]:
-    """Exit status and output of the script after the signals."""
+    """Return exit status and output of the script after the signals."""
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, *mode.split()], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

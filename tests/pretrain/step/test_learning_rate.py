@@ -9,7 +9,7 @@ from pretrain.step.learning_rate import compute_learning_rate
 
 
 def schedule(**changes: object) -> ScheduleConfig:
-    """1% warm-up, decay over the last fifth."""
+    """Return a schedule of 1% warm-up and decay over the last fifth."""
     return ScheduleConfig(**{"peak_lr": 1e-3, "final_lr": 1e-4, **changes})  # type: ignore[arg-type]
 
 
