@@ -52,7 +52,7 @@ def make_repetitive_model(**changes: Any) -> NemotronLabsDiffusionModel:
 def save_tiny_export(
     directory: Path, *, model: NemotronLabsDiffusionModel | None = None, chat_template: bool = True
 ) -> Path:
-    """Save weights, code and tokenizer of a model (default: make_tiny_model()) and, unless unwanted, a ChatML template."""
+    """Save weights, code and tokenizer of a model (by default make_tiny_model()), and a ChatML template if wanted."""
     (model or make_tiny_model()).save_pretrained(directory)
     tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
     if chat_template:
