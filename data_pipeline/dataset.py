@@ -106,7 +106,9 @@ class TokenDataset:
         length, path = self.form.sequence_length, self.stored.path
         if not self.num_sequences:
             other = "" if self.form.overlong_chats is OverlongChat.truncate else ", or set data.overlong_chats=truncate"
-            raise UserError(f"{path}: no chat fits into data.sequence_length={length} with an answer; raise it{other}.")
+            raise UserError(
+                f"{path}: no chat fits into data.sequence_length={length} with a response; raise it{other}."
+            )
         if self.stored.kind is DocumentKind.text and self.stored.num_tokens < length:
             raise UserError(
                 f"{path} holds {self.stored.num_tokens} tokens, fewer than one sequence of {length}: use "

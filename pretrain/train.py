@@ -14,7 +14,7 @@ from conf.system.entry import quiet_libraries
 from pretrain.run.stop import listen
 
 USAGE = """\
-Train a tri-mode language model: autoregressive (AR) or joint AR + block-diffusion stage.
+Train a tri-mode language model: the autoregressive (AR), joint AR + block-diffusion or instruct (SFT) stage.
 
 usage: python -m pretrain.train [group=option ...] [key=value ...] [--cfg job [--resolve]] [--help]
        torchrun --nproc_per_node=N -m pretrain.train ...

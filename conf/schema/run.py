@@ -131,7 +131,7 @@ class RuntimeConfig:
     progress_bar: show one on rank 0's terminal. tensorboard: write event files.
     wandb_project: project of Weights & Biases to report to; null reports nowhere.
     timeout_minutes: of collectives. stall_timeout_minutes: without a step, save or evaluation after which a process
-    writes its stacks to the log and ends.
+    writes its stacks to logs/stall_rank_<r>.txt and ends.
     straggler_factor: a rank whose part of a step takes longer than this multiple of the median is named in the log.
     """
 

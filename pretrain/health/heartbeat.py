@@ -38,7 +38,7 @@ class Beat:
 class Heartbeat:
     """Measures this rank's own part of a step and exchanges it with signal and verdict, in one collective.
 
-    After ranks have met to add up gradients each has taken equally long; before it, a slow copy of the model shows.
+    The clock stops before gradients are reduced: from there on every rank waits for the slowest, which hides it.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -23,7 +23,8 @@ from model.megatron.head import ScoredPositions
 class StepCounts:
     """Count what a number of sequences hold.
 
-    clean: scored clean positions (N_clean). masked: scored noisy positions (N_masked). maskable: tokens that could be.
+    clean: scored clean positions (N_clean). masked: scored noisy positions (N_masked).
+    maskable: tokens that noise could have masked.
     text, prompt, block_padding, padding: tokens of a Batch, each of one kind: those that may be scored, those that may
         not, those that only fill a block, and those that are seen by none.
     positions, attended_pairs: positions of the forward that are not padding, and pairs of them that see each other.

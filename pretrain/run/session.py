@@ -31,7 +31,8 @@ from pretrain.run.terminal import ProgressBar, start_logging
 class RunSession:
     """Holds a run's processes, run folder, logs and metrics while the block runs.
 
-    A trainer is a step() and an evaluate() on it:
+    A trainer is a step() and an evaluate() on it. The drafter's looks like this; the stages' trainer, whose checkpoints
+    megatron-core writes, uses its own Checkpointer and sends signals along with the step's Heartbeat:
 
         with RunSession(Path(config.run.dir), config.runtime) as session:
             newest = session.find_checkpoint(check_version)          # intact, or None: the run begins

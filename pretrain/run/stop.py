@@ -52,7 +52,10 @@ def _note(number: int, frame: FrameType | None) -> None:
 def _end(number: signal.Signals) -> None:
     """End at once: an exception could end up in an import under way, which may swallow it and go on half done."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"{number.name} before the first step: the same command starts again", file=sys.stderr)
+        print(
+            f"{number.name} outside of the training loop, nothing new to save: the same command starts again",
+            file=sys.stderr,
+        )
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(STATUS[number])

@@ -15,7 +15,7 @@ from conf.rules.run import check_rules
 from conf.schema import Objective, RunConfig
 
 RECIPES = [option for option in RUN_TREE.options("experiment") if option.startswith("nld_")]
-# What section 4 of the facts about the model family gives: for every stage, and for those with noise.
+# What the report's training table gives (arXiv 2607.05722, section 5.1): for every stage, and for those with noise.
 OF_EVERY_STAGE = {
     *("stage.objective", "stage.block_size", "data.sequence_length", "precision.dtype", "parallel.tensor_parallel"),
     *("train.tokens", "train.global_batch_size", "train.micro_batch_size", "train.seed"),
