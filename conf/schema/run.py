@@ -111,7 +111,8 @@ class GuardConfig:
 
     max_nonfinite_steps: such steps in a row after which the run stops.
     spike_policy: see SpikePolicy. spike_factor: a loss above this multiple of the median of the last `window` losses is
-    a spike. window: steps. max_spikes: updates skipped, or times rolled back, in one run before it stops.
+    a spike; ten in a row are its new level. window: steps. max_spikes: updates skipped, or times rolled back, in one
+    run before it stops.
     """
 
     max_nonfinite_steps: int = 5

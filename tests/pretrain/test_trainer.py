@@ -6,7 +6,7 @@ import pytest
 
 from tests.trace_step import Trace, trace_joint_step
 
-MAX_FILES, MAX_FILES_OF_PRETRAIN = 35, 13
+MAX_FILES, MAX_FILES_OF_PRETRAIN = 32, 13
 
 
 @pytest.fixture(scope="module")
