@@ -13,7 +13,7 @@ from rich.console import Console
 from conf.system.atomic import atomic_write_text
 from conf.system.entry import OneLineParser, exit_status
 from tests.bench.joint.attention import compare_attention
-from tests.bench.joint.balance import LENGTH, as_rows, print_balance, simulate_balance
+from tests.bench.joint.balance import LENGTH, as_dictionaries, print_balance, simulate_balance
 from tests.bench.joint.cases import CASES, QUICK_CASES, Case
 from tests.bench.joint.economies import count_economies
 from tests.bench.joint.memory import measure_memory
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     results = measure(quick)
     balance = simulate_balance(QUICK_LENGTH if quick else LENGTH)
-    results["balance"] = as_rows(balance)
+    results["balance"] = as_dictionaries(balance)
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_text(output, json.dumps(results, indent=2) + "\n")
     plot_results(results, output.with_suffix(".png"))

@@ -68,7 +68,7 @@ RESUMED = {"from_cp1": (DP4, CP2), "from_cp2": (CP2, DP4)}
 COUNTS = ("text_tokens", "context_tokens", "block_padding_tokens", "padding_tokens", "masked_tokens")
 
 
-# Texts [n] and chats [context, answer, ...], two sequences each: one document; several with block padding and padding.
+# Texts [n] and chats [prompt, response, ...], two sequences each: one document; several with block padding and padding.
 ONE = [[[LENGTH]], [[LENGTH]]]
 PACKED = [[[20, 45], [33], [40, 20]], [[100], [3, 60]]]
 SIZES, NUM_RANKS = (2, 4), 4  # smaller groups are several

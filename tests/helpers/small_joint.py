@@ -25,7 +25,7 @@ from pretrain.run.model_parallel import distributed_session
 
 MODEL = ModelConfig("toy", 2, 32, 48, 4, 2, 16, 128)
 BATCH, LENGTH, BLOCK_SIZE = 2, 32, 8
-NUM_ROWS = BATCH * 2 * LENGTH
+NUM_POSITIONS = BATCH * 2 * LENGTH
 
 
 @contextmanager

@@ -31,8 +31,8 @@ SMALL_TILES = {
     "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64,
     "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
 }  # fmt: skip
-SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every row sees itself
-# Name: rows of the BlockMask's blocks, whether heads are repeated, kernel options, mode of torch.compile.
+SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every position sees itself
+# Name: queries and keys of the BlockMask's blocks, whether heads are repeated, kernel options, mode of torch.compile.
 FLEX_FORMS: dict[str, tuple[int, bool, dict[str, Any], str]] = {
     "flex, repeated heads": (128, True, {}, "default"),
     "flex, blocks of 256": (256, False, {}, "default"),
@@ -51,34 +51,34 @@ def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
     """By way: as of measure, with "tflops"; or {"error"}. "fastest": of the joint mask's."""
     model, device = bench.settings.model, bench.meter.device
     dtype = next(bench.side.module.parameters()).dtype
-    pairs = count_attended_pairs(length, BLOCK_SIZE, doubled=True)
-    dense_length = round_to_tile(math.sqrt(2 * pairs))
+    attended_pairs = count_attended_pairs(length, BLOCK_SIZE, doubled=True)
+    dense_length = round_to_tile(math.sqrt(2 * attended_pairs))
     joint = _draw_heads(model, 2 * length, device, dtype)
     dense = _draw_heads(model, dense_length, device, dtype)
     keys = find_visible_keys(build_regular_layout(length, BLOCK_SIZE), doubled=True).to(device)
     ways = {name: _both_ways(_late(build), joint) for name, build in _joint_ways(keys, bench).items()}
     ways |= {name: _both_ways(attend, dense) for name, attend in _dense_ways(bench.meter.is_cuda).items()}
     results = measure(bench.meter, ways, bench.settings.rounds)
-    dense_pairs = count_attended_pairs(dense_length, BLOCK_SIZE, doubled=False)
+    dense_attended_pairs = count_attended_pairs(dense_length, BLOCK_SIZE, doubled=False)
     for name, result in results.items():
         if "error" not in result:
-            seen = dense_pairs if name in DENSE_WAYS else pairs
+            seen = dense_attended_pairs if name in DENSE_WAYS else attended_pairs
             result["tflops"] = 12 * model.query_width * seen / result["seconds"] / 1e12
     working = [name for name in JOINT_WAYS if "tflops" in results.get(name, {})]
     fastest = max(working, key=lambda name: results[name]["tflops"], default=None)
     return results | {"fastest": fastest, "dense_length": dense_length}
 
 
-def round_to_tile(rows: float) -> int:
+def round_to_tile(num_positions: float) -> int:
     """The nearest multiple, at least one tile."""
-    return max(TILE, TILE * round(rows / TILE))
+    return max(TILE, TILE * round(num_positions / TILE))
 
 
-def _draw_heads(model: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """query, key, value [1, heads, R, D] with rows first in memory, as layers have them; gradient of the output."""
+def _draw_heads(model: ModelConfig, num_positions: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """query, key, value [1, heads, R, D], positions first in memory as in layers; gradient of the output."""
     generator = torch.Generator(device=device).manual_seed(SEED)
     query_heads, groups = model.num_attention_heads, model.num_key_value_heads
-    shapes = [(rows, 1, heads, model.head_dim) for heads in (query_heads, groups, groups, query_heads)]
+    shapes = [(num_positions, 1, heads, model.head_dim) for heads in (query_heads, groups, groups, query_heads)]
     drawn = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for shape in shapes]
     heads = [tensor.permute(1, 2, 0, 3) for tensor in drawn]
     return [*(tensor.requires_grad_() for tensor in heads[:3]), heads[3]]
@@ -109,14 +109,14 @@ def _joint_ways(keys: VisibleKeys, bench: Workbench) -> dict[str, Callable[[], A
     return ways
 
 
-def _build_flex_form(keys: VisibleKeys, block_rows: int, repeated: bool, options: dict[str, Any], mode: str) -> Attend:
+def _build_flex_form(keys: VisibleKeys, mask_block: int, repeated: bool, options: dict[str, Any], mode: str) -> Attend:
     """FlexAttention under the same mask in another form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    rows, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
+    length, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
     on_cuda = device.type == "cuda"
     create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
-    mask = create(build_mask_mod(keys), None, None, rows, rows, device=str(device), BLOCK_SIZE=block_rows)
+    mask = create(build_mask_mod(keys), None, None, length, length, device=str(device), BLOCK_SIZE=mask_block)
     kernel: Any = torch.compile(flex_attention, dynamic=False, mode=mode) if on_cuda else flex_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Figure:
         )
 
     def cell(self, results: Mapping[str, Any], length: int) -> str:
-        """What was measured, with kept or missed where something is wanted; or why there is nothing."""
+        """What was measured, with met or missed where something is wanted; or why there is nothing."""
         try:
             value = self.read(results[self.part][str(length)])
         except KeyError:
@@ -64,8 +64,8 @@ class Figure:
         low, high = (by_length.get(length, by_length.get(0)) for by_length in (self.at_least, self.at_most))
         if low is None and high is None:
             return ""
-        kept = (low is None or value >= low) and (high is None or value <= high)
-        return " (kept)" if kept else " (missed)"
+        met = (low is None or value >= low) and (high is None or value <= high)
+        return " (met)" if met else " (missed)"
 
 
 class Failed(Exception):
@@ -93,7 +93,7 @@ def divide(above: Read, below: Read) -> Read:
 
 def build_figures() -> list[Figure]:
     """All, in the order of the table."""
-    return [*_steps(), *_recompute(), *_contributions(), *_attention(), *_head(), *_operators(), *_kept(), *_fp8()]
+    return [*_steps(), *_recompute(), *_contributions(), *_attention(), *_head(), *_operators(), *_saved(), *_fp8()]
 
 
 def compare(key: str, above: str, below: str) -> Read:
@@ -183,10 +183,13 @@ def _operators() -> list[Figure]:
     ]
 
 
-def _kept() -> list[Figure]:
+SAVED = "saved for the backward by"
+
+
+def _saved() -> list[Figure]:
     sides = (RECIPE, OURS, AGAIN)
     return [
-        Figure(f"kept for the backward by {what}, {name}: tensors of [2L, hidden]", "kept", take(name, what), "{:.1f}")
+        Figure(f"{SAVED} {what}, {name}: tensors of [2L, hidden]", "saved", take(name, what), "{:.1f}")
         for what in ("layer", "head")
         for name in sides
     ]

@@ -1,4 +1,4 @@
-"""Head and loss alone: gradients formed in the forward, or logits computed again in the backward; time and memory."""
+"""Head and loss alone: gradients formed in the forward, or logits recomputed in the backward; time and memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,13 +28,13 @@ def list_ways() -> list[str]:
 
 
 def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
-    """By way, as of measure. Of the joint step's scored rows, on random hidden states."""
+    """By way, as of measure. Of the joint step's scored positions, on random hidden states."""
     case = bench.settings.case(length)
     (microbatch,) = build_step(case, Objective.joint).microbatches
     weight: Any = bench.side.module.output_layer.weight
-    rows = len(microbatch.scored.positions)
+    num_scored = len(microbatch.scored.positions)
     generator = torch.Generator(device=case.device).manual_seed(SEED)
-    shape = rows, case.model.hidden_size
+    shape = num_scored, case.model.hidden_size
     hidden = torch.randn(shape, generator=generator, device=case.device, dtype=weight.dtype).requires_grad_()
     ways = build_ways(hidden, weight, microbatch.scored, bench.meter.is_cuda)
     return measure(bench.meter, ways, bench.settings.rounds, [*bench.known(), hidden])

@@ -32,7 +32,7 @@ class Meter:
     def seconds(self, function: Callable[[], object]) -> float:
         """From the first kernel's start to the last one's end, gaps between them included.
 
-        The device is kept busy at first, so that the host is ahead of it, as in a run of many steps.
+        The device is busy at first, so that the host is ahead of it, as in a run of many steps.
         """
         if not self.is_cuda:
             started = time.perf_counter()
@@ -60,8 +60,8 @@ class Meter:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
 
-    def kept_bytes(self, forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-        """Bytes that are alive after a forward beyond what was before and its output, which nothing may keep.
+    def saved_bytes(self, forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
+        """Bytes that are alive after a forward beyond what was before and its output, which nothing may save.
 
         known: as of peak_bytes. While the CPU's count goes on, nothing runs compiled.
         """

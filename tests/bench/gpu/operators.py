@@ -1,4 +1,4 @@
-"""Operators between the products, forward and backward at the joint step's rows: ours, and compiled plain formulas.
+"""Operators between the matmuls, forward and backward at the joint step's positions: ours, and compiled plain formulas.
 
 Which is faster decides whether model/ should hand its formulas to torch.compile on CUDA.
 """
@@ -31,13 +31,13 @@ def list_ways() -> list[str]:
 
 def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
     """By "operator, way", as of measure."""
-    model, device, rows = bench.settings.model, bench.meter.device, 2 * length
+    model, device, num_positions = bench.settings.model, bench.meter.device, 2 * length
     decoder: Any = bench.side.module.decoder
     weights = decoder.final_layernorm.weight.detach().requires_grad_()
     positions = build_regular_layout(length, BLOCK_SIZE).position_ids.repeat(1, 2).to(device)
     rotation = RotationBuilder(model.rope, model.head_dim).build(positions, weights.dtype)
     hidden, inner, query = (
-        _draw((rows, 1, *shape), device, weights.dtype)
+        _draw((num_positions, 1, *shape), device, weights.dtype)
         for shape in ((model.hidden_size,), (2 * model.ffn_hidden_size,), (model.num_attention_heads, model.head_dim))
     )
     eps = model.rms_norm_eps

@@ -7,9 +7,9 @@ import torch
 
 from tests.bench.gpu.attention import measure_attention
 from tests.bench.gpu.head import measure_head
-from tests.bench.gpu.kept import measure_kept
 from tests.bench.gpu.meter import attempt
 from tests.bench.gpu.operators import measure_operators
+from tests.bench.gpu.saved import measure_saved
 from tests.bench.gpu.steps import CONTRIBUTIONS, STEPS, Workbench, measure_fp8, measure_recompute, measure_steps
 from tests.bench.joint.sides import OURS
 from tests.bench.joint.speed import profile
@@ -34,7 +34,7 @@ PARTS: dict[str, Part] = {
     "contributions": lambda bench, length: measure_steps(bench, length, CONTRIBUTIONS),
     "head": measure_head,
     "operators": measure_operators,
-    "kept": measure_kept,
+    "saved": measure_saved,
     "profile": _profile_step,
     "fp8": _compare_fp8,
 }

@@ -1,4 +1,4 @@
-"""The operators between products as plain formulas, for a compiler; every operator leaves the format of its input."""
+"""The operators between matmuls as plain formulas, for a compiler; every operator leaves the format of its input."""
 
 import torch
 from torch import Tensor

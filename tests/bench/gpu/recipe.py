@@ -1,11 +1,11 @@
 """The public vendor recipe of the joint step, restated in plain torch, and the changes that lead from it to ours.
 
 The recipe: FlexAttention under a BlockMask of the joint mask with key heads repeated for every query head, logits of
-all 2L rows, cross entropy of all of them, then selection; on CUDA every layer and the head are compiled. Every change
-can be switched on by itself. It computes with the very weights of a model of our trainer, whose hooks add the gradients
-to the fp32 buffer, so that both sides hold the same and leave their results in the same place.
+all 2L positions, cross entropy of all of them, then selection; on CUDA every layer and the head are compiled. Every
+change can be switched on by itself. It computes with the very weights of a model of our trainer, whose hooks add the
+gradients to the fp32 buffer, so that both sides hold the same and leave their results in the same place.
 Without CUDA nothing is compiled, and a dense mask takes the BlockMask's place: FlexAttention has no backward there.
-Shapes: R rows (2L: [noisy | clean]) of one sequence, C hidden size, H query heads, G key heads, D head_dim.
+Shapes: R positions (2L: [noisy | clean]) of one sequence, C hidden size, H query heads, G key heads, D head_dim.
 """
 
 from dataclasses import dataclass, replace
@@ -33,13 +33,13 @@ Turn = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Changes:
-    """grouped_heads: key heads not repeated. scored_rows: only these are projected. chunked_head: in chunks of rows
-    whose gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
+    """grouped_heads: key heads not repeated. scored_positions: only these are projected. chunked_head: in chunks whose
+    gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
     our_operators: norm, SwiGLU and rotation as model/megatron/kernel_choice.py chooses them; layers are not compiled.
     """
 
     grouped_heads: bool = False
-    scored_rows: bool = False
+    scored_positions: bool = False
     chunked_head: bool = False
     gradients_in_buffer: bool = False
     our_operators: bool = False
@@ -95,7 +95,7 @@ class RecipeLayer(nn.Module):
     def see(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
         """query [1, H, R, D], key and value [1, G or H, R, D]."""
         grouped = self.changes.grouped_heads
-        if mask is None:  # kept.py
+        if mask is None:  # saved.py
             return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
         if isinstance(mask, Tensor):
             return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=grouped)
@@ -158,7 +158,7 @@ class Recipe:
     def score(self, x: Tensor) -> Tensor:
         """[R, C] -> loss."""
         scored, eps = self.scored, self.case.model.rms_norm_eps
-        if not self.changes.scored_rows:
+        if not self.changes.scored_positions:
             everything = replace(scored, targets=self.all_targets)
             return self.score_whole(x, self.norm, self.head, everything, eps, self.changes)
         if not self.changes.chunked_head:
@@ -185,15 +185,15 @@ def _run_layer(layer: RecipeLayer, x: Tensor, rotation: Turn, mask: Any) -> Tens
 def _score_whole(
     x: Tensor, norm: Tensor, head: Tensor, scored: ScoredPositions, eps: float, changes: Changes
 ) -> Tensor:
-    """Weighted loss of the scored rows from whole logits: of all rows, selected afterwards, or of these alone."""
+    """Weighted loss of the scored positions from whole logits: of all and then selected, or of these alone."""
     hidden = normalise(x, norm, eps, changes)
-    if changes.scored_rows:
+    if changes.scored_positions:
         hidden = hidden[scored.positions]
     logits = linear(hidden, head)
     losses = cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)), scored.targets, reduction="none"
     )
-    if not changes.scored_rows:
+    if not changes.scored_positions:
         losses = losses[scored.positions]
     return (losses * scored.weights).sum()
 

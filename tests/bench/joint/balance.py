@@ -1,8 +1,8 @@
-"""Load balance of context-parallel ranks: attending pairs and FLOPs of each, counted from the structure of sequences.
+"""Load balance of context-parallel ranks: attended pairs and FLOPs of each, counted from the structure of sequences.
 
     python -m tests.bench.joint.balance [--length 262144]
 
-Every rank holds as many rows as any other; how many rows these see depends on the split and on the documents. All
+Every rank holds as many positions as any other; how many keys these see depends on the split and on the documents. All
 ranks of a group meet in every layer, where keys are gathered, so the fullest one sets the pace: max / mean of each
 sequence.
 Split "rounds" is ours (model/attention/context.py: zig-zag in rounds of short chunks), "zig-zag" the usual one (chunks
@@ -49,14 +49,14 @@ class Documents:
     sigma: float = 0.0
 
     def draw(self, length: int, alignment: int, generator: np.random.Generator) -> np.ndarray:
-        """As many as fill `length` rows; the last one is cut there."""
+        """As many as fill `length` positions; the last one is cut there."""
         if not self.median:
             return np.array([length])
-        lengths, rows = [], 0
-        while rows < length:
+        lengths, filled = [], 0
+        while filled < length:
             drawn = round(generator.lognormal(math.log(self.median), self.sigma))
-            lengths.append(int(np.clip(drawn, 1, length - rows)))
-            rows += int(count_positions(np.array([lengths[-1]]), alignment)[0])
+            lengths.append(int(np.clip(drawn, 1, length - filled)))
+            filled += int(count_positions(np.array([lengths[-1]]), alignment)[0])
         return np.array(lengths)
 
 
@@ -69,17 +69,17 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Balance:
-    """Mean over sequences of max / mean over the ranks; worst_pairs: the worst sequence's.
+    """Mean over sequences of max / mean over the ranks; worst_attended_pairs: the worst sequence's.
 
-    stage: ar or joint. pairs: of rows that see each other. flops: of MODEL's layers, with their weights.
+    stage: ar or joint. attended_pairs: of the layers. flops: of MODEL's layers, with their weights.
     """
 
     stage: str
     documents: str
     split: str
     size: int
-    pairs: float
-    worst_pairs: float
+    attended_pairs: float
+    worst_attended_pairs: float
     flops: float
 
 
@@ -106,10 +106,10 @@ def simulate_balance(
 
 
 def compare_ranks(seen: list[Tensor], held: list[Tensor], model: ModelConfig) -> tuple[float, float, float]:
-    """(pairs, worst_pairs, flops) of Balance. seen: [R] keys of each position, by sequence. held: positions by rank."""
-    pairs = [[int(of_sequence[positions].sum()) for positions in held] for of_sequence in seen]
-    flops = [[sum(count_step_flops(model, len(held[0]), count, 0)) for count in counts] for counts in pairs]
-    ratios = [max(counts) / mean(counts) for counts in pairs]
+    """The last three fields of Balance. seen: [R] keys of each position, by sequence. held: positions by rank."""
+    attended_pairs = [[int(of_sequence[positions].sum()) for positions in held] for of_sequence in seen]
+    flops = [[sum(count_step_flops(model, len(held[0]), count, 0)) for count in counts] for counts in attended_pairs]
+    ratios = [max(counts) / mean(counts) for counts in attended_pairs]
     return mean(ratios), max(ratios), mean(max(values) / mean(values) for values in flops)
 
 
@@ -142,15 +142,15 @@ def print_balance(console: Console, found: list[Balance]) -> None:
             table.add_column(f"{split}\n{column}", justify="right")
     lines: dict[tuple[str, str, int], list[str]] = {}
     for item in found:
-        numbers = [f"{value:.3f}" for value in (item.pairs, item.flops)]
+        numbers = [f"{value:.3f}" for value in (item.attended_pairs, item.flops)]
         lines.setdefault((item.stage, item.documents, item.size), []).extend(numbers)
     for (stage, documents, size), numbers in lines.items():
         table.add_row(stage, documents, str(size), *numbers)
-    console.print("Fullest rank over the mean: attending pairs, FLOPs of the layers")
+    console.print("Fullest rank over the mean: attended pairs, FLOPs of the layers")
     console.print(table)
 
 
-def as_rows(found: list[Balance]) -> list[dict[str, str | int | float]]:
+def as_dictionaries(found: list[Balance]) -> list[dict[str, str | int | float]]:
     """For JSON."""
     return [asdict(item) for item in found]
 

@@ -1,4 +1,4 @@
-"""Work without an effect on the loss, from counts alone: the last layer's, left out, and empty blocks', kept."""
+"""Work without an effect on the loss, from counts alone: the last layer's, left out, and empty blocks', computed."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 def count_economies(case: Case) -> dict[str, Any]:
     """Shares of the useful FLOPs.
 
-    last_layer_rows: MLP and output projection of the last layer's rows without loss. empty_blocks: layers' rows of
-    noisy blocks without a masked token, in expectation over the masking probabilities of training, uniform in (0, 1]:
+    last_layer_positions: MLP and output projection of the last layer's positions without loss. empty_blocks: positions
+    of noisy blocks without a masked token, in expectation over training's masking probabilities, uniform in (0, 1]:
     a block of n has none with probability 1 / (n + 1); at this case's fixed half there are none.
     """
     counts, model = build_input(case, Objective.joint).counts, case.model
@@ -20,6 +20,6 @@ def count_economies(case: Case) -> dict[str, Any]:
     after_attention = model.hidden_size * (model.query_width + 3 * model.ffn_hidden_size)
     layers = 6 * model.num_layer_parameters * counts.positions
     return {
-        "last_layer_rows": 6 * after_attention * unscored / total,
+        "last_layer_positions": 6 * after_attention * unscored / total,
         "empty_blocks": layers / 2 / (BLOCK_SIZE + 1) / total,
     }

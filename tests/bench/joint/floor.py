@@ -1,9 +1,9 @@
-"""The bare matrix products of the joint step's useful work.
+"""The bare matmuls of the joint step's useful work.
 
-Useful work is that of the FLOP count (pretrain/costs.py): every product with a weight over the rows it is
-needed for, and attention over the pairs that see each other, once forward and twice backward. All rows go through all
+Useful work is that of the FLOP count (pretrain/costs.py): every matmul with a weight over the positions it is
+needed for, and attention over the attended pairs, once forward and twice backward. All positions go through all
 of every layer, though those without loss need not in the last (model/megatron/tri_mode.py): economies.py says how
-much that is. Outputs exist beforehand; each product has the shape that computes it fastest here (a tile of the
+much that is. Outputs exist beforehand; each matmul has the shape that computes it fastest here (a tile of the
 vocabulary at a time).
 """
 
@@ -21,11 +21,11 @@ HEAD_ROWS, HEAD_COLUMNS = 768, 960
 
 @dataclass(frozen=True)
 class Work:
-    """rows: through the layers. pairs: that see each other. scored_rows: through the head."""
+    """num_positions: through the layers. attended_pairs: in attention. scored_positions: through the head."""
 
-    rows: int
-    pairs: int
-    scored_rows: int
+    num_positions: int
+    attended_pairs: int
+    scored_positions: int
 
 
 def count_useful_work(case: Case) -> Work:
@@ -35,48 +35,53 @@ def count_useful_work(case: Case) -> Work:
 
 
 def count_reference_work(case: Case) -> Work:
-    """Of the straightforward formulation: all pairs of rows, all rows through the head."""
-    rows = 2 * case.sequence_length
-    return Work(rows, rows * rows, rows)
+    """Of the straightforward formulation: all pairs of positions, all positions through the head."""
+    num_positions = 2 * case.sequence_length
+    return Work(num_positions, num_positions**2, num_positions)
 
 
-def build_products(model: ModelConfig, work: Work) -> list[Callable[[], object]]:
+def build_matmuls(model: ModelConfig, work: Work) -> list[Callable[[], object]]:
     """Layers, attention and head; call each for one forward and backward of it."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     widths = [(hidden, model.query_width + 2 * model.key_value_width), (model.query_width, hidden)]
     widths += [(hidden, 2 * ffn), (ffn, hidden)]
-    linears = [_Linear(work.rows, inputs, outputs) for inputs, outputs in widths]
-    attention = _Attention(model.num_attention_heads, work.rows, work.pairs // work.rows, model.head_dim)
+    linears = [_Linear(work.num_positions, inputs, outputs) for inputs, outputs in widths]
+    attention = _Attention(
+        model.num_attention_heads, work.num_positions, work.attended_pairs // work.num_positions, model.head_dim
+    )
     layer = [*linears, attention]
-    return [lambda: [product() for product in layer for _ in range(model.num_layers)], _Head(model, work.scored_rows)]
+    return [
+        lambda: [matmul() for matmul in layer for _ in range(model.num_layers)],
+        _Head(model, work.scored_positions),
+    ]
 
 
 class _Linear:
-    def __init__(self, rows: int, inputs: int, outputs: int) -> None:
-        self.x, self.y = torch.randn(rows, inputs), torch.randn(rows, outputs)
+    def __init__(self, num_positions: int, inputs: int, outputs: int) -> None:
+        self.x, self.y = torch.randn(num_positions, inputs), torch.randn(num_positions, outputs)
         self.weight, self.grad = torch.randn(outputs, inputs), torch.zeros(outputs, inputs)
 
     def __call__(self) -> None:
         torch.mm(self.x, self.weight.t(), out=self.y)
         torch.mm(self.y, self.weight, out=self.x)
         torch.mm(self.y.t(), self.x, out=self.grad)
-        self.x.fill_(1.0)  # products of products would overflow
+        self.x.fill_(1.0)  # repeated matmuls would overflow
 
 
 class _Attention:
-    """Every row with as many keys as rows see on average, in pieces of 128 rows."""
+    """Every position with as many keys as positions see on average, in chunks of 128."""
 
-    PIECE = 128
+    CHUNK = 128
 
-    def __init__(self, heads: int, rows: int, keys: int, head_dim: int) -> None:
-        self.query = torch.randn(heads, self.PIECE, head_dim)
+    def __init__(self, heads: int, num_positions: int, keys: int, head_dim: int) -> None:
+        self.query = torch.randn(heads, self.CHUNK, head_dim)
         self.key = torch.randn(heads, keys, head_dim)
-        self.scores, self.output = torch.randn(heads, self.PIECE, keys), torch.randn(heads, self.PIECE, head_dim)
+        self.scores, self.output = torch.randn(heads, self.CHUNK, keys), torch.randn(heads, self.CHUNK, head_dim)
         self.grad = torch.randn(heads, keys, head_dim)
-        self.pieces = rows // self.PIECE
+        self.num_chunks = num_positions // self.CHUNK
 
     def __call__(self) -> None:
-        for _ in range(self.pieces):
+        for _ in range(self.num_chunks):
             for _ in range(2):  # scores, and their gradient
                 torch.bmm(self.query, self.key.transpose(1, 2), out=self.scores)
             for _ in range(2):  # output, and the query's gradient

@@ -17,13 +17,13 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     allowed = [case["speed"]["speedup_allowed_by_floor"] for case in cases.values()]
     reached = [case["speed"]["speedup"] for case in cases.values()]
-    _draw_pairs(left, cases, "%.2f", {"floor allows": allowed, "reached": reached})
+    _draw_bars(left, cases, "%.2f", {"floor allows": allowed, "reached": reached})
     left.set_title("Joint step: speed-up over the straightforward one")
     left.set_ylabel("times")
     straightforward, ours = (
         [case["memory"][side]["resident"] / 1e6 for case in cases.values()] for side in ("reference", "ours")
     )
-    _draw_pairs(right, cases, "%.0f", {"straightforward": straightforward, "ours": ours})
+    _draw_bars(right, cases, "%.0f", {"straightforward": straightforward, "ours": ours})
     right.set_title("Peak memory of a step, above weights and gradients")
     right.set_ylabel("MB")
     with atomic_file(path) as file:
@@ -31,7 +31,7 @@ def plot_results(results: dict[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _draw_pairs(axes: Any, cases: Any, number: str, pair: dict[str, list[float]]) -> None:
+def _draw_bars(axes: Any, cases: Any, number: str, pair: dict[str, list[float]]) -> None:
     for offset, color, (name, values) in zip((-0.2, 0.2), ("#bbbbbb", "#1f77b4"), pair.items(), strict=True):
         bars = axes.bar([place + offset for place in range(len(values))], values, 0.38, label=name, color=color)
         axes.bar_label(bars, fmt=number, fontsize=8)

@@ -87,8 +87,10 @@ def _growth(results: dict[str, Any]) -> Table:
     growth = results["memory_by_length"]
     columns = ("L", "full recomputation", "launch.plan", "head and loss alone", "whole logits would be")
     table = Table(*columns, title="memory by sequence length")
-    rows = zip(*(growth[key] for key in ("bytes", "predicted_bytes", "head_bytes", "whole_logits_bytes")), strict=True)
-    for length, values in zip(growth["lengths"], rows, strict=True):
+    columns = zip(
+        *(growth[key] for key in ("bytes", "predicted_bytes", "head_bytes", "whole_logits_bytes")), strict=True
+    )
+    for length, values in zip(growth["lengths"], columns, strict=True):
         table.add_row(str(length), *map(_megabytes, values))
     slope, predicted = growth["bytes_per_token"], growth["predicted_bytes_per_token"]
     table.caption = f"{slope / 1e3:.2f} kB per token measured, {predicted / 1e3:.2f} kB predicted"
@@ -105,9 +107,9 @@ def _attention(attention: dict[str, Any]) -> Table:
 
 def _economies(economies: dict[str, Any]) -> Table:
     title = "work without an effect, share of the useful FLOPs: left out, and kept"
-    table = Table("case", "last layer's rows without loss", "noisy blocks without a masked token", title=title)
+    table = Table("case", "last layer's positions without loss", "noisy blocks without a masked token", title=title)
     for name, shares in economies.items():
-        table.add_row(name, f"{shares['last_layer_rows']:.1%}", f"{shares['empty_blocks']:.1%}")
+        table.add_row(name, f"{shares['last_layer_positions']:.1%}", f"{shares['empty_blocks']:.1%}")
     return table
 
 

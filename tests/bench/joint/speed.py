@@ -1,4 +1,4 @@
-"""Time of the joint step against the straightforward formulation, the bare products, and our AR step."""
+"""Time of the joint step against the straightforward formulation, the bare matmuls, and our AR step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,36 +10,39 @@ import torch
 from pretrain.costs import compute_step_flops
 from tests.bench.joint.cases import Case
 from tests.bench.joint.economies import count_economies
-from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
+from tests.bench.joint.floor import build_matmuls, count_reference_work, count_useful_work
 from tests.bench.joint.parts import build_parts
 from tests.bench.joint.sides import AR, OURS, REFERENCE, Side, build_side
 from tests.bench.joint.workers import Build, measure_in_processes
 from tests.bench.timing import measure_in_turns, ratio, spread
 
-BARE = "bare products"
+BARE = "bare matmuls"
 TOLERANCE = 1e-5  # of losses (relative), and of gradients (of each weight's largest)
 
 
 def measure_speed(case: Case, rounds: int) -> dict[str, Any]:
     """Ratios of medians, with the times in seconds and their spread. Raises AssertionError where results differ.
 
-    share_of_floor is that of the issue's floor, in which all rows go through all of every layer. Ours leaves out the
-    last layer's rows without loss; share_of_needed counts the floor without them.
+    share_of_floor is that of a floor in which all positions go through all of every layer. Ours leaves out the last
+    layer's positions without loss; share_of_needed counts the floor without them.
     """
     difference = assert_same_results(build_side(case, REFERENCE), build_side(case, OURS))
     builds: dict[str, Build] = {name: partial(_build_step, case, name) for name in (REFERENCE, OURS)}
     times = measure_in_processes(builds | {BARE: partial(_build_bare, case)}, rounds)
     bare = times[BARE]
     work, all_work = count_useful_work(case), count_reference_work(case)
-    flops = [compute_step_flops(case.model, item.rows, item.pairs, item.scored_rows) for item in (work, all_work)]
-    left_out = count_economies(case)["last_layer_rows"]
+    flops = [
+        compute_step_flops(case.model, item.num_positions, item.attended_pairs, item.scored_positions)
+        for item in (work, all_work)
+    ]
+    left_out = count_economies(case)["last_layer_positions"]
     return {
         "speedup": ratio(times[REFERENCE], times[OURS]),
         "speedup_allowed_by_floor": ratio(times[REFERENCE], bare),
         "share_of_floor": ratio(bare, times[OURS]),
         "share_of_needed": (1 - left_out) * ratio(bare, times[OURS]),
         "reference_flops_over_useful": flops[1] / flops[0],
-        "gflops_of_bare_products": flops[0] / median(bare) / 1e9,
+        "gflops_of_bare_matmuls": flops[0] / median(bare) / 1e9,
         "seconds": {name: median(values) for name, values in times.items()},
         "spread": {name: spread(values) for name, values in times.items()},
         "largest_difference": difference,
@@ -52,8 +55,8 @@ def _build_step(case: Case, name: str) -> Callable[[], object]:
 
 
 def _build_bare(case: Case) -> Callable[[], object]:
-    products = build_products(case.model, count_useful_work(case))
-    return lambda: [product() for product in products]
+    matmuls = build_matmuls(case.model, count_useful_work(case))
+    return lambda: [matmul() for matmul in matmuls]
 
 
 def assert_same_results(reference: Side, ours: Side) -> float:
@@ -89,7 +92,7 @@ def measure_profile(case: Case) -> dict[str, float]:
     return profile(build_side(case, OURS).run, torch.profiler.ProfilerActivity.CPU)
 
 
-def profile(run: Callable[[], object], activity: torch.profiler.ProfilerActivity, rows: int = 12) -> dict[str, float]:
+def profile(run: Callable[[], object], activity: torch.profiler.ProfilerActivity, most: int = 12) -> dict[str, float]:
     """Share of the time of `run` by operator (on the CPU) or kernel (on CUDA), the most expensive first."""
     run()
     with torch.profiler.profile(activities=[activity]) as recorded:
@@ -99,4 +102,4 @@ def profile(run: Callable[[], object], activity: torch.profiler.ProfilerActivity
     on_cpu = activity is torch.profiler.ProfilerActivity.CPU
     times = {e.key: e.self_cpu_time_total if on_cpu else e.self_device_time_total for e in recorded.key_averages()}
     total = sum(times.values())
-    return {key: times[key] / total for key in sorted(times, key=times.__getitem__, reverse=True)[:rows]}
+    return {key: times[key] / total for key in sorted(times, key=times.__getitem__, reverse=True)[:most]}

@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.costs import count_attended_pairs
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_batch
-from tests.bench.joint.floor import build_products, count_reference_work, count_useful_work
+from tests.bench.joint.floor import build_matmuls, count_reference_work, count_useful_work
 from tests.bench.joint.parts import build_parts
 from tests.bench.joint.sides import AR, OURS, REFERENCE, build_side, trainer_session
 from tests.bench.joint.speed import TOLERANCE, assert_same_results
@@ -25,13 +25,13 @@ def test_the_straightforward_formulation_and_ours_have_the_same_losses_and_gradi
 
 def test_useful_work_is_that_of_the_flop_count() -> None:
     work = count_useful_work(TINY)
-    assert work.rows == 128
-    assert work.pairs == count_attended_pairs(64, BLOCK_SIZE, doubled=True)
-    assert work.scored_rows == 63 + 32
+    assert work.num_positions == 128
+    assert work.attended_pairs == count_attended_pairs(64, BLOCK_SIZE, doubled=True)
+    assert work.scored_positions == 63 + 32
     assert int(build_batch(TINY).masked.sum()) == 32
-    assert count_reference_work(TINY).pairs == 128 * 128
-    for product in build_products(TINY.model, work):
-        product()
+    assert count_reference_work(TINY).attended_pairs == 128 * 128
+    for matmul in build_matmuls(TINY.model, work):
+        matmul()
 
 
 def test_ratios_are_of_medians() -> None:

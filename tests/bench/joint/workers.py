@@ -29,7 +29,7 @@ def measure_in_processes(builds: Mapping[str, Build], rounds: int) -> dict[str, 
 
 
 class _Worker:
-    """One process, which runs its function whenever it is told to."""
+    """One process, which runs its function on request."""
 
     def __init__(self, name: str, build: Build) -> None:
         context = get_context("spawn")

@@ -27,11 +27,11 @@ def build_packed_layout(sequences: list[list[list[int]]]) -> SequenceLayout:
     return pack_chats(sequences, SequenceForm(160, 16, 16)).layout
 
 
-def random_heads(batch: int, rows: int) -> list[torch.Tensor]:
+def random_heads(batch: int, num_positions: int) -> list[torch.Tensor]:
     """query, key, value with gradients."""
     generator = torch.Generator().manual_seed(0)
     heads = (HEADS, GROUPS, GROUPS)
-    return [torch.randn(batch, n, rows, HEAD_DIM, generator=generator).requires_grad_() for n in heads]
+    return [torch.randn(batch, n, num_positions, HEAD_DIM, generator=generator).requires_grad_() for n in heads]
 
 
 def attend_dense(layout: SequenceLayout, doubled: bool, heads: list[torch.Tensor]) -> torch.Tensor:

@@ -59,10 +59,10 @@ def attend_grouped(layout: SequenceLayout, shard: ContextShard, doubled: bool) -
 
 
 def test_shards_are_a_partition_into_matching_chunks_of_both_halves() -> None:
-    rows = torch.stack([shard.find_positions(48, doubled=True) for shard in shards_of(4)])
-    assert torch.equal(rows.flatten().sort().values, torch.arange(96))
-    assert torch.equal(rows[:, 12:], rows[:, :12] + 48)
-    assert rows[1, :12].tolist() == [*range(6, 12), *range(36, 42)]
+    positions = torch.stack([shard.find_positions(48, doubled=True) for shard in shards_of(4)])
+    assert torch.equal(positions.flatten().sort().values, torch.arange(96))
+    assert torch.equal(positions[:, 12:], positions[:, :12] + 48)
+    assert positions[1, :12].tolist() == [*range(6, 12), *range(36, 42)]
 
 
 def test_rounds_deal_out_chunks_of_whole_blocks() -> None:
@@ -71,7 +71,7 @@ def test_rounds_deal_out_chunks_of_whole_blocks() -> None:
     assert [chunk.start // 4 for chunk in shards[0].find_chunks(48)] == [0, 3, 4, 7, 8, 11]
     assert [chunk.start // 4 for chunk in shards[1].find_chunks(48)] == [1, 2, 5, 6, 9, 10]
     assert ContextShard(0, 4, None, 32).count_rounds(262144) == 64
-    assert ContextShard(0, 4, None, 48).count_rounds(2 * 4 * 48 * 11) == 1, "528 rows: 11 blocks in one chunk"
+    assert ContextShard(0, 4, None, 48).count_rounds(2 * 4 * 48 * 11) == 1, "528 positions: 11 blocks in one chunk"
     assert ContextShard(0, 4, None, 32).count_rounds(4096) == 1
 
 
@@ -107,11 +107,11 @@ def test_grouped_attention_of_all_shards_is_that_of_the_sequence(
     expected_gradients = torch.autograd.grad((expected * weight).sum(), heads)
     loss = torch.zeros(())
     for shard in shards_of(size, block_size, min_chunk_length):
-        rows, keys = shard.find_positions(LENGTH, doubled), find_keys(shard, layout.sequence_length, doubled)
-        query, key, value = heads[0][:, :, rows], heads[1][:, :, keys], heads[2][:, :, keys]
+        positions, keys = shard.find_positions(LENGTH, doubled), find_keys(shard, layout.sequence_length, doubled)
+        query, key, value = heads[0][:, :, positions], heads[1][:, :, keys], heads[2][:, :, keys]
         attended = attend_grouped(layout, shard, doubled)(query, key, value)
-        torch.testing.assert_close(attended, expected[:, :, rows], rtol=1e-5, atol=1e-5)
-        loss = loss + (attended * weight[:, :, rows]).sum()
+        torch.testing.assert_close(attended, expected[:, :, positions], rtol=1e-5, atol=1e-5)
+        loss = loss + (attended * weight[:, :, positions]).sum()
     for mine, its in zip(torch.autograd.grad(loss, heads), expected_gradients, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
 
@@ -125,10 +125,10 @@ def test_flex_attention_of_a_shard_equals_its_part_of_the_dense_mask(
     heads = [tensor.detach() for tensor in random_heads(len(sequences), LENGTH * (2 if doubled else 1))]
     expected = attend_dense(layout, doubled, heads)
     for shard in shards_of(4, 8, min_chunk_length):
-        rows, keys = shard.find_positions(LENGTH, doubled), find_keys(shard, layout.sequence_length, doubled)
+        positions, keys = shard.find_positions(LENGTH, doubled), find_keys(shard, layout.sequence_length, doubled)
         attend = build_flex_attention(take_visible_keys(layout, shard, doubled))
-        attended = attend(heads[0][:, :, rows], heads[1][:, :, keys], heads[2][:, :, keys])
-        torch.testing.assert_close(attended, expected[:, :, rows], rtol=1e-5, atol=1e-5)
+        attended = attend(heads[0][:, :, positions], heads[1][:, :, keys], heads[2][:, :, keys])
+        torch.testing.assert_close(attended, expected[:, :, positions], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("doubled", [False, True], ids=["ar", "joint"])
@@ -138,9 +138,9 @@ def test_shards_longer_than_a_group_agree_too(doubled: bool) -> None:
     heads = [tensor.detach() for tensor in random_heads(1, length * (2 if doubled else 1))]
     mask = compute_dense_mask(layout, doubled)
     for shard in shards_of(2):
-        rows, keys = shard.find_positions(length, doubled), find_keys(shard, layout.sequence_length, doubled)
-        query, key, value = heads[0][:, :, rows], heads[1][:, :, keys], heads[2][:, :, keys]
-        part = mask[:, rows][:, :, keys]
+        positions, keys = shard.find_positions(length, doubled), find_keys(shard, layout.sequence_length, doubled)
+        query, key, value = heads[0][:, :, positions], heads[1][:, :, keys], heads[2][:, :, keys]
+        part = mask[:, positions][:, :, keys]
         expected = scaled_dot_product_attention(query, key, value, attn_mask=part[:, None], enable_gqa=True)
         torch.testing.assert_close(attend_grouped(layout, shard, doubled)(query, key, value), expected)
 
@@ -174,10 +174,10 @@ def test_flex_attention_of_all_shards_trains_on_the_gpu(min_chunk_length: int) -
     expected = attend_dense(layout.to(heads[0].device), True, heads)
     loss = torch.zeros((), device="cuda")
     for shard in shards_of(2, 32, min_chunk_length):
-        rows, keys = shard.find_positions(1024, doubled=True).cuda(), find_keys(shard, 1024, doubled=True).cuda()
-        query, key, value = heads[0][:, :, rows], heads[1][:, :, keys], heads[2][:, :, keys]
+        positions, keys = shard.find_positions(1024, doubled=True).cuda(), find_keys(shard, 1024, doubled=True).cuda()
+        query, key, value = heads[0][:, :, positions], heads[1][:, :, keys], heads[2][:, :, keys]
         attended = build_flex_attention(take_visible_keys(layout, shard, True).to(heads[0].device))(query, key, value)
-        torch.testing.assert_close(attended, expected[:, :, rows], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(attended, expected[:, :, positions], rtol=1e-3, atol=1e-3)
         loss = loss + attended.sum()
     for mine, its in zip(torch.autograd.grad(loss, heads), torch.autograd.grad(expected.sum(), heads), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-2, atol=1e-2)

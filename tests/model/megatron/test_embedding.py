@@ -18,17 +18,17 @@ def build_weight() -> Any:
 
 def expected_gradient(weight: Any, is_here: torch.Tensor | None = None) -> torch.Tensor:
     """torch's own, of a sum over squares."""
-    rows = embedding(TOKENS, weight)
-    rows = rows if is_here is None else rows * is_here[..., None]
-    (gradient,) = torch.autograd.grad(rows.square().sum(), weight)
+    hidden = embedding(TOKENS, weight)
+    hidden = hidden if is_here is None else hidden * is_here[..., None]
+    (gradient,) = torch.autograd.grad(hidden.square().sum(), weight)
     return gradient
 
 
 def test_the_gradient_equals_torchs() -> None:
     weight = build_weight()
-    rows = _Lookup.apply(weight, TOKENS, None)
-    assert torch.equal(rows, embedding(TOKENS, weight))
-    rows.square().sum().backward()
+    hidden = _Lookup.apply(weight, TOKENS, None)
+    assert torch.equal(hidden, embedding(TOKENS, weight))
+    hidden.square().sum().backward()
     torch.testing.assert_close(weight.grad, expected_gradient(weight))
 
 
@@ -43,7 +43,7 @@ def test_the_gradient_is_added_to_the_buffer_where_there_is_one() -> None:
 def test_tokens_of_other_ranks_give_zeros_and_no_gradient() -> None:
     weight, is_here = build_weight(), torch.tensor([[True, False, True], [True, True, False]])
     elsewhere = torch.where(is_here, TOKENS, TOKENS - VOCAB)
-    rows = _Lookup.apply(weight, elsewhere, is_here)
-    assert not rows[~is_here].any()
-    rows.square().sum().backward()
+    hidden = _Lookup.apply(weight, elsewhere, is_here)
+    assert not hidden[~is_here].any()
+    hidden.square().sum().backward()
     torch.testing.assert_close(weight.grad, expected_gradient(weight, is_here))

@@ -56,7 +56,7 @@ def test_on_cuda_operators_are_fused_without_any_package(monkeypatch: pytest.Mon
     assert chosen["SwiGLU"] == "megatron-core's, compiled"
 
 
-def test_norms_within_transformer_engines_products_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_within_transformer_engines_matmuls_are_not_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
     bring(monkeypatch)
     assert used(Recompute.elementwise)["recomputed"] == "outputs of norms and SwiGLU"
     bring(monkeypatch, "transformer_engine")

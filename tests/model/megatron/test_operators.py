@@ -11,7 +11,7 @@ from torch.nn.functional import rms_norm, silu
 
 from model.megatron.operators import RMSNorm, SwiGLU, TorchRMSNorm
 
-ROWS, BATCH, WIDTH, EPS = 7, 2, 12, 1e-5
+POSITIONS, BATCH, WIDTH, EPS = 7, 2, 12, 1e-5
 
 
 def build_norm(dtype: torch.dtype) -> RMSNorm:
@@ -24,7 +24,7 @@ def build_norm(dtype: torch.dtype) -> RMSNorm:
 
 def draw(dtype: torch.dtype) -> Tensor:
     """[R, B, H], with a gradient."""
-    x = torch.randn(ROWS, BATCH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(POSITIONS, BATCH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return x.to(dtype).requires_grad_()
 
 
@@ -56,7 +56,7 @@ def test_norm_of_half_precision_is_computed_in_fp32() -> None:
 
 def test_norm_keeps_its_input_and_a_number_per_row() -> None:
     x = draw(torch.float32)
-    assert saved_bytes(build_norm(torch.float32), x) == 4 * (x.numel() + WIDTH + ROWS * BATCH)
+    assert saved_bytes(build_norm(torch.float32), x) == 4 * (x.numel() + WIDTH + POSITIONS * BATCH)
 
 
 def test_swiglu_and_its_gradient_equal_torchs() -> None:

@@ -14,7 +14,7 @@ from model.megatron.operators import CompiledSwiGLU, SwiGLU, TorchRMSNorm
 from model.megatron.recompute import recompute_elementwise, record_origin, save_origin
 from tests.helpers.live_bytes import LiveBytes
 from tests.helpers.objective import score_positions
-from tests.helpers.small_joint import BATCH, LENGTH, MODEL, NUM_ROWS, built_model
+from tests.helpers.small_joint import BATCH, LENGTH, MODEL, NUM_POSITIONS, built_model
 
 
 def draw(shape: tuple[int, ...]) -> Tensor:
@@ -23,8 +23,8 @@ def draw(shape: tuple[int, ...]) -> Tensor:
 
 def train(recompute: Recompute, dtype: Dtype, num_scored: int) -> list[Tensor]:
     """Loss, cross entropies and gradients."""
-    rows = torch.arange(num_scored)
-    scored = score_positions(rows, draw((num_scored,)), torch.ones(num_scored))
+    positions = torch.arange(num_scored)
+    scored = score_positions(positions, draw((num_scored,)), torch.ones(num_scored))
     with built_model(recompute, dtype) as (model, plan):
         loss, losses = model(draw((BATCH, 2 * LENGTH)), plan, scored)
         loss.backward()
@@ -32,14 +32,14 @@ def train(recompute: Recompute, dtype: Dtype, num_scored: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", list(Dtype))
-@pytest.mark.parametrize("num_scored", [60, NUM_ROWS])
+@pytest.mark.parametrize("num_scored", [60, NUM_POSITIONS])
 def test_losses_and_gradients_are_those_without_bit_for_bit(dtype: Dtype, num_scored: int) -> None:
-    again, kept = (train(recompute, dtype, num_scored) for recompute in (Recompute.elementwise, Recompute.none))
-    assert len(again) == len(kept) > 10
-    assert all(torch.equal(mine, its) for mine, its in zip(again, kept, strict=True))
+    again, saved = (train(recompute, dtype, num_scored) for recompute in (Recompute.elementwise, Recompute.none))
+    assert len(again) == len(saved) > 10
+    assert all(torch.equal(mine, its) for mine, its in zip(again, saved, strict=True))
 
 
-def count_kept(recompute: Recompute) -> int:
+def count_saved(recompute: Recompute) -> int:
     """Bytes alive between the forward and the backward of the layers."""
     with built_model(recompute) as (model, plan):
         hidden = torch.randn(2 * LENGTH, BATCH, MODEL.hidden_size, requires_grad=True)
@@ -49,46 +49,49 @@ def count_kept(recompute: Recompute) -> int:
             return live.now
 
 
-def test_outputs_of_norms_and_swiglus_product_are_not_kept() -> None:
-    by_row = 4 * (2 * MODEL.hidden_size + MODEL.ffn_hidden_size)
-    assert count_kept(Recompute.none) - count_kept(Recompute.elementwise) == MODEL.num_layers * NUM_ROWS * by_row
+def test_outputs_of_norms_and_swiglu_are_not_saved() -> None:
+    by_position = 4 * (2 * MODEL.hidden_size + MODEL.ffn_hidden_size)
+    assert (
+        count_saved(Recompute.none) - count_saved(Recompute.elementwise)
+        == MODEL.num_layers * NUM_POSITIONS * by_position
+    )
 
 
 def test_the_weight_comes_back_as_itself_with_its_gradient_buffer() -> None:
-    """Why saved tensors are replaced one by one: hooks around the product would give back another tensor."""
+    """Why saved tensors are replaced one by one: hooks around the matmul would give back another tensor."""
     with built_model(Recompute.elementwise) as (model, _):
         mlp = model.decoder.layers[0].mlp
-        inner = torch.randn(NUM_ROWS, 1, 2 * MODEL.ffn_hidden_size, requires_grad=True)
-        product = mlp.activation_func(inner)
-        output, _ = mlp.linear_fc2(product)
+        inner = torch.randn(NUM_POSITIONS, 1, 2 * MODEL.ffn_hidden_size, requires_grad=True)
+        produced = mlp.activation_func(inner)
+        output, _ = mlp.linear_fc2(produced)
         node = output.grad_fn
         while "Linear" not in node.name():
             node = node.next_functions[0][0]
-        made_again, weight = node.saved_tensors
+        recomputed, weight = node.saved_tensors
         assert weight is mlp.linear_fc2.weight
-        assert torch.equal(made_again, product)
-        assert made_again.data_ptr() != product.data_ptr()
+        assert torch.equal(recomputed, produced)
+        assert recomputed.data_ptr() != produced.data_ptr()
 
 
-class Reader(torch.autograd.Function):
+class Consumer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
-        ctx.save_for_backward(kept)
+    def forward(ctx: Any, x: Tensor, saved: Tensor) -> Tensor:
+        ctx.save_for_backward(saved)
         return 2 * x
 
 
-@pytest.mark.parametrize("form", ["copy", "as rows"])
-def test_a_reader_may_keep_rows_and_what_it_copies_stays(form: str) -> None:
-    maker, x = SwiGLU(None), torch.randn(4, 2, 6, requires_grad=True)
-    product = maker(x)
-    record_origin(maker, (x,), product)
-    kept = product.detach().clone() if form == "copy" else product.flatten(0, 1).detach()
-    output = Reader.apply(product, kept)
-    save_origin(maker, (product,), (output, None))
+@pytest.mark.parametrize("form", ["copy", "as positions"])
+def test_a_consumer_may_save_chosen_positions_and_what_it_copies_stays(form: str) -> None:
+    producer, x = SwiGLU(None), torch.randn(4, 2, 6, requires_grad=True)
+    produced = producer(x)
+    record_origin(producer, (x,), produced)
+    saved = produced.detach().clone() if form == "copy" else produced.flatten(0, 1).detach()
+    output = Consumer.apply(produced, saved)
+    save_origin(producer, (produced,), (output, None))
     node: Any = output.grad_fn
     (found,) = node.saved_tensors
-    assert torch.equal(found, kept) and found.shape == kept.shape
-    assert (found.data_ptr() == kept.data_ptr()) is (form == "copy")
+    assert torch.equal(found, saved) and found.shape == saved.shape
+    assert (found.data_ptr() == saved.data_ptr()) is (form == "copy")
 
 
 def test_without_gradients_nothing_is_left_on_a_tensor() -> None:
@@ -108,8 +111,8 @@ def test_a_norm_within_the_product_that_reads_it_stays_as_it_is() -> None:
     assert submodules.mlp.keywords["submodules"].linear_fc1 is fc1
 
 
-def test_what_cuda_computes_is_made_again_by_the_same_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There megatron-core's MLP computes SwiGLU itself; to be made again it is the same function in a module."""
+def test_what_cuda_computes_is_recomputed_by_the_same_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There megatron-core's MLP computes SwiGLU itself; to be recomputed it is the same function in a module."""
     results = []
     with torch.compiler.set_stance("force_eager"):
         for recompute in (Recompute.none, Recompute.elementwise):

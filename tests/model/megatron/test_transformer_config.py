@@ -69,7 +69,7 @@ def test_sends_between_stages_are_never_batched() -> None:
 
 
 @pytest.mark.parametrize("on_cuda", [False, True])
-def test_what_is_made_again_is_a_module_and_nothing_of_megatron_cores_own_recomputation(
+def test_what_is_recomputed_is_a_module_and_nothing_of_megatron_cores_own_recomputation(
     monkeypatch: pytest.MonkeyPatch, on_cuda: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_cuda)

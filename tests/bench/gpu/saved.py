@@ -1,7 +1,7 @@
-"""What autograd keeps for the backward, counted: in tensors of [2L, hidden size], which is what a layer's input takes.
+"""What autograd saves for the backward, counted: in tensors of [2L, hidden size], which is what a layer's input takes.
 
 On a CPU the recipe is split into forward and backward by the partitioner that torch.compile has on CUDA, without code
-generation. The recipe attends causally here: any fused attention keeps query, key, value, output and log-sum-exp.
+generation. The recipe attends causally here: any fused attention saves query, key, value, output and log-sum-exp.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from tests.bench.joint.sides import OURS
 PARTITIONER = "aot_eager_decomp_partition"
 
 
-def measure_kept(bench: Workbench, length: int) -> dict[str, Any]:
+def measure_saved(bench: Workbench, length: int) -> dict[str, Any]:
     """By side: {"layer", of each; "head"} or {"error"}. The final norm is the layers' in ours, the head's elsewhere."""
     results: dict[str, Any] = {}
     for name in (RECIPE, OURS, AGAIN):
@@ -36,8 +36,8 @@ def measure_kept(bench: Workbench, length: int) -> dict[str, Any]:
 
 def _measure_side(bench: Workbench, length: int, is_recipe: bool) -> dict[str, float]:
     layers, head, hidden = (_build_recipe if is_recipe else _build_ours)(bench, length)
-    # What is compiled cannot be counted by live tensors on a CPU; what is computed again cannot by what is saved.
-    count = count_saved_bytes if is_recipe and not bench.meter.is_cuda else bench.meter.kept_bytes
+    # What is compiled cannot be counted by live tensors on a CPU; what is recomputed cannot by what is saved.
+    count = count_saved_bytes if is_recipe and not bench.meter.is_cuda else bench.meter.saved_bytes
     output = layers(hidden).detach().requires_grad_()
     head(output)
     by_layers = count(lambda: layers(hidden), [*bench.known(), hidden])
@@ -47,18 +47,18 @@ def _measure_side(bench: Workbench, length: int, is_recipe: bool) -> dict[str, f
 
 
 def count_saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """Of storages that the graph of `forward` keeps, those of `known` left out."""
+    """Of storages that the graph of `forward` saves, those of `known` left out."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in known}
-    kept: dict[int, Tensor] = {}  # as tensors, so that none is given back while counting
+    saved: dict[int, Tensor] = {}  # as tensors, so that none is given back while counting
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in storages:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.detach()
+            saved[tensor.untyped_storage().data_ptr()] = tensor.detach()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
         _output = forward()
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 def _build_recipe(bench: Workbench, length: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Tensor]:
