@@ -1,4 +1,4 @@
-"""How much of this repository one joint training step enters."""
+"""How much of this repository one joint training step enters, and how often it wraps a batch."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 
 from tests.trace_step import Trace, trace_joint_step
 
-MAX_FILES, MAX_FILES_OF_PRETRAIN = 32, 13
+MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 32, 13, 8
+# Where the dataclasses live that hold a batch between the data files and the loss.
+WRAPPERS = ("data_pipeline.", "pretrain.step.", "model.attention.plan.", "model.megatron.")
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +22,8 @@ def test_a_joint_step_enters_few_files(trace: Trace) -> None:
     of_pretrain = sorted(file for file in trace.files if Path(file).is_relative_to("pretrain"))
     assert len(of_pretrain) <= MAX_FILES_OF_PRETRAIN, "\n".join(of_pretrain)
     assert "pretrain/trainer.py" in of_pretrain, "the step was traced"
+
+
+def test_a_batch_is_wrapped_few_times_between_file_and_loss(trace: Trace) -> None:
+    wrappers = sorted(name for name in trace.dataclasses if name.startswith(WRAPPERS))
+    assert 0 < len(wrappers) <= MAX_WRAPPERS, "\n".join(wrappers)
