@@ -48,7 +48,7 @@ AUTOTUNED = "flex, autotuned"
 
 
 def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
-    """By way: as of measure, with "tflops"; or {"error"}. "fastest": of the joint mask's."""
+    """Return by way the results of measure with "tflops", or {"error"}; "fastest" names a way of the joint mask."""
     model, device = bench.settings.model, bench.meter.device
     dtype = next(bench.side.module.parameters()).dtype
     attended_pairs = count_attended_pairs(length, BLOCK_SIZE, doubled=True)
@@ -70,12 +70,12 @@ def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
 
 
 def round_to_tile(num_positions: float) -> int:
-    """The nearest multiple, at least one tile."""
+    """Return the nearest multiple of a tile, at least one."""
     return max(TILE, TILE * round(num_positions / TILE))
 
 
 def _draw_heads(model: ModelConfig, num_positions: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """query, key, value [1, heads, R, D], positions first in memory as in layers; gradient of the output."""
+    """Draw query, key, value [1, heads, R, D], positions first in memory as in layers, and the output's gradient."""
     generator = torch.Generator(device=device).manual_seed(SEED)
     query_heads, groups = model.num_attention_heads, model.num_key_value_heads
     shapes = [(num_positions, 1, heads, model.head_dim) for heads in (query_heads, groups, groups, query_heads)]
@@ -90,7 +90,7 @@ def _both_ways(attend: Attend, heads: list[Tensor]) -> Callable[[], object]:
 
 
 def _late(build: Callable[[], Attend]) -> Attend:
-    """Built when first called, so that a failure is its own."""
+    """Build the function when it is first called, so that a failure is its own."""
     built: list[Attend] = []
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _joint_ways(keys: VisibleKeys, bench: Workbench) -> dict[str, Callable[[], A
 
 
 def _build_flex_form(keys: VisibleKeys, mask_block: int, repeated: bool, options: dict[str, Any], mode: str) -> Attend:
-    """FlexAttention under the same mask in another form."""
+    """Build FlexAttention under the same mask in another form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     length, device = keys.num_noisy + keys.num_clean, keys.clean_start.device

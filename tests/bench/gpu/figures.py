@@ -1,4 +1,4 @@
-"""The figures of the benchmark: what each is called, where it stands in the results, and what is wanted of it.
+"""Every figure of the benchmark has a name, a place in the results and, for some, a bound that it should meet.
 
 tests/bench/GPU.md has a row for each, by these names.
 """
@@ -27,9 +27,10 @@ FASTER, LEANER = {4096: 1.1, 16384: 1.2}, {0: 0.6}  # than the recipe
 
 @dataclass(frozen=True)
 class Figure:
-    """read: from the results of `part` at one length; KeyError where it was not measured, Failed where it failed.
+    """A figure is read from the results of one part at one length.
 
-    at_least, at_most: by length; 0 is for every length that is not named.
+    read: raises KeyError where it was not measured, Failed where it failed.
+    at_least, at_most: bounds by length; 0 is for every length that is not named.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Figure:
     at_most: Mapping[int, float] = field(default_factory=dict)
 
     def wanted(self) -> str:
-        """For a table."""
+        """Return the bounds as a cell of the table."""
         bounds = [(">=", self.at_least), ("<=", self.at_most)]
         return ", ".join(
             f"{sign} {bound}x" + (f" at {length}" if length else "")
@@ -49,7 +50,7 @@ class Figure:
         )
 
     def cell(self, results: Mapping[str, Any], length: int) -> str:
-        """What was measured, with met or missed where something is wanted; or why there is nothing."""
+        """Return what was measured, with met or missed where there is a bound, or why there is nothing."""
         try:
             value = self.read(results[self.part][str(length)])
         except KeyError:
@@ -69,11 +70,11 @@ class Figure:
 
 
 class Failed(Exception):
-    """What a figure is made of could not be measured; the message is the error's kind."""
+    """A figure's input could not be measured; the message is the error's kind."""
 
 
 def take(name: str, key: str, scale: float = 1.0) -> Read:
-    """results[name][key] / scale."""
+    """Return a function that reads results[name][key] / scale."""
 
     def read(results: Any) -> Any:
         if "error" in results:
@@ -87,17 +88,17 @@ def take(name: str, key: str, scale: float = 1.0) -> Read:
 
 
 def divide(above: Read, below: Read) -> Read:
-    """above / below."""
+    """Return a function that divides what `above` reads by what `below` reads."""
     return lambda results: above(results) / below(results)
 
 
 def build_figures() -> list[Figure]:
-    """All, in the order of the table."""
+    """Build all figures, in the order of the table."""
     return [*_steps(), *_recompute(), *_contributions(), *_attention(), *_head(), *_operators(), *_saved(), *_fp8()]
 
 
 def compare(key: str, above: str, below: str) -> Read:
-    """results[above][key] / results[below][key]."""
+    """Return a function that reads results[above][key] / results[below][key]."""
     return divide(take(above, key), take(below, key))
 
 
@@ -204,7 +205,7 @@ def _fp8() -> list[Figure]:
 
 
 def list_failures(results: Mapping[str, Any]) -> list[str]:
-    """Every error in full, with where it happened."""
+    """List every error in full, with where it happened."""
     found = []
     for part, by_length in results.items():
         for length, names in by_length.items():

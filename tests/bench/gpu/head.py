@@ -1,4 +1,4 @@
-"""Head and loss alone: gradients formed in the forward, or logits recomputed in the backward; time and memory."""
+"""Time and memory of head and loss alone: gradients formed in the forward, or logits recomputed in the backward."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,13 +22,13 @@ RECOMPUTED_CHUNK = 1024
 
 
 def list_ways() -> list[str]:
-    """Names of all."""
-    formed = [f"{FORMED}, chunks of {rows}" for rows in CHUNKS]
+    """List the names of all ways."""
+    formed = [f"{FORMED}, chunks of {size}" for size in CHUNKS]
     return [*formed, *(f"{way}, chunks of {RECOMPUTED_CHUNK}" for way in (RECOMPUTED, COMPILED)), WHOLE]
 
 
 def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
-    """By way, as of measure. Of the joint step's scored positions, on random hidden states."""
+    """Measure every way on random hidden states of the joint step's scored positions."""
     case = bench.settings.case(length)
     (microbatch,) = build_step(case, Objective.joint).microbatches
     weight: Any = bench.side.module.output_layer.weight
@@ -43,25 +43,28 @@ def measure_head(bench: Workbench, length: int) -> dict[str, Any]:
 def build_ways(
     hidden: Tensor, weight: Tensor, scored: ScoredPositions, compiled: bool
 ) -> dict[str, Callable[[], Tensor]]:
-    """Forward and backward; each returns the loss. hidden [N, H], weight [V, H]. compiled: where the names say so."""
+    """Build each way's forward and backward, which returns the loss.
+
+    hidden [N, H], weight [V, H]. compiled: compile the ways whose names say so.
+    """
     group: Any = parallel_state.get_tensor_model_parallel_group()
     plain: Callable[..., Tensor] = torch.compile(_weighted_loss, dynamic=False) if compiled else _weighted_loss
 
-    def formed(chunk_rows: int) -> Tensor:
-        return score_rows(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
+    def formed(loss_chunk_rows: int) -> Tensor:
+        return score_rows(hidden, weight, scored.targets, scored.weights, loss_chunk_rows, group)[0]
 
     def recomputed(loss_of: Callable[..., Tensor]) -> Tensor:
         parts = (tensor.split(RECOMPUTED_CHUNK) for tensor in (hidden, scored.targets, scored.weights))
         losses = [
-            checkpoint(loss_of, rows, weight, *others, use_reentrant=False, preserve_rng_state=False)
-            for rows, *others in zip(*parts, strict=True)
+            checkpoint(loss_of, chunk, weight, *others, use_reentrant=False, preserve_rng_state=False)
+            for chunk, *others in zip(*parts, strict=True)
         ]
         return torch.stack(losses).sum()  # type: ignore[arg-type]
 
     def whole() -> Tensor:
         return plain(hidden, weight, scored.targets, scored.weights)
 
-    losses: list[Callable[[], Tensor]] = [lambda rows=rows: formed(rows) for rows in CHUNKS]
+    losses: list[Callable[[], Tensor]] = [lambda size=size: formed(size) for size in CHUNKS]
     losses += [lambda: recomputed(_weighted_loss), lambda: recomputed(plain), whole]
     return {name: _both_ways(hidden, loss) for name, loss in zip(list_ways(), losses, strict=True)}
 

@@ -20,17 +20,17 @@ LONGEST_MESSAGE = 300
 
 @dataclass(frozen=True)
 class Meter:
-    """Of one device."""
+    """A meter of time and memory on one device."""
 
     device: torch.device
 
     @property
     def is_cuda(self) -> bool:
-        """Whether it measures with CUDA's events and allocator."""
+        """Return whether it measures with CUDA's events and allocator."""
         return self.device.type == "cuda"
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """From the first kernel's start to the last one's end, gaps between them included.
+        """Time the function from its first kernel's start to its last one's end, gaps between them included.
 
         The device is busy at first, so that the host is ahead of it, as in a run of many steps.
         """
@@ -48,7 +48,10 @@ class Meter:
         return start.elapsed_time(end) / 1000
 
     def peak_bytes(self, function: Callable[[], object], known: Iterable[Tensor]) -> int:
-        """Most bytes that are alive at a time beyond what was before. known: tensors that were, for the CPU's count."""
+        """Return the most bytes alive at a time beyond what was before.
+
+        known: tensors that were alive before, for the CPU's count.
+        """
         if not self.is_cuda:
             with LiveBytes(known) as live:
                 function()
@@ -61,9 +64,9 @@ class Meter:
         return torch.cuda.max_memory_allocated() - before
 
     def saved_bytes(self, forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-        """Bytes that are alive after a forward beyond what was before and its output, which nothing may save.
+        """Return the bytes alive after a forward beyond what was before and its output, which nothing may save.
 
-        known: as of peak_bytes. While the CPU's count goes on, nothing runs compiled.
+        known: see peak_bytes. While the CPU's count goes on, nothing runs compiled.
         """
         if not self.is_cuda:
             with LiveBytes(known) as live:
@@ -76,7 +79,7 @@ class Meter:
         return torch.cuda.memory_allocated() - before - output.untyped_storage().nbytes()
 
     def release(self) -> None:
-        """Gives back to the device what nobody uses."""
+        """Give back to the device what nobody uses."""
         if self.is_cuda:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
@@ -85,7 +88,7 @@ class Meter:
 def measure(
     meter: Meter, functions: Mapping[str, Callable[[], object]], rounds: int, known: Iterable[Tensor] = ()
 ) -> dict[str, dict[str, Any]]:
-    """By name: {"seconds" (median), "spread", "peak_bytes"}, or {"error"}. All that work take turns."""
+    """Return by name {"seconds" (median), "spread", "peak_bytes"}, or {"error"}; functions that work take turns."""
     known, peaks = list(known), {}
     guarded = {name: _Guarded(meter, function) for name, function in functions.items()}
     for run in guarded.values():
@@ -103,7 +106,7 @@ def measure(
 
 
 class _Guarded:
-    """A function that is not called again once it has failed. error: of the call that did."""
+    """A function that is not called again once it has failed; error is that of the failed call."""
 
     def __init__(self, meter: Meter, function: Callable[[], object]) -> None:
         self.meter, self.function, self.error = meter, function, None
@@ -114,7 +117,10 @@ class _Guarded:
 
 
 def attempt(meter: Meter, function: Callable[[], object]) -> str | None:
-    """The error's first line, where there is one: out of memory, a kernel that does not compile, a missing operator."""
+    """Call the function and return the first line of its error, if any.
+
+    It may be out of memory, a kernel that does not compile, a missing operator.
+    """
     try:
         function()
     except Exception as error:

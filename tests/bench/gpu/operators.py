@@ -23,14 +23,14 @@ OURS, EAGER, COMPILED, TORCH = "ours", "CPU's form", "compiled", "torch's fused"
 
 
 def list_ways() -> list[str]:
-    """Names of all."""
+    """List the names of all ways."""
     own = {NORM: EAGER, SWIGLU: EAGER, ROTATION: OURS}
     both = [f"{operator}, {way}" for operator, form in own.items() for way in (form, COMPILED)]
     return [*both, f"{NORM}, {TORCH}"]
 
 
 def measure_operators(bench: Workbench, length: int) -> dict[str, Any]:
-    """By "operator, way", as of measure."""
+    """Return the results of measure by "operator, way"."""
     model, device, num_positions = bench.settings.model, bench.meter.device, 2 * length
     decoder: Any = bench.side.module.decoder
     weights = decoder.final_layernorm.weight.detach().requires_grad_()
@@ -66,7 +66,7 @@ def _draw(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> T
 
 
 def _both_ways(function: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
-    """The output itself is its gradient: of its shape, and not constant."""
+    """Run forward and backward with the output itself as its gradient: it has its shape and is not constant."""
 
     def run() -> object:
         output = function()

@@ -42,7 +42,7 @@ ORDER = tuple(PARTS)
 
 
 def run_part(bench: Workbench, part: str, length: int) -> dict[str, Any]:
-    """Its results at a length, or {"error"}."""
+    """Return its results at a length, or {"error"}."""
     results: dict[str, Any] = {}
     error = attempt(bench.meter, lambda: results.update(PARTS[part](bench, length)))
     bench.meter.release()

@@ -6,19 +6,22 @@ from torch.nn.functional import silu
 
 
 def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm of [..., C], in fp32 at least."""
+    """Return the RMSNorm of [..., C], computed in fp32 at least."""
     exact = x.to(torch.promote_types(x.dtype, torch.float32))
     return (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """[..., 2F] -> [..., F]."""
+    """Return silu(gate) * up: [..., 2F] -> [..., F]."""
     gate, up = x.chunk(2, dim=-1)
     return silu(gate) * up
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, query_scale: Tensor | None) -> Tensor:
-    """x [R, ..., heads, D]; the rest as in rotation.py's Rotation, where the first half of sin is negated."""
+    """Rotate x [R, ..., heads, D].
+
+    The rest is as in rotation.py's Rotation, where the first half of sin is negated.
+    """
     first, second = x.chunk(2, dim=-1)
     turned = x * cos + torch.cat([second, first], dim=-1) * sin
     return turned if query_scale is None else turned * query_scale

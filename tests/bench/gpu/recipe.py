@@ -33,8 +33,11 @@ Turn = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Changes:
-    """grouped_heads: key heads not repeated. scored_positions: only these are projected. chunked_head: in chunks whose
-    gradient is formed in the forward. gradients_in_buffer: those of head and embedding go there at once.
+    """Changes that lead from the recipe to ours.
+
+    grouped_heads: key heads are not repeated. scored_positions: only these are projected. chunked_head: they are
+    projected in chunks whose gradient is formed in the forward. gradients_in_buffer: the gradients of head and
+    embedding go there at once.
     our_operators: norm, SwiGLU and rotation as model/megatron/kernel_choice.py chooses them; layers are not compiled.
     """
 
@@ -46,7 +49,7 @@ class Changes:
 
 
 def list_changes() -> dict[str, Changes]:
-    """From the recipe towards ours, each with all before it."""
+    """List the changes from the recipe towards ours, each with all before it."""
     changes, found = Changes(), {"recipe": Changes()}
     for name in Changes.__dataclass_fields__:
         changes = replace(changes, **{name: True})
@@ -55,7 +58,7 @@ def list_changes() -> dict[str, Changes]:
 
 
 class RecipeLayer(nn.Module):
-    """One decoder layer. layer: of megatron-core, whose weights it uses."""
+    """One decoder layer, which uses the weights of megatron-core's `layer`."""
 
     def __init__(self, layer: Any, model: ModelConfig, changes: Changes) -> None:
         super().__init__()
@@ -72,7 +75,10 @@ class RecipeLayer(nn.Module):
         self.fc1, self.fc2 = mlp.linear_fc1.weight, mlp.linear_fc2.weight
 
     def forward(self, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
-        """x [R, C], rotation: cos, sin [R, 1, D] and query scale [R, 1, 1] or None -> [R, C]."""
+        """Return the layer's output [R, C].
+
+        x [R, C], rotation: cos, sin [R, 1, D] and query scale [R, 1, 1] or None.
+        """
         x = x + self.attend(normalise(x, self.input_norm, self.eps, self.changes), rotation, mask)
         inner = linear(normalise(x, self.mlp_norm, self.eps, self.changes), self.fc1)
         if self.changes.our_operators:
@@ -80,7 +86,7 @@ class RecipeLayer(nn.Module):
         return x + linear(plain.swiglu(inner), self.fc2)
 
     def attend(self, x: Tensor, rotation: Turn, mask: Any) -> Tensor:
-        """Rows of qkv: by key head, its query heads, its key, its value."""
+        """Attend; the outputs of qkv are by key head: its query heads, its key, its value."""
         heads = linear(x, self.qkv).view(len(x), self.groups, -1, self.head_dim)
         query, key, value = heads.split([heads.shape[2] - 2, 1, 1], dim=2)
         query, key, value = query.flatten(1, 2), key.squeeze(2), value.squeeze(2)
@@ -93,7 +99,7 @@ class RecipeLayer(nn.Module):
         return linear(attended[0].transpose(0, 1).flatten(1), self.proj)
 
     def see(self, query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
-        """query [1, H, R, D], key and value [1, G or H, R, D]."""
+        """Attend under the mask: query [1, H, R, D], key and value [1, G or H, R, D]."""
         grouped = self.changes.grouped_heads
         if mask is None:  # saved.py
             return scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
@@ -106,7 +112,7 @@ class RecipeLayer(nn.Module):
         return flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)  # type: ignore[return-value]
 
     def rotate(self, x: Tensor, rotation: Turn, scale: bool) -> Tensor:
-        """x [R, heads, D]."""
+        """Rotate x [R, heads, D]."""
         cos, sin, query_scale = rotation
         if self.changes.our_operators:
             scales = None if query_scale is None else query_scale[:, None]
@@ -115,7 +121,7 @@ class RecipeLayer(nn.Module):
 
 
 class Recipe:
-    """A joint step like that of a Side, and with its weights. run: as Side.run, but returns the loss alone."""
+    """A joint step like that of a Side and with its weights; run returns the loss alone."""
 
     def __init__(self, side: Side, case: Case, changes: Changes) -> None:
         module: Any = side.module
@@ -142,7 +148,7 @@ class Recipe:
             self.score_whole = torch.compile(_score_whole, dynamic=False)
 
     def run(self) -> Tensor:
-        """Forward and backward; the loss."""
+        """Run forward and backward and return the loss."""
         x = self.embed()
         for layer in self.layers:
             x = self.run_layer(layer, x, self.rotation, self.mask)
@@ -156,7 +162,7 @@ class Recipe:
         return embedding(self.tokens, self.embedding)
 
     def score(self, x: Tensor) -> Tensor:
-        """[R, C] -> loss."""
+        """Return the loss of hidden states [R, C]."""
         scored, eps = self.scored, self.case.model.rms_norm_eps
         if not self.changes.scored_positions:
             everything = replace(scored, targets=self.all_targets)
@@ -167,12 +173,12 @@ class Recipe:
         # Only the weight itself has a buffer; through a view of it, its gradient is returned.
         weight = self.head if self.changes.gradients_in_buffer else self.head.view(self.head.shape)
         group: Any = parallel_state.get_tensor_model_parallel_group()
-        chunk_rows = self.case.runtime.loss_chunk_rows
-        return score_rows(hidden, weight, scored.targets, scored.weights, chunk_rows, group)[0]
+        loss_chunk_rows = self.case.runtime.loss_chunk_rows
+        return score_rows(hidden, weight, scored.targets, scored.weights, loss_chunk_rows, group)[0]
 
 
 def normalise(x: Tensor, weight: Tensor, eps: float, changes: Changes) -> Tensor:
-    """RMSNorm of [R, C], in fp32 at least."""
+    """Return the RMSNorm of [R, C], computed in fp32 at least."""
     if changes.our_operators:
         return rms_norm(x, weight.shape, weight, eps) if x.is_cuda else _RMSNorm.apply(x, weight, eps)
     return plain.norm(x, weight, eps)
@@ -185,7 +191,7 @@ def _run_layer(layer: RecipeLayer, x: Tensor, rotation: Turn, mask: Any) -> Tens
 def _score_whole(
     x: Tensor, norm: Tensor, head: Tensor, scored: ScoredPositions, eps: float, changes: Changes
 ) -> Tensor:
-    """Weighted loss of the scored positions from whole logits: of all and then selected, or of these alone."""
+    """Return the weighted loss of the scored positions from whole logits: of all, then selected, or of these alone."""
     hidden = normalise(x, norm, eps, changes)
     if changes.scored_positions:
         hidden = hidden[scored.positions]
@@ -199,5 +205,5 @@ def _score_whole(
 
 
 def _norm_weight(norm: Any, linear_after: Any) -> Any:
-    """Transformer Engine keeps it with the linear layer that follows."""
+    """Return the norm's weight, which Transformer Engine has in the linear layer that follows."""
     return norm.weight if hasattr(norm, "weight") else linear_after.layer_norm_weight

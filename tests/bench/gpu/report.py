@@ -12,12 +12,12 @@ from tests.bench.gpu.figures import build_figures, list_failures
 
 
 def print_results(results: Mapping[str, Any], output: Path) -> None:
-    """Every figure, what failed, what a step is made of, and where the numbers are."""
+    """Print every figure, what failed, what a step's time consists of, and where the numbers are."""
     console = Console(width=140, highlight=False)
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in list_columns(results["settings"]["lengths"]):
         table.add_column(column)
-    for row in list_rows(results["parts"], results["settings"]["lengths"]):
+    for row in list_table_rows(results["parts"], results["settings"]["lengths"]):
         table.add_row(*row)
     console.print(table)
     for line in [*_notes(results), f"{output}"]:
@@ -25,26 +25,26 @@ def print_results(results: Mapping[str, Any], output: Path) -> None:
 
 
 def format_markdown(results: Mapping[str, Any]) -> str:
-    """To paste into GPU.md: machine and versions, the table, notes."""
+    """Return what is pasted into GPU.md: machine and versions, the table, notes."""
     lines = [f"| {key} | {value} |" for key, value in results["environment"].items()]
     lines = ["| | |", "|---|---|", *lines, "", *format_table(results["parts"], results["settings"]["lengths"])]
     return "\n".join([*lines, "", *(f"- {note}" for note in _notes(results))]).rstrip() + "\n"
 
 
 def format_table(parts: Mapping[str, Any], lengths: list[int]) -> list[str]:
-    """Lines of markdown."""
+    """Return the table as lines of markdown."""
     columns = list_columns(lengths)
-    rows = [f"| {' | '.join(row)} |" for row in list_rows(parts, lengths)]
-    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *rows]
+    table_rows = [f"| {' | '.join(row)} |" for row in list_table_rows(parts, lengths)]
+    return [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *table_rows]
 
 
 def list_columns(lengths: list[int]) -> list[str]:
-    """Of the table."""
+    """List the columns of the table."""
     return ["figure", "wanted", *(f"L {length}" for length in lengths)]
 
 
-def list_rows(parts: Mapping[str, Any], lengths: list[int]) -> list[list[str]]:
-    """Of the table, as many cells as columns."""
+def list_table_rows(parts: Mapping[str, Any], lengths: list[int]) -> list[list[str]]:
+    """List the rows of the table, each with as many cells as columns."""
     return [
         [figure.name, figure.wanted(), *(figure.cell(parts, length) for length in lengths)]
         for figure in build_figures()

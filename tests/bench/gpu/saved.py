@@ -1,4 +1,4 @@
-"""What autograd saves for the backward, counted: in tensors of [2L, hidden size], which is what a layer's input takes.
+"""Count what autograd saves for the backward, in tensors of [2L, hidden size]: a layer's input takes one.
 
 On a CPU the recipe is split into forward and backward by the partitioner that torch.compile has on CUDA, without code
 generation. The recipe attends causally here: any fused attention saves query, key, value, output and log-sum-exp.
@@ -20,7 +20,10 @@ PARTITIONER = "aot_eager_decomp_partition"
 
 
 def measure_saved(bench: Workbench, length: int) -> dict[str, Any]:
-    """By side: {"layer", of each; "head"} or {"error"}. The final norm is the layers' in ours, the head's elsewhere."""
+    """Return by side {"layer": of each, "head"} or {"error"}.
+
+    The final norm belongs to the layers in ours, to the head elsewhere.
+    """
     results: dict[str, Any] = {}
     for name in (RECIPE, OURS, AGAIN):
         counted: dict[str, float] = {}
@@ -47,7 +50,7 @@ def _measure_side(bench: Workbench, length: int, is_recipe: bool) -> dict[str, f
 
 
 def count_saved_bytes(forward: Callable[[], Tensor], known: Iterable[Tensor]) -> int:
-    """Of storages that the graph of `forward` saves, those of `known` left out."""
+    """Return the bytes of storages that the graph of `forward` saves, those of `known` left out."""
     storages = {tensor.untyped_storage().data_ptr() for tensor in known}
     saved: dict[int, Tensor] = {}  # as tensors, so that none is given back while counting
 

@@ -19,8 +19,9 @@ TOY, TOY_LENGTHS, TOY_ROUNDS = ModelConfig("toy", 2, 64, 224, 4, 1, 16, 256), (6
 
 @dataclass(frozen=True)
 class Settings:
-    """lengths: clean tokens. rounds: of which medians are taken. fp8: of the run that is compared, None: no such run.
+    """Settings of one run of the benchmark.
 
+    lengths: clean tokens. rounds: medians are taken of so many. fp8: precision of the run that is compared, or None.
     autotune: also time FlexAttention with tiles that inductor searches for, which takes minutes.
     """
 
@@ -35,12 +36,15 @@ class Settings:
     def case(
         self, length: int, precision: PrecisionConfig | None = None, recompute: Recompute = Recompute.none
     ) -> Case:
-        """One sequence of so many tokens."""
+        """Return the case of one sequence of so many tokens."""
         return Case(length, self.model.vocab_size, self.model, precision or self.precision, self.runtime, recompute)
 
 
 def build_settings(toy: bool, fp8: PrecisionConfig | None = None, autotune: bool = False) -> Settings:
-    """The slice in bf16; a toy in bf16 on CUDA, in fp32 elsewhere. Raises UserError for the slice without CUDA."""
+    """Build the slice in bf16, or a toy in bf16 on CUDA and in fp32 elsewhere.
+
+    Raises UserError for the slice without CUDA.
+    """
     has_cuda = torch.cuda.is_available()
     if not toy and not has_cuda:
         raise UserError("there is no CUDA device: the 8B slice needs one; --toy runs the same at small sizes.")
@@ -51,7 +55,7 @@ def build_settings(toy: bool, fp8: PrecisionConfig | None = None, autotune: bool
 
 
 def reshape(settings: Settings, layers: int | None, lengths: list[int] | None, rounds: int | None) -> Settings:
-    """With what the command line says instead."""
+    """Return the settings with what the command line gives instead."""
     return replace(
         settings,
         model=replace(settings.model, num_layers=layers or settings.model.num_layers),
@@ -61,7 +65,10 @@ def reshape(settings: Settings, layers: int | None, lengths: list[int] | None, r
 
 
 def compose_fp8(overrides: list[str]) -> PrecisionConfig:
-    """precision=fp8 of conf/, with overrides such as precision.fp8=blockwise. Raises UserError where it cannot run."""
+    """Compose precision=fp8 of conf/ with overrides such as precision.fp8=blockwise.
+
+    Raises UserError where it cannot run.
+    """
     found, reason = choose_transformer_engine()
     if not found:
         raise UserError(f"--fp8 needs Transformer Engine on a CUDA device: {reason}.")

@@ -28,18 +28,18 @@ AGAIN = "ours, recompute elementwise"
 
 @dataclass(frozen=True)
 class Workbench:
-    """side: our model, whose weights and gradient buffers every step uses."""
+    """What every step uses: the settings, the meter, and `side`, our model with its weights and gradient buffers."""
 
     settings: Settings
     meter: Meter
     side: Side
 
     def build_runs(self, length: int, names: tuple[str, ...]) -> dict[str, Callable[[], Tensor]]:
-        """Steps by name, each returning its loss; built when first called, so that a failure is its own."""
+        """Return steps by name, each returning its loss; built when first called, so that a failure is its own."""
         return {name: _Late(self.side, lambda name=name: self._build_run(length, name)) for name in names}
 
     def build_side(self, length: int, objective: Objective = Objective.joint) -> Side:
-        """Our model with a step of so many tokens."""
+        """Return our model with a step of so many tokens."""
         return replace(self.side, step=build_step(self.settings.case(length), objective))
 
     def _build_run(self, length: int, name: str) -> Callable[[], Tensor]:
@@ -51,12 +51,12 @@ class Workbench:
         return Recipe(side, self.settings.case(length), list_changes()[name]).run
 
     def known(self) -> list[Tensor]:
-        """What exists between steps."""
+        """List the tensors that exist between steps."""
         return [*self.side.module.parameters(), *self.side.gradients().values()]
 
 
 class _Late:
-    """A step that is built when it is first run. side: whose weights and gradient buffers all steps share."""
+    """A step that is built when it is first run; all steps share the weights and gradient buffers of `side`."""
 
     def __init__(self, side: Side, build: Callable[[], Callable[[], Tensor]]) -> None:
         self.side, self.build, self.run = side, build, None
@@ -71,8 +71,11 @@ class _Late:
 def build_workbench(
     settings: Settings, precision: PrecisionConfig | None = None, recompute: Recompute = Recompute.none
 ) -> Workbench:
-    """Inside trainer_session. All rows go through all of the last layer: the slice stands for one of a deep model, and
-    for a tensor-parallel rank, whose sequence parallelism does not let the last layer narrow."""
+    """Build it inside trainer_session.
+
+    All positions go through all of the last layer: the slice stands for one of a deep model, and for a tensor-parallel
+    rank, whose sequence parallelism does not let the last layer narrow.
+    """
     case = settings.case(settings.lengths[0], precision, recompute)
     side = build_side(case, OURS)
     side.module.narrow = _keep_all  # type: ignore[method-assign]
@@ -84,7 +87,7 @@ def _keep_all(plan: AttentionPlan, scored: ScoredPositions, num_positions: int) 
 
 
 def _run_narrowed(side: Side) -> Tensor:
-    """The step with the model's own last layer (model/megatron/tri_mode.py)."""
+    """Run the step with the model's own last layer (model/megatron/tri_mode.py)."""
     module: Any = side.module
     del module.narrow
     try:
@@ -94,7 +97,10 @@ def _run_narrowed(side: Side) -> Tensor:
 
 
 def measure_steps(bench: Workbench, length: int, names: tuple[str, ...]) -> dict[str, Any]:
-    """By name: as of measure, with "tokens_per_second", "mfu" and, of joint steps, "difference" from the recipe."""
+    """Return by name the results of measure with "tokens_per_second" and "mfu".
+
+    Joint steps also have "difference", from the recipe.
+    """
     runs = bench.build_runs(length, names)
     results = measure(bench.meter, runs, bench.settings.rounds, bench.known())
     alive = {name: run for name, run in runs.items() if "error" not in results[name]}
@@ -106,7 +112,7 @@ def measure_steps(bench: Workbench, length: int, names: tuple[str, ...]) -> dict
 
 
 def compute_rates(settings: Settings, length: int, name: str, seconds: float) -> dict[str, float | None]:
-    """Of useful work alone; mfu against the device's bf16 peak, None where that is not known."""
+    """Compute rates of useful work alone; mfu is against the device's bf16 peak, None where that is not known."""
     case = settings.case(length)
     counts: StepCounts = build_input(case, Objective.ar if name == AR else Objective.joint).counts
     flops = compute_step_flops(case.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
@@ -115,7 +121,7 @@ def compute_rates(settings: Settings, length: int, name: str, seconds: float) ->
 
 
 def compare_results(bench: Workbench, runs: dict[str, Callable[[], Tensor]]) -> dict[str, float | str]:
-    """Of every joint step against the recipe's: the largest relative difference of the loss and of any gradient's norm.
+    """Compare every joint step with the recipe: the largest relative difference of the loss and of any gradient's norm.
 
     A message where comparing fails. Nothing where the recipe itself failed.
     """
@@ -140,21 +146,21 @@ def compare_results(bench: Workbench, runs: dict[str, Callable[[], Tensor]]) -> 
 
 
 def _collect(side: Side, run: Callable[[], Tensor]) -> list[Tensor]:
-    """Loss and gradients, the latter as copies."""
+    """Return loss and gradients, the latter as copies."""
     side.clear()
     loss = run()
     return [loss.double(), *(grad.clone() for grad in side.gradients().values())]
 
 
 def _largest_difference(results: list[Tensor], expected: list[Tensor]) -> float:
-    pairs = zip(results, expected, strict=True)
-    return float(torch.stack([((mine - its).norm() / its.norm()).float() for mine, its in pairs]).max())
+    matched = zip(results, expected, strict=True)
+    return float(torch.stack([((mine - its).norm() / its.norm()).float() for mine, its in matched]).max())
 
 
 def measure_recompute(bench: Workbench, length: int) -> dict[str, Any]:
-    """Our joint step that computes norms and SwiGLU again, in turns with ours that does not and the recipe.
+    """Measure our joint step that recomputes norms and SwiGLU, in turns with ours that does not and the recipe.
 
-    As of measure, with "tokens_per_second"; "difference" from ours, of the one that computes again.
+    Returns the results of measure with "tokens_per_second"; the one that recomputes has "difference", from ours.
     """
     other = build_workbench(bench.settings, recompute=Recompute.elementwise)
     runs = bench.build_runs(length, (OURS, RECIPE)) | {AGAIN: other.build_runs(length, (OURS,))[OURS]}
@@ -169,7 +175,7 @@ def measure_recompute(bench: Workbench, length: int) -> dict[str, Any]:
 
 
 def measure_fp8(bench: Workbench, length: int) -> dict[str, Any]:
-    """Our joint step in fp8 in turns with the same in the bench's precision."""
+    """Measure our joint step in fp8 in turns with the same in the bench's precision."""
     assert bench.settings.fp8 is not None
     other = build_workbench(bench.settings, bench.settings.fp8)
     runs = bench.build_runs(length, (OURS,)) | {FP8: other.build_runs(length, (OURS,))[OURS]}

@@ -19,7 +19,7 @@ from tests.bench.gpu.head import list_ways as list_head_ways
 from tests.bench.gpu.meter import Meter, attempt, measure
 from tests.bench.gpu.operators import list_ways as list_operator_ways
 from tests.bench.gpu.parts import ORDER
-from tests.bench.gpu.report import list_columns, list_rows
+from tests.bench.gpu.report import list_columns, list_table_rows
 from tests.bench.gpu.settings import LENGTHS, SLICE, build_settings, compose_fp8
 from tests.bench.gpu.steps import AGAIN, CONTRIBUTIONS, STEPS, build_workbench
 from tests.bench.joint.cases import build_step
@@ -31,7 +31,7 @@ TOY_LENGTH = 64
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Of all parts."""
+    """Return the results of all parts."""
     output = tmp_path_factory.mktemp("bench") / "gpu.json"
     found = bench_gpu.measure(build_settings(toy=True), list(ORDER), output, budget_minutes=5)
     assert json.loads(output.read_text())["parts"].keys() == found["parts"].keys() == set(ORDER)
@@ -69,7 +69,7 @@ def test_every_part_measures_what_its_figures_read(results: dict[str, Any]) -> N
     assert saved["ours"]["layer"] - saved[AGAIN]["layer"] == pytest.approx(less, abs=0.01)
     assert again[AGAIN]["difference"] == 0 and again[AGAIN]["peak_bytes"] < again["ours"]["peak_bytes"]
     assert sum(results["profile"][str(TOY_LENGTH)].values()) <= 1
-    cells = {row[0]: row[2] for row in list_rows(results, [TOY_LENGTH])}
+    cells = {row[0]: row[2] for row in list_table_rows(results, [TOY_LENGTH])}
     assert cells[f"attention, {FLEX}: TFLOP/s"] == "failed: NotImplementedError"
     assert {name for name, cell in cells.items() if cell == NOT_YET} == {
         "attention, flex, autotuned: TFLOP/s",
@@ -83,7 +83,7 @@ def test_the_record_has_a_row_for_every_figure() -> None:
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in RECORD.read_text().splitlines()]
     start = lines.index(list_columns(list(LENGTHS)))
     recorded = [row[:2] for row in lines[start + 2 : start + 2 + len(build_figures())]]
-    assert recorded == [row[:2] for row in list_rows({}, list(LENGTHS))]
+    assert recorded == [row[:2] for row in list_table_rows({}, list(LENGTHS))]
 
 
 def test_the_slice_is_that_of_the_8b_model() -> None:

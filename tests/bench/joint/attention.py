@@ -18,7 +18,10 @@ HEADS, GROUPS, HEAD_DIM = 4, 2, 64
 
 
 def compare_attention(length: int, rounds: int) -> dict[str, Any]:
-    """Median CPU seconds by way. Raises AssertionError where one computes something else than the dense mask."""
+    """Return the median CPU seconds by way.
+
+    Raises AssertionError where one computes something else than the dense mask.
+    """
     layout = build_regular_layout(length, BLOCK_SIZE)
     ways: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         "dense mask, repeated heads": DenseAttention(compute_dense_mask(layout, True)[:, None]),

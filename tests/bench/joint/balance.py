@@ -49,7 +49,7 @@ class Documents:
     sigma: float = 0.0
 
     def draw(self, length: int, alignment: int, generator: np.random.Generator) -> np.ndarray:
-        """As many as fill `length` positions; the last one is cut there."""
+        """Draw as many as fill `length` positions; the last one is cut there."""
         if not self.median:
             return np.array([length])
         lengths, filled = [], 0
@@ -89,7 +89,7 @@ def simulate_balance(
     sizes: Sequence[int] = SIZES,
     num_sequences: int = NUM_SEQUENCES,
 ) -> list[Balance]:
-    """Every stage, kind of documents, size of the group and split."""
+    """Simulate every stage, kind of documents, size of the group and split."""
     model = compose_size([f"model={MODEL}", "train.tokens=1e9"]).model
     found = []
     for stage in ("ar", "joint"):
@@ -106,7 +106,10 @@ def simulate_balance(
 
 
 def compare_ranks(seen: list[Tensor], held: list[Tensor], model: ModelConfig) -> tuple[float, float, float]:
-    """The last three fields of Balance. seen: [R] keys of each position, by sequence. held: positions by rank."""
+    """Return the last three fields of Balance.
+
+    seen: [R] number of keys of each position, by sequence. held: positions by rank.
+    """
     attended_pairs = [[int(of_sequence[positions].sum()) for positions in held] for of_sequence in seen]
     flops = [[sum(count_step_flops(model, len(held[0]), count, 0)) for count in counts] for counts in attended_pairs]
     ratios = [max(counts) / mean(counts) for counts in attended_pairs]
@@ -114,7 +117,7 @@ def compare_ranks(seen: list[Tensor], held: list[Tensor], model: ModelConfig) ->
 
 
 def split_positions(length: int, doubled: bool, size: int, split: str, block_size: int) -> list[Tensor]:
-    """Positions of every rank."""
+    """Return the positions of every rank."""
     if split == "contiguous":
         positions = torch.arange(2 * length if doubled else length)
         return list(positions.view(-1, size, length // size).transpose(0, 1).flatten(1))
@@ -124,7 +127,7 @@ def split_positions(length: int, doubled: bool, size: int, split: str, block_siz
 
 
 def build_layout(documents: Documents, length: int, block_size: int, doubled: bool, seed: int) -> SequenceLayout:
-    """One sequence as the packer lays it out: whole blocks, completed, where there is noise."""
+    """Lay out one sequence as the packer does: in whole blocks, with block padding, where there is noise."""
     form = SequenceForm(length, block_size, block_size if doubled else 1)
     lengths = documents.draw(length, form.alignment, np.random.default_rng(seed))
     tokens = np.zeros(lengths.sum(), dtype=np.int64)
@@ -133,7 +136,7 @@ def build_layout(documents: Documents, length: int, block_size: int, doubled: bo
 
 
 def print_balance(console: Console, found: list[Balance]) -> None:
-    """One line per stage, kind of documents and size."""
+    """Print one line per stage, kind of documents and size."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in ("stage", "documents", "CP"):
         table.add_column(column, justify="right" if column == "CP" else "left")
@@ -151,12 +154,12 @@ def print_balance(console: Console, found: list[Balance]) -> None:
 
 
 def as_dictionaries(found: list[Balance]) -> list[dict[str, str | int | float]]:
-    """For JSON."""
+    """Return the balances as records for JSON."""
     return [asdict(item) for item in found]
 
 
 def main() -> None:
-    """The table."""
+    """Print the table."""
     parser = OneLineParser(
         prog="python -m tests.bench.joint.balance",
         description=__doc__,

@@ -51,8 +51,9 @@ SMALL = ModelConfig(
 
 @dataclass(frozen=True)
 class Case:
-    """sequence_length: clean tokens. vocab_size: of embedding and head. shape: the model but for its vocabulary.
+    """A measured case: a model, a sequence and how the step runs.
 
+    sequence_length: clean tokens. vocab_size: of embedding and head. shape: the model but for its vocabulary.
     precision, runtime, recompute: as a run has them.
     """
 
@@ -65,22 +66,22 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Short, for tables and files."""
+        """Return a short name for tables and files."""
         return f"L {self.sequence_length}, V {self.vocab_size}"
 
     @property
     def model(self) -> ModelConfig:
-        """Of this vocabulary."""
+        """Return the model with this vocabulary."""
         return replace(self.shape, vocab_size=self.vocab_size)
 
     @property
     def parallel(self) -> ParallelConfig:
-        """One rank."""
+        """Return the parallelism of one rank."""
         return replace(PARALLEL, recompute=self.recompute)
 
     @property
     def device(self) -> torch.device:
-        """What it is measured on."""
+        """Return the device it is measured on."""
         return choose_device(self.runtime.device)
 
 
@@ -89,7 +90,7 @@ QUICK_CASES = (Case(256, 4096),)
 
 
 def build_batch(case: Case) -> NoisyBatch:
-    """One document of random tokens; exactly half of its noisy tokens are masked."""
+    """Build one document of random tokens; exactly half of its noisy tokens are masked."""
     generator = torch.Generator().manual_seed(SEED)
     length = case.sequence_length
     everywhere = torch.ones(1, length, dtype=torch.bool)
@@ -102,12 +103,12 @@ def build_batch(case: Case) -> NoisyBatch:
 
 
 def build_input(case: Case, objective: Objective) -> ObjectiveInput:
-    """The same tokens as the AR or the joint stage sees them."""
+    """Return the same tokens as the AR or the joint stage sees them."""
     return apply_objective(build_batch(case), objective)
 
 
 def build_step(case: Case, objective: Objective) -> PreparedStep:
-    """A global batch of one sequence, as pretrain/step/microbatches.py prepares it."""
+    """Build a global batch of one sequence, as pretrain/step/microbatches.py prepares it."""
     item = build_input(case, objective)
     device = case.device
     plans = PlanBuilder(case.model, AttentionBackend.auto, TORCH_DTYPES[case.precision.dtype], device)

@@ -8,7 +8,7 @@ from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 
 
 def count_economies(case: Case) -> dict[str, Any]:
-    """Shares of the useful FLOPs.
+    """Return shares of the useful FLOPs.
 
     last_layer_positions: MLP and output projection of the last layer's positions without loss. empty_blocks: positions
     of noisy blocks without a masked token, in expectation over training's masking probabilities, uniform in (0, 1]:

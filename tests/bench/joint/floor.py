@@ -15,13 +15,13 @@ import torch
 from conf.schema import ModelConfig, Objective
 from tests.bench.joint.cases import Case, build_input
 
-# The head's tiles. 256 rows take 2 to 3 % longer; 1024 columns 3 %: rows 4 KiB apart share sets of the cache.
-HEAD_ROWS, HEAD_COLUMNS = 768, 960
+# The head's tiles. 256 positions take 2 to 3 % longer; 1024 columns 3 %: rows 4 KiB apart share sets of the cache.
+TILE_POSITIONS, TILE_COLUMNS = 768, 960
 
 
 @dataclass(frozen=True)
 class Work:
-    """num_positions: through the layers. attended_pairs: in attention. scored_positions: through the head."""
+    """Work of a step: num_positions go through the layers, scored_positions through the head."""
 
     num_positions: int
     attended_pairs: int
@@ -29,19 +29,19 @@ class Work:
 
 
 def count_useful_work(case: Case) -> Work:
-    """Of the joint step."""
+    """Count the work of the joint step."""
     counts = build_input(case, Objective.joint).counts
     return Work(counts.positions, counts.attended_pairs, counts.clean + counts.masked)
 
 
 def count_reference_work(case: Case) -> Work:
-    """Of the straightforward formulation: all pairs of positions, all positions through the head."""
+    """Count the work of the straightforward formulation: all keys for all positions, all positions through the head."""
     num_positions = 2 * case.sequence_length
     return Work(num_positions, num_positions**2, num_positions)
 
 
 def build_matmuls(model: ModelConfig, work: Work) -> list[Callable[[], object]]:
-    """Layers, attention and head; call each for one forward and backward of it."""
+    """Build layers with attention, and the head; call each for one forward and backward of it."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     widths = [(hidden, model.query_width + 2 * model.key_value_width), (model.query_width, hidden)]
     widths += [(hidden, 2 * ffn), (ffn, hidden)]
@@ -91,15 +91,17 @@ class _Attention:
 
 
 class _Head:
-    def __init__(self, model: ModelConfig, rows: int) -> None:
-        self.hidden = torch.randn(rows, model.hidden_size)
+    def __init__(self, model: ModelConfig, num_scored: int) -> None:
+        self.hidden = torch.randn(num_scored, model.hidden_size)
         self.weight = torch.randn(model.vocab_size, model.hidden_size)
         self.grad, self.grad_hidden = torch.zeros_like(self.weight), torch.zeros_like(self.hidden)
-        self.logits = torch.empty(HEAD_ROWS * min(HEAD_COLUMNS, model.vocab_size))
+        self.logits = torch.empty(TILE_POSITIONS * min(TILE_COLUMNS, model.vocab_size))
 
     def __call__(self) -> None:
-        weights, grads = self.weight.split(HEAD_COLUMNS), self.grad.split(HEAD_COLUMNS)
-        for hidden, grad_hidden in zip(self.hidden.split(HEAD_ROWS), self.grad_hidden.split(HEAD_ROWS), strict=True):
+        weights, grads = self.weight.split(TILE_COLUMNS), self.grad.split(TILE_COLUMNS)
+        for hidden, grad_hidden in zip(
+            self.hidden.split(TILE_POSITIONS), self.grad_hidden.split(TILE_POSITIONS), strict=True
+        ):
             for weight, grad in zip(weights, grads, strict=True):
                 logits = self.logits[: len(hidden) * len(weight)].view(len(hidden), len(weight))
                 torch.mm(hidden, weight.t(), out=logits)

@@ -17,7 +17,7 @@ from tests.helpers.processes import rank_environment
 
 
 def measure_memory(case: Case, side: str, recompute: bool = False) -> dict[str, int]:
-    """{"resident", "live"} of the second step, bytes."""
+    """Return {"resident", "live"} of the second step, in bytes."""
     sizes = map(str, (case.sequence_length, case.vocab_size, case.runtime.loss_chunk_rows))
     arguments = [side, *sizes, *(["recompute"] if recompute else [])]
     # What is freed goes back at once, so that the peak is what is in use and not what the allocator keeps.
@@ -29,11 +29,11 @@ def measure_memory(case: Case, side: str, recompute: bool = False) -> dict[str, 
 
 
 def main() -> None:
-    """The measured process."""
+    """Run the measured process."""
     from tests.bench.joint.sides import build_side, trainer_session
 
-    name, length, vocab_size, chunk_rows, *rest = sys.argv[1:]
-    runtime = replace(RUNTIME, loss_chunk_rows=int(chunk_rows))
+    name, length, vocab_size, loss_chunk_rows, *rest = sys.argv[1:]
+    runtime = replace(RUNTIME, loss_chunk_rows=int(loss_chunk_rows))
     recompute = Recompute.full if rest else Recompute.none
     with trainer_session():
         side = build_side(Case(int(length), int(vocab_size), runtime=runtime, recompute=recompute), name)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _measure_resident(side: Any) -> int:
-    """Growth of the resident size in a step: the kernel's own peak, set back before it."""
+    """Return the growth of the resident size in a step: the kernel's own peak, set back before it."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _status_bytes("VmRSS")
     side.run()

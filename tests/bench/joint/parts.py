@@ -9,7 +9,7 @@ from tests.bench.joint.sides import Side
 
 
 def build_parts(side: Side) -> dict[str, Callable[[], object]]:
-    """layers, head: each forwards and backwards when called; gradients of weights go to the trainer's buffers."""
+    """Build "layers" and "head": each runs forward and backward; gradients of weights go to the trainer's buffers."""
     module, (microbatch,) = side.module, side.step.microbatches
     shape = (microbatch.tokens.shape[1], 1, module.config.hidden_size)
     generator = torch.Generator().manual_seed(SEED)

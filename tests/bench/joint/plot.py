@@ -7,7 +7,7 @@ from conf.system.atomic import atomic_file
 
 
 def plot_results(results: dict[str, Any], path: Path) -> None:
-    """Two panels of bars by case, into a PNG."""
+    """Draw two panels of bars by case into a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

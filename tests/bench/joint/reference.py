@@ -21,12 +21,12 @@ from tests.bench.joint.cases import Case, build_batch, build_step
 
 @dataclass(frozen=True)
 class DenseAttention:
-    """mask [1, 1, R, R] bool over both halves."""
+    """Attention under a dense mask [1, 1, R, R], bool over both halves."""
 
     mask: Tensor
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
+        """Attend: query [B, H, R, D], key and value [B, G, R, D] -> [B, H, R, D]."""
         repeats = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
         return scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
@@ -34,7 +34,7 @@ class DenseAttention:
 
 @dataclass(frozen=True)
 class AllPositions(ScoredPositions):
-    """clean_tokens, masked [S]: every row is scored, the masked noisy ones are selected afterwards."""
+    """Every position is scored; the masked noisy ones are selected afterwards. clean_tokens, masked [S]."""
 
     clean_tokens: Tensor
     masked: Tensor
@@ -44,7 +44,7 @@ class ReferenceModel(TriModeModel):
     """Our model with the head of the straightforward formulation. One sequence per batch."""
 
     def narrow(self, plan: AttentionPlan, scored: ScoredPositions, num_positions: int) -> AttentionPlan:
-        """All rows go through all of every layer."""
+        """Return the plan itself: all positions go through all of every layer."""
         return plan
 
     def score(self, hidden: Tensor, scored: ScoredPositions, plan: AttentionPlan) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ class ReferenceModel(TriModeModel):
 
 
 def build_reference_step(case: Case) -> PreparedStep:
-    """The joint step of the same tokens, for ReferenceModel."""
+    """Build the joint step of the same tokens, for ReferenceModel."""
     step, noisy = build_step(case, Objective.joint), build_batch(case)
     (microbatch,) = step.microbatches
     mask = compute_dense_mask(noisy.batch.layout, doubled=True)[:, None]

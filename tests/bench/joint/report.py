@@ -1,4 +1,4 @@
-"""Tables of the joint benchmark, every figure next to the bound it is to keep."""
+"""Tables of the joint benchmark, every figure next to the bound that it should meet."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ WANTED_MEMORY = dict(zip((case.name for case in CASES), (0.43, 0.2, 0.3), strict
 
 
 def print_results(results: dict[str, Any], output: Path) -> None:
-    """All tables, and where the numbers are."""
+    """Print all tables, and where the numbers are."""
     console = Console(width=118)
     tables = (_speed(results["cases"]), _parts(results["cases"]), _memory(results["cases"]), _growth(results))
     for table in (*tables, _attention(results["attention"]), _economies(results["economies"]), _profile(results)):

@@ -24,32 +24,32 @@ REFERENCE, OURS, AR = "reference", "ours", "ar"
 
 @dataclass(frozen=True)
 class Side:
-    """model: wrapped for data parallelism. step: what it is given."""
+    """A model wrapped for data parallelism, and the step that it is given."""
 
     model: list[Any]
     step: PreparedStep
 
     @property
     def module(self) -> TriModeModel:
-        """The model inside the wrapping."""
+        """Return the model inside the wrapping."""
         return self.model[0].module
 
     def clear(self) -> None:
-        """As before every step of a trainer."""
+        """Clear the gradients, as a trainer does before every step."""
         for chunk in self.model:
             chunk.zero_grad_buffer()
 
     def run(self) -> Tensor:
-        """Forward and backward; the loss sums (pretrain/objective/losses.py)."""
+        """Run forward and backward and return the loss sums (pretrain/objective/losses.py)."""
         return run_schedule(self.model, self.step, forward_only=False)
 
     def gradients(self) -> dict[str, Tensor]:
-        """By name, as the trainer leaves them for the optimizer."""
+        """Return the gradients by name, as the trainer leaves them for the optimizer."""
         return {name: weight.main_grad for name, weight in self.module.named_parameters()}  # type: ignore[misc]
 
 
 def build_side(case: Case, name: str) -> Side:
-    """reference and ours: the joint step; ar: our AR step of the same tokens."""
+    """Build one side: reference and ours run the joint step, ar our AR step of the same tokens."""
     original = model_build.TriModeModel
     model_build.TriModeModel = ReferenceModel if name == REFERENCE else original
     try:
@@ -67,6 +67,6 @@ def build_side(case: Case, name: str) -> Side:
 
 @contextmanager
 def trainer_session(runtime: RuntimeConfig = RUNTIME) -> Iterator[None]:
-    """megatron-core's groups of one rank."""
+    """Open megatron-core's groups of one rank."""
     with distributed_session(PARALLEL, runtime, SEED):
         yield

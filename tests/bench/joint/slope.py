@@ -13,7 +13,7 @@ from tests.helpers.live_bytes import LiveBytes
 
 
 def measure_slope(vocab_size: int, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """Bytes per clean token between the shortest and the longest sequence, measured and predicted; all points."""
+    """Measure and predict bytes per clean token between the shortest and the longest sequence, with all points."""
     cases = [Case(length, vocab_size) for length in lengths]
     measured = [measure_memory(case, OURS, recompute=True)["live"] for case in cases]
     predicted = [predict_transient(case) for case in cases]
@@ -51,7 +51,7 @@ def predict_transient(case: Case) -> int:
 
 
 def measure_head(case: Case) -> int:
-    """Most live bytes while the head scores and goes back, its input not counted."""
+    """Return the most live bytes in the head's forward and backward, its input not counted."""
     side = build_side(case, OURS)
     head = build_parts(side)["head"]
     head()

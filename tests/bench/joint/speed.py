@@ -21,7 +21,9 @@ TOLERANCE = 1e-5  # of losses (relative), and of gradients (of each weight's lar
 
 
 def measure_speed(case: Case, rounds: int) -> dict[str, Any]:
-    """Ratios of medians, with the times in seconds and their spread. Raises AssertionError where results differ.
+    """Return ratios of medians, with the times in seconds and their spread.
+
+    Raises AssertionError where results differ.
 
     share_of_floor is that of a floor in which all positions go through all of every layer. Ours leaves out the last
     layer's positions without loss; share_of_needed counts the floor without them.
@@ -60,7 +62,7 @@ def _build_bare(case: Case) -> Callable[[], object]:
 
 
 def assert_same_results(reference: Side, ours: Side) -> float:
-    """Losses and all gradients; returns the largest difference found."""
+    """Assert equal losses and gradients; return the largest difference found."""
     sums = []
     for side in (reference, ours):
         side.clear()
@@ -75,7 +77,7 @@ def assert_same_results(reference: Side, ours: Side) -> float:
 
 
 def measure_parts(case: Case, rounds: int) -> dict[str, Any]:
-    """Our joint step over our AR step of the same tokens, layers and head apart."""
+    """Compare our joint step with our AR step of the same tokens, layers and head apart."""
     joint, ar = build_parts(build_side(case, OURS)), build_parts(build_side(case, AR))
     names = [("joint", joint), ("ar", ar)]
     times = measure_in_turns({f"{side} {part}": f for side, parts in names for part, f in parts.items()}, rounds)
@@ -88,12 +90,12 @@ def measure_parts(case: Case, rounds: int) -> dict[str, Any]:
 
 
 def measure_profile(case: Case) -> dict[str, float]:
-    """Share of our joint step's CPU time by operator, the most expensive first."""
+    """Return the share of our joint step's CPU time by operator, the most expensive first."""
     return profile(build_side(case, OURS).run, torch.profiler.ProfilerActivity.CPU)
 
 
 def profile(run: Callable[[], object], activity: torch.profiler.ProfilerActivity, most: int = 12) -> dict[str, float]:
-    """Share of the time of `run` by operator (on the CPU) or kernel (on CUDA), the most expensive first."""
+    """Return the share of the time of `run` by operator (on the CPU) or kernel (on CUDA), the most expensive first."""
     run()
     with torch.profiler.profile(activities=[activity]) as recorded:
         run()

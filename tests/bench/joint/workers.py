@@ -21,7 +21,10 @@ Build = Callable[[], Callable[[], object]]  # must be known by name, or a partia
 
 
 def measure_in_processes(builds: Mapping[str, Build], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of every call of what each builds, as of measure_in_turns. Raises RuntimeError if a process fails."""
+    """Return the CPU seconds of every call of what each builds, as measure_in_turns does.
+
+    Raises RuntimeError if a process fails.
+    """
     with ExitStack() as running:
         workers = {name: running.enter_context(_Worker(name, build)) for name, build in builds.items()}
         functions = {name: worker.run for name, worker in workers.items()}
@@ -45,7 +48,7 @@ class _Worker:
         self._process.join()
 
     def run(self) -> float:
-        """Once; its CPU seconds."""
+        """Run the function once and return its CPU seconds."""
         self._connection.send("run")
         while not self._connection.poll(1):
             if not self._process.is_alive():

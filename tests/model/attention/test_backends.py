@@ -23,30 +23,30 @@ PACKED = [
 
 
 def build_packed_layout(sequences: list[list[list[int]]]) -> SequenceLayout:
-    """As the packer lays out chats and texts (pack_chats), in blocks of 16."""
+    """Lay out chats and texts as the packer does (pack_chats), in blocks of 16."""
     return pack_chats(sequences, SequenceForm(160, 16, 16)).layout
 
 
 def random_heads(batch: int, num_positions: int) -> list[torch.Tensor]:
-    """query, key, value with gradients."""
+    """Draw query, key, value with gradients."""
     generator = torch.Generator().manual_seed(0)
     heads = (HEADS, GROUPS, GROUPS)
     return [torch.randn(batch, n, num_positions, HEAD_DIM, generator=generator).requires_grad_() for n in heads]
 
 
 def attend_dense(layout: SequenceLayout, doubled: bool, heads: list[torch.Tensor]) -> torch.Tensor:
-    """One matmul over all pairs, masked."""
+    """Attend in one matmul over all keys, masked."""
     mask = compute_dense_mask(layout, doubled)[:, None]
     return scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
 
 
 def gradients(output: torch.Tensor, heads: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Of an arbitrary function of the output by query, key, value."""
+    """Return the gradients of an arbitrary function of the output by query, key, value."""
     return torch.autograd.grad((output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum(), heads)
 
 
 def assert_grouped_equals_dense(layout: SequenceLayout, doubled: bool, batch: int) -> None:
-    """Outputs and gradients."""
+    """Compare outputs and gradients."""
     heads = random_heads(batch, layout.sequence_length * (2 if doubled else 1))
     expected = attend_dense(layout, doubled, heads)
     actual = build_grouped_attention(find_visible_keys(layout.without_repeats(), doubled))(*heads)
@@ -68,7 +68,7 @@ def test_grouped_attention_keeps_packed_documents_apart(sequences: list[list[lis
 
 
 def assert_flex_equals_dense(layout: SequenceLayout, doubled: bool, batch: int) -> None:
-    """Outputs alone: there is no backward on the CPU."""
+    """Compare outputs alone: there is no backward on the CPU."""
     heads = [tensor.detach() for tensor in random_heads(batch, layout.sequence_length * (2 if doubled else 1))]
     actual = build_flex_attention(find_visible_keys(layout.without_repeats(), doubled))(*heads)
     torch.testing.assert_close(actual, attend_dense(layout, doubled, heads), rtol=1e-5, atol=1e-5)

@@ -27,7 +27,7 @@ def test_a_forward_builds_its_block_mask_once_for_all_layers(monkeypatch: pytest
     regular, packed = build_regular_layout(64, 16), build_packed_layout([[[64], [32]], [[64], [32]]])
 
     def count(layout: SequenceLayout) -> int:
-        """BlockMasks that one forward through all layers builds."""
+        """Count BlockMasks that one forward through all layers builds."""
         built.clear()
         tokens = torch.zeros(len(layout.position_ids), 2 * layout.sequence_length, dtype=torch.int64)
         with torch.no_grad():

@@ -34,7 +34,7 @@ LAYOUTS = [(2, 8, 512), (2, 32, 512), (4, 32, 512), (8, 8, 512), (2, 32, 32), (4
 
 
 def build_layout(sequences: list[list[list[int]]], block_size: int, doubled: bool) -> SequenceLayout:
-    """Packed as in a stage with noise; without, documents follow each other wherever they end."""
+    """Pack as in a stage with noise; without, documents follow each other wherever they end."""
     return pack_chats(sequences, SequenceForm(LENGTH, block_size, block_size if doubled else 1)).layout
 
 
@@ -43,7 +43,7 @@ def shards_of(size: int, block_size: int = 1, min_chunk_length: int = MIN_CHUNK_
 
 
 def find_keys(shard: ContextShard, length: int, doubled: bool) -> torch.Tensor:
-    """Positions of the whole sequence that a shard's attention is given as keys: its noisy ones, all clean ones."""
+    """Return positions of the whole sequence that a shard's attention has as keys: its noisy ones, all clean ones."""
     if not doubled:
         return torch.arange(length)
     return torch.cat([shard.find_positions(length, doubled=False), torch.arange(length, 2 * length)])
@@ -80,11 +80,11 @@ def test_rounds_balance_packed_documents_as_one_round_does_a_single_one() -> Non
 
     def imbalance(layout: SequenceLayout, min_chunk_length: int) -> float:
         shards = shards_of(4, 8, min_chunk_length)
-        pairs = [
+        attended_pairs = [
             count_visible_keys(layout, doubled=True)[:, shard.find_positions(LENGTH, doubled=True)].sum().item()
             for shard in shards
         ]
-        return max(pairs) / (sum(pairs) / len(pairs))
+        return max(attended_pairs) / (sum(attended_pairs) / len(attended_pairs))
 
     assert imbalance(one, LENGTH) == 1
     assert imbalance(packed, 8) < 1.15 < 1.3 < imbalance(packed, LENGTH)

@@ -21,7 +21,7 @@ ROPES = [
 
 
 def hf_config(rope: RopeConfig) -> Ministral3Config:
-    """The same embedding in transformers' terms."""
+    """Return the same embedding in transformers' terms."""
     parameters = {key: value for key, value in vars(rope).items() if key != "theta"}
     parameters |= {"rope_type": "yarn", "rope_theta": rope.theta, "max_position_embeddings": 262144}
     return Ministral3Config(

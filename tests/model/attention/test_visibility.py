@@ -22,7 +22,7 @@ LENGTH = 96
 
 
 def spell_out(layout: SequenceLayout, doubled: bool) -> Tensor:
-    """[B, R, R] bool by the definition, written down as named parts; padding sees nothing."""
+    """Return the mask [B, R, R], bool, by the definition in named parts; padding sees nothing."""
     documents, blocks = layout.document_ids, layout.block_ids
     clean_documents = torch.where(layout.block_padding, -1, documents)  # block padding is no text: none see it
     index = torch.arange(layout.sequence_length)
@@ -42,12 +42,12 @@ def is_same(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def is_read(layout: SequenceLayout, doubled: bool) -> Tensor:
-    """[B, R] bool: positions whose output something reads, all but padding and, in the clean half, block padding."""
+    """Return positions [B, R], bool, whose output is read: all but padding and, in the clean half, block padding."""
     return torch.cat([layout.document_ids >= 0, layout.is_text], dim=1) if doubled else layout.is_text
 
 
 def draw_layout(seed: int) -> SequenceLayout:
-    """Two sequences of texts and chats of one to three turns, some not full, in blocks of random size."""
+    """Draw two sequences of texts and chats of one to three turns, some not full, in blocks of random size."""
     generator = np.random.default_rng(seed)
     block_size = int(generator.choice([1, 4, 8, 16]))
     alignment = int(generator.choice([1, block_size]))

@@ -1,4 +1,4 @@
-"""What megatron-core's stand-ins for CUDA must leave as it is."""
+"""The stand-ins for CUDA that megatron-core gets leave other devices as they are."""
 
 import torch
 

@@ -12,12 +12,12 @@ TOKENS = torch.tensor([[3, 3, 10], [0, 3, 7]])
 
 
 def build_weight() -> Any:
-    """float64, with a gradient."""
+    """Build a weight in float64, with a gradient."""
     return torch.randn(VOCAB, HIDDEN, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
 def expected_gradient(weight: Any, is_here: torch.Tensor | None = None) -> torch.Tensor:
-    """torch's own, of a sum over squares."""
+    """Return torch's own gradient of a sum over squares."""
     hidden = embedding(TOKENS, weight)
     hidden = hidden if is_here is None else hidden * is_here[..., None]
     (gradient,) = torch.autograd.grad(hidden.square().sum(), weight)

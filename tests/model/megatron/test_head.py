@@ -11,30 +11,30 @@ from torch.nn.functional import cross_entropy
 from model.megatron import head
 from model.megatron.head import score_rows
 
-ROWS, HIDDEN, VOCAB = 37, 16, 101
+NUM_SCORED, HIDDEN, VOCAB = 37, 16, 101
 
 
 @pytest.fixture(scope="module")
 def group() -> Any:
-    """A group of one rank, without a process group of the whole process."""
+    """Return a group of one rank, without a process group of the whole process."""
     store = dist.HashStore()
     return dist.ProcessGroupGloo(store, 0, 1, timedelta(seconds=30))
 
 
 def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """hidden, weight, targets, row weights (some rows weigh nothing)."""
+    """Draw hidden, weight, targets and weights of positions, some of them zero."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(ROWS, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
+    hidden = torch.randn(NUM_SCORED, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=dtype).requires_grad_()
-    targets = torch.randint(0, VOCAB, (ROWS,), generator=generator)
-    weights = torch.rand(ROWS, generator=generator) * (torch.arange(ROWS) % 5 > 0)
+    targets = torch.randint(0, VOCAB, (NUM_SCORED,), generator=generator)
+    weights = torch.rand(NUM_SCORED, generator=generator) * (torch.arange(NUM_SCORED) % 5 > 0)
     return hidden, weight, targets, weights
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 8, ROWS, 1000])
-def test_loss_and_gradients_equal_the_full_logits(group: Any, chunk_rows: int) -> None:
+@pytest.mark.parametrize("loss_chunk_rows", [1, 8, NUM_SCORED, 1000])
+def test_loss_and_gradients_equal_the_full_logits(group: Any, loss_chunk_rows: int) -> None:
     hidden, weight, targets, weights = inputs(torch.float32)
-    loss, losses = score_rows(hidden, weight, targets, weights, chunk_rows, group)
+    loss, losses = score_rows(hidden, weight, targets, weights, loss_chunk_rows, group)
     (3 * loss).backward()
     reference = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     expected = cross_entropy(reference[0] @ reference[1].t(), targets, reduction="none")
@@ -52,7 +52,7 @@ def test_huge_logits_do_not_overflow(group: Any) -> None:
     assert loss.isfinite()
 
 
-def test_without_scored_rows_the_loss_is_zero_and_so_is_the_gradient(group: Any) -> None:
+def test_without_scored_positions_the_loss_is_zero_and_so_is_the_gradient(group: Any) -> None:
     hidden, weight, targets, weights = (tensor[:0] for tensor in inputs(torch.float32))
     weight = torch.randn(VOCAB, HIDDEN).requires_grad_()
     hidden = hidden.detach().requires_grad_()

@@ -20,7 +20,7 @@ from model.megatron.kernel_choice import (
 
 
 def bring(monkeypatch: pytest.MonkeyPatch, *modules: str, capability: tuple[int, int] = (9, 0)) -> None:
-    """Makes this machine one with a CUDA device and these modules."""
+    """Make this machine one with a CUDA device and these modules."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     for name in modules:

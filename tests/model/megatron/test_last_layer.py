@@ -13,7 +13,10 @@ from tests.helpers.small_joint import BATCH, LENGTH, NUM_POSITIONS, built_model
 
 
 def run(positions: Tensor, recompute: Recompute, dtype: Dtype = Dtype.fp32) -> tuple[Tensor, Tensor, list[Tensor], int]:
-    """Loss, cross entropies, gradients of a joint forward that scores `positions`; how many the last MLP computes."""
+    """Run a joint forward that scores `positions`, and its backward.
+
+    Returns loss, cross entropies, gradients, and the number of positions that the last layer's MLP computed.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 128, (BATCH, 2 * LENGTH), generator=generator)
     scored = score_positions(

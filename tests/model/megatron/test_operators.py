@@ -15,7 +15,7 @@ POSITIONS, BATCH, WIDTH, EPS = 7, 2, 12, 1e-5
 
 
 def build_norm(dtype: torch.dtype) -> RMSNorm:
-    """With weights that are not all alike."""
+    """Build a norm with weights that are not all alike."""
     settings: Any = SimpleNamespace(params_dtype=dtype, sequence_parallel=True)
     norm = RMSNorm(settings, WIDTH, eps=EPS)
     torch.nn.init.normal_(norm.weight, mean=1.0, generator=torch.Generator().manual_seed(1))
@@ -23,13 +23,13 @@ def build_norm(dtype: torch.dtype) -> RMSNorm:
 
 
 def draw(dtype: torch.dtype) -> Tensor:
-    """[R, B, H], with a gradient."""
+    """Draw an input [R, B, H], with a gradient."""
     x = torch.randn(POSITIONS, BATCH, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return x.to(dtype).requires_grad_()
 
 
 def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
-    """Of the tensors kept for the backward pass."""
+    """Return the bytes of the tensors saved for the backward pass."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()), lambda t: t):
         function(x)
@@ -74,7 +74,7 @@ def test_swiglu_keeps_its_input_alone() -> None:
 
 
 def test_what_a_gpu_uses_in_their_place_is_the_same_function() -> None:
-    """torch's norm and megatron-core's SwiGLU, which a GPU compiles."""
+    """Compare with torch's norm and megatron-core's SwiGLU, which a GPU compiles."""
     norm, x, grad = build_norm(torch.float64), draw(torch.float64), draw(torch.float64).detach()
     settings: Any = SimpleNamespace(params_dtype=torch.float64, sequence_parallel=True)
     torchs = TorchRMSNorm(settings, WIDTH, eps=EPS)
@@ -82,11 +82,11 @@ def test_what_a_gpu_uses_in_their_place_is_the_same_function() -> None:
     weight: Any = torchs.weight
     assert weight.sequence_parallel is True
     with torch.compiler.set_stance("force_eager"):
-        pairs = [
+        compared = [
             (norm, torchs, grad),
             (SwiGLU(None), lambda x: bias_swiglu_impl(x, None, False, False), grad[..., : WIDTH // 2]),
         ]
-        for ours, its, grad_out in pairs:
+        for ours, its, grad_out in compared:
             torch.testing.assert_close(its(x), ours(x))
             (mine,) = torch.autograd.grad(ours(x), x, grad_out)
             (theirs,) = torch.autograd.grad(its(x), x, grad_out)

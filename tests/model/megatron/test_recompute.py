@@ -22,7 +22,7 @@ def draw(shape: tuple[int, ...]) -> Tensor:
 
 
 def train(recompute: Recompute, dtype: Dtype, num_scored: int) -> list[Tensor]:
-    """Loss, cross entropies and gradients."""
+    """Return loss, cross entropies and gradients."""
     positions = torch.arange(num_scored)
     scored = score_positions(positions, draw((num_scored,)), torch.ones(num_scored))
     with built_model(recompute, dtype) as (model, plan):
@@ -40,7 +40,7 @@ def test_losses_and_gradients_are_those_without_bit_for_bit(dtype: Dtype, num_sc
 
 
 def count_saved(recompute: Recompute) -> int:
-    """Bytes alive between the forward and the backward of the layers."""
+    """Return the bytes alive between the forward and the backward of the layers."""
     with built_model(recompute) as (model, plan):
         hidden = torch.randn(2 * LENGTH, BATCH, MODEL.hidden_size, requires_grad=True)
         model.decoder(hidden, attention_mask=None, attention_bias=plan)
@@ -58,7 +58,7 @@ def test_outputs_of_norms_and_swiglu_are_not_saved() -> None:
 
 
 def test_the_weight_comes_back_as_itself_with_its_gradient_buffer() -> None:
-    """Why saved tensors are replaced one by one: hooks around the matmul would give back another tensor."""
+    """Saved tensors are replaced one by one because hooks around the matmul would give back another tensor."""
     with built_model(Recompute.elementwise) as (model, _):
         mlp = model.decoder.layers[0].mlp
         inner = torch.randn(NUM_POSITIONS, 1, 2 * MODEL.ffn_hidden_size, requires_grad=True)
@@ -112,7 +112,7 @@ def test_a_norm_within_the_product_that_reads_it_stays_as_it_is() -> None:
 
 
 def test_what_cuda_computes_is_recomputed_by_the_same_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There megatron-core's MLP computes SwiGLU itself; to be recomputed it is the same function in a module."""
+    """On CUDA megatron-core's MLP computes SwiGLU itself; to be recomputed it is the same function in a module."""
     results = []
     with torch.compiler.set_stance("force_eager"):
         for recompute in (Recompute.none, Recompute.elementwise):

@@ -1,4 +1,4 @@
-"""Weight names on disk that do not depend on what a layer is made of; the layout of a layer."""
+"""Weight names on disk do not depend on what a layer is made of, and settings reach megatron-core."""
 
 import torch
 

@@ -99,7 +99,7 @@ def test_with_transformer_engine_weight_gradients_are_added_in_their_product(mon
 
 
 def test_without_bias_and_dropout_the_residual_is_one_addition() -> None:
-    """Why bias_dropout_fusion stays off: torch leaves dropout of probability 0 out."""
+    """Check why bias_dropout_fusion stays off: torch leaves out dropout of probability 0."""
     x = torch.randn(4, 4, requires_grad=True)
     assert torch.nn.functional.dropout(x, p=0.0, training=True).data_ptr() == x.data_ptr()
     assert not build().bias_dropout_fusion
