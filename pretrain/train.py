@@ -35,7 +35,7 @@ a Hugging Face directory or another run: init_from=...
 """
 
 
-def run(config: RunConfig, world_size: int) -> int:
+def train(config: RunConfig, world_size: int) -> int:
     """Check the rules, train, and return the exit status. Raises: UserError for whatever the user can fix."""
     check_rules(config, world_size)
     quiet_libraries("torch.distributed")
@@ -48,7 +48,7 @@ def run(config: RunConfig, world_size: int) -> int:
 def main() -> None:
     """Exit with the status of the run; see run_composed and pretrain/run/stop.py."""
     listen()
-    sys.exit(run_composed(RUN_TREE, USAGE, run))
+    sys.exit(run_composed(RUN_TREE, USAGE, train))
 
 
 if __name__ == "__main__":

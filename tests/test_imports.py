@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "model/hf": (),  # shipped with exports: its siblings only, relatively
     "model/checkpoint": ("conf", "model.checkpoint"),
     "model/export": ("conf", "model.export", "model.hf"),
-    "model/convert": ("conf", "model.checkpoint", "model.convert", "model.export", "model.megatron.shards"),
+    "model/convert": (
+        *("conf", "model.checkpoint", "model.convert", "model.export", "model.megatron.shards"),
+        "model.hf.rope",  # the maths of YaRN, without transformers
+    ),
     "model/commands": ("conf", "model.commands", "model.hf.options"),
     "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),
     "model/evaluate": ("conf", "model.commands", "model.evaluate", "model.export", "model.hf"),

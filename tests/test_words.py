@@ -51,12 +51,6 @@ def in_backticks(cell: str) -> tuple[str, ...]:
 
 
 WORDS = read_table()
-# Words that the code still uses; this list and PENDING_NAMES become empty with the renames that are under way.
-PENDING = {
-    *("rows", "products", "piece", "pieces", "leaf", "pairs", "answer", "kept", "made again", "maker"),
-    *("behind", "besides", "mend", "told", "facts"),
-}
-PENDING_NAMES = 4
 
 
 @cache
@@ -108,8 +102,6 @@ def uses(word: RetiredWord) -> list[str]:
 @pytest.mark.parametrize("word", WORDS, ids=lambda word: f"{word.word} in {word.scope}")
 def test_a_retired_word_is_not_used(word: RetiredWord) -> None:
     found = uses(word)
-    if word.word in PENDING:
-        pytest.skip(f"{len(found)} uses are left")
     assert not found, f"{len(found)} uses of {word.word!r}; say what CONTRIBUTING.md says instead\n" + "\n".join(found)
 
 
@@ -138,14 +130,10 @@ def test_a_public_name_is_defined_in_one_module() -> None:
                     modules[node.name].add(file)
     twice = [f"{name}: {', '.join(sorted(files))}" for name, files in modules.items() if len(files) > 1]
     twice = [found for found in twice if found.split(":")[0] not in IN_EVERY_COMMAND]
-    assert len(twice) <= PENDING_NAMES, "\n".join(twice)
+    assert not twice, "\n".join(twice)
 
 
 FRAGMENTS = {"Of", "As", "That", "Those", "Behind"}  # first words of a docstring that only the signature explains
-PENDING_FOLDERS = (
-    "model/megatron/",
-    *("tests/bench/gpu/", "tests/bench/joint/", "tests/model/attention/", "tests/model/megatron/"),
-)
 
 
 def docstring_fragments(file: str) -> Iterator[str]:
@@ -157,5 +145,5 @@ def docstring_fragments(file: str) -> Iterator[str]:
 
 
 def test_docstrings_begin_with_a_sentence() -> None:
-    files = [file for file in tracked_files() if file.endswith(".py") and not file.startswith(PENDING_FOLDERS)]
+    files = [file for file in tracked_files() if file.endswith(".py")]
     assert [found for file in files for found in docstring_fragments(file)] == []

@@ -108,8 +108,10 @@ def _points(columns: Columns, name: str, scale: float) -> tuple[np.ndarray, np.n
 
 
 def _draw_losses(axes: Any, history: History, scale: float) -> None:
-    """Draw training faint, its average strong, held-out as rings with the last value written. AR's own loss is shown
-    once: in an AR stage it is the optimised one too."""
+    """Draw training faint, its average strong, held-out as rings with the last value written.
+
+    AR's own loss is shown once: in an AR stage it is the optimised one too.
+    """
     names = [name for name in LOSS_COLORS if history.train.has(name) or history.heldout.has(name)]
     if "ar_loss" in names and "diffusion_loss" not in names:
         names.remove("loss")
