@@ -1,12 +1,16 @@
 """Define the one form in which data reaches a trainer, and name every form that it takes on the way to the loss.
 
-Segments       tokens of one sequence, document by document      data_pipeline/packing/sequence.py
-Batch          B sequences laid out, with a SequenceLayout       data_pipeline/batch.py
-NoisyBatch     a batch and what is masked in it                  data_pipeline/noise.py
-Microbatch     input of one forward:                             pretrain/step/microbatches.py
-               tokens, AttentionPlan (model/attention/plan.py), ScoredPositions (model/megatron/head.py)
-PreparedStep   the microbatches of a step, with loss weights     pretrain/step/microbatches.py
-LossStats      the losses that are logged                        pretrain/objective/losses.py
+    Segments          tokens of one sequence, document by document    data_pipeline/packing/sequence.py
+    SequenceLayout    what each token of a batch belongs to           data_pipeline/batch.py
+    Batch             B sequences, laid out                           data_pipeline/batch.py
+    NoisyBatch        a batch and what is masked in it                data_pipeline/noise.py
+    ScoredPositions   positions with a target and a weight            model/megatron/head.py
+    AttentionPlan     rotation and attention of the forward           model/attention/plan.py
+    Microbatch        input of one forward: tokens and these two      pretrain/step/microbatches.py
+    PreparedStep      the microbatches of a global batch              pretrain/step/microbatches.py
+
+Counts of a step are StepCounts (pretrain/objective/scoring.py), its logged losses LossStats (losses.py beside it).
+`python -m tests.trace_step` prints which of these a training step builds.
 """
 
 from collections.abc import Iterable, Sequence

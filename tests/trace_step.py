@@ -7,6 +7,7 @@ of the training step has to open; tests/pretrain/test_trainer.py bounds them.
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -47,6 +48,13 @@ class Trace:
         owner = type(frame.f_locals.get("self"))
         if frame.f_code.co_name == "__init__" and owner.__module__.startswith(FOLDERS):
             self.dataclasses.add(f"{owner.__module__}.{owner.__qualname__}")
+
+
+def list_forms() -> list[str]:
+    """Return the dataclasses that data become between file and loss, as data_pipeline/batch.py names them."""
+    from data_pipeline import batch
+
+    return re.findall(r"^    ([A-Z]\w+) ", batch.__doc__ or "", re.MULTILINE)
 
 
 def trace_joint_step(directory: Path) -> Trace:
@@ -92,7 +100,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         trace = trace_joint_step(Path(directory))
-    for kind, names in vars(trace).items():
+    built = {name.rpartition(".")[2]: name for name in trace.dataclasses}
+    forms = {built[form] for form in list_forms() if form in built}
+    for kind, names in {**vars(trace), "dataclasses between file and loss": forms}.items():
         print(f"{len(names)} {kind}")
         if arguments.list:
             print("\n".join(f"  {name}" for name in sorted(names)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trace_step import Trace, trace_joint_step
+from tests.trace_step import Trace, list_forms, trace_joint_step
 
 MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 32, 13, 8
 # Where the dataclasses live that hold a batch between the data files and the loss.
@@ -27,3 +27,4 @@ def test_a_joint_step_enters_few_files(trace: Trace) -> None:
 def test_a_batch_is_wrapped_few_times_between_file_and_loss(trace: Trace) -> None:
     wrappers = sorted(name for name in trace.dataclasses if name.startswith(WRAPPERS))
     assert 0 < len(wrappers) <= MAX_WRAPPERS, "\n".join(wrappers)
+    assert {name.rpartition(".")[2] for name in wrappers} == set(list_forms()), "data_pipeline/batch.py names them"
