@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """Say which document and block each of S tokens belongs to; fields are [B, S], int64 or bool.
+    """Says which document and block each of S tokens belongs to; fields are [B, S], int64 or bool.
 
     document_ids: documents numbered from 0 in sequence order; -1 = padding, seen by none.
     block_ids: diffusion blocks numbered from 0 in sequence order; a block never spans two documents, and padding in it
@@ -64,7 +64,7 @@ class SequenceLayout:
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold B packed sequences of S clean tokens; all tensors are on one device.
+    """Holds B packed sequences of S clean tokens; all tensors are on one device.
 
     tokens: [B, S] int64 token ids.
     layout: what each token belongs to; its fields can be read from the batch as well.

@@ -27,7 +27,7 @@ from data_pipeline.storage.tokens import StoredTokens
 
 
 class TokenDataset:
-    """Give the sequences of one source in the form that a stage needs.
+    """Gives the sequences of one source in the form that a stage needs.
 
     seed: of the order. shuffle: a new random order in every epoch; without it the sequences come as they are packed.
     checks_files: compare the files with the manifest; one process of many is enough for that.
@@ -207,7 +207,7 @@ def _round_to_slots(shares: np.ndarray) -> np.ndarray:
 
 @dataclass
 class BatchLoader:
-    """Build the microbatches of one data-parallel rank, reading ahead.
+    """Builds the microbatches of one data-parallel rank, reading ahead.
 
     Position k of a global batch that starts at global sample f is sample f + k, and is sequence b of microbatch m of
     data-parallel rank r with k = (m * data_parallel_size + r) * micro_batch_size + b. So the set of sequences of a

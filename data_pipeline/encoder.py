@@ -19,7 +19,7 @@ DocumentTokens = list[list[int]]
 
 @dataclass(frozen=True)
 class Skip:
-    """Say why a record gives no document.
+    """Says why a record gives no document.
 
     reason: short and the same for all records of the kind; what is counted. detail: of this record.
     """
@@ -32,7 +32,7 @@ class Skip:
 
 
 class RecordEncoder(Protocol):
-    """Turn records into documents.
+    """Turns records into documents.
 
     block_padding_token_id: the token that fills the last block of a document or a response: end-of-sequence of texts,
     end-of-turn of chats.
@@ -50,7 +50,7 @@ class RecordEncoder(Protocol):
 
 
 class TextEncoder:
-    """Encode a text and append the end-of-sequence token. Reserved tokens spelled in a text are ordinary text."""
+    """Encodes a text and appends the end-of-sequence token. Reserved tokens spelled in a text are ordinary text."""
 
     def __init__(self, tokenizer: Tokenizer, eos_token_id: int) -> None:
         tokenizer.encode_special_tokens = True

@@ -19,7 +19,7 @@ from data_pipeline.batch import Batch
 
 @dataclass(frozen=True)
 class NoiseSource:
-    """Name the noise of a run: seed, stage name, split (train or heldout), and the lowest masking probability."""
+    """Names the noise of a run: seed, stage name, split (train or heldout), and the lowest masking probability."""
 
     seed: int
     stage: str
@@ -36,7 +36,7 @@ class NoiseSource:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Hold a batch and its noise: noisy_tokens [B, S], masked [B, S] bool, p_mask [B, S] fp32 masking probability."""
+    """Holds a batch and its noise: noisy_tokens [B, S], masked [B, S] bool, p_mask [B, S] fp32 masking probability."""
 
     batch: Batch
     noisy_tokens: Tensor

@@ -72,7 +72,7 @@ MAX_CACHED_ROUNDS = 4  # of 1 MB each: training and held-out data, and prefetchi
 
 @dataclass(frozen=True)
 class SourceOrder:
-    """Describe a source that is or was in the blend.
+    """Describes a source that is or was in the blend.
 
     sha256: of its content, by which it is recognised. name: the latest one, for messages.
     slots: of a round; 0 for a source that was taken out. sequences: of one of its epochs.
@@ -182,7 +182,7 @@ class BlendOrder:
 
 @dataclass(frozen=True)
 class RoundOrder:
-    """Hold a round. sources: [ROUND_SLOTS] source of every sample. ranks: its samples of that source before it."""
+    """Holds a round. sources: [ROUND_SLOTS] source of every sample. ranks: its samples of that source before it."""
 
     sources: np.ndarray
     ranks: np.ndarray

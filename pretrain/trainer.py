@@ -76,8 +76,8 @@ class Trainer:
             if self._is_due(self.config.evaluation.every_steps):
                 self.evaluate()
             if self._is_due(self.config.checkpoint.every_steps):
-                self._save_safely(self.save)
-        self._save_safely(self.checkpointer.finish)
+                self._save_safely(self.save, SaveFailure.stop if self.is_finished else None)
+        self._save_safely(self.checkpointer.finish, SaveFailure.stop)
         self.report.write_end(self.state, done_before)
         self.report.write_phase(RunPhase.complete, self.state)
         return 0
@@ -164,28 +164,26 @@ class Trainer:
         self._save_safely(self.checkpointer.finish)
         self.checkpointer.save(self.state, self.guard.state)
 
-    def _save_safely(self, action: Callable[[], None], is_last: bool | None = None) -> None:
-        """Run `action`, which saves. Whether a failure ends the run is configured, unless it was the run's last save.
+    def _save_safely(self, action: Callable[[], None], on_failure: SaveFailure | None = None) -> None:
+        """Run `action`, which saves. on_failure: what a failure leads to, where the configuration does not decide it.
 
-        is_last: True if no other save comes after this one, which therefore must work; False if one comes at once.
+        A run's last save must work (stop); one after which another comes at once may fail (go_on).
         """
         try:
             action()
         except SaveError as error:
             self.report.write_event("save_failed", self.state, str(error))
-            was_final = self.is_finished and self.checkpointer.begun_step == self.state.step
-            ends = was_final or self.config.checkpoint.on_failure is SaveFailure.stop
-            if ends if is_last is None else is_last:
+            if (on_failure or self.config.checkpoint.on_failure) is SaveFailure.stop:
                 raise
         self.report.write_saved(self.state, self.checkpointer.take_reports())
 
     def _stop(self, signal: Signals) -> int:
         """Save and return the exit status of a stopped run."""
         self.report.write_event("stop", self.state, f"{signal.name} received: saving, then ending")
-        self._save_safely(self.checkpointer.finish, is_last=False)
+        self._save_safely(self.checkpointer.finish, SaveFailure.go_on)
         if self.checkpointer.last_step != self.state.step:
-            self._save_safely(self.save, is_last=True)
-            self._save_safely(self.checkpointer.finish, is_last=True)
+            self._save_safely(self.save, SaveFailure.stop)
+            self._save_safely(self.checkpointer.finish, SaveFailure.stop)
         self.report.write_phase(RunPhase.stopped, self.state, signal.name)
         dist.barrier()  # launchers end the other ranks when the first one is gone
         return stop.STATUS[signal]

@@ -13,7 +13,7 @@ from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, load_toke
 
 
 class ChatEncoder:
-    """Encode a chat as prompt, response, prompt, response, ... (see data_pipeline.encoder.RecordEncoder).
+    """Encodes a chat as prompt, response, prompt, response, ... (see data_pipeline.encoder.RecordEncoder).
 
     A prompt ends with the generation prompt, a response with its end-of-turn token. Every segment is encoded on its
     own, so no token spans the boundary between a prompt and what decoding adds to it.

@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class ReservedTokens:
-    """Hold patterns of the tokens that a text may not spell.
+    """Holds patterns of the tokens that a text may not spell.
 
     anywhere: in any text. in_responses: in the content of an assistant, which may write its thinking out.
     """
@@ -39,7 +39,7 @@ class ReservedTokens:
 
 
 class _Unusable(Exception):
-    """Carry the Skip from wherever a chat turned out to be unusable."""
+    """Carries the Skip from wherever a chat turned out to be unusable."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)

@@ -17,7 +17,7 @@ from data_pipeline.encoder import Skip
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """Hold a chat as text.
+    """Holds a chat as text.
 
     text: the whole chat. responses: [start, end) characters of what stands in `{% generation %}` tags, in order.
     """

@@ -21,7 +21,7 @@ LONGEST_CHARACTER = 4  # bytes of UTF-8, hence tokens
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """Hold the text of `num_tokens` neighbouring tokens. is_special: one token that is no text, such as end-of-turn."""
+    """Holds the text of `num_tokens` neighbouring tokens. is_special: one token that is no text, like end-of-turn."""
 
     text: str
     num_tokens: int
@@ -29,7 +29,7 @@ class DecodedChunk:
 
 
 class Decoder(Protocol):
-    """Show tokens."""
+    """Shows tokens."""
 
     def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
         """Yield chunks of these tokens, in order, each of as many tokens as it takes to end where a character ends."""
@@ -41,7 +41,7 @@ class Decoder(Protocol):
 
 
 class IdDecoder:
-    """Show numbers, where there is no tokenizer."""
+    """Shows numbers, where there is no tokenizer."""
 
     def decode(self, token_ids: Sequence[int]) -> Iterator[DecodedChunk]:
         """Yield each id as text."""
@@ -53,7 +53,7 @@ class IdDecoder:
 
 
 class TextDecoder:
-    """Show the text of a Hugging Face tokenizer. Raises UserError if tokenizer.json cannot be loaded."""
+    """Shows the text of a Hugging Face tokenizer. Raises UserError if tokenizer.json cannot be loaded."""
 
     def __init__(self, directory: Path) -> None:
         path = directory / "tokenizer.json"

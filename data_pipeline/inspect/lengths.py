@@ -23,7 +23,7 @@ PANEL_INCHES = 2.3
 
 @dataclass(frozen=True)
 class LengthCounts:
-    """Say how often each length occurs. lengths: [n] distinct lengths in tokens, ascending. counts: [n].
+    """Says how often each length occurs. lengths: [n] distinct lengths in tokens, ascending. counts: [n].
 
     n distinct lengths need n^2 / 2 tokens, so those of 10^12 tokens fit in 25 MB.
     """

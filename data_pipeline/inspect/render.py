@@ -23,7 +23,7 @@ PADDING, BLOCK_PADDING_MARK, TIMES = "·", "•", "\u00d7"
 
 @dataclass(frozen=True)
 class Painter:
-    """Turn samples into text. in_colour: colours say what a token is; else brackets do. is_chat: of the documents."""
+    """Turns samples into text. in_colour: colours say what a token is; else brackets do. is_chat: of the documents."""
 
     in_colour: bool
     is_chat: bool

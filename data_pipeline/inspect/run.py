@@ -36,7 +36,7 @@ from data_pipeline.storage.tokens import StoredTokens
 
 @dataclass(frozen=True)
 class Inspection:
-    """Hold what the command line asks for.
+    """Holds what the command line asks for.
 
     path, tokenizer: of the data, and the directory of what made them (None: unknown). mask_token: its text.
     form, seed: of the training whose sequences are shown. noise: None shows a stage without noise.

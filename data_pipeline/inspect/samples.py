@@ -16,7 +16,7 @@ NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 
 
 class PositionKind(Enum):
-    """Say what stands at a position of a sequence.
+    """Says what stands at a position of a sequence.
 
     scored: a token whose loss counts. prompt: one that is only seen. block_padding: one that fills a last block.
     padding: no token at all.
@@ -30,7 +30,7 @@ class PositionKind(Enum):
 
 @dataclass(frozen=True)
 class ShownChunk:
-    """Hold the text of `num_tokens` neighbouring tokens, all masked or none of them; a special token stands alone."""
+    """Holds the text of `num_tokens` neighbouring tokens, all masked or none of them; a special token stands alone."""
 
     text: str
     num_tokens: int
@@ -40,7 +40,7 @@ class ShownChunk:
 
 @dataclass(frozen=True)
 class Span:
-    """Hold the positions [start, end) of one kind and document.
+    """Holds the positions [start, end) of one kind and document.
 
     chunks: their text; one per position of block padding, none of padding.
     """
@@ -54,7 +54,7 @@ class Span:
 
 @dataclass(frozen=True)
 class SampledDocument:
-    """Describe a document within a sequence. start, end: its positions [start, end).
+    """Describes a document within a sequence. start, end: its positions [start, end).
 
     noise: (t, p): its level and masking probability, None without noise. num_masked of num_maskable: tokens that are
     masked, tokens that could be (scored ones and block padding).
@@ -70,7 +70,7 @@ class SampledDocument:
 
 @dataclass(frozen=True)
 class Sample:
-    """Describe one sequence. index: of the global sample.
+    """Describes one sequence. index: of the global sample.
 
     num_positions, num_masked: all and masked positions of each kind. documents: by number, of the whole sequence.
     spans: of the first num_shown positions.

@@ -8,7 +8,7 @@ from conf.system.errors import UserError
 
 @dataclass(frozen=True)
 class SequenceForm:
-    """Say what a training sequence looks like. sequence_length: S. block_size: tokens of a diffusion block.
+    """Says what a training sequence looks like. sequence_length: S. block_size: tokens of a diffusion block.
 
     alignment: documents and responses start at its multiples: block_size where blocks are noised, 1 where not.
     isolate_documents, block_padding_loss, overlong_chats: as in conf.schema.DataConfig.

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackingIndexBuilder:
-    """Find or build the index of `stored` under `packer`.
+    """Finds or builds the index of `stored` under `packer`.
 
     checks_files: compare the shards' files with what they were when the index was built, and with their manifest.
     """

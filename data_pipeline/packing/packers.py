@@ -25,7 +25,7 @@ MAX_CACHED_WINDOWS = 64
 
 @dataclass(frozen=True)
 class PackingCounts:
-    """Count what one pass over the data holds.
+    """Counts what one pass over the data holds.
 
     sequences; documents: those that are used. tokens: of them, scored_tokens: those of responses and texts.
     block_padding_tokens, padding_tokens: positions without text; tokens and these two add up to sequences * S.
@@ -51,7 +51,7 @@ class PackingCounts:
 
 @dataclass(frozen=True)
 class PackingIndex:
-    """Say where the sequences of a dataset are.
+    """Says where the sequences of a dataset are.
 
     entries: int32 [n, 2] of all shards, end to end, memory-mapped. entry_starts: [shards + 1] where each shard's lie.
     sequence_starts: [shards + 1] number of each shard's first sequence. counts: of the whole dataset.
@@ -70,7 +70,7 @@ class PackingIndex:
 
 
 class Packer(Protocol):
-    """Make sequences of `form.sequence_length` positions of the documents of a shard."""
+    """Makes sequences of `form.sequence_length` positions of the documents of a shard."""
 
     @property
     def form(self) -> SequenceForm:
@@ -93,7 +93,7 @@ def build_packer(kind: DocumentKind, form: SequenceForm) -> Packer:
 
 @dataclass(frozen=True)
 class TextPacker:
-    """Cut texts into sequences. Entry: the document and the token within it that a sequence begins with."""
+    """Cuts texts into sequences. Entry: the document and the token within it that a sequence begins with."""
 
     form: SequenceForm
 
@@ -156,7 +156,7 @@ class TextPacker:
 
 @dataclass(frozen=True)
 class ChatPacker:
-    """Pack whole chats. Entry: 0 and the sequences before a window; a last one holds the sequences of the shard."""
+    """Packs whole chats. Entry: 0 and the sequences before a window; a last one holds the sequences of the shard."""
 
     form: SequenceForm
 
@@ -189,7 +189,7 @@ class ChatPacker:
 
 @dataclass(frozen=True)
 class Window:
-    """Hold packed chats. sequences: the chats (document numbers) of each sequence."""
+    """Holds packed chats. sequences: the chats (document numbers) of each sequence."""
 
     sequences: list[list[int]]
     counts: PackingCounts

@@ -20,7 +20,7 @@ from data_pipeline.packing.form import SequenceForm
 
 @dataclass(frozen=True)
 class Segments:
-    """Hold the N segments of one sequence, in order.
+    """Holds the N segments of one sequence, in order.
 
     tokens: all of their tokens, end to end. lengths: [N] tokens of each. documents: [N] number of the document each
     belongs to, from 0. is_prompt: [N] bool, True where nothing is scored.

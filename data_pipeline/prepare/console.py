@@ -17,7 +17,7 @@ LINE_SECONDS = 10.0
 
 
 class SourceProgress:
-    """Show bytes read of `total` (0: unknown), tokens made and records left out, on stderr. A context manager."""
+    """Shows bytes read of `total` (0: unknown), tokens made and records left out, on stderr. A context manager."""
 
     def __init__(self, name: str, total: int, done: int) -> None:
         self._name, self._total, self._done = name, total, done
@@ -69,7 +69,7 @@ class SourceProgress:
 
 
 class _RateColumn(TextColumn):
-    """Show the tokens per second of this run."""
+    """Shows the tokens per second of this run."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -85,7 +85,7 @@ def _build_bar(console: Console) -> Progress:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """Report what was done for a source.
+    """Reports what was done for a source.
 
     tokens_per_second, seconds: of this run; 0 where the dataset was there already. skipped: records by reason.
     warnings: what the user should look at.

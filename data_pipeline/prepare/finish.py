@@ -29,7 +29,7 @@ LEFTOVERS = [f".{name}.*{PARTIAL_SUFFIX}" for name in ("shard_*", PLAN_NAME, MAN
 
 @dataclass(frozen=True)
 class LocatedShard:
-    """Hold a complete shard and its place in the input. offset: number of the part's first record there."""
+    """Holds a complete shard and its place in the input. offset: number of the part's first record there."""
 
     part: Part
     shard: CompleteShard

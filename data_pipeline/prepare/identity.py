@@ -18,7 +18,7 @@ LOCK_NAME = ".lock"
 
 
 class BegunOtherwise(UserError):
-    """Say that a folder is being made, or was made, of other inputs or with other settings."""
+    """Says that a folder is being made, or was made, of other inputs or with other settings."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ LARGEST_BATCH_RECORDS = 1024
 
 @dataclass(frozen=True)
 class Part:
-    """Describe a unit of work: a stretch of one input that one worker reads from beginning to end.
+    """Describes a unit of work: a stretch of one input that one worker reads from beginning to end.
 
     reader: jsonl, stream, parquet, saved or hub (see plan.py).
     name: of the input in manifests. path: of the input in error messages.
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """Hold the parts of a source, in order, and what identifies its content.
+    """Holds the parts of a source, in order, and what identifies its content.
 
     inputs: {name, bytes, sample_sha256} of every input; of the hub's files the name alone, which holds the commit.
     empty_inputs: paths of files without a byte.
@@ -54,7 +54,7 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Selection:
-    """Choose the records to take: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
+    """Chooses the records to take: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
 
     The hash of a record's content decides: so neither the name of its file nor the records before it matter, and copies
     of a document are never on both sides.
@@ -77,7 +77,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Say what to read of a part. batch_bytes: about as much text as is read before it is encoded."""
+    """Says what to read of a part. batch_bytes: about as much text as is read before it is encoded."""
 
     column: str
     selection: Selection
@@ -86,7 +86,7 @@ class Wanted:
 
 @dataclass
 class RecordBatch:
-    """Hold neighbouring records of a part.
+    """Holds neighbouring records of a part.
 
     numbers, values: of the records taken; a value is the column's content, or Skip where there is none.
     end: number of the record after the last one read. text_bytes: read, taken or not. progress: of Part.size.

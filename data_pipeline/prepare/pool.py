@@ -34,7 +34,7 @@ def num_cores() -> int:
 
 
 class WorkerPool:
-    """Run up to `num_workers` processes that do the tasks of one job. A context manager, which ends all of them."""
+    """Runs up to `num_workers` processes that do the tasks of one job. A context manager, which ends all of them."""
 
     def __init__(self, job: Job, num_workers: int) -> None:
         self._job = job

@@ -68,7 +68,7 @@ class TokenizeTask:
 
 @dataclass
 class Advance:
-    """Report what was done since the last report. progress: of Part.size. skipped: records."""
+    """Reports what was done since the last report. progress: of Part.size. skipped: records."""
 
     progress: int
     tokens: int
@@ -77,12 +77,12 @@ class Advance:
 
 @dataclass(frozen=True)
 class Done:
-    """Report that a task is done."""
+    """Reports that a task is done."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Report that a task failed. message: for users if is_user_error, else a traceback."""
+    """Reports that a task failed. message: for users if is_user_error, else a traceback."""
 
     message: str
     is_user_error: bool
@@ -90,7 +90,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class CompleteShard:
-    """Describe a shard that is on disk.
+    """Describes a shard that is on disk.
 
     first_record, end_record: counted from the part's first record. num_records: taken, skipped ones included.
     skipped: records left out, by reason. progress: of Part.size. is_last: whether the part ends here.
@@ -130,7 +130,7 @@ def tokenize_part(job: Job, task: TokenizeTask, encoder: RecordEncoder, report: 
 
 
 class _OpenShard:
-    """Write one shard."""
+    """Writes one shard."""
 
     def __init__(self, job: Job, part: Part, number: int, first_record: int) -> None:
         self.number, self.end_record, self.text_bytes = number, first_record, 0

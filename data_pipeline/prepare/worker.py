@@ -17,7 +17,7 @@ REPORT_SECONDS = 0.2
 
 
 class _Reporter:
-    """Add up what is reported and send the sum now and then."""
+    """Adds up what is reported and sends the sum now and then."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -20,7 +20,7 @@ from data_pipeline.storage.manifest import bin_path, index_path
 
 @dataclass(frozen=True)
 class ShardContents:
-    """Describe what a shard holds; see storage.manifest.ShardManifest."""
+    """Describes what a shard holds; see storage.manifest.ShardManifest."""
 
     documents: int
     tokens: int
@@ -32,7 +32,7 @@ class ShardContents:
 
 
 class ShardWriter:
-    """Collect documents in files with temporary names; `publish` flushes the files and gives them their final names.
+    """Collects documents in files with temporary names; `publish` flushes the files and gives them their final names.
 
     Memory is 4 bytes per sequence and per document; tokens go to the file at once.
     Raises UserError naming the file when it cannot be written (full disk, no permission).

@@ -34,7 +34,7 @@ Stamp = list[int]
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """Describe one `.bin`/`.idx` pair in megatron-core's format.
+    """Describes one `.bin`/`.idx` pair in megatron-core's format.
 
     name: prefix of its files within the dataset's folder.
     documents, tokens: counts; tokens include the end-of-sequence token of every text.
@@ -62,7 +62,7 @@ class ShardManifest:
 
 @dataclass(frozen=True)
 class DatasetManifest:
-    """Describe the whole dataset.
+    """Describes the whole dataset.
 
     kind: text or chat (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: prompt, response,
         prompt, response, ...; a text is one sequence.

@@ -27,7 +27,7 @@ from data_pipeline.storage.manifest import (
 
 
 class Shard:
-    """Read the memory-mapped tokens of one shard, whose documents lie end to end, as do the segments of a document.
+    """Reads the memory-mapped tokens of one shard, whose documents lie end to end, as do the segments of a document.
 
     expected_tokens: their number according to a manifest.
 
@@ -95,7 +95,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoredTokens:
-    """Give access to the tokens at `path`, shard by shard.
+    """Gives access to the tokens at `path`, shard by shard.
 
     manifest: None for data of other tools. kind: text or chat. num_shards: those that hold a document.
 

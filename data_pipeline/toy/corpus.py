@@ -52,7 +52,7 @@ type Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass
 class TextSplit:
-    """Hold documents (one source file each) to train on, and documents to evaluate with."""
+    """Holds documents (one source file each) to train on, and documents to evaluate with."""
 
     train: list[str]
     heldout: list[str]
@@ -94,7 +94,7 @@ def load_standard_library(root: Path | None = None) -> TextSplit:
 
 @dataclass(frozen=True)
 class ChatSplit:
-    """Hold chats, each {"messages": [...]}, to train on and to evaluate with. They come from different files."""
+    """Holds chats, each {"messages": [...]}, to train on and to evaluate with. They come from different files."""
 
     train: list[dict[str, Any]]
     heldout: list[dict[str, Any]]

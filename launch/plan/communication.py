@@ -14,7 +14,7 @@ from launch.plan.rank_shape import FP32, RankShape
 
 @dataclass(frozen=True)
 class Traffic:
-    """Describe the collectives of one kind in one group.
+    """Describes the collectives of one kind in one group.
 
     group: tensor, context, pipeline or data (which includes context). size: ranks of the group. span: consecutive ranks
     that contain it. count: per step, of the pipeline stage with most of them. message_bytes: the whole of each.

@@ -9,7 +9,7 @@ GIGA = 1e9
 
 @dataclass(frozen=True)
 class HardwareProfile:
-    """Describe a cluster of equal nodes by data-sheet numbers; the defaults are those of H100 nodes.
+    """Describes a cluster of equal nodes by data-sheet numbers; the defaults are those of H100 nodes.
 
     peak_flops: dense bf16 FLOP/s per GPU. mfu: share of the peak that is assumed while a GPU computes.
     memory_bytes: per GPU. reserve_bytes: part of it for the CUDA context, NCCL, kernel workspaces and fragmentation.

@@ -17,7 +17,7 @@ SECONDS_PER_DAY = 86400
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """Hold the predictions for one configuration on `num_gpus` GPUs.
+    """Holds the predictions for one configuration on `num_gpus` GPUs.
 
     shape: of one rank. work: of one step on all GPUs. ar_work: the same step without diffusion. memory: per pipeline
     stage. traffic: what a GPU sends per step. checkpoint_bytes: of one complete checkpoint, with optimizer state.

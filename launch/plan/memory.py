@@ -8,7 +8,7 @@ from launch.plan.rank_shape import FP32, RankShape
 
 @dataclass(frozen=True)
 class PipelineStageMemory:
-    """Hold the bytes on a GPU of one pipeline stage.
+    """Holds the bytes on a GPU of one pipeline stage.
 
     gradients: fp32 sums. optimizer: fp32 weights and Adam's two moments, this rank's share. activations: saved for the
     backward of all microbatches in flight. logits: of scoring on the last pipeline stage, with the gradients formed

@@ -11,7 +11,7 @@ FP32 = Dtype.fp32.num_bytes  # bytes per element of gradients, optimizer state a
 
 @dataclass(frozen=True)
 class Kernels:
-    """Name the implementation of the layers, which decides what is saved for the backward pass.
+    """Names the implementation of the layers, which decides what is saved for the backward pass.
 
     attention: flex or cpu. transformer_engine: Transformer Engine's layers, otherwise megatron-core's own.
     """
@@ -26,7 +26,7 @@ CPU_KERNELS = Kernels(AttentionBackend.cpu, transformer_engine=False)
 
 @dataclass(frozen=True)
 class RankShape:
-    """Describe one rank's share of a run.
+    """Describes one rank's share of a run.
 
     element_bytes: of weights and activations. micro_batch_size: sequences per forward. num_microbatches: per rank and
     step. doubled: sequences are [noisy | clean]. num_scored_positions: of a microbatch on a rank, at most: with every

@@ -14,7 +14,7 @@ LARGEST_CONTEXT, LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 16, 8
 
 @dataclass(frozen=True)
 class Search:
-    """Hold the result of search_layouts.
+    """Holds the result of search_layouts.
 
     feasible: fastest first. smallest: the layout that needs least memory, whether it fits or not. tried: how many
     layouts the rules allow. refused: how many they reject. example: the message for one of the rejected.

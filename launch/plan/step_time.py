@@ -29,7 +29,7 @@ BACKWARD_SHARE, FORWARD_SHARE = 2 / 3, 1 / 3
 
 @dataclass(frozen=True)
 class StepTime:
-    """Hold the seconds of one step by part (see the module)."""
+    """Holds the seconds of one step by part (see the module)."""
 
     compute: float
     recomputation: float

@@ -8,7 +8,7 @@ from pretrain.costs import StepFlops, count_attended_pairs, count_step_flops
 
 @dataclass(frozen=True)
 class StepWork:
-    """Count one step of the global batch.
+    """Counts one step of the global batch.
 
     tokens: clean ones. positions: of all forwards. attended_pairs: (query, key) pairs that the mask allows.
     scored_positions: expected number if every token is scored (of chats only responses are). flops: useful ones,

@@ -25,7 +25,7 @@ RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP
 
 @dataclass(frozen=True)
 class DryBatchOutcome:
-    """Hold what the first rank measured (`values`; None if it failed) and all output of the processes."""
+    """Holds what the first rank measured (`values`; None if it failed) and all output of the processes."""
 
     values: dict[str, Any] | None
     output: str

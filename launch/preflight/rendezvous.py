@@ -15,7 +15,7 @@ ANY_PORT = 0
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Say where the ranks of a job meet.
+    """Says where the ranks of a job meet.
 
     variable: what to set to change the port. is_certain: False where launch/local.sh would take any free port.
     """

@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass
 class TrainingJob:
-    """Describe the run that is to start, and pass on what earlier checks have learned about it.
+    """Describes the run that is to start, and passes on what earlier checks have learned about it.
 
     nodes, gpus_per_node: of the job; on CPU runs a rank is a process. gpus: devices of this machine, set by the check
     of devices. data, start: set by the checks of training data and of the start; None until then.
@@ -70,7 +70,7 @@ class Result(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """Hold one result of a check.
+    """Holds one result of a check.
 
     detail: what was found and, unless it is ok, what to do. check: name of the check, which the runner fills in.
     """
@@ -97,7 +97,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class PreflightCheck:
-    """Name a check and what it depends on.
+    """Names a check and what it depends on.
 
     run: yields at least one finding; an exception counts as a failed one. needs: names of earlier checks.
     """

@@ -12,7 +12,7 @@ from model.export.draft_adapter import ADAPTER_FOLDER
 
 @dataclass(frozen=True)
 class QuickstartFolder:
-    """Name what lies in `<root>/quickstart/`.
+    """Names what lies in `<root>/quickstart/`.
 
     conf/data/quickstart.yaml, conf/experiment/quickstart_*.yaml and conf/drafter/experiment/quickstart.yaml use the
     same names. root: parent of run folders (`run.root`).

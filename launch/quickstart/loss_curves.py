@@ -18,7 +18,7 @@ HEADROOM = 1.1  # of the y axis, for stage titles and legend
 
 @dataclass
 class StageCurves:
-    """Hold the metrics.jsonl entries of one stage in the order of steps, training and held-out data apart."""
+    """Holds the metrics.jsonl entries of one stage in the order of steps, training and held-out data apart."""
 
     stage: str
     train: list[dict[str, Any]]
@@ -95,6 +95,8 @@ def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str
     if not tokens:
         return
     style = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.6, "linewidth": 0}
+    from matplotlib.patheffects import withStroke
+
     label = f"{LABELS[name]}, held-out"
     axes.plot(tokens, losses, color=COLORS[name], label=label, zorder=5, clip_on=False, **style)
     axes.annotate(
@@ -106,6 +108,8 @@ def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str
         color=COLORS[name],
         fontsize=9,
         weight="bold",
+        path_effects=[withStroke(linewidth=3, foreground="white")],  # legible on top of a curve
+        zorder=6,
     )
 
 

@@ -36,7 +36,7 @@ Generate = Callable[..., tuple[Tensor, int]]
 
 @dataclass
 class ModeMeasurement:
-    """Hold the numbers of one mode on all prompts, greedy, in fp32.
+    """Holds the numbers of one mode on all prompts, greedy, in fp32.
 
     new_tokens, num_forwards: totals. tokens_per_forward, tokens_per_second: their ratios.
     acceptance_length: mean tokens per draft-verify cycle on the continuations; None for modes that do not draft.
@@ -56,7 +56,7 @@ class ModeMeasurement:
 
 @dataclass
 class Continuations:
-    """Hold greedy continuations [num_prompts][new tokens], the forwards of each, and the seconds of all."""
+    """Holds greedy continuations [num_prompts][new tokens], the forwards of each, and the seconds of all."""
 
     tokens: list[list[int]]
     num_forwards: list[int]

@@ -27,7 +27,7 @@ BREAK_EVEN = 2.0  # a draft-verify cycle costs two forwards, AR one per token
 
 @dataclass
 class SummaryCheck:
-    """State one thing that must hold. value, wanted: for reading."""
+    """States one thing that must hold. value, wanted: for reading."""
 
     name: str
     value: str

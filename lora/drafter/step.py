@@ -93,7 +93,7 @@ class DraftStep(nn.Module):
         if visibility.mask is not None:
             visibility = Visibility(mask=_build_bias(visibility.mask, hidden.dtype))
         cache.begin(num_new, tokens.device)
-        encoded = encoder(hidden, encoder.rotary(position_ids, hidden.dtype), visibility, cache)
+        encoded = encoder(hidden, self.base.rotary(position_ids, hidden.dtype), visibility, cache)
         if commit:
             cache.advance(num_new)
         return encoded

@@ -27,7 +27,7 @@ MIN_CHUNK_LENGTH = 512
 
 @dataclass(frozen=True)
 class ContextShard:
-    """Name one rank's part of every sequence.
+    """Names one rank's part of every sequence.
 
     rank, size: in the rank's context-parallel group; group: None for size 1. block_size: chunks are multiples of it.
     min_chunk_length: positions of a chunk, at least, where there is more than one round.
@@ -98,7 +98,7 @@ def find_context_shard(block_size: int) -> ContextShard:
 
 @dataclass(frozen=True)
 class ContextAttention:
-    """Let this rank's positions attend over the clean positions of all ranks.
+    """Lets this rank's positions attend over the clean positions of all ranks.
 
     attend: query [B, H, R, D], key and value [B, G, N + S, D] -> [B, H, R, D]. num_clean: this rank's, S / size.
     """
@@ -114,7 +114,7 @@ class ContextAttention:
 
 
 class GatherCleanKeys(torch.autograd.Function):
-    """Exchange this rank's clean keys and values for the whole sequence's; one collective each way."""
+    """Exchanges this rank's clean keys and values for the whole sequence's; one collective each way."""
 
     @staticmethod
     def forward(ctx: Any, key: Tensor, value: Tensor, shard: ContextShard, num_clean: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FlexAttention:
-    """Attend under one layout; block_mask is torch's BlockMask."""
+    """Attends under one layout; block_mask is torch's BlockMask."""
 
     block_mask: Any
 

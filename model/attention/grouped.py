@@ -22,7 +22,7 @@ GROUP_SIZE = 128
 
 @dataclass(frozen=True)
 class Group:
-    """Let positions [start, stop) of a half attend to clean keys [0, prefix) and noisy keys [low, high).
+    """Lets positions [start, stop) of a half attend to clean keys [0, prefix) and noisy keys [low, high).
 
     mask: [B, 1, positions, keys] bool; None: all are seen.
     """
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class GroupedAttention:
-    """Attend under one layout.
+    """Attends under one layout.
 
     num_noisy: noisy positions, before the clean ones. clean_groups: None where the whole clean half is one call under
     clean_mask [B, 1, S, S]; that is None where it is causal throughout.

@@ -34,7 +34,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Hold what every layer's attention needs from a batch.
+    """Holds what every layer's attention needs from a batch.
 
     rotation: of queries and keys by position id. attend: query, key, value [B, heads, R, D] -> [B, H, R, D].
     last_positions: [N], index into the flattened [R, B] positions of those that the last layer continues with after
@@ -51,7 +51,7 @@ class AttentionPlan:
 
 
 class CoreAttention(MegatronModule):
-    """Rotate, scale and attend over the heads of this tensor-parallel rank, as megatron-core's SelfAttention calls it.
+    """Rotates, scales and attends over the heads of this tensor-parallel rank, as called by megatron-core.
 
     It has no parameters.
     """
@@ -81,7 +81,7 @@ class CoreAttention(MegatronModule):
 
 @dataclass
 class PlanBuilder:
-    """Turn layouts (given on the CPU) into plans on `device`; plans of regular layouts are cached.
+    """Turns layouts (given on the CPU) into plans on `device`; plans of regular layouts are cached.
 
     shard: which positions of every sequence this rank holds; layouts are those of whole sequences.
     """

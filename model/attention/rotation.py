@@ -20,7 +20,7 @@ MAX_FORMS = 32
 
 @dataclass(frozen=True)
 class Rotation:
-    """Hold what rotates and scales the heads of a forward.
+    """Holds what rotates and scales the heads of a forward.
 
     cos, sin: [R, B or 1, 1, D], the first half of sin negated. query_scale: [R, B or 1, 1, 1]; None: all are 1.
     Positions come first, as megatron-core lays tensors out.
@@ -32,7 +32,7 @@ class Rotation:
 
 
 class RotationBuilder:
-    """Turn position ids into rotations; frequencies and YaRN's factor are computed once, by model/hf/rope.py."""
+    """Turns position ids into rotations; frequencies and YaRN's factor are computed once, by model/hf/rope.py."""
 
     def __init__(self, rope: RopeConfig, head_dim: int) -> None:
         """Compute the frequencies [D / 2] of `rope`."""
@@ -75,7 +75,7 @@ def apply_rotation(x: Tensor, rotation: Rotation, scale: bool = False) -> Tensor
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotate linearly, so that nothing of x is saved: the backward rotates by the opposite angles."""
+    """Rotates linearly, so that nothing of x is saved: the backward rotates by the opposite angles."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rotation: Rotation, scale: bool) -> Tensor:

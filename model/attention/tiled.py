@@ -79,7 +79,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class TiledAttention:
-    """Attend under a regular layout: length S, block size, and whether positions are [noisy | clean]."""
+    """Attends under a regular layout: length S, block size, and whether positions are [noisy | clean]."""
 
     sequence_length: int
     block_size: int

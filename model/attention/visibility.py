@@ -22,7 +22,7 @@ NO_DOCUMENT = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class VisibleKeys:
-    """Hold what each of R positions sees: noisy keys [noisy_start, noisy_stop), clean keys [clean_start, clean_stop).
+    """Holds what each of R positions sees: noisy keys [noisy_start, noisy_stop), clean keys [clean_start, clean_stop).
 
     All four are int32 [B, R]; noisy and clean keys are each counted from 0. num_noisy, num_clean: how many keys there
     are of each; noisy ones come first, and the first num_noisy positions are noisy as well.

@@ -2,6 +2,9 @@
 
 The direction follows from what FROM is: a Hugging Face directory (Ministral 3 or tri-mode) becomes a run folder with
 one checkpoint and its tokenizer; a run folder or step directory becomes a tri-mode Hugging Face directory.
+
+`python -m model.convert --refresh DIR` brings an export that an earlier version wrote up to date: its code, what
+tokenizer_config.json says to other versions of transformers, and SHA256SUMS. The weights stay.
 """
 
 import argparse
@@ -31,14 +34,18 @@ DEFAULT_SHARD_SIZE = "5GB"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return 0, 2 after an error message, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    return exit_status(lambda: _convert(options), interrupted="interrupted: partial results were removed")
+    run = _convert if options.refresh is None else _refresh
+    return exit_status(lambda: run(options), interrupted="interrupted: partial results were removed")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the command line."""
-    parser = argparse.ArgumentParser(prog="python -m model.convert", description=__doc__)
-    parser.add_argument("--from", dest="source", required=True, help="Hugging Face directory, run folder or step")
-    parser.add_argument("--to", dest="target", required=True, help="directory to create")
+    parser = argparse.ArgumentParser(
+        prog="python -m model.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--from", dest="source", help="Hugging Face directory, run folder or step")
+    parser.add_argument("--to", dest="target", help="directory to create")
+    parser.add_argument("--refresh", type=Path, metavar="DIR", help="instead of --from and --to: an export to refresh")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at --to")
     parser.add_argument(
         "--dtype", choices=DTYPE_NAMES, help="format of the written weights; default: import as is, export bf16"
@@ -54,10 +61,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refresh(options: argparse.Namespace) -> None:
+    from model.convert.refresh import refresh_export
+    from model.convert.safetensors_reader import some
+
+    others = [name for name, value in vars(options).items() if value and name != "refresh"]
+    if others:
+        option = {"source": "from", "target": "to"}.get(others[0], others[0].replace("_", "-"))
+        raise UserError(f"--{option} has no effect beside --refresh: leave one of them out")
+    try:
+        changed = refresh_export(options.refresh)
+    except OSError as error:
+        raise UserError(f"cannot write {options.refresh}: {error}; it is as before") from error
+    done = [
+        f"{what} {some(names)}" for what, names in (("wrote", changed.written), ("removed", changed.removed)) if names
+    ]
+    print(f"{options.refresh}: {', '.join(done) or 'nothing to refresh'}; the weights are untouched")
+
+
 def _convert(options: argparse.Namespace) -> None:
     from model.convert.checkpoint_info import is_hf_directory
     from model.convert.conversion import check_target
 
+    if options.source is None or options.target is None:
+        raise UserError("give --from and --to, or --refresh with the folder of an export")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     source, target = Path(options.source), Path(options.target)
     begin = time.monotonic()

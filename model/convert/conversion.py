@@ -188,6 +188,7 @@ def export_checkpoint(
     progress.start(2 * parameters * dtype.itemsize)
     with atomic_directory(target, replace=replace) as partial:
         hf_target.copy_tokenizer_files(tokenizer, partial)
+        hf_target.write_portable_tokenizer_config(partial)
         hf_target.copy_code(partial)
         hf_target.write_config_files(partial, manifest, model, dtype)
         checksums = _write_tensors(partial, reader, table, specs, model, max_shard_bytes, progress)

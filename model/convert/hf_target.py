@@ -25,11 +25,12 @@ from model.export.shipped_code import list_code_files
 
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 # The files of a tokenizer; nothing else is copied.
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_NAME,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -75,17 +76,43 @@ def copy_tokenizer_files(source: Path, directory: Path) -> None:
             shutil.copyfile(source / name, directory / name)
 
 
+def build_portable_tokenizer_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return tokenizer_config.json in the words that transformers 4.57 and 5 share; nothing else changes.
+
+    The class is one that takes tokenizer.json as it is, which is how this project reads it: the classes of some
+    families build another pre-tokenizer, and TokenizersBackend exists in version 5 alone. Version 5 also calls the
+    special tokens without a name extra_special_tokens, where 4.57 expects names.
+    """
+    portable = config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if isinstance(portable.get("extra_special_tokens"), list):
+        tokens = [*(portable.get("additional_special_tokens") or []), *portable.pop("extra_special_tokens")]
+        portable["additional_special_tokens"] = list(dict.fromkeys(tokens))
+    return portable
+
+
+def write_portable_tokenizer_config(directory: Path) -> None:
+    """Rewrite tokenizer_config.json in `directory` for every supported transformers. Raises: UserError if damaged."""
+    config = read_tokenizer_config(directory)
+    if (portable := build_portable_tokenizer_config(config)) != config:
+        _write_json(directory / TOKENIZER_CONFIG_NAME, portable)
+
+
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+    """Read tokenizer_config.json; empty if there is none. Raises: UserError if it is damaged."""
+    path = directory / TOKENIZER_CONFIG_NAME
+    return read_json_object(path, f"{path} is missing") if path.is_file() else {}
+
+
 def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> None:
     """Give the tokenizer in `directory` a chat template, and the end of a turn as its end of sequence.
 
     Raises:
         UserError: the tokenizer has no such token.
     """
-    path = directory / "tokenizer_config.json"
-    config = read_json_object(path, f"{path} is missing") if path.is_file() else {}
+    config = read_tokenizer_config(directory)
     config.pop("chat_template", None)  # the file written below is the only definition
     config["eos_token"] = token_text(directory, end_of_turn_id)
-    _write_json(path, config)
+    _write_json(directory / TOKENIZER_CONFIG_NAME, config)
     atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 
@@ -95,5 +122,10 @@ def copy_code(directory: Path) -> None:
         shutil.copyfile(path, directory / path.name)
 
 
+def format_json(values: dict[str, Any]) -> str:
+    """Return a configuration file's text."""
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    atomic_write_text(path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+    atomic_write_text(path, format_json(values))

@@ -1,12 +1,17 @@
 """Writes config.json of a tri-mode (NLD) export: the manifest in the keys of the released format."""
 
 from dataclasses import asdict
+from importlib import metadata
 from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
 from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE
 
+AUTO_MAP = {
+    "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
+    "AutoModel": f"{MODELING_MODULE}.NemotronLabsDiffusionModel",
+}
 # Keys of the released format that no field of the manifest decides. An imported export keeps its own values.
 _RELEASED_VALUES: dict[str, Any] = {
     "dlm_paradigm": "bidirectional",  # how a block is decoded; training is block-causal
@@ -24,7 +29,15 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, eos)
-    return _RELEASED_VALUES | manifest.export | decided
+    return _RELEASED_VALUES | manifest.export | decided | {"transformers_version": read_transformers_version()}
+
+
+def read_transformers_version() -> str:
+    """Return the version for config.json: without one, transformers 4.57.3 and 5.0 take the tokenizer for a broken one.
+
+    They warn of Mistral's old pre-tokenizer for every vocabulary above 100,000 unless the file says that it is newer.
+    """
+    return metadata.version("transformers")
 
 
 def select_preserved_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
@@ -49,10 +62,7 @@ def _decided_values(
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
         "model_type": NLD_TYPE,
-        "auto_map": {
-            "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
-            "AutoModel": f"{MODELING_MODULE}.NemotronLabsDiffusionModel",
-        },
+        "auto_map": AUTO_MAP,
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,

@@ -38,6 +38,15 @@ def find_needed_files(folder: Path, first: Iterable[str]) -> tuple[set[str], set
     return found, missing
 
 
+def find_indirect_files(folder: Path, first: str) -> list[str]:
+    """List the files that `first` needs but does not import itself, sorted. Raises: as find_needed_files.
+
+    Before version 5.11 transformers copies from a local folder only what the file named in auto_map imports itself.
+    """
+    direct = {f"{module}.py" for module in _find_relative_imports(folder / first)}
+    return sorted(find_needed_files(folder, [first])[0] - direct - {first})
+
+
 def defines_class(path: Path, name: str) -> bool:
     """Return whether the file defines class `name` at its top level. Raises: as find_needed_files."""
     tree = _parse(path)

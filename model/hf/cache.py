@@ -167,7 +167,7 @@ class CachedModel:
         self.num_positions = 0
         self._model = model
         self._masks = MaskBuilder(config.num_attention_heads // config.num_key_value_heads, weight.dtype)
-        self._table = model.encoder.rotary.build_table(capacity, weight.dtype, self.device)
+        self._table = model.rotary.build_table(capacity, weight.dtype, self.device)
         self._adapter = DraftAdapter(model)
         self._layouts: dict[tuple[int, bool], TokenLayout] = {}
 
@@ -225,8 +225,7 @@ class CachedModel:
 
     def _encode_positions(self, layout: TokenLayout, lengths: Tensor | None, start: int) -> PositionEncoding:
         if self._table.num_positions < self.cache.capacity:
-            rotary = self._model.encoder.rotary
-            self._table = rotary.build_table(self.cache.capacity, self._masks.dtype, self.device)
+            self._table = self._model.rotary.build_table(self.cache.capacity, self._masks.dtype, self.device)
         if lengths is None and layout.offsets is None:
             return self._table.take_range(start, start + layout.num_tokens)
         offsets = layout.offsets

@@ -3,6 +3,11 @@
 from typing import Any
 
 from transformers import PretrainedConfig
+from transformers.utils.versions import require_version
+
+# Before anything else: with an older version the files that need it would fail one by one, in other words.
+for _name, _oldest in {"transformers": "4.57", "torch": "2.5"}.items():
+    require_version(f"{_name}>={_oldest}", f"This checkpoint's code needs it: pip install -U {_name}")
 
 REQUIRED_ROPE_KEYS = ("rope_theta", "factor", "original_max_position_embeddings", "llama_4_scaling_beta")
 
@@ -85,7 +90,6 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.initializer_range = initializer_range
         self.max_position_embeddings = max_position_embeddings
-        self.rope_parameters = rope_parameters if rope_parameters is not None else default_rope_parameters()
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
         self.mask_token_id = mask_token_id
@@ -95,7 +99,13 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
         self.ar_loss_weight = ar_loss_weight
         self.dp_varying_mask_ratio = dp_varying_mask_ratio
         kwargs.update(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+        if "rope_scaling" in kwargs:
+            raise ValueError(
+                "rope_scaling is the older name of rope_parameters: rename it, and move rope_theta into it"
+            )
         super().__init__(**kwargs, tie_word_embeddings=tie_word_embeddings)  # pyright: ignore[reportCallIssue]
+        # Set last: the base class of transformers 5.0 to 5.9 would complain of llama_4_scaling_beta. Checked below.
+        self.rope_parameters = rope_parameters if rope_parameters is not None else default_rope_parameters()
         _check_architecture(self)
         _check_rope(self.rope_parameters)
 

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_mask import ALL_SEEN, Visibility
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .rope import PositionEncoding, RotaryEmbedding, rotate
+from .rope import PositionEncoding, rotate
 
 NO_POSITIONS, ALL_POSITIONS = slice(0, 0), slice(None)
 
@@ -154,7 +154,6 @@ class NemotronLabsDiffusionEncoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(NemotronLabsDiffusionLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = NemotronLabsDiffusionRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim)
 
     def forward(
         self,

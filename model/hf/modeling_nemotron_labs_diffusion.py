@@ -14,9 +14,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .attention_mask import build_visibility
 from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
-from .decoding import decode
+from .decoding import decode, decode_ar
 from .layers import NemotronLabsDiffusionEncoder
-from .options import AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC, DecodeOptions, make_options
+from .options import BLOCK_DIFFUSION, DecodeOptions, DecodeResult, make_options
+from .quadratic import decode_quadratic_speculation
+from .rope import RotaryEmbedding
+from .sampling import resolve_temperature
+from .session import select_prompts
+from .speculation import decode_linear_speculation
 
 Positions = int | slice | Tensor
 
@@ -41,6 +46,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     def __init__(self, config: NemotronLabsDiffusionConfig):
         super().__init__(config)
         self.encoder = NemotronLabsDiffusionEncoder(config)
+        self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -145,7 +151,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
             raise ValueError(
                 f"past_key_values is a {type(cache).__name__}: give a PrefixCache or, with commit=True, a DynamicCache"
             )
-        encoding = self.encoder.rotary(position_ids, hidden.dtype)
+        encoding = self.rotary(position_ids, hidden.dtype)
         hidden = self.encoder(hidden, encoding, visibility, cache, collected=collected)
         if commit and isinstance(cache, PrefixCache):
             cache.advance(num_new)
@@ -170,7 +176,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     ) -> tuple[Tensor, int]:
         """Decode one token per forward (see decode_ar); return (output_ids with the prompt, number of forwards)."""
         options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
-        return self._decode(AR, prompt_ids, attention_mask, options)
+        return _as_pair(decode_ar(self, prompt_ids, make_options(options), attention_mask))
 
     def generate(
         self,
@@ -196,20 +202,16 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         do_sample: must agree with a temperature that is given.
         return_dict_in_generate: return the DecodeResult instead.
         """
-        if (prompt_ids is None) == (input_ids is None):
-            raise ValueError("give the prompts once, as prompt_ids or as input_ids")
-        prompts: Any = input_ids if prompt_ids is None else prompt_ids
         given = {name: value for name, value in options.items() if name not in IGNORED} | {
             "max_new_tokens": max_new_tokens,
             "block_length": block_length,
             "threshold": threshold,
             "causal_context": causal_context,
-            "temperature": _resolve_temperature(temperature, do_sample),
+            "temperature": resolve_temperature(temperature, do_sample),
             "eos_token_id": eos_token_id,
         }
-        if return_dict_in_generate:
-            return decode(self, mode, prompts, make_options(given), attention_mask)
-        return self._decode(mode, prompts, attention_mask, given)
+        result = decode(self, mode, select_prompts(prompt_ids, input_ids), make_options(given), attention_mask)
+        return result if return_dict_in_generate else _as_pair(result)
 
     def linear_spec_generate(
         self,
@@ -227,7 +229,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode by linear self-speculation (see decode_linear_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
-        return self._decode(LINEAR, prompt_ids, attention_mask, options)
+        return _as_pair(decode_linear_speculation(self, prompt_ids, make_options(options), attention_mask))
 
     def quadratic_spec_generate(
         self,
@@ -245,13 +247,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode by quadratic self-speculation (see decode_quadratic_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
-        return self._decode(QUADRATIC, prompt_ids, attention_mask, options)
-
-    def _decode(
-        self, mode: str, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
-    ) -> tuple[Tensor, int]:
-        result = decode(self, mode, prompt_ids, make_options(given), attention_mask)
-        return result.output_ids, result.num_forwards
+        return _as_pair(decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask))
 
 
 def select_positions(hidden: Tensor, positions: Positions) -> Tensor:
@@ -284,16 +280,9 @@ def _check_forward(
         raise ValueError("output_attentions is not available: fused attention kernels do not return weights")
 
 
-def _resolve_temperature(temperature: float | None, do_sample: bool | None) -> float:
-    """Return the temperature that both arguments mean; raise ValueError if they contradict each other."""
-    if temperature is None:
-        return float(bool(do_sample))
-    if do_sample is not None and do_sample != (temperature > 0):
-        remedy = "give a temperature above 0" if do_sample else "leave temperature out"
-        raise ValueError(
-            f"do_sample={do_sample} contradicts temperature={temperature}: {remedy}, or leave do_sample out"
-        )
-    return temperature
+def _as_pair(result: DecodeResult) -> tuple[Tensor, int]:
+    """Return what the released models' entry points return."""
+    return result.output_ids, result.num_forwards
 
 
 # save_pretrained then writes auto_map and copies this file and those it imports.

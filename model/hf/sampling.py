@@ -77,6 +77,18 @@ def make_generator(seed: int | None, device: torch.device) -> torch.Generator | 
     return None if seed is None else torch.Generator(device).manual_seed(seed)
 
 
+def resolve_temperature(temperature: float | None, do_sample: bool | None) -> float:
+    """Return the temperature that both arguments mean; raise ValueError if they contradict each other."""
+    if temperature is None:
+        return float(bool(do_sample))
+    if do_sample is not None and do_sample != (temperature > 0):
+        remedy = "give a temperature above 0" if do_sample else "leave temperature out"
+        raise ValueError(
+            f"do_sample={do_sample} contradicts temperature={temperature}: {remedy}, or leave do_sample out"
+        )
+    return temperature
+
+
 @dataclass(frozen=True)
 class Sampler:
     """The rule by which tokens are chosen from logits.

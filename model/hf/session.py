@@ -48,6 +48,15 @@ class PromptBatch:
         return min(self.lengths) < self.tokens.shape[1]
 
 
+def select_prompts(prompt_ids: Tensor | None, input_ids: Tensor | None) -> Tensor:
+    """Return the prompts, which may be given under either name; raise ValueError for both or neither."""
+    if prompt_ids is not None and input_ids is None:
+        return prompt_ids
+    if input_ids is not None and prompt_ids is None:
+        return input_ids
+    raise ValueError("give the prompts once, as prompt_ids or as input_ids")
+
+
 def prepare_prompts(
     model: Any, prompt_ids: Tensor, attention_mask: Tensor | None, *, mask_token_id: int, max_new_tokens: int
 ) -> PromptBatch:

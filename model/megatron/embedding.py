@@ -51,7 +51,7 @@ class WordEmbedding(VocabParallelEmbedding):
 
 
 class _Lookup(torch.autograd.Function):
-    """Look up words in a weight; zeros where is_here [B, R] is given and False."""
+    """Looks up words in a weight; zeros where is_here [B, R] is given and False."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, tokens: Tensor, is_here: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ TILE_COLUMNS = 960
 
 @dataclass(frozen=True)
 class ScoredPositions:
-    """Name the N positions of a forward that carry loss.
+    """Names the N positions of a forward that carry loss.
 
     positions: [N] int64 index into the flattened [R, B] positions (r * B + b). targets: [N] int64 token that each one
         predicts. weights: [N] fp32 factor of its cross entropy in the loss; zero until the counts of the whole global

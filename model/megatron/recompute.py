@@ -24,7 +24,7 @@ Build = Callable[..., nn.Module]
 
 @dataclass(frozen=True)
 class Origin:
-    """Say how to recompute a tensor.
+    """Says how to recompute a tensor.
 
     producer: a module without randomness or state but its weights. x: its input, detached.
     """

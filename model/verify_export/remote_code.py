@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.checksums import hash_file
+from model.convert.hf_target import TOKENIZER_CONFIG_NAME
 from model.convert.safetensors_reader import some
-from model.export.shipped_code import defines_class, find_needed_files, list_code_files
+from model.export.shipped_code import defines_class, find_indirect_files, find_needed_files, list_code_files
 from model.verify_export.check import ExportCheck
 
 COMPLETE = "code is complete"
 REQUIRED_CLASSES = ("AutoConfig", "AutoModel")
+OLDEST_TRANSFORMERS = "4.57"  # that the shipped code accepts
 CUSTOM_GENERATE = "custom_generate/generate.py"  # transformers would replace the model's own generate with it
 
 
@@ -56,6 +58,30 @@ def _read_targets(auto_map: Any) -> dict[str, tuple[str, str]]:
             raise ValueError(f"auto_map gives {key} as {value!r}, not as module.Class")
         targets[key] = (module, name)
     return targets
+
+
+def check_versions(directory: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> ExportCheck:
+    """Say which versions of transformers load this folder, as far as its code and its tokenizer's names decide that."""
+    name, limits = "transformers", dict[str, str]()
+    if tokenizer_config.get("tokenizer_class") == "TokenizersBackend":
+        limits["5.0"] = f"{TOKENIZER_CONFIG_NAME} names a class that 4.57 lacks (TokenizersBackend)"
+    elif isinstance(tokenizer_config.get("extra_special_tokens"), list):
+        limits["5.0"] = f"{TOKENIZER_CONFIG_NAME} lists extra_special_tokens, where 4.57 expects names"
+    try:
+        files = {f"{module}.py" for module, _ in _read_targets(config.get("auto_map")).values()}
+        indirect = sorted({needed for file in files for needed in find_indirect_files(directory, file)})
+    except (SyntaxError, ValueError, FileNotFoundError):
+        return ExportCheck.skipped(name, "the code cannot be read")
+    if indirect:
+        limits["5.11"] = f"the files in auto_map do not import {some(indirect)} themselves"
+    if not limits:
+        return ExportCheck.passed(name, f"loads from this folder in {OLDEST_TRANSFORMERS} and newer")
+    oldest = max(limits, key=lambda version: [int(part) for part in version.split(".")])
+    return ExportCheck.warned(
+        name,
+        f"loads from this folder only in {oldest} and newer: {'; '.join(limits.values())}",
+        f"python -m model.convert --refresh {directory}",
+    )
 
 
 def check_origin(directory: Path, names: list[str]) -> ExportCheck:

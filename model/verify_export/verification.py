@@ -8,6 +8,7 @@ from typing import Any
 from conf.system.errors import UserError
 from model.checkpoint.checksums import save_sums
 from model.convert.hf_config import HfConfig
+from model.convert.hf_target import TOKENIZER_CONFIG_NAME
 from model.export.draft_adapter import ADAPTER_FOLDER, WEIGHTS_FILE
 from model.export.shipped_code import NLD_TYPE
 from model.verify_export import configuration, directory, remote_code, tokenizer, weights
@@ -44,7 +45,7 @@ class ExportVerification:
 
 
 def verify_export(export: Path, *, read_values: bool = True, record_sums: bool = False) -> ExportVerification:
-    """ExportCheck a directory in the exported format, ours or a released one.
+    """Check a directory in the exported format, ours or a released one.
 
     Memory: about 50 MB above the imports, however large the export.
 
@@ -92,6 +93,7 @@ def _check_content(result: ExportVerification, files: directory.Files, read_valu
     hf = None
     if config:
         yield remote_code.check_auto_map(files.directory, config)
+        yield remote_code.check_versions(files.directory, config, _read_tokenizer_config(files.directory))
         yield configuration.check_keys(config)
         model_check, hf = configuration.check_model(files.directory, config)
         yield model_check
@@ -127,9 +129,13 @@ def _check_tokenizer(result: ExportVerification, export: Path, config: dict[str,
     stop_ids = configuration.read_stop_ids(export, config)
     yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config))
     yield tokenizer.check_chat_template(loaded, stop_ids)
-    code = remote_code.check_tokenizer_code(configuration.read_if_there(export / "tokenizer_config.json"))
+    code = remote_code.check_tokenizer_code(_read_tokenizer_config(export))
     if code is not None:
         yield code
+
+
+def _read_tokenizer_config(export: Path) -> dict[str, Any]:
+    return configuration.read_if_there(export / TOKENIZER_CONFIG_NAME)
 
 
 def _check_weights(

@@ -76,7 +76,6 @@ class Checkpointer:
         self._in_flight: _Save | None = None
         self._reports: list[SaveReport] = []
         self.last_step: int | None = None  # of the newest checkpoint that was completed or read here
-        self.begun_step: int | None = None  # of the newest save, whatever became of it
 
     def save(self, state: TrainState, guard: dict[str, Any]) -> None:
         """Save the current weights and optimizer state of this moment; return early if asynchronous.
@@ -85,7 +84,6 @@ class Checkpointer:
         Raises: SaveError if the disk cannot hold or cannot take it.
         """
         assert self._in_flight is None, "finish() comes first"
-        self.begun_step = state.step
         directory = StepDirectory.of_step(self._run_dir, state.step, self._keep)
         save = _Save(directory, self._build_manifest(state, guard))
         gather_parameters(self._chunks)

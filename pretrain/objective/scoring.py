@@ -21,7 +21,7 @@ from model.megatron.head import ScoredPositions
 
 @dataclass(frozen=True)
 class StepCounts:
-    """Count what a number of sequences hold.
+    """Counts what a number of sequences hold.
 
     clean: scored clean positions (N_clean). masked: scored noisy positions (N_masked).
     maskable: tokens that noise could have masked.

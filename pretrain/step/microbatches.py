@@ -39,7 +39,7 @@ class PreparedStep:
 
 @dataclass(frozen=True)
 class MicrobatchBuilder:
-    """Apply the stage's objective, to whole sequences first: noise, scores and counts do not depend on context shards.
+    """Applies the stage's objective, to whole sequences first: noise and scores do not depend on context shards.
 
     noise: of the training or of the held-out split.
     """

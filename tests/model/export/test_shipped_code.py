@@ -10,6 +10,7 @@ from model.export.shipped_code import (
     MODELING_MODULE,
     NLD_TYPE,
     defines_class,
+    find_indirect_files,
     find_needed_files,
     list_code_files,
 )
@@ -22,6 +23,12 @@ def test_every_shipped_file_is_needed_and_every_needed_file_is_shipped() -> None
     there, missing = find_needed_files(CODE_FOLDER, FIRST)
     assert there == {path.name for path in list_code_files()}
     assert not missing
+
+
+@pytest.mark.parametrize("file", FIRST)
+def test_a_file_in_auto_map_imports_itself_whatever_it_needs(file: str) -> None:
+    """Older versions of transformers copy nothing else (slow: tests/model/hf/versions)."""
+    assert find_indirect_files(CODE_FOLDER, file) == []
 
 
 def test_whoever_trusts_the_shipped_code_has_few_short_files_to_read() -> None:

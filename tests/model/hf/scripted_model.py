@@ -23,7 +23,7 @@ class Script:
         generator = torch.Generator().manual_seed(seed)
         config, self._model, self._accuracy = model.config, model, accuracy
         positions = torch.arange(config.max_position_embeddings)[None]
-        encoding = model.encoder.rotary(positions, torch.float64)
+        encoding = model.rotary(positions, torch.float64)
         self._angles = (encoding.cos[0, 0], encoding.sin[0, 0])
         self._factors = torch.randint(1, NUM_CONTEXTS, positions.shape[1:], generator=generator)
         self._logits = torch.randn(NUM_CONTEXTS, config.vocab_size, generator=generator, dtype=torch.float64)

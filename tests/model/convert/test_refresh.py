@@ -1,0 +1,143 @@
+"""A refresh brings an export of an earlier version up to date and touches no weight."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from peft import get_peft_model_state_dict
+
+from conf.schema.drafter import AdapterConfig
+from conf.system.errors import UserError
+from lora.drafter.adapter import attach_new_adapter, save_adapter
+from model.checkpoint.checksums import find_damage, read_sums, write_sums
+from model.convert.__main__ import main
+from model.convert.conversion import export_checkpoint, import_checkpoint
+from model.convert.progress import Progress
+from model.convert.refresh import Refreshed, refresh_export
+from model.export.draft_adapter import check_trained_for, identify_checkpoint
+from model.export.load import load_export
+from model.export.shipped_code import list_code_files
+from model.verify_export.verification import verify_export
+from tests.helpers.edit_exports import edit_json, flip_byte
+from tests.helpers.export_checks import find
+from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm
+
+OLD_CODE = {
+    "modeling_nemotron_labs_diffusion.py": "from .adapter_nemotron_labs_diffusion import x\n\n\n"
+    "class NemotronLabsDiffusionModel: ...\n",
+    "adapter_nemotron_labs_diffusion.py": "x = 1\n",
+}
+SHIPPED = {path.name for path in list_code_files()}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export a model. Do not change it."""
+    folder = tmp_path_factory.mktemp("refresh")
+    make_ministral3_vlm(folder / "hf")
+    import_checkpoint(folder / "hf", folder / "run", MASK_TOKEN, Progress())
+    export_checkpoint(folder / "run", folder / "export", Progress(), max_shard_bytes=10**9)
+    return folder / "export"
+
+
+@pytest.fixture
+def old(exported: Path, tmp_path: Path) -> Path:
+    """Make an export of an earlier version: other code files, another tokenizer class, no transformers_version."""
+    directory = Path(shutil.copytree(exported, tmp_path / "old"))
+    for name in SHIPPED - {"configuration_nemotron_labs_diffusion.py"}:
+        (directory / name).unlink()
+    for name, text in OLD_CODE.items():
+        (directory / name).write_text(text)
+    (directory / "own_notes.py").write_text("# of its owner\n")
+    edit_json(directory / "config.json", "transformers_version")
+    extra = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<think>"]}
+    edit_json(directory / "tokenizer_config.json", **extra)
+    write_sums(directory)
+    return directory
+
+
+def read(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_code_and_configuration_become_those_of_an_export_of_today(old: Path, exported: Path) -> None:
+    weights = os.stat(old / "model.safetensors")
+    changed = refresh_export(old)
+    assert changed.removed == ["adapter_nemotron_labs_diffusion.py"]
+    found, expected = read(old), read(exported)
+    assert found.pop("own_notes.py") and found.keys() == expected.keys()
+    tokenizer = json.loads(found.pop("tokenizer_config.json"))
+    assert tokenizer == json.loads(expected.pop("tokenizer_config.json")) | {"additional_special_tokens": ["<think>"]}
+    assert {name for name, content in found.items() if content != expected[name]} == {"SHA256SUMS"}
+    after = os.stat(old / "model.safetensors")
+    assert (after.st_ino, after.st_mtime_ns) == (weights.st_ino, weights.st_mtime_ns)
+    assert find_damage(old) is None
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_second_refresh_finds_nothing_to_do(old: Path) -> None:
+    refresh_export(old)
+    before = os.stat(old).st_ino
+    assert refresh_export(old) == Refreshed([], [])
+    assert os.stat(old).st_ino == before
+
+
+def test_its_draft_adapter_still_belongs_to_it(old: Path) -> None:
+    folder = old / "linear_spec_lora"
+    model = attach_new_adapter(load_export(old, device="cpu"), AdapterConfig(rank=4, alpha=16.0), seed=0)
+    save_adapter(model, get_peft_model_state_dict(model), folder, {"checkpoint": identify_checkpoint(old)})
+    refresh_export(old)
+    check_trained_for(folder, old)
+    assert find_damage(folder) is None
+    assert "linear_spec_lora/drafter.json" not in (read_sums(old) or {})
+    assert not verify_export(old).has_failed
+
+
+def test_verification_says_which_versions_load_it(old: Path, exported: Path) -> None:
+    def describe() -> str:
+        check = find(verify_export(old), "transformers")
+        return f"{check.outcome}: {check.detail}"
+
+    assert "warn: loads from this folder only in 5.0 and newer" in describe() and "TokenizersBackend" in describe()
+    for name in SHIPPED:
+        shutil.copyfile(exported / name, old / name)
+    modeling = (old / "modeling_nemotron_labs_diffusion.py").read_text()
+    (old / "modeling_nemotron_labs_diffusion.py").write_text(modeling.replace("from .rope import", "from rope import"))
+    assert "only in 5.11 and newer" in describe() and "do not import rope.py themselves" in describe()
+    refresh_export(Path(shutil.copytree(exported, old, dirs_exist_ok=True)))
+    assert describe() == "pass: loads from this folder in 4.57 and newer"
+
+
+def test_what_cannot_be_refreshed_is_left_as_it_is(old: Path, tmp_path: Path) -> None:
+    def refuse(directory: Path, message: str) -> None:
+        before = read(directory)
+        with pytest.raises(UserError, match=message):
+            refresh_export(directory)
+        assert read(directory) == before
+
+    refuse(tmp_path / "nowhere", "is not a directory")
+    damaged = Path(shutil.copytree(old, tmp_path / "damaged"))
+    flip_byte(damaged / "model.safetensors", 3000)
+    refuse(damaged, "is damaged: model.safetensors")
+    (damaged / "tokenizer.json").unlink()
+    refuse(damaged, "is damaged: tokenizer.json is missing")
+    foreign = Path(shutil.copytree(old, tmp_path / "foreign"))
+    edit_json(foreign / "config.json", auto_map={"AutoModel": "modeling_other.Model"})
+    refuse(foreign, "not an export of this project")
+    linked = Path(shutil.copytree(old, tmp_path / "linked"))
+    (linked / "blob").symlink_to(old / "tokenizer.json")
+    refuse(linked, "holds links")
+
+
+def test_the_command_says_what_it_changed(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--refresh", str(old)]) == 0
+    said = capsys.readouterr().out
+    assert "wrote attention_mask.py, cache.py" in said and "removed adapter_nemotron_labs_diffusion.py;" in said
+    assert main(["--refresh", str(old)]) == 0
+    assert "nothing to refresh" in capsys.readouterr().out
+    assert main(["--refresh", str(old), "--to", "elsewhere"]) == 2
+    assert "--to has no effect beside --refresh" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "give --from and --to, or --refresh" in capsys.readouterr().err
