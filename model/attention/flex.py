@@ -59,24 +59,29 @@ def build_mask_mod(keys: VisibleKeys) -> MaskMod:
     Written so, the backward's kernel spills least of the forms compared (compiled for sm_90). Only where documents
     have gaps is a table of the keys read as well.
     """
-    noisy_start, noisy_stop = keys.noisy_start, keys.noisy_stop
-    clean_start, clean_stop = keys.clean_start + keys.num_noisy, keys.clean_stop + keys.num_noisy
-    one = len(clean_start) == 1  # layout for the whole batch
+    noisy_start, noisy_stop = _reader(keys.noisy_start), _reader(keys.noisy_stop)
+    clean_start, clean_stop = _reader(keys.clean_start + keys.num_noisy), _reader(keys.clean_stop + keys.num_noisy)
 
     def sees_clean(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        sequence = 0 if one else b
-        return (k >= clean_start[sequence, q]) & (k < clean_stop[sequence, q])
+        return (k >= clean_start(b, q)) & (k < clean_stop(b, q))
 
     def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        sequence = 0 if one else b
-        return ((k >= noisy_start[sequence, q]) & (k < noisy_stop[sequence, q])) | sees_clean(b, h, q, k)
+        return ((k >= noisy_start(b, q)) & (k < noisy_stop(b, q))) | sees_clean(b, h, q, k)
 
     in_intervals: MaskMod = sees if keys.num_noisy else sees_clean
     if keys.gaps is None:
         return in_intervals
-    is_gap = pad(keys.gaps, (keys.num_noisy, 0))
+    is_gap = _reader(pad(keys.gaps, (keys.num_noisy, 0)))
 
     def sees_text(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return in_intervals(b, h, q, k) & ~is_gap[0 if one else b, k]
+        return in_intervals(b, h, q, k) & ~is_gap(b, k)
 
     return sees_text
+
+
+def _reader(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return how a kernel reads table [B, n]: by sequence and index; by index alone where B is 1."""
+    if len(table) > 1:
+        return lambda b, index: table[b, index]
+    only = table[0]  # here: as a constant index within the kernel's function, 0 would become a tensor on the device
+    return lambda b, index: only[index]

@@ -89,7 +89,7 @@ def _refuse_damage(directory: Path) -> None:
 
 
 def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Build the files that an export of today has besides its weights; config.json keeps every value."""
+    """Build the files, other than weights, of an export of today; config.json keeps every value."""
     contents = {path.name: path.read_text(encoding="utf-8") for path in list_code_files()}
     tokenizer = hf_target.read_tokenizer_config(directory)
     portable = hf_target.build_portable_tokenizer_config(tokenizer)
@@ -125,8 +125,8 @@ def _renew_sums(folder: Path, written: list[str], removed: list[str]) -> None:
     """Sum the written files again. A folder without sums stays without: nobody knows what it should hold."""
     sums = read_sums(folder)
     if sums is not None:
-        kept = {name: value for name, value in sums.items() if name not in removed}
-        save_sums(folder, kept | hash_files(folder, written))
+        others = {name: value for name, value in sums.items() if name not in removed}
+        save_sums(folder, others | hash_files(folder, written))
 
 
 def _keep_adapter(directory: Path, partial: Path) -> None:

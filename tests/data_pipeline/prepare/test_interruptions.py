@@ -98,7 +98,7 @@ def test_ctrl_c_ends_the_run_and_its_workers(corpus) -> None:
     workers = children_of(process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, output
     assert output.strip().endswith("interrupted: the same command continues from here")
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert not list(corpus.output.glob(".*.partial"))

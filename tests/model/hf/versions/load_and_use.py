@@ -62,7 +62,7 @@ def decode_all(name: str) -> dict[str, list[list[int]]]:
     return found
 
 
-def read_facts(name: str) -> dict[str, Any]:
+def read_names(name: str) -> dict[str, Any]:
     """Read what configuration and tokenizer say."""
     config, tokenizer = AutoConfig.from_pretrained(name, **PLAIN), AutoTokenizer.from_pretrained(name, **PLAIN)
     return {
@@ -148,7 +148,7 @@ def quantise(model: Any) -> Any:
 
 
 USES: dict[str, Callable[..., Any]] = {
-    "config and tokenizer": read_facts,
+    "config and tokenizer": read_names,
     "decoding in all modes": decode_all,
     "save_pretrained": lambda name: save_again(name, Path(tempfile.mkdtemp())),
     "Trainer, gradient checkpointing": lambda name: train(name, Path(tempfile.mkdtemp())),
@@ -165,7 +165,7 @@ def main() -> None:
     name, out, *chosen = sys.argv[1:]
     warnings = Warnings()
     transformers.utils.logging.get_logger().addHandler(warnings)
-    read_facts(name)
+    read_names(name)
     load(name)
     results: dict[str, Any] = {"version": transformers.__version__, "warnings": list(warnings.messages)}
     for use in chosen or USES:
