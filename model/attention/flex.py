@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from model.attention.tiles import MASK_BLOCK, choose_kernel_options
 from model.attention.visibility import VisibleKeys
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -27,7 +28,8 @@ class FlexAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Map query [B, H, R, D], key and value [B, G, K, D] to [B, H, R, D]; K = R, or all that a shard sees."""
         kernel = _compiled_kernel() if query.is_cuda else _eager_kernel()
-        return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True)
+        options = choose_kernel_options(query)
+        return kernel(query, key, value, block_mask=self.block_mask, enable_gqa=True, kernel_options=options)
 
 
 @cache
@@ -49,8 +51,8 @@ def build_flex_attention(keys: VisibleKeys) -> FlexAttention:
     num_keys, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
     # Compiled, the mask is evaluated blockwise; eagerly it would exist once at full size [positions, keys].
     create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    shared = None if batch == 1 else batch
-    return FlexAttention(create(build_mask_mod(keys), shared, None, num_positions, num_keys, device=str(device)))
+    shape = (None if batch == 1 else batch, None, num_positions, num_keys)
+    return FlexAttention(create(build_mask_mod(keys), *shape, device=str(device), BLOCK_SIZE=MASK_BLOCK))
 
 
 def build_mask_mod(keys: VisibleKeys) -> MaskMod:

@@ -6,6 +6,7 @@ many pairs.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from conf.schema import ModelConfig
 from model.attention.flex import build_flex_attention, build_mask_mod
+from model.attention.tiles import CANDIDATES, MASK_BLOCK, BackwardTiles, check_tiles
 from model.attention.visibility import VisibleKeys, build_regular_layout, find_visible_keys
 from pretrain.costs import count_attended_pairs
 from tests.bench.gpu.meter import measure
@@ -26,25 +28,44 @@ FLEX = "flex (ours)"
 FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
 TILE = 128  # dense causal sequences are multiples of it
 
-# Tiles of 64 fit the diagonal closer; the backward's four must divide the mask's.
-SMALL_TILES = {
-    "fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64,
-    "bwd_BLOCK_M1": 32, "bwd_BLOCK_N1": 64, "bwd_BLOCK_M2": 64, "bwd_BLOCK_N2": 32,
-}  # fmt: skip
 SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every position sees itself
-# Name: queries and keys of the BlockMask's blocks, whether heads are repeated, kernel options, mode of torch.compile.
-FLEX_FORMS: dict[str, tuple[int, bool, dict[str, Any], str]] = {
-    "flex, repeated heads": (128, True, {}, "default"),
-    "flex, blocks of 256": (256, False, {}, "default"),
-    "flex, tiles of 64": (64, False, SMALL_TILES, "default"),
-    "flex, prescaled, rows safe": (128, False, SAFE, "default"),
-    "flex, TMA": (128, False, {"USE_TMA": True}, "default"),
-    "flex, autotuned": (128, False, {}, "max-autotune-no-cudagraphs"),
+
+
+@dataclass(frozen=True)
+class FlexForm:
+    """One form of FlexAttention to compare with ours.
+
+    mask_block: positions and keys of a block of the BlockMask. is_repeated: whether key heads are repeated for their
+    query heads. tiles: of the backward; None: torch's own. options: more of the kernels. mode: of torch.compile.
+    """
+
+    mask_block: int = MASK_BLOCK
+    is_repeated: bool = False
+    tiles: BackwardTiles | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    mode: str = "default"
+
+    def __post_init__(self) -> None:
+        check_tiles(self.tiles, self.mask_block)
+
+    def kernel_options(self) -> dict[str, Any] | None:
+        """Return FlexAttention's kernel_options."""
+        return self.options | (self.tiles.kernel_options() if self.tiles else {}) or None
+
+
+AUTOTUNED = "flex, autotuned"
+FLEX_FORMS = {
+    "flex, repeated heads": FlexForm(is_repeated=True),
+    "flex, blocks of 256": FlexForm(256),
+    "flex, torch's tiles": FlexForm(),
+    **{f"flex, tiles {tiles}": FlexForm(tiles=tiles) for tiles in CANDIDATES[9, 128]},
+    "flex, prescaled, rows safe": FlexForm(options=SAFE),
+    "flex, TMA": FlexForm(options={"USE_TMA": True}),
+    AUTOTUNED: FlexForm(mode="max-autotune-no-cudagraphs"),
 }
 JOINT_WAYS = (FLEX, *FLEX_FORMS)
 DENSE_WAYS = (FLASH, CUDNN)
 WAYS = (*JOINT_WAYS, *DENSE_WAYS)
-AUTOTUNED = "flex, autotuned"
 
 
 def measure_attention(bench: Workbench, length: int) -> dict[str, Any]:
@@ -105,25 +126,27 @@ def _joint_ways(keys: VisibleKeys, bench: Workbench) -> dict[str, Callable[[], A
     ways: dict[str, Callable[[], Attend]] = {FLEX: lambda: build_flex_attention(keys)}
     for name, form in FLEX_FORMS.items():
         if name != AUTOTUNED or bench.settings.autotune:
-            ways[name] = partial(_build_flex_form, keys, *form)
+            ways[name] = partial(_build_flex_form, keys, form)
     return ways
 
 
-def _build_flex_form(keys: VisibleKeys, mask_block: int, repeated: bool, options: dict[str, Any], mode: str) -> Attend:
+def _build_flex_form(keys: VisibleKeys, form: FlexForm) -> Attend:
     """Build FlexAttention under the same mask in another form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     length, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
     on_cuda = device.type == "cuda"
     create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
-    mask = create(build_mask_mod(keys), None, None, length, length, device=str(device), BLOCK_SIZE=mask_block)
-    kernel: Any = torch.compile(flex_attention, dynamic=False, mode=mode) if on_cuda else flex_attention
+    mask = create(build_mask_mod(keys), None, None, length, length, device=str(device), BLOCK_SIZE=form.mask_block)
+    kernel: Any = torch.compile(flex_attention, dynamic=False, mode=form.mode) if on_cuda else flex_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if repeated:
+        if form.is_repeated:
             repeats = query.shape[1] // key.shape[1]
             key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
-        return kernel(query, key, value, block_mask=mask, enable_gqa=not repeated, kernel_options=dict(options) or None)
+        return kernel(
+            query, key, value, block_mask=mask, enable_gqa=not form.is_repeated, kernel_options=form.kernel_options()
+        )
 
     return attend
 
