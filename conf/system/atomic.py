@@ -1,10 +1,13 @@
 """Atomic writes: a file or folder with its final name is always complete.
 
 Everything is written under a temporary name in the same directory, flushed to disk and renamed. A process killed at
-any moment leaves at worst a leftover whose name ends in `.partial`, which nobody reads and the next write replaces.
+any moment leaves at worst a leftover whose name ends in `.partial`, which nobody reads and the next write removes.
 Standard library only; everyone may import this.
 """
 
+import ctypes
+import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -65,36 +68,91 @@ def atomic_write_text(path: Path | str, text: str) -> None:
 def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Path]:
     """Yield a new empty sibling of `path`; when the block succeeds it is flushed and renamed to `path`.
 
-    When the block raises, the sibling is removed and `path` is as before. One writer at a time: the sibling is
-    `<path>.partial`, and one left by a killed process is deleted first.
+    When the block raises, the sibling is removed and `path` is as before. Siblings that killed processes have left are
+    removed first; those of living ones stay, and whoever ends last has written `path`.
 
     replace: an existing, non-empty `path` is exchanged for the new directory at the end instead of refused.
     Raises: UserError (before anything is written) if `path` exists, is not empty and `replace` is False.
     """
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # `.` has no name
+    _restore_former(path)
     if not replace:
         refuse_used_path(path)
-    partial = partial_path(path)
-    _remove(partial)
+    _remove_abandoned(path)
+    partial = own_partial_path(path)
     partial.mkdir(parents=True)
+    with _locked(partial):
+        try:
+            yield partial
+            fsync_tree(partial)
+            publish_directory(partial, path)
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the siblings that killed writers of the directory `path` have left."""
+    for name in glob.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}", root_dir=path.parent, include_hidden=True):
+        partial = path.parent / name
+        if partial.is_dir():
+            with suppress(OSError), _locked(partial):
+                shutil.rmtree(partial)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock a directory while the block runs. Raises: OSError if another process holds the lock."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield partial
-        fsync_tree(partial)
-        publish_directory(partial, path)
-    except BaseException:
-        _remove(partial)
-        raise
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def publish_directory(partial: Path, path: Path) -> None:
-    """Rename the complete directory `partial` to `path`; an earlier `path` is moved out of the way and deleted."""
-    former = path.with_name(path.name + ".former" + PARTIAL_SUFFIX)
-    _remove(former)
-    with suppress(FileNotFoundError):
-        os.rename(path, former)
-    os.rename(partial, path)
+    """Rename the complete directory `partial` to `path`; an earlier `path` is moved out of the way and deleted.
+
+    Where the system can, both exchange their names in one step; elsewhere there is a moment without `path`. What is
+    left of the earlier one, if it cannot be deleted, has a name that ends in `.partial`.
+    """
+    former = partial
+    if not _exchange(partial, path):
+        former = _former_path(path)
+        with suppress(FileNotFoundError):
+            os.rename(path, former)
+        try:
+            os.rename(partial, path)
+        except BaseException:
+            _restore_former(path)
+            raise
     _fsync_directory(path.parent)
-    _remove(former)
+    with suppress(OSError):
+        _remove(former)
+
+
+def _former_path(path: Path) -> Path:
+    return path.with_name(path.name + ".former" + PARTIAL_SUFFIX)
+
+
+def _restore_former(path: Path) -> None:
+    """Give back its name to a directory that a process was about to replace when it ended; remove one that was."""
+    former = _former_path(path)
+    if path.exists():
+        with suppress(OSError):
+            _remove(former)
+    elif former.exists():
+        os.rename(former, path)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two directories in one step; return False where that cannot be done."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None or not second.is_dir():
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def refuse_used_path(path: Path) -> None:

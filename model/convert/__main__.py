@@ -63,7 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _refresh(options: argparse.Namespace) -> None:
     from model.convert.refresh import refresh_export
-    from model.convert.safetensors_reader import some
 
     others = [name for name, value in vars(options).items() if value and name != "refresh"]
     if others:
@@ -73,10 +72,9 @@ def _refresh(options: argparse.Namespace) -> None:
         changed = refresh_export(options.refresh)
     except OSError as error:
         raise UserError(f"cannot write {options.refresh}: {error}; it is as before") from error
-    done = [
-        f"{what} {some(names)}" for what, names in (("wrote", changed.written), ("removed", changed.removed)) if names
-    ]
-    print(f"{options.refresh}: {', '.join(done) or 'nothing to refresh'}; the weights are untouched")
+    files = {"wrote": changed.written, "removed": changed.removed}
+    done = [f"{what} {', '.join(names)}" for what, names in files.items() if names]
+    print(f"{options.refresh}: {'; '.join(done) or 'nothing to refresh'}; the weights are untouched")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from model.export.shipped_code import CONFIG_NAME
 ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 RECORD_FILE = "drafter.json"  # next to PEFT's two files: how an adapter of ours was trained
+VERSION_KEY = "transformers_version"  # of config.json
 TARGET = "o_proj"
 KEY_PREFIX = "base_model.model."
 NUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # per weight file, of identify_checkpoint
@@ -114,20 +115,34 @@ def check_trained_for(adapter: Path, export: Path) -> None:
     if not path.is_file():
         return
     trained_for = read_json_object(path, f"{path} has disappeared").get("checkpoint")
-    if trained_for not in (None, identify_checkpoint(export)):
+    if trained_for is not None and not is_checkpoint(export, trained_for):
         raise UserError(
             f"the draft adapter in {adapter} was trained for another checkpoint than {export}: train one for this "
             f"checkpoint (python -m lora.train). If only the files differ but the weights are the same, remove {path}"
         )
 
 
+def is_checkpoint(directory: Path, identity: str) -> bool:
+    """Return whether `identity` is that of an export, as this version or an earlier one of the project computes it."""
+    config = (directory / CONFIG_NAME).read_bytes()
+    return identity in (_identify(directory, _without_version(config)), _identify(directory, config))
+
+
 def identify_checkpoint(directory: Path) -> str:
     """Hash an export's configuration, the names and sizes of its weight files, and samples of their bytes.
 
     Training changes nearly every weight, so samples suffice to distinguish checkpoints; the first sample of each file
-    is its header.
+    is its header. Which transformers wrote the configuration makes no difference.
     """
-    digest = hashlib.sha256((directory / CONFIG_NAME).read_bytes())
+    return _identify(directory, _without_version((directory / CONFIG_NAME).read_bytes()))
+
+
+def _without_version(config: bytes) -> bytes:
+    return b"".join(line for line in config.splitlines(keepends=True) if VERSION_KEY.encode() not in line)
+
+
+def _identify(directory: Path, config: bytes) -> str:
+    digest = hashlib.sha256(config)
     for path in sorted(directory.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())

@@ -220,6 +220,16 @@ def find_draft_adapters(model: nn.Module) -> tuple[frozenset[str], list[Any]]:
     return frozenset(drafting) if changed else frozenset(), changed
 
 
+def check_adapter_loaded(model: nn.Module, adapter: str) -> None:
+    """Raise ValueError for an adapter that changes nothing: all that is added to outputs is zero."""
+    layers = [layer for layer in _find_adapted_layers(model).values() if adapter in getattr(layer, "lora_B", ())]
+    if layers and not any(bool(layer.lora_B[adapter].weight.any()) for layer in layers):
+        raise ValueError(
+            f"the adapter {adapter!r} changes nothing: its lora_B are all zero. transformers 5.0 to 5.5 read no weight "
+            "of PEFT's files into this model; there, load it with PeftModel.from_pretrained(model, folder)"
+        )
+
+
 def project_output(o_proj: Any, attended: Tensor, drafting: DraftPositions | None) -> Tensor:
     """Apply o_proj to attended [B, N, width] -> [B, N, hidden], with draft adapters at drafting positions only.
 

@@ -15,7 +15,7 @@ from .attention_mask import build_visibility
 from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .decoding import decode, decode_ar
-from .layers import NemotronLabsDiffusionEncoder
+from .layers import NemotronLabsDiffusionEncoder, check_adapter_loaded
 from .options import BLOCK_DIFFUSION, DecodeOptions, DecodeResult, make_options
 from .quadratic import decode_quadratic_speculation
 from .rope import RotaryEmbedding
@@ -71,6 +71,14 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
                 f"{missing[0]}: download or export them again"
             )
         return (model, info) if output_loading_info else model
+
+    def load_adapter(
+        self, peft_model_id: Any = None, adapter_name: str | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        """Load a PEFT adapter as PreTrainedModel does, but refuse one that changes nothing. Raises: ValueError."""
+        loaded = super().load_adapter(peft_model_id, adapter_name, *rest, **kwargs)
+        check_adapter_loaded(self, adapter_name or "default")
+        return loaded
 
     def get_input_embeddings(self) -> nn.Embedding:
         """Return the token embedding."""

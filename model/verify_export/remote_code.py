@@ -1,12 +1,21 @@
 """Checks the Python files of an export: whether loading finds all of them, and whose they are. Executes nothing."""
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint.checksums import hash_file
-from model.convert.hf_target import TOKENIZER_CONFIG_NAME
+from model.convert.hf_target import TOKENIZER_CONFIG_NAME, build_portable_tokenizer_config
+from model.convert.nld_config import AUTO_MAP
 from model.convert.safetensors_reader import some
-from model.export.shipped_code import defines_class, find_indirect_files, find_needed_files, list_code_files
+from model.export.shipped_code import (
+    CONFIG_NAME,
+    defines_class,
+    find_indirect_files,
+    find_needed_files,
+    list_code_files,
+)
 from model.verify_export.check import ExportCheck
 
 COMPLETE = "code is complete"
@@ -62,26 +71,30 @@ def _read_targets(auto_map: Any) -> dict[str, tuple[str, str]]:
 
 def check_versions(directory: Path, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> ExportCheck:
     """Say which versions of transformers load this folder, as far as its code and its tokenizer's names decide that."""
-    name, limits = "transformers", dict[str, str]()
-    if tokenizer_config.get("tokenizer_class") == "TokenizersBackend":
-        limits["5.0"] = f"{TOKENIZER_CONFIG_NAME} names a class that 4.57 lacks (TokenizersBackend)"
-    elif isinstance(tokenizer_config.get("extra_special_tokens"), list):
-        limits["5.0"] = f"{TOKENIZER_CONFIG_NAME} lists extra_special_tokens, where 4.57 expects names"
+    name = "transformers"
     try:
         files = {f"{module}.py" for module, _ in _read_targets(config.get("auto_map")).values()}
         indirect = sorted({needed for file in files for needed in find_indirect_files(directory, file)})
     except (SyntaxError, ValueError, FileNotFoundError):
         return ExportCheck.skipped(name, "the code cannot be read")
+    limits = list(_find_tokenizer_limits(tokenizer_config))
     if indirect:
-        limits["5.11"] = f"the files in auto_map do not import {some(indirect)} themselves"
+        limits.append(f"the files in auto_map do not import {some(indirect)} themselves, which needs 5.11")
+    if config.get("transformers_version") is None:
+        limits.append(f"{CONFIG_NAME} has no transformers_version, which 4.57.3 to 5.0 take for a broken tokenizer")
     if not limits:
         return ExportCheck.passed(name, f"loads from this folder in {OLDEST_TRANSFORMERS} and newer")
-    oldest = max(limits, key=lambda version: [int(part) for part in version.split(".")])
-    return ExportCheck.warned(
-        name,
-        f"loads from this folder only in {oldest} and newer: {'; '.join(limits.values())}",
-        f"python -m model.convert --refresh {directory}",
-    )
+    detail = f"does not load, or not alike, in every version from {OLDEST_TRANSFORMERS} on: {'; '.join(limits)}"
+    refresh = f"python -m model.convert --refresh {shlex.quote(str(directory))}"
+    return ExportCheck.warned(name, detail, refresh if config["auto_map"] == AUTO_MAP else "ask who made it")
+
+
+def _find_tokenizer_limits(config: dict[str, Any]) -> Iterator[str]:
+    portable = build_portable_tokenizer_config(config)
+    if (given := config.get("tokenizer_class")) != portable["tokenizer_class"]:
+        yield f"{TOKENIZER_CONFIG_NAME} names the class {given}, not {portable['tokenizer_class']}"
+    if "extra_special_tokens" in config.keys() - portable.keys():
+        yield f"{TOKENIZER_CONFIG_NAME} lists extra_special_tokens, where 4.57 expects names"
 
 
 def check_origin(directory: Path, names: list[str]) -> ExportCheck:

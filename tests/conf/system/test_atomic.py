@@ -89,7 +89,62 @@ def test_a_killed_writer_leaves_only_a_partial_which_the_next_writer_replaces(tm
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=root, check=False)
     assert done.returncode == -signal.SIGKILL
-    assert os.listdir(tmp_path) == ["out.partial"]
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".out.") and left.endswith(".partial")
     with atomic.atomic_directory(tmp_path / "out") as partial:
         (partial / "x").write_text("1")
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["x"]
+
+
+def test_a_directory_is_never_gone_while_it_is_replaced(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").touch()
+    monkeypatch.setattr(os, "rename", lambda *_: pytest.fail("there was a moment without it"))
+    with atomic.atomic_directory(target, replace=True) as partial:
+        (partial / "new").touch()
+    assert os.listdir(target) == ["new"] and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """Work as on a file system that cannot exchange names."""
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+
+
+def test_without_exchange_a_failing_rename_gives_the_former_directory_back(tmp_path, monkeypatch, without_exchange):
+    target, rename = tmp_path / "out", os.rename
+    target.mkdir()
+    (target / "old").touch()
+
+    def fail_on_publishing(source, destination):
+        if str(destination) == str(target) and "former" not in str(source):
+            raise OSError("no")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", fail_on_publishing)
+    with pytest.raises(OSError, match="no"), atomic.atomic_directory(target, replace=True):
+        pass
+    assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["out"]
+
+
+def test_what_a_process_killed_between_two_renames_has_left_is_restored(tmp_path, without_exchange):
+    (tmp_path / "out.former.partial").mkdir()
+    (tmp_path / "out.former.partial" / "old").touch()
+    with pytest.raises(UserError, match="out exists"), atomic.atomic_directory(tmp_path / "out"):
+        pass
+    assert os.listdir(tmp_path / "out") == ["old"]
+    with atomic.atomic_directory(tmp_path / "out", replace=True) as partial:
+        (partial / "new").touch()
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["new"]
+
+
+def test_a_living_writers_directory_is_left_alone(tmp_path, monkeypatch):
+    with atomic.atomic_directory(tmp_path / "out", replace=True) as first:
+        (first / "first").touch()
+        monkeypatch.setattr(atomic.os, "getpid", lambda: 1)  # another process
+        with atomic.atomic_directory(tmp_path / "out", replace=True) as second:
+            (second / "second").touch()
+            assert first != second
+        assert os.listdir(first) == ["first"] and os.listdir(tmp_path / "out") == ["second"]
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["first"]

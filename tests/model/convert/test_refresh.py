@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,14 @@ from peft import get_peft_model_state_dict
 from conf.schema.drafter import AdapterConfig
 from conf.system.errors import UserError
 from lora.drafter.adapter import attach_new_adapter, save_adapter
-from model.checkpoint.checksums import find_damage, read_sums, write_sums
+from model.checkpoint.checksums import find_damage, write_sums
 from model.convert.__main__ import main
 from model.convert.conversion import export_checkpoint, import_checkpoint
+from model.convert.hf_target import format_json
 from model.convert.progress import Progress
 from model.convert.refresh import Refreshed, refresh_export
-from model.export.draft_adapter import check_trained_for, identify_checkpoint
+from model.export import draft_adapter
+from model.export.draft_adapter import check_trained_for, identify_checkpoint, is_checkpoint
 from model.export.load import load_export
 from model.export.shipped_code import list_code_files
 from model.verify_export.verification import verify_export
@@ -51,7 +55,9 @@ def old(exported: Path, tmp_path: Path) -> Path:
     for name, text in OLD_CODE.items():
         (directory / name).write_text(text)
     (directory / "own_notes.py").write_text("# of its owner\n")
-    edit_json(directory / "config.json", "transformers_version")
+    config = json.loads((directory / "config.json").read_text())
+    del config["transformers_version"]
+    (directory / "config.json").write_text(format_json(config))
     extra = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<think>"]}
     edit_json(directory / "tokenizer_config.json", **extra)
     write_sums(directory)
@@ -84,15 +90,56 @@ def test_a_second_refresh_finds_nothing_to_do(old: Path) -> None:
     assert os.stat(old).st_ino == before
 
 
-def test_its_draft_adapter_still_belongs_to_it(old: Path) -> None:
+@pytest.mark.parametrize("is_listed", [False, True], ids=["own sums", "listed in the export's"])
+def test_its_draft_adapter_still_belongs_to_it(old: Path, is_listed: bool) -> None:
     folder = old / "linear_spec_lora"
     model = attach_new_adapter(load_export(old, device="cpu"), AdapterConfig(rank=4, alpha=16.0), seed=0)
     save_adapter(model, get_peft_model_state_dict(model), folder, {"checkpoint": identify_checkpoint(old)})
+    if is_listed:
+        (folder / "SHA256SUMS").unlink()
+        write_sums(old)
+    before = read(folder)
     refresh_export(old)
+    assert read(folder) == before
     check_trained_for(folder, old)
-    assert find_damage(folder) is None
-    assert "linear_spec_lora/drafter.json" not in (read_sums(old) or {})
     assert not verify_export(old).has_failed
+
+
+def test_an_identity_that_an_earlier_version_computed_is_still_accepted(exported: Path) -> None:
+    assert is_checkpoint(exported, identify_checkpoint(exported))
+    assert is_checkpoint(exported, draft_adapter._identify(exported, (exported / "config.json").read_bytes()))
+    assert not is_checkpoint(exported, "another")
+
+
+def test_an_export_that_another_program_has_written_anew_stays_its_own(old: Path) -> None:
+    config = json.loads((old / "config.json").read_text())
+    (old / "config.json").write_text(json.dumps(config, indent=4))
+    write_sums(old)
+    before = identify_checkpoint(old)
+    assert "config.json" not in refresh_export(old).written
+    assert identify_checkpoint(old) == before
+
+
+def test_a_link_to_an_export_stays_one(old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latest").symlink_to("old")
+    assert refresh_export(tmp_path / "latest").written
+    assert (tmp_path / "latest").is_symlink() and refresh_export(old) == Refreshed([], [])
+    monkeypatch.chdir(old)
+    (old / "layers.py").write_text("# changed\n")
+    (old / "SHA256SUMS").unlink()
+    assert refresh_export(Path()).written == ["layers.py"]
+    assert not (old / "SHA256SUMS").exists()
+
+
+def test_two_refreshes_at_once_destroy_nothing(old: Path, exported: Path) -> None:
+    command = [sys.executable, "-m", "model.convert", "--refresh", str(old)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate()[1] for process in processes]
+    assert 0 in [process.returncode for process in processes]
+    assert all("being refreshed by another process" in error for error in errors if "error:" in error), errors
+    assert read(old).keys() - {"own_notes.py"} == read(exported).keys()
+    assert find_damage(old) is None
+    assert list(old.parent.iterdir()) == [old]
 
 
 def test_verification_says_which_versions_load_it(old: Path, exported: Path) -> None:
@@ -100,12 +147,13 @@ def test_verification_says_which_versions_load_it(old: Path, exported: Path) -> 
         check = find(verify_export(old), "transformers")
         return f"{check.outcome}: {check.detail}"
 
-    assert "warn: loads from this folder only in 5.0 and newer" in describe() and "TokenizersBackend" in describe()
+    for found in ("names the class TokenizersBackend", "lists extra_special_tokens", "has no transformers_version"):
+        assert describe().startswith("warn") and found in describe()
     for name in SHIPPED:
         shutil.copyfile(exported / name, old / name)
     modeling = (old / "modeling_nemotron_labs_diffusion.py").read_text()
     (old / "modeling_nemotron_labs_diffusion.py").write_text(modeling.replace("from .rope import", "from rope import"))
-    assert "only in 5.11 and newer" in describe() and "do not import rope.py themselves" in describe()
+    assert "do not import rope.py themselves, which needs 5.11" in describe()
     refresh_export(Path(shutil.copytree(exported, old, dirs_exist_ok=True)))
     assert describe() == "pass: loads from this folder in 4.57 and newer"
 
@@ -126,15 +174,34 @@ def test_what_cannot_be_refreshed_is_left_as_it_is(old: Path, tmp_path: Path) ->
     foreign = Path(shutil.copytree(old, tmp_path / "foreign"))
     edit_json(foreign / "config.json", auto_map={"AutoModel": "modeling_other.Model"})
     refuse(foreign, "not an export of this project")
+    adapter = damaged / "linear_spec_lora"
+    shutil.rmtree(damaged)
+    shutil.copytree(old, damaged)
+    adapter.mkdir()
+    (adapter / "drafter.json").write_text("{}")
+    write_sums(adapter)
+    (adapter / "drafter.json").write_text('{"step": 2}')
+    refuse(damaged, "linear_spec_lora is damaged: drafter.json")
+    (damaged / "SHA256SUMS").write_text("garbage")
+    refuse(damaged, "SHA256SUMS is damaged")
+    piped = Path(shutil.copytree(old, tmp_path / "piped"))
+    os.mkfifo(piped / "pipe")
+    with pytest.raises(UserError, match="pipe is not a regular file"):
+        refresh_export(piped)
+    latin = Path(shutil.copytree(old, tmp_path / "latin"))
+    (latin / "SHA256SUMS").unlink()
+    (latin / "adapter_nemotron_labs_diffusion.py").write_bytes(b"x = '\xe9'\n")
+    refuse(latin, "is not Python")
     linked = Path(shutil.copytree(old, tmp_path / "linked"))
     (linked / "blob").symlink_to(old / "tokenizer.json")
-    refuse(linked, "holds links")
+    refuse(linked, "is a link")
 
 
 def test_the_command_says_what_it_changed(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--refresh", str(old)]) == 0
     said = capsys.readouterr().out
     assert "wrote attention_mask.py, cache.py" in said and "removed adapter_nemotron_labs_diffusion.py;" in said
+    assert "speculation.py, tokenizer_config.json;" in said
     assert main(["--refresh", str(old)]) == 0
     assert "nothing to refresh" in capsys.readouterr().out
     assert main(["--refresh", str(old), "--to", "elsewhere"]) == 2

@@ -42,6 +42,7 @@ PACKAGES = {
     "5.24.0": [],  # the newest on the day of the table in model/hf/README.md
 }
 TOO_OLD, *SUPPORTED = PACKAGES
+BY_TRANSFORMERS = "draft adapter by load_adapter"  # refused in 5.0 to 5.5, which read no weight of it
 VOCAB_SIZE = 101_000  # transformers looks closer at a tokenizer of more than 100,000 tokens
 
 
@@ -144,11 +145,20 @@ def test_an_export_is_used_alike_in_every_version(
     found = use(str(exports[kind]), environment, tmp_path)
     assert found["version"] == environment["VERSION"]
     assert found["warnings"] == []
-    assert found == expected[kind] | {"version": environment["VERSION"]}
-    assert found.keys() - {"version", "warnings"} == USES.keys()
+    wanted = expected[kind] | {"version": environment["VERSION"]}
+    if kind == "instruct" and environment["VERSION"] == "5.0.0":
+        assert "changes nothing" in found.pop(BY_TRANSFORMERS) and wanted.pop(BY_TRANSFORMERS)
+    assert found == wanted
     decoded = found["decoding in all modes"]
     assert decoded["ar"] == decoded["linear"] == decoded["quadratic"]
-    assert len(decoded) == (len(MODES) if kind == "base" else len(MODES) + 3)
+    assert decoded.keys() == {*MODES}
+
+
+def test_the_uses_are_those_of_the_table(expected: dict[str, Any]) -> None:
+    assert expected["instruct"].keys() == {"version", "warnings", *USES}
+    drafted = [expected["instruct"][use] for use in ("draft adapter by PEFT", BY_TRANSFORMERS)]
+    assert drafted[0] == drafted[1]
+    assert drafted[0]["weights"][0] == 2 * 4 and drafted[0]["weights"][1] > 1  # A and B of four layers
 
 
 def test_a_hub_serves_it_from_its_cache(
