@@ -16,11 +16,13 @@ from model.attention.plan import PlanBuilder
 from model.megatron.build import build_model_chunks, count_parameters
 from model.megatron.transformer_config import TORCH_DTYPES
 from pretrain.checkpointing.checkpointer import Checkpointer
+from pretrain.health.compilations import CompilationCounter
 from pretrain.health.guard import LossGuard
 from pretrain.health.heartbeat import Heartbeat, Stragglers, Watchdog
 from pretrain.reporting.run_report import RunReport
 from pretrain.resume.data_change import with_order
 from pretrain.resume.start_point import StartPoint, agree_on_start, build_manifest, load_initial_weights
+from pretrain.run.kernel_cache import open_kernel_cache
 from pretrain.run.model_parallel import model_parallel_groups
 from pretrain.run.process_group import run_on_first_rank
 from pretrain.run.run_data import HELDOUT_SEED, RunData, copy_tokenizer, count_samples, open_data
@@ -69,7 +71,9 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: 
     manifest = partial(build_manifest, config, data, start)
     checkpointer = Checkpointer(session.run_dir, model, optimizer, config.checkpoint, manifest)
     session.open_metrics(start.state.step, config, wandb_project=config.runtime.wandb_project)
-    report = RunReport(config, session, Stragglers(config.runtime.straggler_factor))
+    kernel_cache = open_kernel_cache(config.runtime.compile_cache, session.ranks)
+    kernels = CompilationCounter(kernel_cache, start.state.step)
+    report = RunReport(config, session, Stragglers(config.runtime.straggler_factor), kernels)
     report.write_start(start, count_parameters(chunks))
     if start.step_dir is not None:
         _restore(checkpointer, report, start)

@@ -1,7 +1,8 @@
 """Try one step with the largest shapes, for launch/preflight: `python -m pretrain.dry_batch CONFIG --microbatches N`.
 
-CONFIG: a resolved config.yaml in a folder that may be written; `report.json` appears beside it. The run folder that it
-names is not touched, and weights are fresh: what is tried is whether model, optimizer and batches fit and work.
+CONFIG: a resolved config.yaml in a folder that may be written; `report.json` appears beside it. Weights are fresh: what
+is tried is whether model, optimizer and batches fit and work. Of the run folder that it names only the kernels are
+written (runtime.compile_cache), so that the run need not compile them again.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         assert data.tokenizer.eos_token_id is not None, "open_data checks it"
         trainer = build_trainer(small, data, StartPoint(data.tokenizer.eos_token_id), session)
         report = describe(session, small, measure(trainer), arguments.microbatches)
+        report |= asdict(trainer.report.kernels.counts)
+        trainer.report.kernels.save()
         if session.ranks.is_first:
             atomic_write_text(arguments.config.parent / REPORT_FILE, json.dumps(report) + "\n")
 

@@ -107,7 +107,8 @@ class Trainer:
         norm = compute_grad_norm(self.optimizer)
         grad_norm = float(norm)
         verdict = self.guard.judge(stats.loss, math.isfinite(grad_norm))
-        beat = self.heartbeat.exchange(stop.received() or 0, verdict, data_seconds)
+        recompiled = self.report.count_compilations(self.state)
+        beat = self.heartbeat.exchange(stop.received() or 0, verdict, data_seconds, recompiled)
         applied = self.guard.applies(beat.verdict)
         if applied:
             update_weights(self.optimizer, norm)

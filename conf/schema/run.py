@@ -134,6 +134,7 @@ class RuntimeConfig:
     timeout_minutes: of collectives. stall_timeout_minutes: without a step, save or evaluation after which a process
     writes its stacks to logs/stall_rank_<r>.txt and ends.
     straggler_factor: a rank whose part of a step takes longer than this multiple of the median is named in the log.
+    compile_cache: folder of compiled kernels, which later starts load instead of compiling; null keeps none.
     """
 
     device: Device = Device.auto
@@ -146,11 +147,12 @@ class RuntimeConfig:
     timeout_minutes: float = 30.0
     stall_timeout_minutes: float = 60.0
     straggler_factor: float = 1.5
+    compile_cache: Optional[str] = "${run.dir}/kernels"
 
 
 @dataclass
 class RunFolderConfig:
-    """Where a run lives: `dir` holds config.yaml, starts/, logs/, metrics.jsonl, tensorboard/, checkpoints/.
+    """Where a run lives: `dir` holds config.yaml, starts/, logs/, metrics.jsonl, tensorboard/, kernels/, checkpoints/.
 
     root, name: parent folder and name of the run; dir defaults to root/name.
     """

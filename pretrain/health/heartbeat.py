@@ -27,12 +27,14 @@ class Beat:
     """Holds what all ranks know of a step; the same on every rank.
 
     signal: number of a signal that any rank received, or 0. verdict: the worst verdict of any rank. seconds: [ranks] of
-    each rank's own part of the step: reading data, and until its gradients were ready.
+    each rank's own part of the step: reading data, and until its gradients were ready. recompiled: [ranks] of kernels
+    that each compiled in a step in which there should be none any more.
     """
 
     signal: int
     verdict: StepVerdict
     seconds: list[float]
+    recompiled: list[int]
 
 
 class Heartbeat:
@@ -53,13 +55,13 @@ class Heartbeat:
         """Note that the last backward is done, and nothing is added up yet."""
         self._ready = self._mark()
 
-    def exchange(self, signal: int, verdict: StepVerdict, data_seconds: float) -> Beat:
+    def exchange(self, signal: int, verdict: StepVerdict, data_seconds: float, recompiled: int) -> Beat:
         """Tell all ranks about this one's step. All ranks call this together, when the device has finished the step."""
-        mine = torch.tensor([signal, verdict, data_seconds + self._own_seconds()], dtype=torch.float64)
-        everyone = torch.empty(dist.get_world_size() * 3, dtype=torch.float64, device=self._device)
+        mine = torch.tensor([signal, verdict, data_seconds + self._own_seconds(), recompiled], dtype=torch.float64)
+        everyone = torch.empty(dist.get_world_size() * len(mine), dtype=torch.float64, device=self._device)
         dist.all_gather_into_tensor(everyone, mine.to(self._device))
-        signals, verdicts, times = everyone.view(-1, 3).t().tolist()
-        return Beat(int(max(signals)), StepVerdict(int(max(verdicts))), times)
+        signals, verdicts, times, kernels = everyone.view(-1, len(mine)).t().tolist()
+        return Beat(int(max(signals)), StepVerdict(int(max(verdicts))), times, [int(number) for number in kernels])
 
     def _own_seconds(self) -> float:
         if self._device.type == "cuda":

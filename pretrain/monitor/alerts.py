@@ -17,7 +17,7 @@ RECENT_STEPS = 500  # of events that still matter
 DATA_SHARE = 0.2  # of a step
 SLOW_STEPS = 20  # that a rank must be the slowest in
 ABOUT_STEPS = ("spike", "nonfinite", "rollback")
-ABOUT_MACHINES = ("straggler", "corrupt_checkpoint")
+ABOUT_MACHINES = ("straggler", "recompiled", "corrupt_checkpoint")
 
 
 def find_alerts(view: RunFolderView, history: History, summary: Summary, num_damaged: int = 0) -> list[str]:

@@ -96,10 +96,12 @@ def _render_details(view: RunFolderView, summary: Summary, now: float) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for label, text in (
         ("speed", _describe_speed(summary)),
+        ("kernels", _describe_kernels(view)),
         ("checkpoint", _describe_checkpoint(view, summary, now)),
         ("restarts", _describe_restarts(view, summary, now)),
     ):
-        grid.add_row(Text(label, style="dim"), text)
+        if text:
+            grid.add_row(Text(label, style="dim"), text)
     return grid
 
 
@@ -114,6 +116,16 @@ def _describe_speed(summary: Summary) -> str:
         parts.append(f"{summary.data_share:.1%} waiting for data")
     if summary.memory_bytes is not None:
         parts.append(f"peak memory {format_bytes(summary.memory_bytes)}")
+    return " · ".join(parts)
+
+
+def _describe_kernels(view: RunFolderView) -> str:
+    """Return what was compiled; nothing where nothing is, as on CPUs."""
+    if view.status is None or not (counts := view.status.kernels).compiled_kernels + counts.loaded_kernels:
+        return ""
+    parts = [f"{counts.compiled_kernels} compiled, {counts.loaded_kernels} from the cache"]
+    parts.append(f"{format_seconds(counts.compile_seconds)} since the start")
+    parts.append(f"{counts.recompiled_kernels or 'none'} after the first steps")
     return " · ".join(parts)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from conf.schema import RunConfig
 from pretrain.checkpointing.checkpointer import SaveReport
 from pretrain.costs import compute_flop_rates, find_peak_flops
+from pretrain.health.compilations import FIRST_STEPS, Compilation, CompilationCounter, describe_compilations
 from pretrain.health.guard import LossGuard, StepVerdict
 from pretrain.health.heartbeat import Beat, Stragglers
 from pretrain.objective.losses import LossStats
@@ -24,6 +25,8 @@ from pretrain.run.terminal import describe_values
 logger = logging.getLogger(__name__)
 
 STATUS_SECONDS = 10.0  # between two refreshes of status.json while nothing but the step changes
+MOST_RECOMPILATIONS = 10  # that are reported one by one; all are counted
+EVERY_RANK_WAITS = f"every rank waited, after the first {FIRST_STEPS} steps; an input that varies should have one form"
 LOGGED = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_second")
 
 
@@ -48,12 +51,15 @@ class StepOutcome:
 class RunReport:
     """Writes what happens to a run into metrics.jsonl, the log and status.json. All ranks call it, rank 0 writes."""
 
-    def __init__(self, config: RunConfig, session: RunSession, stragglers: Stragglers) -> None:
-        self._config, self._session, self._stragglers = config, session, stragglers
+    def __init__(
+        self, config: RunConfig, session: RunSession, stragglers: Stragglers, kernels: CompilationCounter
+    ) -> None:
+        self._config, self._session, self._stragglers, self.kernels = config, session, stragglers, kernels
         self._metrics, self._ranks = session.metrics, session.ranks
         self._bar = session.progress_bar(f"{config.stage.name} stage")
         self._flop_rates, self._peak_flops = compute_flop_rates(config.model), find_peak_flops(session.ranks.device)
         self._status_written = float("-inf")
+        self._num_recompilations = 0
 
     def write_start(self, start: StartPoint, parameters: int) -> None:
         """Log layout, size, where the run begins and what has changed; write events for damaged checkpoints."""
@@ -95,7 +101,7 @@ class RunReport:
     def write_phase(self, phase: RunPhase, state: TrainState, reason: str = "") -> None:
         """Replace status.json."""
         if self._ranks.is_first:
-            write_status(self._session.run_dir, phase, state, reason)
+            write_status(self._session.run_dir, phase, state, reason, self.kernels.counts)
             self._status_written = time.monotonic()
 
     def write_step(self, state: TrainState, outcome: StepOutcome, guard: LossGuard) -> None:
@@ -104,6 +110,8 @@ class RunReport:
         for rank, late in self._stragglers.update(ratios, state.step):
             message = f"rank {rank} takes {late:.1f} times as long as its peers until its gradients are ready"
             self.write_event("straggler", state, message)
+        if self.kernels.new or any(outcome.beat.recompiled):
+            self._write_compilations(state, dict(enumerate(outcome.beat.recompiled)))
         values = self._describe_step(outcome, guard, ratios)
         self._write("train", state, values)
         self._bar.update(state.step, f"loss {values['loss']:.4f} · {values['tokens_per_second']:.0f} tokens/s")
@@ -124,6 +132,7 @@ class RunReport:
 
     def write_heldout(self, state: TrainState, stats: LossStats) -> None:
         """Write held-out losses into metrics and log."""
+        self._write_compilations(state, {self._ranks.rank: self.kernels.read_evaluation()})
         self._write("heldout", state, asdict(stats))
         diffusion = "" if stats.diffusion_loss is None else f", diffusion_loss {stats.diffusion_loss:.4f}"
         logger.info(f"step {state.step}: held-out ar_loss {stats.ar_loss:.4f}{diffusion}")
@@ -156,6 +165,31 @@ class RunReport:
         self._write("event", state, values)
         if self._ranks.is_first:
             logger.warning(f"step {state.step}: {message}")
+
+    def count_compilations(self, state: TrainState) -> int:
+        """Return how many kernels the step after `state` compiled although the first steps are over, on this rank."""
+        return self.kernels.read_step(state.step) if self.kernels.is_pending else 0
+
+    def _write_compilations(self, state: TrainState, recompiled: Mapping[int, int]) -> None:
+        """Log what was compiled; write an event for what should not have been. recompiled: late kernels by rank."""
+        new = self.kernels.take_new()
+        if new:
+            logger.info(f"step {state.step}: {describe_compilations(new)}")
+        self.kernels.counts.recompiled_kernels += sum(recompiled.values())
+        for message in self._describe_late(new, recompiled):
+            self._num_recompilations += 1
+            if self._num_recompilations > MOST_RECOMPILATIONS:
+                return
+            self.write_event("recompiled", state, f"{message}: {EVERY_RANK_WAITS}")
+            if not self._ranks.is_first:
+                logger.warning(f"step {state.step}: {message}: {EVERY_RANK_WAITS}")
+
+    def _describe_late(self, new: list[Compilation], recompiled: Mapping[int, int]) -> Iterator[str]:
+        """Yield a message per late kernel of this rank, and on rank 0 one per other rank that had some."""
+        yield from (str(one) for one in new if one.is_late)
+        others = {rank: number for rank, number in recompiled.items() if number and rank != self._ranks.rank}
+        for rank, number in others.items() if self._ranks.is_first else ():
+            yield f"rank {rank} compiled {number} kernels, which its log names"
 
     def go_back(self, state: TrainState) -> None:
         """Drop the metrics of later steps: the run continues from an earlier one."""
@@ -190,6 +224,7 @@ class RunReport:
             "model_flops_per_second": flops / seconds,
             "mfu": flops / seconds / (peak * self._ranks.world_size) if peak else None,
             "memory_bytes": measure_memory_bytes(self._ranks.device),
+            **asdict(self.kernels.counts),
             "skipped": int(not outcome.applied),
             "nonfinite_steps": guard.nonfinite,
             "spikes": guard.spikes,

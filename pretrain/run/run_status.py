@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -49,6 +49,20 @@ class RunPhase(Enum):
     failed = "failed"
 
 
+@dataclass
+class KernelCounts:
+    """Counts what torch.compile did for rank 0 since its process started.
+
+    compiled_kernels, loaded_kernels: compiled here, or found in a cache. compile_seconds: both took together.
+    recompiled_kernels: on all ranks, those that came after the first steps, in which there should be no more.
+    """
+
+    compiled_kernels: int = 0
+    loaded_kernels: int = 0
+    compile_seconds: float = 0.0
+    recompiled_kernels: int = 0
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """Holds what status.json says.
@@ -63,12 +77,16 @@ class RunStatus:
     pid: int
     host: str
     reason: str = ""
+    kernels: KernelCounts = field(default_factory=KernelCounts)
 
 
-def write_status(run_dir: Path, phase: RunPhase, state: TrainState, reason: str = "") -> None:
+def write_status(
+    run_dir: Path, phase: RunPhase, state: TrainState, reason: str = "", kernels: KernelCounts | None = None
+) -> None:
     """Replace status.json; a disk that refuses it is a warning."""
     path, now = run_dir / STATUS_FILE, time.time()
-    status = RunStatus(phase.value, state.step, state.tokens_seen, now, os.getpid(), socket.gethostname(), reason)
+    me, counts = (os.getpid(), socket.gethostname()), kernels or KernelCounts()
+    status = RunStatus(phase.value, state.step, state.tokens_seen, now, *me, reason, counts)
     try:
         atomic_write_text(path, json.dumps(asdict(status)) + "\n")
     except OSError as error:  # a run does not end for it
@@ -78,7 +96,11 @@ def write_status(run_dir: Path, phase: RunPhase, state: TrainState, reason: str 
 def load_status(run_dir: Path | str) -> RunStatus | None:
     """Return the status of a run, or None if it never had one. Raises: UserError if the file is damaged."""
     path = Path(run_dir) / STATUS_FILE
-    return RunStatus(**read_json_object(path, "")) if path.exists() else None
+    if not path.exists():
+        return None
+    values = read_json_object(path, "")
+    kernels = KernelCounts(**values.pop("kernels", {}))
+    return RunStatus(**values, kernels=kernels)
 
 
 def peek_at_status(run_dir: Path | str) -> RunStatus | None:

@@ -31,15 +31,16 @@ def torchrun(num_ranks: int, module: str, *arguments: str) -> list[str]:
     return [*launcher, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", module, *arguments]
 
 
-def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240) -> None:
-    """Run a module to its end.
+def run_ranks(num_ranks: int, module: str, *arguments: str, timeout: float = 240, **variables: str) -> None:
+    """Run a module to its end. variables: of its environment.
 
     A failure or a hang raises AssertionError with the output and leaves no process running.
     """
     command = torchrun(num_ranks, module, *arguments)
     pipe, merged = subprocess.PIPE, subprocess.STDOUT
+    environment = rank_environment() | variables
     with subprocess.Popen(
-        command, env=rank_environment(), cwd=ROOT, stdout=pipe, stderr=merged, text=True, start_new_session=True
+        command, env=environment, cwd=ROOT, stdout=pipe, stderr=merged, text=True, start_new_session=True
     ) as process:
         try:
             output, _ = process.communicate(timeout=timeout)
@@ -73,6 +74,21 @@ def train_many(
     path = directory / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
     run_ranks(num_ranks, worker, str(path), timeout=timeout)
+
+
+def compile_on_ranks(num_ranks: int, function: str, notes: Path, cache: Path, local: Path) -> list[dict[str, Any]]:
+    """Run tests/helpers/compile_jobs.py and return its notes by rank. local: torch's own cache folder."""
+    notes.mkdir(parents=True)
+    words = ("tests.helpers.compile_jobs", str(notes), str(cache), function)
+    if num_ranks == 1:  # without the seconds that torchrun takes to start
+        environment = rank_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(local)}
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-8000:]
+    else:
+        run_ranks(num_ranks, *words, TORCHINDUCTOR_CACHE_DIR=str(local))
+    files = [notes / f"compiled_rank{rank}.json" for rank in range(num_ranks)]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def kill_when(condition: str, run_dir: Path, num_ranks: int, module: str, arguments: list[str]) -> None:

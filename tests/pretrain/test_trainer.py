@@ -3,8 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.trace_step import Trace, list_forms, trace_joint_step
+from conf.composition.compose import compose_run_config
+from model.attention import rotation
+from pretrain.run.metrics import load_metrics
+from pretrain.run.run_status import RunPhase, load_status
+from tests.helpers.toy_data import ToyData, tokens_of
+from tests.trace_step import Trace, list_forms, trace_joint_step, with_trainer
 
 MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 32, 13, 8
 # Where the dataclasses live that hold a batch between the data files and the loss.
@@ -12,8 +18,13 @@ WRAPPERS = ("data_pipeline.", "pretrain.step.", "model.attention.plan.", "model.
 
 
 @pytest.fixture(scope="module")
-def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    return trace_joint_step(tmp_path_factory.mktemp("trace"))
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trace")
+
+
+@pytest.fixture(scope="module")
+def trace(directory: Path) -> Trace:
+    return trace_joint_step(directory)
 
 
 def test_a_joint_step_enters_few_files(trace: Trace) -> None:
@@ -28,3 +39,28 @@ def test_a_batch_is_wrapped_few_times_between_file_and_loss(trace: Trace) -> Non
     wrappers = sorted(name for name in trace.dataclasses if name.startswith(WRAPPERS))
     assert 0 < len(wrappers) <= MAX_WRAPPERS, "\n".join(wrappers)
     assert {name.rpartition(".")[2] for name in wrappers} == set(list_forms()), "data_pipeline/batch.py names them"
+
+
+def test_a_step_on_a_cpu_compiles_nothing(trace: Trace, directory: Path) -> None:
+    assert [line["compiled_kernels"] for line in load_metrics(directory / "trace", "train")] == [0, 0]
+    assert not (directory / "trace" / "kernels").exists()
+
+
+def test_what_a_step_compiles_is_in_metrics_and_status(toy_data: ToyData, tmp_path: Path, monkeypatch) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(rotation.rotate_heads, dynamic=False, backend="aot_eager")
+    monkeypatch.setattr(rotation, "rotate_heads", compiled)
+    config = compose_run_config([*toy_data.overrides(), "stage=ar", tokens_of(2), f"run.root={tmp_path}", "run.name=r"])
+
+    def train(trainer) -> None:
+        for _ in range(2):
+            trainer.train_step()
+        trainer.report.write_phase(RunPhase.running, trainer.state)
+
+    with_trainer(config, train)
+    first, second = [line["compiled_kernels"] for line in load_metrics(tmp_path / "r", "train")]
+    assert first == second >= 4  # queries and keys, forward and backward
+    status = load_status(tmp_path / "r")
+    assert status is not None and status.kernels.compiled_kernels == first and status.kernels.recompiled_kernels == 0
+    log = (tmp_path / "r" / "train.log").read_text()
+    assert log.count(f"step 1: compiled {first} kernels in ") == 1 and f"(rotate_heads {first})" in log

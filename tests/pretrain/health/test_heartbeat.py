@@ -1,9 +1,12 @@
-"""Slow ranks are named."""
+"""What ranks exchange reaches every rank; slow ranks are named."""
 
 import pytest
+import torch
+from torch import Tensor
 
 from pretrain.health import heartbeat
-from pretrain.health.heartbeat import Stragglers
+from pretrain.health.guard import StepVerdict
+from pretrain.health.heartbeat import Heartbeat, Stragglers
 
 
 @pytest.fixture
@@ -48,3 +51,16 @@ def test_a_rank_is_compared_with_the_peers_of_its_pipeline_stage(build) -> None:
     ratios = build([[0, 1], [2, 3]]).compare([1.0, 2.0, 5.0, 5.0])  # the head's pipeline stage takes longer than all
     assert max(ratios, key=ratios.__getitem__) == 1
     assert ratios == {0: 1.0, 1: 2.0, 2: 1.0, 3: 1.0}
+
+
+def test_everything_is_exchanged_in_one_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = torch.tensor([[0, StepVerdict.spike, 2.0, 3], [15, StepVerdict.good, 1.0, 0]], dtype=torch.float64)
+
+    def gather(everyone: Tensor, mine: Tensor) -> None:
+        everyone.copy_(torch.cat([mine, others.flatten()]))
+
+    monkeypatch.setattr(heartbeat.dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(heartbeat.dist, "all_gather_into_tensor", gather)
+    beat = Heartbeat(torch.device("cpu")).exchange(0, StepVerdict.good, 0.5, 1)
+    assert (beat.signal, beat.verdict, beat.recompiled) == (15, StepVerdict.spike, [1, 3, 0])
+    assert beat.seconds == [pytest.approx(0.5, abs=0.1), 2.0, 1.0]

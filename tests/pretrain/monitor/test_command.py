@@ -31,6 +31,15 @@ def test_one_look_says_where_the_run_stands(folder: RunFolder, monkeypatch: pyte
     for text in ("toy  running", "step 40/100", "40.0%", "2 min left", "loss", "4.2000", "MFU 41.0%", "step 40, "):
         assert text in shown
     assert "training waited 0.5 s · complete after 2.5 s" in shown and "!" not in shown
+    assert "kernels" not in shown  # a run on CPUs compiles none
+
+
+def test_compiled_kernels_are_shown(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    kernels = {"compiled_kernels": 14, "loaded_kernels": 2, "compile_seconds": 31.0, "recompiled_kernels": 0}
+    folder.set_status(kernels=kernels)
+    assert run(monkeypatch, folder.path, "--once") == 0
+    shown = capsys.readouterr().out
+    assert "14 compiled, 2 from the cache · 31 s since the start · none after the first steps" in shown
 
 
 def test_the_picture_is_drawn_with_and_without_events(folder: RunFolder, monkeypatch, tmp_path: Path, capsys) -> None:

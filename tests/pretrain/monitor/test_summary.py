@@ -74,6 +74,7 @@ def test_the_run_of_a_drafter_counts_steps(folder: RunFolder) -> None:
         ({"event": "rollback", "message": "back from step 39"}, "back from step 39"),
         ({"event": "corrupt_checkpoint", "message": "step 20"}, "corrupt checkpoint at step 39"),
         ({"event": "straggler", "message": "rank 3 takes 2.0 times as long"}, "rank 3"),
+        ({"event": "recompiled", "message": "rotate_heads was compiled again"}, "step 39: rotate_heads"),
         ({"event": "save_failed", "message": "No space left"}, "the last save failed (step 39): No space left"),
     ],
 )
