@@ -35,8 +35,8 @@ options:
   --json               print one JSON object instead of the table
 
 The overrides are those of `python -m pretrain.train`. Exit status 0: nothing failed. 2: something did, and the table
-says what to do. Nothing is written into the run folder; the packing index of data seen for the first time is stored
-next to the data, as the run would do.
+says what to do. Nothing is written into the run folder but kernels that the dry batch compiled, for the run to load.
+The packing index of data seen for the first time is stored next to the data, as the run would do.
 
 example:
   python -m launch.preflight experiment=nld_8b_joint data.train=DIR data.tokenizer=DIR --nodes 32 --gpus-per-node 8

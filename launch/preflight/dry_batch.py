@@ -106,6 +106,9 @@ def _describe(job: TrainingJob, values: dict[str, Any]) -> Finding:
     )
     if values["heldout_seconds"] is not None:
         detail += f", held-out microbatch {values['heldout_seconds']:.3g} s"
+    if values["compiled_kernels"]:
+        saved = f"saved for the run in {folder}" if (folder := job.config.runtime.compile_cache) else "not saved"
+        detail += f", {values['compiled_kernels']} kernels compiled in {values['compile_seconds']:.0f} s, {saved}"
     if not values["is_finite"]:
         return Finding.failed(f"{detail}; its loss is not finite: see precision.dtype and model.init_std")
     if total and peak > NEARLY_FULL * total:

@@ -23,6 +23,8 @@ MEASURED = {
     "peak_memory_bytes": 50e9,
     "device_memory_bytes": 80e9,
     "is_finite": True,
+    "compiled_kernels": 0,
+    "compile_seconds": 0.0,
 }
 
 
@@ -71,6 +73,11 @@ def test_too_few_devices_are_a_warning_that_names_both_numbers(monkeypatch: pyte
         ({}, Result.ok, "50 GB per rank of 80 GB"),
         ({"peak_memory_bytes": 79e9}, Result.warning, "close to the limit"),
         ({"is_finite": False}, Result.failed, "not finite"),
+        (
+            {"compiled_kernels": 9, "compile_seconds": 31.4},
+            Result.ok,
+            "9 kernels compiled in 31 s, saved for the run in",
+        ),
     ],
 )
 def test_a_measurement_is_judged(monkeypatch: pytest.MonkeyPatch, change: dict, result: Result, named: str) -> None:
