@@ -1,9 +1,10 @@
 """One layer's attention alone, forward and backward, as TFLOP/s of the attended pairs.
 
-Joint mask: FlexAttention in several forms. Beside them dense causal attention of one sequence long enough to have as
-many pairs.
+Joint mask: FlexAttention in several forms, FlashAttention 4 (its FLASH backend) among them. Beside them dense causal
+attention of one sequence long enough to have as many pairs.
 """
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from conf.schema import ModelConfig
+from conf.system.errors import UserError
 from model.attention.flex import build_flex_attention, build_mask_mod
 from model.attention.tiles import CANDIDATES, MASK_BLOCK, BackwardTiles, check_tiles
 from model.attention.visibility import VisibleKeys, build_regular_layout, find_visible_keys
@@ -28,6 +30,9 @@ FLEX = "flex (ours)"
 FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
 TILE = 128  # dense causal sequences are multiples of it
 
+FLASH_BACKEND = "FLASH"  # FlexAttention's name for FlashAttention 4
+# Blocks of the BlockMask to compare: H100 takes the first two and B200 the last two, as compiled without a device.
+FLASH_BLOCKS = ((128, 128), (256, 128), (256, 256))
 SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every position sees itself
 
 
@@ -35,25 +40,33 @@ SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every position see
 class FlexForm:
     """One form of FlexAttention to compare with ours.
 
-    mask_block: positions and keys of a block of the BlockMask. is_repeated: whether key heads are repeated for their
-    query heads. tiles: of the backward; None: torch's own. options: more of the kernels. mode: of torch.compile.
+    mask_block: positions and keys of a block of the BlockMask, one number where they are equal. is_repeated: whether
+    key heads are repeated for their query heads. tiles: of the backward; None: torch's own. options: more of the
+    kernels. mode: of torch.compile.
     """
 
-    mask_block: int = MASK_BLOCK
+    mask_block: int | tuple[int, int] = MASK_BLOCK
     is_repeated: bool = False
     tiles: BackwardTiles | None = None
     options: dict[str, Any] = field(default_factory=dict)
     mode: str = "default"
 
     def __post_init__(self) -> None:
-        check_tiles(self.tiles, self.mask_block)
+        if isinstance(self.mask_block, int):  # else FlashAttention 4's, whose tiles are its own
+            check_tiles(self.tiles, self.mask_block)
 
     def kernel_options(self) -> dict[str, Any] | None:
         """Return FlexAttention's kernel_options."""
         return self.options | (self.tiles.kernel_options() if self.tiles else {}) or None
 
 
+def flash_form(blocks: tuple[int, int]) -> FlexForm:
+    """Return the form that runs FlashAttention 4; blocks: positions and keys of a block of the BlockMask."""
+    return FlexForm(blocks, options={"BACKEND": FLASH_BACKEND})
+
+
 AUTOTUNED = "flex, autotuned"
+FLASH_FORMS = {f"flex, FlashAttention 4, blocks of {n} x {m}": flash_form((n, m)) for n, m in FLASH_BLOCKS}
 FLEX_FORMS = {
     "flex, repeated heads": FlexForm(is_repeated=True),
     "flex, blocks of 256": FlexForm(256),
@@ -61,6 +74,7 @@ FLEX_FORMS = {
     **{f"flex, tiles {tiles}": FlexForm(tiles=tiles) for tiles in CANDIDATES[9, 128]},
     "flex, prescaled, rows safe": FlexForm(options=SAFE),
     "flex, TMA": FlexForm(options={"USE_TMA": True}),
+    **FLASH_FORMS,
     AUTOTUNED: FlexForm(mode="max-autotune-no-cudagraphs"),
 }
 JOINT_WAYS = (FLEX, *FLEX_FORMS)
@@ -126,18 +140,22 @@ def _joint_ways(keys: VisibleKeys, bench: Workbench) -> dict[str, Callable[[], A
     ways: dict[str, Callable[[], Attend]] = {FLEX: lambda: build_flex_attention(keys)}
     for name, form in FLEX_FORMS.items():
         if name != AUTOTUNED or bench.settings.autotune:
-            ways[name] = partial(_build_flex_form, keys, form)
+            ways[name] = partial(build_flex_form, keys, form)
     return ways
 
 
-def _build_flex_form(keys: VisibleKeys, form: FlexForm) -> Attend:
-    """Build FlexAttention under the same mask in another form."""
+def build_flex_form(keys: VisibleKeys, form: FlexForm) -> Attend:
+    """Build FlexAttention under the mask of these intervals in this form."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    length, device = keys.num_noisy + keys.num_clean, keys.clean_start.device
+    if form.options.get("BACKEND") == FLASH_BACKEND and not is_flash_installed():
+        raise UserError("flash-attn-4 is not installed: pip install 'tri-mode[flash]'")
+    batch, num_positions = keys.clean_start.shape
+    device = keys.clean_start.device
     on_cuda = device.type == "cuda"
     create: Any = torch.compile(create_block_mask) if on_cuda else create_block_mask
-    mask = create(build_mask_mod(keys), None, None, length, length, device=str(device), BLOCK_SIZE=form.mask_block)
+    shape = (None if batch == 1 else batch, None, num_positions, keys.num_noisy + keys.num_clean)
+    mask = create(build_mask_mod(keys), *shape, device=str(device), BLOCK_SIZE=form.mask_block)
     kernel: Any = torch.compile(flex_attention, dynamic=False, mode=form.mode) if on_cuda else flex_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -149,6 +167,14 @@ def _build_flex_form(keys: VisibleKeys, form: FlexForm) -> Attend:
         )
 
     return attend
+
+
+def is_flash_installed() -> bool:
+    """Return whether FlexAttention would find FlashAttention 4, by the same question."""
+    try:
+        return importlib.util.find_spec("flash_attn.cute") is not None
+    except ImportError:
+        return False
 
 
 def _dense_ways(on_cuda: bool) -> dict[str, Attend]:

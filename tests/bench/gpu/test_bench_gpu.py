@@ -13,7 +13,7 @@ from conf.schema import Objective
 from conf.system.errors import UserError
 from tests.bench import bench_gpu
 from tests.bench.gpu import recipe
-from tests.bench.gpu.attention import FLASH, FLEX
+from tests.bench.gpu.attention import FLASH, FLASH_FORMS, FLEX, is_flash_installed
 from tests.bench.gpu.figures import NOT_YET, Failed, Figure, build_figures, take
 from tests.bench.gpu.head import list_ways as list_head_ways
 from tests.bench.gpu.meter import Meter, attempt, measure
@@ -56,6 +56,8 @@ def test_every_part_measures_what_its_figures_read(results: dict[str, Any]) -> N
     assert results["left_out"] == []
     attention, head, operators = (results[part][str(TOY_LENGTH)] for part in ("attention", "head", "operators"))
     assert "backward" in attention[FLEX]["error"], "FlexAttention does not train on the CPU, and ends nothing else"
+    reason = "backward" if is_flash_installed() else "flash-attn-4 is not installed: pip install"
+    assert len(FLASH_FORMS) == 3 and all(reason in attention[name]["error"] for name in FLASH_FORMS)
     assert attention["fastest"] is None
     assert attention[FLASH]["tflops"] > 0
     assert [name for name, way in head.items() if way["seconds"] > 0] == list_head_ways()
