@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "pretrain.costs",
         "pretrain.costs",
     ),  # answers in a second: no torch
+    "launch/simulate": ("launch.simulate",),
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
         *(
