@@ -17,7 +17,7 @@ quickstart: setup  ## From text and a toy Ministral 3 to a tri-mode checkpoint, 
 	$(PYTHON_OF_VENV) -m launch.quickstart
 
 # One thread per process: the tests start several on few cores, and threads that wait for a core spin.
-.PHONY: test test-slow test-gpu
+.PHONY: test test-slow test-gpu test-kernels
 test: export OMP_NUM_THREADS := 1
 test: setup  ## The test suite, two files at a time (TESTS=path or -k expression narrows it)
 	$(PYTHON_OF_VENV) -m pytest -n 2 --dist loadfile $(TESTS)
@@ -33,6 +33,10 @@ test-slurm: setup  ## The launch scripts on a real Slurm of their own: installed
 
 test-gpu: setup  ## The tests that need a CUDA device
 	$(PYTHON_OF_VENV) -m pytest -m gpu $(TESTS)
+
+test-kernels: export OMP_NUM_THREADS := 1
+test-kernels: setup  ## Every kernel compiled for H100 and B200 and interpreted, without a GPU (20 minutes; in test-slow; ARGS=--write: new tables)
+	$(PYTHON_OF_VENV) -m tests.kernels $(ARGS)
 
 .PHONY: check format
 check: setup  ## Lint, formatting and types

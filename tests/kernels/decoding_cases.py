@@ -1,0 +1,97 @@
+"""Cases of decoding with fixed shapes: what `model.encoder.compile()` compiles for one kind of forward."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.hf.attention_mask import TokenLayout, make_group_layout
+from model.hf.cache import CachedModel
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from tests.kernels.case import Draw, Tensors
+
+ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "original_max_position_embeddings": 64,  # so that short sequences scale queries
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class DecodingCase:
+    """One forward after a prefill of num_prompt tokens: the layers of a model with these widths, compiled.
+
+    sizes: fields of its configuration. layout: maps the decode's model to that of the new tokens. capacity: slots of
+    the cache, all of which attention is shown.
+    """
+
+    name: str
+    sizes: dict[str, int]
+    layout: Callable[[CachedModel], TokenLayout]
+    num_prompt: int
+    capacity: int
+    num_sequences: int = 2
+
+    def draw(self, draw: Draw) -> Tensors:
+        """Return the weights by name, scaled to keep the size of activations."""
+        shapes = {name: tuple(weight.shape) for name, weight in self._build_model().named_parameters()}
+        return {name: draw(*shape) * shape[-1] ** (-0.5 if len(shape) > 1 else 0) for name, shape in shapes.items()}
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """Return the hidden states [B, N, hidden] of the new tokens, the layers compiled on CUDA."""
+        model = self._build_model()
+        for name, weight in inputs.items():
+            owner, _, last = name.rpartition(".")
+            model.get_submodule(owner)._parameters[last] = torch.nn.Parameter(weight, requires_grad=False)
+        device = next(iter(inputs.values())).device
+        with torch.no_grad():
+            cached = CachedModel(model, self.capacity, mask_token_id=0)
+            cached.encode_context("prefill", self._draw_tokens(self.num_prompt, 1).to(device))
+            layout = self.layout(cached)
+            if device.type == "cuda":
+                model.encoder.compile(dynamic=False)
+            tokens = self._draw_tokens(layout.num_tokens, 2).to(device)
+            return {"hidden": cached.encode("forward", tokens, layout)}
+
+    def compute_reference(self, inputs: Tensors) -> Tensors:
+        """Return the same from the same layers, uncompiled, in float64 and without fixed shapes."""
+        return self.run(inputs)
+
+    def _build_model(self) -> Any:
+        sizes: dict[str, Any] = dict(self.sizes)
+        with torch.device("meta"):
+            return NemotronLabsDiffusionModel(NemotronLabsDiffusionConfig(rope_parameters=ROPE, **sizes))
+
+    def _draw_tokens(self, num_tokens: int, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(1, self.sizes["vocab_size"], (self.num_sequences, num_tokens), generator=generator)
+
+
+def list_decoding_cases(
+    sizes: dict[str, int], num_prompt: int, capacity: int, block_length: int, label: str
+) -> list[DecodingCase]:
+    """Return a case for a step, a block, a verification, and a draft with its groups of masks (quadratic)."""
+
+    def make_groups(cached: CachedModel) -> TokenLayout:
+        every_end = torch.arange(block_length, device=cached.device)[None]
+        return make_group_layout(block_length - 1, every_end, block_length, is_reused=True)
+
+    layouts: dict[str, Callable[[CachedModel], TokenLayout]] = {
+        "step": lambda cached: cached.layout(1),
+        "block": lambda cached: cached.layout(block_length, bidirectional=True),
+        "verify": lambda cached: cached.layout(block_length),
+        "quadratic": make_groups,
+    }
+    return [
+        DecodingCase(f"decoding/{kind}/{label}", sizes, layout, num_prompt, capacity)
+        for kind, layout in layouts.items()
+    ]
