@@ -31,7 +31,7 @@ FLASH, CUDNN = "dense causal FlashAttention", "dense causal cuDNN"
 TILE = 128  # dense causal sequences are multiples of it
 
 FLASH_BACKEND = "FLASH"  # FlexAttention's name for FlashAttention 4
-# Blocks of the BlockMask to compare: H100 takes the first two and B200 the last two, as compiled without a device.
+# Blocks of the BlockMask to compare: H100 takes the first two, B200 the last two (tests/kernels/flash/README.md).
 FLASH_BLOCKS = ((128, 128), (256, 128), (256, 256))
 SAFE = {"PRESCALE_QK": True, "ROWS_GUARANTEED_SAFE": True}  # every position sees itself
 
