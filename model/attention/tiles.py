@@ -68,12 +68,16 @@ def choose_backward_tiles(capability: tuple[int, int], head_dim: int) -> Backwar
     return candidates[0] if candidates else None
 
 
-def choose_kernel_options(query: Tensor) -> Options | None:
+def choose_kernel_options(query: Tensor) -> dict[str, int | bool] | None:
     """Return FlexAttention's kernel_options for query [B, H, R, D] on its device; None leaves all to torch."""
-    if not query.is_cuda or query.dtype.itemsize != 2:  # wider numbers would not fit into shared memory
+    if not query.is_cuda:
         return None
-    tiles = choose_backward_tiles(torch.cuda.get_device_capability(query.device), query.shape[-1])
-    return None if tiles is None else tiles.kernel_options()
+    # For fewer positions than a tile torch would take its kernel for decoding, which finds no tiles for some of ours.
+    options: dict[str, int | bool] = {"FORCE_USE_FLEX_ATTENTION": True} if query.shape[-2] < MASK_BLOCK else {}
+    if query.dtype.itemsize == 2:  # wider numbers would not fit into shared memory
+        tiles = choose_backward_tiles(torch.cuda.get_device_capability(query.device), query.shape[-1])
+        options |= {} if tiles is None else tiles.kernel_options()
+    return options or None
 
 
 def check_tiles(tiles: BackwardTiles | None, mask_block: int = MASK_BLOCK) -> None:

@@ -118,11 +118,8 @@ def list_shard_cases(length: int, query_heads: int, key_heads: int, label: str) 
 
 
 def list_tail_cases(query_heads: int, key_heads: int, label: str) -> list[AttentionCase]:
-    """Return cases of odd lengths, and of a last tile of 128 positions that is almost empty or almost full.
-
-    Under 128 queries FlexAttention takes its kernel for decoding, which finds no choice of tiles (torch 2.13).
-    """
-    lengths = {"odd": (149, 32), "one_over": (129, 43), "one_short": (255, 51)}
+    """Return cases of odd lengths, of a last tile of 128 positions that is almost empty or almost full, and of less."""
+    lengths = {"odd": (149, 32), "one_over": (129, 43), "one_short": (255, 51), "toy": (48, 16)}
     return [
         AttentionCase(f"attention/{stage}_{kind}/{label}", query_heads, key_heads, _regular(*lengths[kind]), doubled)
         for kind in lengths

@@ -25,13 +25,16 @@ def test_options_are_for_half_precision_on_a_gpu(monkeypatch: pytest.MonkeyPatch
     query = FakeQuery(torch.bfloat16)
     assert choose_kernel_options(query) == CANDIDATES[9, 128][0].kernel_options()  # type: ignore[arg-type]
     assert choose_kernel_options(FakeQuery(torch.float32)) is None  # type: ignore[arg-type]
+    short = choose_kernel_options(FakeQuery(torch.float32, num_positions=96))  # type: ignore[arg-type]
+    assert short == {"FORCE_USE_FLEX_ATTENTION": True}
 
 
 class FakeQuery:
     """What is asked of a query on a GPU."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.is_cuda, self.device, self.dtype, self.shape = True, torch.device("cuda", 0), dtype, (1, 32, 256, 128)
+    def __init__(self, dtype: torch.dtype, num_positions: int = 256) -> None:
+        self.is_cuda, self.device, self.dtype = True, torch.device("cuda", 0), dtype
+        self.shape = (1, 32, num_positions, 128)
 
 
 @pytest.mark.parametrize("tiles", [tiles for candidates in CANDIDATES.values() for tiles in candidates], ids=str)
