@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "lora": (
         *("conf", "data_pipeline", "pretrain", "lora"),
         *("model.checkpoint", "model.commands", "model.evaluate", "model.export", "model.hf"),
+        "model.attention.visibility",  # who sees whom, which needs torch alone
     ),
     "launch": ("conf", "data_pipeline", "model.commands", "model.evaluate", "model.export", "model.hf", "launch"),
     "launch/plan": (

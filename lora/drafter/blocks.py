@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lora.drafter.batches import DraftBatch
+from model.attention.visibility import VisibleKeys
 
 
 def build_block_tokens(batch: DraftBatch, mask_token_id: int) -> Tensor:
@@ -24,16 +25,25 @@ def build_block_position_ids(batch: DraftBatch) -> Tensor:
 
 
 def build_block_mask(batch: DraftBatch) -> Tensor:
-    """Return [B, 1, K * N, S + K * N] bool, true where a position of a block sees a key.
+    """Return [B, 1, K * N, S + K * N] bool, true where a position of a block sees a key; clean keys come first."""
+    keys = find_block_keys(batch)
+    clean = keys.mask_clean(slice(None), range(keys.num_clean))
+    return torch.cat([clean, keys.mask_noisy(slice(None), range(keys.num_noisy))], dim=2)[:, None]
 
-    A position sees the clean tokens before its block's seed and, in both directions, its own block.
-    """
+
+def find_block_keys(batch: DraftBatch) -> VisibleKeys:
+    """Return what the positions of blocks see: their own block in both directions, and clean tokens before its seed."""
     block_size = batch.scored.shape[2] + 1
-    anchors = batch.anchors.repeat_interleave(block_size, dim=1)
-    clean = torch.arange(batch.tokens.shape[1], device=anchors.device) < anchors[..., None]
-    block = torch.arange(anchors.shape[1], device=anchors.device) // block_size
-    own = (block[:, None] == block[None]).expand(len(anchors), -1, -1)
-    return torch.cat([clean, own], dim=2)[:, None]
+    clean_stop = batch.anchors.repeat_interleave(block_size, dim=1)
+    index = torch.arange(clean_stop.shape[1], device=clean_stop.device).expand_as(clean_stop)
+    block_start = index // block_size * block_size
+    intervals = (block_start, block_start + block_size, torch.zeros_like(index), clean_stop)
+    return VisibleKeys(
+        *(table.int() for table in intervals),
+        num_noisy=clean_stop.shape[1],
+        num_clean=batch.tokens.shape[1],
+        gaps=None,
+    )
 
 
 def gather_targets(batch: DraftBatch) -> Tensor:
