@@ -43,7 +43,13 @@ def command(workshop, output: Path, workers: int = 2) -> list[str]:
 
 def start(workshop, output: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        command(workshop, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(workshop, output),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell starts its background jobs deaf to Ctrl-C, and what they start would be, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
