@@ -5,7 +5,8 @@ and the clean positions of its document before that block; a clean position sees
 itself. Padding and, in the clean half, block padding are seen by no text; what they see themselves is never read.
 
 Masks, attended pairs, FLOPs, context-parallel shards, FlexAttention, grouped attention and the drafter's blocks follow
-from the intervals; tiled.py cuts the same rule into tiles for one document in regular blocks, and its tests compare the two.
+from the intervals; tiled.py cuts the same rule into tiles for one document in regular blocks, and its tests compare
+the two.
 Shapes: B batch, S clean length, R positions: S (AR) or 2S (joint: the noisy half, then the clean half), n and m
 positions and keys of a rectangle of the mask.
 """
