@@ -6,7 +6,6 @@ Standard library only; everyone may import this.
 """
 
 import ctypes
-import fcntl
 import glob
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from conf.system.errors import UserError
+from conf.system.lock import locking_directory
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -81,7 +81,7 @@ def atomic_directory(path: Path | str, *, replace: bool = False) -> Iterator[Pat
     _remove_abandoned(path)
     partial = own_partial_path(path)
     partial.mkdir(parents=True)
-    with _locked(partial):
+    with locking_directory(partial):
         try:
             yield partial
             fsync_tree(partial)
@@ -96,19 +96,9 @@ def _remove_abandoned(path: Path) -> None:
     for name in glob.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}", root_dir=path.parent, include_hidden=True):
         partial = path.parent / name
         if partial.is_dir():
-            with suppress(OSError), _locked(partial):
-                shutil.rmtree(partial)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Lock a directory while the block runs. Raises: OSError if another process holds the lock."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+            with suppress(OSError), locking_directory(partial) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(partial)
 
 
 def publish_directory(partial: Path, path: Path) -> None:

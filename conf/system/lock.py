@@ -2,7 +2,10 @@
 
 import fcntl
 import logging
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO
 
 logger = logging.getLogger(__name__)
@@ -23,10 +26,24 @@ def try_lock(file: IO) -> bool:
 
     Some network file systems have no locks: then nothing is locked, and a warning is logged.
     """
+    return _try_lock(file.fileno(), file.name)
+
+
+@contextmanager
+def locking_directory(directory: Path) -> Iterator[bool]:
+    """Lock a directory while the block runs; yield what try_lock returns. Nothing is written into it."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield _try_lock(descriptor, str(directory))
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, name: str) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
-        logger.warning(f"{file.name} cannot be locked ({error.strerror}): let no other process write to its folder")
+        logger.warning(f"{name} cannot be locked ({error.strerror}): let no other process write to its folder")
     return True

@@ -92,11 +92,11 @@ def _draw_training(axes: Any, tokens: list[float], losses: list[float], name: st
 
 def _draw_heldout(axes: Any, tokens: list[float], losses: list[float], name: str) -> None:
     """Draw a ring per evaluation, and the value of the last one."""
+    from matplotlib.patheffects import withStroke
+
     if not tokens:
         return
     style = {"marker": "o", "markersize": 6, "markerfacecolor": "white", "markeredgewidth": 1.6, "linewidth": 0}
-    from matplotlib.patheffects import withStroke
-
     label = f"{LABELS[name]}, held-out"
     axes.plot(tokens, losses, color=COLORS[name], label=label, zorder=5, clip_on=False, **style)
     axes.annotate(

@@ -6,7 +6,7 @@ from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
-from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE
+from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE, VERSION_KEY
 
 AUTO_MAP = {
     "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
@@ -21,7 +21,7 @@ _RELEASED_VALUES: dict[str, Any] = {
     "bos_token_id": 1,
 }
 # Never preserved: written by transformers on every save, or wrong for this model (token 11 must not be padding).
-_DROPPED = {"transformers_version", "_name_or_path", "dtype", "pad_token_id"}
+_DROPPED = {VERSION_KEY, "_name_or_path", "dtype", "pad_token_id"}
 
 
 def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, eos)
-    return _RELEASED_VALUES | manifest.export | decided | {"transformers_version": read_transformers_version()}
+    return _RELEASED_VALUES | manifest.export | decided | {VERSION_KEY: read_transformers_version()}
 
 
 def read_transformers_version() -> str:

@@ -3,11 +3,9 @@
 The new folder is put together beside the old one, with hard links to files that stay, and takes its name at the end.
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,12 @@ from typing import Any
 from conf.system.atomic import atomic_directory, atomic_write_bytes
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
+from conf.system.lock import locking_directory
 from model.checkpoint.checksums import SUMS_NAME, find_changed, hash_files, read_sums, save_sums
 from model.convert import hf_target
 from model.convert.nld_config import AUTO_MAP, read_transformers_version
-from model.export.draft_adapter import ADAPTER_FOLDER, VERSION_KEY
-from model.export.shipped_code import CONFIG_NAME, find_needed_files, list_code_files
+from model.export.draft_adapter import ADAPTER_FOLDER
+from model.export.shipped_code import CONFIG_NAME, VERSION_KEY, find_needed_files, list_code_files
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,10 @@ def refresh_export(directory: Path) -> Refreshed:
     """
     directory = directory.resolve()  # a link to an export stays one
     config = _read_config(directory)
-    with _alone(directory):
+    _refuse_read_only(directory)
+    with locking_directory(directory) as is_alone:
+        if not is_alone:
+            raise UserError(f"{directory} is being refreshed by another process: let one do it")
         _refuse_special_files(directory)
         for folder in (directory, directory / ADAPTER_FOLDER):
             _refuse_damage(folder)
@@ -65,19 +67,9 @@ def _replace(directory: Path, contents: dict[str, bytes], removed: list[str]) ->
             save_sums(partial, others | hash_files(partial, contents))
 
 
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Lock an export while the block runs. Raises: UserError if another process has, or it cannot be written."""
+def _refuse_read_only(directory: Path) -> None:
     if read_only := next((path for path in _walk_folders(directory) if not os.access(path, os.W_OK)), None):
         raise UserError(f"{read_only} cannot be written: refresh a copy of the export, or change its permissions")
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise UserError(f"{directory} is being refreshed by another process: let one do it") from None
-    finally:
-        os.close(descriptor)
 
 
 def _walk_folders(directory: Path) -> Iterator[Path]:

@@ -13,12 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.export.shipped_code import CONFIG_NAME
+from model.export.shipped_code import CONFIG_NAME, VERSION_KEY
 
 ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 RECORD_FILE = "drafter.json"  # next to PEFT's two files: how an adapter of ours was trained
-VERSION_KEY = "transformers_version"  # of config.json
 TARGET = "o_proj"
 KEY_PREFIX = "base_model.model."
 NUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # per weight file, of identify_checkpoint

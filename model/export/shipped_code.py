@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CONFIG_NAME = "config.json"
+VERSION_KEY = "transformers_version"  # of config.json: which one wrote it
 NLD_TYPE = "nemotron_labs_diffusion"  # model_type in config.json
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
 # The files that auto_map in config.json names; they import the others.

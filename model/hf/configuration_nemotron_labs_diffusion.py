@@ -5,8 +5,9 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils.versions import require_version
 
+OLDEST_VERSIONS = {"transformers": "4.57", "torch": "2.5"}
 # Before anything else: with an older version the files that need it would fail one by one, in other words.
-for _name, _oldest in {"transformers": "4.57", "torch": "2.5"}.items():
+for _name, _oldest in OLDEST_VERSIONS.items():
     require_version(f"{_name}>={_oldest}", f"This checkpoint's code needs it: pip install -U {_name}")
 
 REQUIRED_ROPE_KEYS = ("rope_theta", "factor", "original_max_position_embeddings", "llama_4_scaling_beta")

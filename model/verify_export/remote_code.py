@@ -11,16 +11,18 @@ from model.convert.nld_config import AUTO_MAP
 from model.convert.safetensors_reader import some
 from model.export.shipped_code import (
     CONFIG_NAME,
+    VERSION_KEY,
     defines_class,
     find_indirect_files,
     find_needed_files,
     list_code_files,
 )
+from model.hf.configuration_nemotron_labs_diffusion import OLDEST_VERSIONS
 from model.verify_export.check import ExportCheck
 
 COMPLETE = "code is complete"
 REQUIRED_CLASSES = ("AutoConfig", "AutoModel")
-OLDEST_TRANSFORMERS = "4.57"  # that the shipped code accepts
+OLDEST_TRANSFORMERS = OLDEST_VERSIONS["transformers"]
 CUSTOM_GENERATE = "custom_generate/generate.py"  # transformers would replace the model's own generate with it
 
 
@@ -80,8 +82,8 @@ def check_versions(directory: Path, config: dict[str, Any], tokenizer_config: di
     limits = list(_find_tokenizer_limits(tokenizer_config))
     if indirect:
         limits.append(f"the files in auto_map do not import {some(indirect)} themselves, which needs 5.11")
-    if config.get("transformers_version") is None:
-        limits.append(f"{CONFIG_NAME} has no transformers_version, which 4.57.3 to 5.0 take for a broken tokenizer")
+    if config.get(VERSION_KEY) is None:
+        limits.append(f"{CONFIG_NAME} has no {VERSION_KEY}, which 4.57.3 to 5.0 take for a broken tokenizer")
     if not limits:
         return ExportCheck.passed(name, f"loads from this folder in {OLDEST_TRANSFORMERS} and newer")
     detail = f"does not load, or not alike, in every version from {OLDEST_TRANSFORMERS} on: {'; '.join(limits)}"

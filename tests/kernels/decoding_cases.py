@@ -9,21 +9,12 @@ from torch import Tensor
 
 from model.hf.attention_mask import TokenLayout, make_group_layout
 from model.hf.cache import CachedModel
-from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from tests.kernels.case import Draw, Tensors
 
-ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 1e6,
-    "factor": 16.0,
-    "original_max_position_embeddings": 64,  # so that short sequences scale queries
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
+# A short original context, so that short sequences scale queries.
+ROPE = default_rope_parameters() | {"original_max_position_embeddings": 64}
 
 
 @dataclass(frozen=True)

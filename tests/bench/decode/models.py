@@ -6,21 +6,11 @@ from typing import Any
 import torch
 from transformers import Ministral3Config, Ministral3ForCausalLM
 
-from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 MASK_TOKEN_ID = 100
-ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 16.0,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
+ROPE = default_rope_parameters() | {"rope_theta": 1e4, "original_max_position_embeddings": 4096}
 
 
 @dataclass(frozen=True)
