@@ -79,10 +79,8 @@ class WorkerPool:
     def _give(self, connection: Connection, waiting: Iterator[TokenizeTask], running: set[Connection]) -> None:
         """Send the next task, if there is one."""
         for task in waiting:
-            try:
-                connection.send(task)
-            except OSError:
-                raise self._death(connection) from None
+            if not _send(connection, task):
+                raise self._death(connection)
             running.add(connection)
             return
 
@@ -120,5 +118,17 @@ class WorkerPool:
                     process_group=0,
                 )
             self._workers[ours] = process
-            with suppress(OSError):  # a worker that died at once is noticed when it is given a task
-                ours.send(self._job)
+            _send(ours, self._job)  # a worker that died at once is noticed when it is given a task
+
+
+def _send(connection: Connection, message: Job | TokenizeTask) -> bool:
+    """Send the message and return whether the process at the other end lives.
+
+    The error of a dead one must not become the context of another: its traceback holds the pickled message, a view of
+    a BytesIO, and Python 3.12 dies of a segmentation fault when such a pair is collected as part of a cycle.
+    """
+    try:
+        connection.send(message)
+    except OSError:
+        return False
+    return True

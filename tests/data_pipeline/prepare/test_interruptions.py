@@ -91,7 +91,7 @@ def test_a_killed_worker_ends_the_run_with_a_message(corpus, tree) -> None:
     wait_for_shards(process, corpus.output, 5)
     os.kill(children_of(process)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 2
+    assert process.returncode == 2, output
     assert "died (exit status -9" in output
     assert not list(corpus.output.glob(".*.partial"))
     corpus.prepare(shard_bytes=SHARD_BYTES)
