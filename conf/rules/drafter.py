@@ -11,12 +11,16 @@ from itertools import combinations
 from conf.rules.optimization import learning_rate_falls
 from conf.rules.ranges import Ranges, broken_ranges, read_key
 from conf.rules.violations import Violations, refuse_violations
-from conf.schema.drafter import DrafterConfig, ResponseSource
+from conf.schema.drafter import DrafterConfig, DraftLoss, ResponseSource
 
 DRAFTER_RANGES = Ranges(
     positive=(
         "adapter.rank",
         "adapter.alpha",
+        "objective.verified.draft_temperature",
+        "objective.verified.matching_temperature",
+        "objective.verified.argmax_temperature",
+        "objective.verified.support",
         "responses.prompts",
         "responses.max_new_tokens",
         "responses.prompt_tokens",
@@ -37,6 +41,9 @@ DRAFTER_RANGES = Ranges(
     ),
     not_negative=(
         "objective.hybrid_rate",
+        "objective.verified.matching_weight",
+        "objective.verified.matching_rate",
+        "objective.verified.argmax_weight",
         "responses.temperature",
         "zero.stage",
         "schedule.final_lr",
@@ -46,7 +53,12 @@ DRAFTER_RANGES = Ranges(
         "evaluation.every_steps",
         "checkpointing.every_steps",
     ),
-    zero_to_one=("objective.reach_floor", "schedule.warmup_fraction", "schedule.decay_fraction"),
+    zero_to_one=(
+        "objective.reach_floor",
+        "objective.verified.sampled_share",
+        "schedule.warmup_fraction",
+        "schedule.decay_fraction",
+    ),
     below_one=("optimizer.beta1", "optimizer.beta2"),
     between=("evaluation.share",),
 )
@@ -112,6 +124,15 @@ def _prompts_fit_the_sequence(config: DrafterConfig) -> Violations:
         yield "responses.temperature=0 samples nothing; set responses.source=greedy or raise the temperature"
 
 
+def _verified_loss_has_a_term(config: DrafterConfig) -> Violations:
+    verified = config.objective.verified
+    if config.objective.loss is DraftLoss.verified and not (verified.matching_weight or verified.argmax_weight):
+        yield (
+            "objective.verified.matching_weight=0 and objective.verified.argmax_weight=0 leave no loss; give one of "
+            "them a positive value"
+        )
+
+
 def _zero_stage_allows_offload(config: DrafterConfig) -> Violations:
     zero = config.zero
     if zero.stage > HIGHEST_ZERO_STAGE:
@@ -141,6 +162,7 @@ _RULES: list[Callable[[DrafterConfig], Violations]] = [
     _folders_differ,
     _drafts_fit_the_sequence,
     _prompts_fit_the_sequence,
+    _verified_loss_has_a_term,
     _zero_stage_allows_offload,
     learning_rate_falls,
 ]

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from omegaconf import MISSING
 
-from conf.schema.optimization import Dtype, OptimizerConfig, ScheduleConfig, ScheduleKind
+from conf.schema.optimization import Dtype, OptimizerConfig, ScheduleConfig
 from conf.schema.run import Device, ResumeMode
 
 
@@ -17,6 +17,8 @@ class DraftLoss(Enum):
     kl: KL(p || q). tv: total variation, 1 - sum min(p, q). hybrid: lambda KL + (1 - lambda) TV with
     lambda = exp(-hybrid_rate * acceptance) (arXiv 2602.23881). expected_length: minus the expected number of accepted
     tokens of the block, the sum of cumulative products of acceptances; it has its own position weights.
+    verified: of the technical report (section 3.3). A draft is drawn and verified, and up to its first rejection a
+    matching term and a cross entropy count; see VerifiedDraftConfig.
     """
 
     argmax = "argmax"
@@ -25,6 +27,7 @@ class DraftLoss(Enum):
     tv = "tv"
     hybrid = "hybrid"
     expected_length = "expected_length"
+    verified = "verified"
 
 
 class PositionWeights(Enum):
@@ -32,6 +35,13 @@ class PositionWeights(Enum):
 
     none = "none"
     reach = "reach"
+
+
+class VerifiedPositions(Enum):
+    """Positions of a verified draft that count. active: the accepted and the first rejected one. all: every one."""
+
+    active = "active"
+    all = "all"
 
 
 class ResponseSource(Enum):
@@ -56,18 +66,45 @@ class AdapterConfig:
 
 
 @dataclass
+class VerifiedDraftConfig:
+    """Numbers of the loss `verified`; the defaults are those of the technical report.
+
+    A block costs the mean over its positions of matching_weight * (w KL(p || q) + (1 - w) TV) plus argmax_weight * the
+    cross entropy to the verifier's choice, with w = exp(-matching_rate * acceptance).
+    sampled_share: share of the blocks whose draft is sampled; the others draft greedily.
+    draft_temperature: of sampled drafts.
+    positions: see VerifiedPositions.
+    matching_weight, matching_temperature, matching_rate: of the matching term; its temperature is that of both p and q.
+    argmax_weight, argmax_temperature: of the cross entropy; its temperature is the drafter's.
+    support: likeliest tokens of each model, to whose union all distributions are restricted; null: all tokens.
+    """
+
+    sampled_share: float = 0.9
+    draft_temperature: float = 1.0
+    positions: VerifiedPositions = VerifiedPositions.active
+    matching_weight: float = 1.0
+    matching_temperature: float = 3.0
+    matching_rate: float = 0.5
+    argmax_weight: float = 1.0
+    argmax_temperature: float = 1.0
+    support: Optional[int] = 200
+
+
+@dataclass
 class DraftObjectiveConfig:
     """Objective of the draft adapter.
 
-    loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length.
+    loss, position_weights: see DraftLoss and PositionWeights; the latter does not apply to expected_length and to
+    verified.
     hybrid_rate: of hybrid. reach_floor: of reach; an acceptance counts at least this much, so that late positions learn
-    from the beginning.
+    from the beginning. verified: of the loss of this name.
     """
 
     loss: DraftLoss = DraftLoss.argmax
     position_weights: PositionWeights = PositionWeights.reach
     hybrid_rate: float = 3.0
     reach_floor: float = 0.3
+    verified: VerifiedDraftConfig = field(default_factory=VerifiedDraftConfig)
 
 
 @dataclass
@@ -176,14 +213,6 @@ class DrafterRunConfig:
     dir: str = "${run.root}/${run.name}"
 
 
-def _default_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(weight_decay=0.0)
-
-
-def _default_schedule() -> ScheduleConfig:
-    return ScheduleConfig(ScheduleKind.cosine, peak_lr=1e-3, final_lr=1e-5, warmup_fraction=0.03)
-
-
 @dataclass
 class DrafterConfig:
     """One training of a draft adapter.
@@ -194,6 +223,7 @@ class DrafterConfig:
     tokenised yet; null is the checkpoint's own, chatml the model family's, else the path of a jinja file.
     output: folder of the adapter; null is linear_spec_lora/ in the checkpoint.
     block_size: tokens of a drafted block, its seed included; null is the checkpoint's. resume: see ResumeMode.
+    optimizer, schedule: groups of conf/drafter/ give their values.
     experiment: name of the composed experiment, for the record.
     """
 
@@ -209,8 +239,8 @@ class DrafterConfig:
     responses: ResponsesConfig = field(default_factory=ResponsesConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     train: DrafterTrainConfig = field(default_factory=DrafterTrainConfig)
-    optimizer: OptimizerConfig = field(default_factory=_default_optimizer)
-    schedule: ScheduleConfig = field(default_factory=_default_schedule)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     evaluation: DrafterEvaluationConfig = field(default_factory=DrafterEvaluationConfig)
     checkpointing: DrafterCheckpointConfig = field(default_factory=DrafterCheckpointConfig)
     runtime: DrafterRuntimeConfig = field(default_factory=DrafterRuntimeConfig)

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_pipeline.order import derive_key
 from lora.examples.example_set import Example, ExampleOrder, ExampleSet
 
-ORDER, ANCHORS, HELDOUT = range(3)  # what keys are derived for
+ORDER, ANCHORS, HELDOUT, DRAWS = range(4)  # what keys are derived for
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,15 @@ class DraftBatch:
     anchors: [B, K] int64, index of each block's seed.
     scored: [B, K, N - 1] bool, drafted positions that count: those up to the end of the response that holds the seed;
         all false for a block that only fills up the batch.
+    draws: [B, K, N] fp32 in [0, 1), what is random about drawn drafts: in the seed's place the number that decides
+        whether the block's draft is sampled, in the others those that its tokens are drawn with.
     """
 
     tokens: Tensor
     num_tokens: int
     anchors: Tensor
     scored: Tensor
+    draws: Tensor
 
     @property
     def num_blocks(self) -> int:
@@ -39,13 +42,14 @@ class DraftBatch:
 
     def trim(self, blocks: int) -> "DraftBatch":
         """Return the batch with the first `blocks` blocks of each sequence."""
-        return replace(self, anchors=self.anchors[:, :blocks], scored=self.scored[:, :blocks])
+        anchors, scored, draws = (tensor[:, :blocks] for tensor in (self.anchors, self.scored, self.draws))
+        return replace(self, anchors=anchors, scored=scored, draws=draws)
 
     def to(self, device: torch.device) -> "DraftBatch":
         """Return the batch on another device."""
-        return replace(
-            self, tokens=self.tokens.to(device), anchors=self.anchors.to(device), scored=self.scored.to(device)
-        )
+        tensors = (self.tokens, self.anchors, self.scored, self.draws)
+        tokens, anchors, scored, draws = (tensor.to(device) for tensor in tensors)
+        return replace(self, tokens=tokens, anchors=anchors, scored=scored, draws=draws)
 
 
 class DraftBatches:
@@ -94,7 +98,7 @@ class DraftBatches:
 def build_draft_batch(
     examples: Sequence[Example], sample_indices: Sequence[int], *, blocks: int, block_size: int, seed: int
 ) -> DraftBatch:
-    """Build one microbatch; its anchors are a pure function of `seed` and each example's sample index.
+    """Build one microbatch; its anchors and draws are a pure function of `seed` and each example's sample index.
 
     blocks: K, drafted blocks per sequence; a sequence with fewer possible anchors uses each of them once.
     """
@@ -102,13 +106,21 @@ def build_draft_batch(
     tokens = np.zeros((len(examples), length), dtype=np.int64)
     anchors = np.zeros((len(examples), blocks), dtype=np.int64)
     scored = np.zeros((len(examples), blocks, block_size - 1), dtype=bool)
+    draws = np.zeros((len(examples), blocks, block_size), dtype=np.float32)
     for place, (example, index) in enumerate(zip(examples, sample_indices, strict=True)):
         tokens[place, : len(example.tokens)] = example.tokens
         chosen = choose_anchors(example.drafted, blocks, derive_key(seed, index))
         anchors[place, : len(chosen)] = chosen
         scored[place, : len(chosen)] = _find_scored(example.drafted, chosen, block_size)
+        draws[place] = _random(derive_key(seed, index, DRAWS)).random((blocks, block_size), dtype=np.float32)
     num_tokens = sum(len(example.tokens) for example in examples)
-    return DraftBatch(torch.from_numpy(tokens), num_tokens, torch.from_numpy(anchors), torch.from_numpy(scored))
+    return DraftBatch(
+        tokens=torch.from_numpy(tokens),
+        num_tokens=num_tokens,
+        anchors=torch.from_numpy(anchors),
+        scored=torch.from_numpy(scored),
+        draws=torch.from_numpy(draws),
+    )
 
 
 def choose_anchors(drafted: np.ndarray, count: int, key: int) -> np.ndarray:
@@ -119,7 +131,7 @@ def choose_anchors(drafted: np.ndarray, count: int, key: int) -> np.ndarray:
     candidates = np.flatnonzero(drafted[:-1] & drafted[1:])
     if len(candidates) <= count:
         return candidates
-    return np.sort(np.random.Generator(np.random.Philox(key=key)).choice(candidates, count, replace=False))
+    return np.sort(_random(key).choice(candidates, count, replace=False))
 
 
 def _find_scored(drafted: np.ndarray, anchors: np.ndarray, block_size: int) -> np.ndarray:
@@ -127,3 +139,7 @@ def _find_scored(drafted: np.ndarray, anchors: np.ndarray, block_size: int) -> n
     padded = np.concatenate([drafted, np.zeros(block_size, dtype=bool)])
     following = padded[anchors[:, None] + np.arange(1, block_size)]
     return np.logical_and.accumulate(following, axis=1)
+
+
+def _random(key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=key))

@@ -10,11 +10,12 @@ from lora.drafter.batches import DraftBatch
 from model.attention.visibility import VisibleKeys
 
 
-def build_block_tokens(batch: DraftBatch, mask_token_id: int) -> Tensor:
-    """Return [B, K * N]: every block's seed followed by masks."""
+def build_block_tokens(batch: DraftBatch, following: Tensor | int) -> Tensor:
+    """Return [B, K * N]: every block's seed, and what follows it: the mask token, or a draft [B, K, N - 1]."""
     blocks, positions = batch.anchors.shape[1], batch.scored.shape[2]
-    tokens = batch.tokens.new_full((len(batch.tokens), blocks, positions + 1), mask_token_id)
+    tokens = batch.tokens.new_empty(len(batch.tokens), blocks, positions + 1)
     tokens[:, :, 0] = batch.tokens.gather(1, batch.anchors)
+    tokens[:, :, 1:] = following
     return tokens.flatten(1)
 
 
@@ -24,20 +25,24 @@ def build_block_position_ids(batch: DraftBatch) -> Tensor:
     return (batch.anchors[:, :, None] + offsets).flatten(1)
 
 
-def build_block_mask(batch: DraftBatch) -> Tensor:
+def build_block_mask(batch: DraftBatch, *, causal: bool = False) -> Tensor:
     """Return [B, 1, K * N, S + K * N] bool, true where a position of a block sees a key; clean keys come first."""
-    keys = find_block_keys(batch)
+    keys = find_block_keys(batch, causal=causal)
     clean = keys.mask_clean(slice(None), range(keys.num_clean))
     return torch.cat([clean, keys.mask_noisy(slice(None), range(keys.num_noisy))], dim=2)[:, None]
 
 
-def find_block_keys(batch: DraftBatch) -> VisibleKeys:
-    """Return what the positions of blocks see: their own block in both directions, and clean tokens before its seed."""
+def find_block_keys(batch: DraftBatch, *, causal: bool = False) -> VisibleKeys:
+    """Return what the positions of blocks see: their own block, and clean tokens before its seed.
+
+    causal: of their own block only what is not after them, as verification sees a draft; else both directions.
+    """
     block_size = batch.scored.shape[2] + 1
     clean_stop = batch.anchors.repeat_interleave(block_size, dim=1)
     index = torch.arange(clean_stop.shape[1], device=clean_stop.device).expand_as(clean_stop)
     block_start = index // block_size * block_size
-    intervals = (block_start, block_start + block_size, torch.zeros_like(index), clean_stop)
+    block_stop = index + 1 if causal else block_start + block_size
+    intervals = (block_start, block_stop, torch.zeros_like(index), clean_stop)
     return VisibleKeys(
         *(table.int() for table in intervals),
         num_noisy=clean_stop.shape[1],

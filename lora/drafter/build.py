@@ -60,7 +60,13 @@ def build_drafter_trainer(config: DrafterConfig, session: RunSession) -> Drafter
     adapted = attach_new_adapter(model, config.adapter, config.train.seed)
     if config.runtime.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    step = DraftStep(adapted, config.objective, model.config.mask_token_id, config.runtime.loss_chunk_blocks)
+    step = DraftStep(
+        adapted,
+        config.objective,
+        model.config.mask_token_id,
+        config.runtime.loss_chunk_blocks,
+        is_greedy_text=config.responses.source is ResponseSource.greedy,
+    )
     engine = build_engine(step, config, device)
     fixed = FixedSettings(
         checkpoint=identity,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from conf.schema.drafter import DraftLoss, DraftObjectiveConfig, PositionWeights
+from lora.drafter.distributions import choose, compute_cross_entropy, compute_kl_divergence, compute_overlap, to_float
+from lora.drafter.verified_objective import VerifiedDraft, compute_verified_loss
 
 # Losses that are made of the acceptance itself; the others need no gradient of it.
 USE_OVERLAP = (DraftLoss.tv, DraftLoss.hybrid, DraftLoss.expected_length)
@@ -34,33 +36,37 @@ class DraftScore:
 
 
 def score_drafts(
-    draft_logits: Tensor, verifier_logits: Tensor, targets: Tensor, scored: Tensor, config: DraftObjectiveConfig
+    draft_logits: Tensor,
+    verifier_logits: Tensor,
+    targets: Tensor,
+    scored: Tensor,
+    config: DraftObjectiveConfig,
+    verified: VerifiedDraft | None = None,
 ) -> DraftScore:
     """Compute loss and acceptance of drafted blocks.
 
     draft_logits, verifier_logits: [M, D, V], q and p before the softmax. targets: [M, D] true tokens. scored: [M, D]
-    bool, from the first position on without gaps.
+    bool, from the first position on without gaps. verified: what the loss of this name judges, in place of the
+    verifier's logits and the true tokens; acceptance is counted in the text whatever the loss.
     """
-    log_q, log_p = _log_softmax(draft_logits), _log_softmax(verifier_logits)
+    log_q, log_p = to_float(draft_logits).log_softmax(-1), to_float(verifier_logits).log_softmax(-1)
     with torch.set_grad_enabled(torch.is_grad_enabled() and config.loss in USE_OVERLAP):
-        overlap = torch.minimum(log_p, log_q).exp().sum(-1) * scored
-    matches = (_choose(draft_logits) == _choose(verifier_logits)) & scored
-    if config.loss is DraftLoss.expected_length:
-        loss = -overlap.cumprod(-1)
+        overlap = compute_overlap(log_p, log_q) * scored
+    matches = (choose(draft_logits) == choose(verifier_logits)) & scored
+    if config.loss is DraftLoss.verified:
+        assert verified is not None, "the loss of a verified draft needs one"
+        loss = compute_verified_loss(draft_logits, verified, scored, config.verified)
+    elif config.loss is DraftLoss.expected_length:
+        loss = (-overlap.cumprod(-1) * scored).sum()
     else:
         cost = _compute_cost(log_q, log_p, targets, overlap, config)
-        loss = cost * _compute_weights(overlap.detach(), config)
+        loss = (cost * _compute_weights(overlap.detach(), config) * scored).sum()
     return DraftScore(
-        loss=(loss * scored).sum(),
+        loss=loss,
         accepted_greedy=matches.long().cumprod(-1).sum(-1),
         accepted_sampled=overlap.detach().cumprod(-1).sum(-1),
         matches=matches,
     )
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    """Return log probabilities in fp32 or better."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 def _compute_cost(
@@ -69,31 +75,18 @@ def _compute_cost(
     """Return [M, D]: the loss of each position by itself."""
     match config.loss:
         case DraftLoss.argmax:
-            return _cross_entropy(log_q, _choose(log_p))
+            return compute_cross_entropy(log_q, choose(log_p))
         case DraftLoss.data:
-            return _cross_entropy(log_q, targets)
+            return compute_cross_entropy(log_q, targets)
         case DraftLoss.kl:
-            return _kl_divergence(log_p, log_q)
+            return compute_kl_divergence(log_p, log_q)
         case DraftLoss.tv:
             return 1 - overlap
         case DraftLoss.hybrid:
             share = torch.exp(-config.hybrid_rate * overlap.detach())
-            return share * _kl_divergence(log_p, log_q) + (1 - share) * (1 - overlap)
-        case DraftLoss.expected_length:
+            return share * compute_kl_divergence(log_p, log_q) + (1 - share) * (1 - overlap)
+        case DraftLoss.expected_length | DraftLoss.verified:
             raise AssertionError("a block's loss, not a position's")
-
-
-def _choose(values: Tensor) -> Tensor:
-    """Return argmax over the last dimension, the first of equals; five times as fast as torch's own on CPUs."""
-    return values.max(-1).indices
-
-
-def _cross_entropy(log_q: Tensor, tokens: Tensor) -> Tensor:
-    return -log_q.gather(-1, tokens[..., None])[..., 0]
-
-
-def _kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _compute_weights(overlap: Tensor, config: DraftObjectiveConfig) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: B sequences, S tokens, K blocks per sequence, N tokens per block, D = N - 1 drafted positions.
 The clean pass runs causally, without adapter and without gradients. It yields the prefix keys and values that the
 blocks read, and the hidden states that the verifier's choices come from. Only the drafted blocks have gradients.
+A third pass verifies drafts, causally and without adapter, where the loss asks for it and the text cannot answer.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.schema.drafter import DraftObjectiveConfig
+from conf.schema.drafter import DraftLoss, DraftObjectiveConfig, VerifiedPositions
 from lora.drafter.batches import DraftBatch
 from lora.drafter.blocks import (
     build_block_mask,
@@ -19,24 +20,33 @@ from lora.drafter.blocks import (
     gather_targets,
     gather_verifier_states,
 )
-from lora.drafter.objective import score_drafts
+from lora.drafter.scoring import DraftScorer, ScoredBlocks
 from model.hf.attention_mask import Visibility, build_visibility
 from model.hf.cache import PrefixCache
 from model.hf.layers import DraftAdapter
-
-NUM_DRAFT_SUMS = 4  # loss, blocks, tokens accepted under greedy decoding, expected under rejection sampling
 
 
 class DraftStep(nn.Module):
     """The model with its adapter, as the module that DeepSpeed wraps."""
 
-    def __init__(self, model: Any, objective: DraftObjectiveConfig, mask_token_id: int, chunk_blocks: int):
-        """model: a PEFT model around NemotronLabsDiffusionModel. chunk_blocks: blocks scored at a time."""
+    def __init__(
+        self,
+        model: Any,
+        objective: DraftObjectiveConfig,
+        mask_token_id: int,
+        chunk_blocks: int,
+        *,
+        is_greedy_text: bool = False,
+    ):
+        """Wrap `model`, a PEFT model around NemotronLabsDiffusionModel.
+
+        chunk_blocks: blocks scored at a time. is_greedy_text: the text is the model's own greedy response.
+        """
         super().__init__()
         self.model = model
-        self._objective = objective
+        self.scorer = DraftScorer(self.base.diffusion_head, objective, mask_token_id, chunk_blocks)
+        self.verifies = needs_verification(objective, is_greedy_text=is_greedy_text)
         self._mask_token_id = mask_token_id
-        self._chunk_blocks = chunk_blocks
         self._adapter = DraftAdapter(model)
         self.train()  # layers are recomputed in training mode only; there is no dropout that it would switch on
 
@@ -51,21 +61,40 @@ class DraftStep(nn.Module):
         cache = PrefixCache(self.base.config.num_hidden_layers, capacity=batch.tokens.shape[1] + num_new)
         with torch.no_grad(), self._adapter.suspended():
             clean = self._encode(batch.tokens, cache=cache, commit=True)
-        drafted = self._encode(
-            build_block_tokens(batch, self._mask_token_id),
+        drafted = self._encode_blocks(batch, self._mask_token_id, cache)[:, :, 1:].flatten(0, 1)
+        drafts = verified = None
+        if self.verifies:
+            drafts = self.scorer.draw(drafted, batch.draws.flatten(0, 1))
+            verified = self._verify(batch, drafts, cache).flatten(0, 1)
+        # All blocks, even those that only fill up: under ZeRO-3 every rank must call the head equally often.
+        blocks = ScoredBlocks(
+            verifier=gather_verifier_states(clean, batch).flatten(0, 1),
+            targets=gather_targets(batch).flatten(0, 1),
+            scored=batch.scored.flatten(0, 1),
+            draws=batch.draws.flatten(0, 1),
+            drafts=drafts,
+            verified=verified,
+        )
+        return self.scorer.score(drafted, blocks)
+
+    @torch.no_grad()
+    def _verify(self, batch: DraftBatch, drafts: Tensor, cache: PrefixCache) -> Tensor:
+        """Return the verifier's states [B, K, D, hidden] that judge drafts [B * K, D] after their seeds."""
+        with self._adapter.suspended():
+            return self._encode_blocks(batch, drafts.view(batch.scored.shape), cache, causal=True)[:, :, :-1]
+
+    def _encode_blocks(
+        self, batch: DraftBatch, following: Tensor | int, cache: PrefixCache, *, causal: bool = False
+    ) -> Tensor:
+        """Return the states [B, K, N, hidden] of all blocks, after what is cached; the arguments are blocks.py's."""
+        encoded = self._encode(
+            build_block_tokens(batch, following),
             position_ids=build_block_position_ids(batch),
-            mask=build_block_mask(batch),
+            mask=build_block_mask(batch, causal=causal),
             cache=cache,
             commit=False,
         )
-        # All blocks, even those that only fill up: under ZeRO-3 every rank must call the head equally often.
-        return ScoreChunks.apply(
-            drafted.view(*batch.anchors.shape, -1, drafted.shape[-1])[:, :, 1:].flatten(0, 1),
-            gather_verifier_states(clean, batch).flatten(0, 1),
-            gather_targets(batch).flatten(0, 1),
-            batch.scored.flatten(0, 1),
-            self,
-        )  # type: ignore[return-value]
+        return encoded.unflatten(1, (batch.anchors.shape[1], -1))
 
     def _encode(
         self,
@@ -98,57 +127,16 @@ class DraftStep(nn.Module):
             cache.advance(num_new)
         return encoded
 
-    def score(self, drafted: Tensor, verifier: Tensor, targets: Tensor, scored: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (loss, sums) as forward does, for one chunk of hidden states [M, D, hidden]."""
-        with torch.no_grad():
-            verifier_logits = self._project(verifier)
-        score = score_drafts(self._project(drafted), verifier_logits, targets, scored, self._objective)
-        greedy, sampled = score.accepted_greedy.sum(), score.accepted_sampled.sum()
-        counts = torch.stack([score.loss.detach(), scored[:, 0].sum().to(sampled), greedy.to(sampled), sampled])
-        return score.loss, counts.double()
 
-    def chunks(self, num_blocks: int) -> list[slice]:
-        """Cut `num_blocks` blocks into chunks."""
-        return [slice(start, start + self._chunk_blocks) for start in range(0, num_blocks, self._chunk_blocks)]
+def needs_verification(objective: DraftObjectiveConfig, *, is_greedy_text: bool) -> bool:
+    """Return whether drafts must be read by the verifier, or the text says all that the loss asks for.
 
-    def _project(self, hidden: Tensor) -> Tensor:
-        """Return logits as decoding sees them: the mask token is never chosen."""
-        logits = self.base.diffusion_head(hidden)
-        never = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        never[self._mask_token_id] = True
-        # Finite: minus infinity times a probability of zero would not be a number.
-        return logits.masked_fill(never, torch.finfo(logits.dtype).min / 2)
-
-
-class ScoreChunks(torch.autograd.Function):
-    """Loss over chunks of blocks; the gradient of the drafted states is formed in the forward.
-
-    So only one chunk's logits are in memory, and the head is not computed a second time.
+    Active positions follow the verifier's own greedy choices. If the text is made of these, its clean pass has read
+    the same tokens.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, drafted: Tensor, verifier: Tensor, targets: Tensor, scored: Tensor, step: DraftStep
-    ) -> tuple[Tensor, Tensor]:
-        """Return (loss, sums) as DraftStep.forward. drafted, verifier: [M, D, hidden]; targets, scored: [M, D]."""
-        gradient = torch.zeros_like(drafted)
-        sums = torch.zeros(NUM_DRAFT_SUMS, dtype=torch.float64, device=drafted.device)
-        for chunk in step.chunks(len(drafted)):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                hidden = drafted[chunk].detach().requires_grad_(ctx.needs_input_grad[0])
-                loss, counts = step.score(hidden, verifier[chunk], targets[chunk], scored[chunk])
-                if ctx.needs_input_grad[0]:
-                    (gradient[chunk],) = torch.autograd.grad(loss, hidden)
-            sums += counts
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(sums)
-        return sums[0].to(torch.float32), sums
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Scale the gradient that the forward formed."""
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0], None, None, None, None
+    if objective.loss is not DraftLoss.verified:
+        return False
+    return not is_greedy_text or objective.verified.positions is VerifiedPositions.all
 
 
 def _build_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

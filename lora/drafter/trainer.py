@@ -19,7 +19,7 @@ from lora.drafter.adapter_folder import check_output, is_written, output_folder,
 from lora.drafter.batches import DraftBatch, DraftBatches
 from lora.drafter.checkpoint_manifest import FixedSettings, describe_state
 from lora.drafter.engine import EngineFiles, gather_adapter
-from lora.drafter.step import NUM_DRAFT_SUMS
+from lora.drafter.scoring import NUM_DRAFT_SUMS
 from model.checkpoint.layout import MANIFEST_NAME
 from pretrain.run import stop
 from pretrain.run.metrics import measure_memory_bytes

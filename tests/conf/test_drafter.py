@@ -12,7 +12,6 @@ from conf.schema.drafter import DrafterConfig, DraftLoss, PositionWeights, Respo
 from conf.system.errors import ConfigError
 
 GIVEN = ["checkpoint=export", "data=chats.jsonl"]
-EXPERIMENTS = DRAFTER_TREE.options("experiment")
 
 
 def refusal(*overrides: str) -> str:
@@ -21,10 +20,14 @@ def refusal(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_without_overrides_every_value_is_the_schemas() -> None:
+def test_without_overrides_every_value_is_the_schemas_or_that_of_a_groups_option() -> None:
     composed = compose_drafter_config(GIVEN)
-    plain = OmegaConf.merge(OmegaConf.structured(DrafterConfig), {"checkpoint": "export", "data": "chats.jsonl"})
-    assert composed == OmegaConf.to_object(plain)
+    values = {
+        group: OmegaConf.load(DRAFTER_TREE.folder / group / f"{option}.yaml")
+        for group, option in (("optimizer", "adamw"), ("schedule", "cosine"))
+    }
+    given = {"checkpoint": "export", "data": "chats.jsonl", **values}
+    assert composed == OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DrafterConfig), given))
 
 
 def test_the_published_shape_is_the_default() -> None:
@@ -41,6 +44,22 @@ def test_optimizer_and_schedule_are_settings_with_the_values_of_before() -> None
     assert config.schedule == ScheduleConfig(ScheduleKind.cosine, 1e-3, 1e-5, warmup_fraction=0.03)
     changed = compose_drafter_config([*GIVEN, "optimizer.beta2=0.99", "schedule.kind=wsd"])
     assert (changed.optimizer.beta2, changed.schedule.kind) == (0.99, ScheduleKind.wsd)
+
+
+def test_an_option_of_a_group_has_the_last_word_over_its_default_and_a_key_over_the_option() -> None:
+    config = compose_drafter_config([*GIVEN, "schedule=wsd", "schedule.peak_lr=3e-4", "optimizer=adamw_decay"])
+    assert config.schedule == ScheduleConfig(ScheduleKind.wsd, 3e-4, 0.0, warmup_fraction=0.03, decay_fraction=0.2)
+    assert config.optimizer == OptimizerConfig(weight_decay=0.1)
+    experiment = compose_drafter_config(["experiment=quickstart", "schedule=wsd"])
+    assert (experiment.schedule.kind, experiment.schedule.peak_lr) == (ScheduleKind.wsd, 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group in DRAFTER_TREE.groups for option in DRAFTER_TREE.options(group)]
+)
+def test_every_option_says_what_it_is_and_obeys_the_rules(group: str, option: str) -> None:
+    check_drafter_rules(compose_drafter_config([*GIVEN, f"{group}={option}"]), world_size=2)
+    assert describe_option(DRAFTER_TREE, group, option).endswith(".")
 
 
 def test_the_command_line_reaches_enums_and_open_values() -> None:
@@ -68,6 +87,8 @@ def test_the_command_line_reaches_enums_and_open_values() -> None:
         ("+zero.stge=1", "did you mean 'zero.stage'?"),
         ("+model=tiny", "unknown key 'model'"),
         ("+x=1", "unknown key 'x'; see --help"),
+        ("schedule=cosin", "did you mean schedule=cosine?"),
+        ("objective.verified.positions=some", "expected one of [active, all]"),
         ("objective.loss=mse", "objective.loss: Invalid value 'mse', expected one of [argmax, data, kl"),
         ("train.steps=many", "train.steps: "),
         ("data.train.web.path=x", "data: "),
@@ -84,13 +105,6 @@ def test_everything_missing_is_listed_in_one_message() -> None:
         compose_drafter_config([])
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_composes_obeys_the_rules_and_says_what_it_is(name: str) -> None:
-    config = compose_drafter_config([f"experiment={name}", "checkpoint=export", "data=chats.jsonl"])
-    check_drafter_rules(config, world_size=2)
-    assert describe_option(DRAFTER_TREE, "experiment", name).endswith(".")
-
-
 def test_the_quickstart_needs_nothing_but_its_name() -> None:
     config = compose_drafter_config(["experiment=quickstart", "run.root=elsewhere"])
     assert config.checkpoint == "elsewhere/quickstart/export"
@@ -98,7 +112,7 @@ def test_the_quickstart_needs_nothing_but_its_name() -> None:
 
 
 def test_the_two_trees_do_not_see_each_other() -> None:
-    assert DRAFTER_TREE.groups == ["experiment"]
+    assert DRAFTER_TREE.groups == ["experiment", "optimizer", "schedule"]
     assert "drafter" not in RUN_TREE.groups and "schema" not in RUN_TREE.groups
     with pytest.raises(ConfigError, match="unknown key 'drafter'"):
         compose_groups(["drafter=config"])

@@ -8,7 +8,7 @@ import pytest
 
 from conf.composition.compose import compose_groups, compose_run_config
 from conf.composition.help import describe_option
-from conf.composition.trees import RUN_TREE
+from conf.composition.trees import DRAFTER_TREE, RUN_TREE
 from conf.rules.run import check_rules
 from conf.schema import RunConfig
 from tests.helpers.data_options import complete_data
@@ -94,11 +94,13 @@ def test_an_experiment_records_its_own_name(name: str) -> None:
 
 def test_the_documented_groups_and_options_are_those_that_exist() -> None:
     text = (RUN_TREE.folder / "README.md").read_text(encoding="utf-8")
-    table_rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", text, re.MULTILINE))
-    assert set(table_rows) == set(RUN_TREE.groups)
-    for group, options in table_rows.items():
-        listed = {option for pattern in re.findall(r"`([^`]+)`", options) for option in expand_braces(pattern)}
-        assert listed == set(RUN_TREE.options(group)), group
+    tables = text.split("`drafter/` is a tree of its own")  # first the groups of a run, then those of a drafter
+    for tree, table in zip((RUN_TREE, DRAFTER_TREE), tables, strict=True):
+        table_rows = dict(re.findall(r"^\| `(\w+)` \| .* \| (.+) \|$", table, re.MULTILINE))
+        assert set(table_rows) == set(tree.groups)
+        for group, options in table_rows.items():
+            listed = {option for pattern in re.findall(r"`([^`]+)`", options) for option in expand_braces(pattern)}
+            assert listed == set(tree.options(group)), group
 
 
 def expand_braces(pattern: str) -> list[str]:

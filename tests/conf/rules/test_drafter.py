@@ -10,7 +10,7 @@ from conf.composition.compose import compose_drafter_config
 from conf.composition.trees import DRAFTER_TREE
 from conf.rules.drafter import DRAFTER_RANGES, check_drafter_rules
 from conf.rules.ranges import read_key
-from conf.schema.drafter import DrafterConfig, ResponseSource
+from conf.schema.drafter import DrafterConfig, DraftLoss, ResponseSource
 from conf.system.errors import ConfigError
 
 
@@ -57,6 +57,15 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
             ["responses.prompt_tokens=4096", "train.sequence_length=4096"],
         ),
         ({"responses.source": ResponseSource.sampled, "responses.temperature": 0.0}, 1, ["responses.source=greedy"]),
+        (
+            {
+                "objective.loss": DraftLoss.verified,
+                "objective.verified.matching_weight": 0.0,
+                "objective.verified.argmax_weight": 0.0,
+            },
+            1,
+            ["objective.verified.matching_weight=0", "positive"],
+        ),
         ({"zero.stage": 4}, 1, ["zero.stage=4", "0, 1, 2 or 3"]),
         ({"zero.stage": 0, "zero.offload_optimizer": True}, 1, ["zero.offload_optimizer", "zero.stage of 1 or more"]),
         ({"zero.offload_parameters": True}, 1, ["zero.offload_parameters", "zero.stage=3", "is 2"]),

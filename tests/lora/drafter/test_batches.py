@@ -41,6 +41,8 @@ def test_a_batch_depends_on_seed_and_sample_indices_alone() -> None:
     together = build(examples, 6)
     alone = build_draft_batch(examples[1:], [1], blocks=6, block_size=BLOCK, seed=0)
     assert torch.equal(together.anchors[1], alone.anchors[0])
+    assert torch.equal(together.draws[1], alone.draws[0])
+    assert not torch.equal(together.draws[0], together.draws[1])
     assert not torch.equal(build(examples, 6, seed=1).anchors, together.anchors)
 
 
@@ -53,3 +55,11 @@ def test_positions_count_up_to_the_end_of_the_response() -> None:
     assert counted[10] == [True, False, False]
     assert batch.num_blocks == 4
     assert not batch.scored[0, 4:].any()
+
+
+def test_draws_are_uniform_and_stay_with_their_blocks() -> None:
+    batch = build([make_example(400, [(1, 400)])] * 4, 90)
+    assert batch.draws.shape == (4, 90, BLOCK)
+    assert batch.draws.min() >= 0 and batch.draws.max() < 1
+    assert torch.allclose(batch.draws.flatten().histc(4, 0, 1) / batch.draws.numel(), torch.tensor(0.25), atol=0.04)
+    assert torch.equal(batch.trim(3).draws, batch.draws[:, :3])

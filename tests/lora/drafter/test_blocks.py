@@ -1,6 +1,7 @@
 """The drafted blocks of a batch as one forward sees them: tokens, position ids, targets and mask."""
 
 import numpy as np
+import torch
 
 from lora.drafter.batches import DraftBatch, build_draft_batch
 from lora.drafter.blocks import build_block_mask, build_block_position_ids, build_block_tokens, gather_targets
@@ -36,3 +37,13 @@ def test_a_position_sees_earlier_clean_tokens_and_its_own_block() -> None:
             clean = [key < batch.anchors[sequence, block] for key in range(30)]
             own = [key // BLOCK == block for key in range(NUM_BLOCKS * BLOCK)]
             assert mask[sequence, position].tolist() == [*map(bool, clean), *own]
+
+
+def test_a_draft_is_verified_causally() -> None:
+    batch = build(30, 14)
+    drafts = torch.arange(2 * NUM_BLOCKS * (BLOCK - 1)).view(2, NUM_BLOCKS, BLOCK - 1)
+    tokens = build_block_tokens(batch, drafts).view(2, NUM_BLOCKS, BLOCK)
+    assert torch.equal(tokens[..., 0], batch.tokens.gather(1, batch.anchors)) and torch.equal(tokens[..., 1:], drafts)
+    both, causal = build_block_mask(batch), build_block_mask(batch, causal=True)
+    assert torch.equal(causal[..., :30], both[..., :30])
+    assert torch.equal(causal[..., 30:], both[..., 30:].tril())

@@ -10,6 +10,7 @@ from conf.schema.drafter import DraftLoss, DraftObjectiveConfig, PositionWeights
 from lora.drafter.objective import score_drafts
 
 BLOCKS, POSITIONS, VOCAB = 5, 4, 7
+LOSSES = [loss for loss in DraftLoss if loss is not DraftLoss.verified]  # which has a file of its own
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def restate(
 
 
 @pytest.mark.parametrize("weights", PositionWeights)
-@pytest.mark.parametrize("loss", DraftLoss)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss_is_what_its_definition_says(
     logits: tuple[Tensor, Tensor, Tensor, Tensor], loss: DraftLoss, weights: PositionWeights
 ) -> None:
@@ -71,7 +72,7 @@ def test_every_loss_is_what_its_definition_says(
     assert score.accepted_sampled.tolist() == pytest.approx(sampled, rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", DraftLoss)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_equal_finite_differences_and_vanish_where_nothing_counts(
     logits: tuple[Tensor, Tensor, Tensor, Tensor], loss: DraftLoss
 ) -> None:

@@ -39,13 +39,18 @@ def batch() -> DraftBatch:
     return build_draft_batch(examples, [0, 1], blocks=7, block_size=BLOCK, seed=0)
 
 
+def choose_block(batch: DraftBatch, sequence: int, block: int) -> DraftBatch:
+    """Return one block of a batch as a batch of its own."""
+    one = slice(sequence, sequence + 1), slice(block, block + 1)
+    return DraftBatch(batch.tokens[one[0]], 0, batch.anchors[one], batch.scored[one], batch.draws[one])
+
+
 def test_acceptance_is_that_of_the_decoder_from_the_same_prefixes(batch: DraftBatch) -> None:
     step = make_step()
     base = step.base
     accepted = []
     for sequence, block in batch.scored.all(-1).nonzero().tolist():  # the decoder always drafts a whole block
-        chosen = slice(sequence, sequence + 1), slice(block, block + 1)
-        one = DraftBatch(batch.tokens[chosen[0]], 0, batch.anchors[chosen], batch.scored[chosen])
+        one = choose_block(batch, sequence, block)
         with torch.no_grad():
             ours = int(step(one)[1][2])
         prefix = batch.tokens[sequence, : int(batch.anchors[sequence, block]) + 1]
@@ -84,7 +89,7 @@ def test_one_forward_over_all_blocks_equals_the_shipped_forward_block_by_block(
     batch: DraftBatch, loss: DraftLoss
 ) -> None:
     step = make_step()
-    step._objective = DraftObjectiveConfig(loss)
+    step.scorer.objective = DraftObjectiveConfig(loss)
     total, sums = step(batch)
     draft, teacher = compute_logits(step, batch)
     flat = (draft.flatten(0, 1), teacher.flatten(0, 1), gather_targets(batch).flatten(0, 1), batch.scored.flatten(0, 1))
@@ -104,7 +109,7 @@ def test_the_gradient_does_not_depend_on_the_chunks_and_equals_finite_difference
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
     assert torch.allclose(gradients[0], gradients[2], rtol=1e-9, atol=1e-12)
     step = make_step()
-    step._objective = DraftObjectiveConfig(DraftLoss.expected_length)  # no constants of a step in it
+    step.scorer.objective = DraftObjectiveConfig(DraftLoss.expected_length)  # no constants of a step in it
     step(batch)[0].backward()
     parameter = next(p for name, p in step.named_parameters() if "layers.0" in name and "lora_B" in name)
     assert parameter.grad is not None
@@ -161,6 +166,6 @@ def test_an_optimizer_step_leaves_the_model_bit_identical(batch: DraftBatch) -> 
 
 def test_the_mask_token_is_never_what_is_drafted_or_wanted(batch: DraftBatch) -> None:
     step = make_step()
-    logits = step._project(torch.randn(3, 5, 24, dtype=torch.float64))
+    logits = step.scorer.project(torch.randn(3, 5, 24, dtype=torch.float64))
     assert (logits.softmax(-1)[..., step.base.config.mask_token_id] == 0).all()
     assert torch.isfinite(logits).all()
