@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from conf.schema.drafter import AdapterConfig
 from conf.system.atomic import atomic_directory
 from model.checkpoint.checksums import write_sums
-from model.export.draft_adapter import CONFIG_FILE, RECORD_FILE, TARGET, WEIGHTS_FILE
+from model.export.adapter_weights import TARGET, WEIGHTS_FILE
+from model.export.draft_adapter import CONFIG_FILE, RECORD_FILE
 
 
 def attach_new_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> PeftModel:

@@ -9,7 +9,8 @@ from conf.schema.drafter import DrafterConfig
 from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
 from model.checkpoint.checksums import SUMS_NAME
-from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from model.export.adapter_weights import WEIGHTS_FILE
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, RECORD_FILE
 
 RUN_ID_FILE = "run_id"
 ADAPTER_FILES = {CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE}

@@ -1,25 +1,25 @@
 """Checks that a draft adapter belongs to a checkpoint: its kind, names, shapes, and the weights it was trained for.
 
-Only the configuration and the header of the weights are read, before PEFT loads anything: PEFT reports a wrong adapter
-with a traceback or, if layers are missing, not at all.
+Its files are read before PEFT loads anything: PEFT reports a wrong adapter with a traceback or, if layers are missing
+or it changes nothing, not at all.
 """
 
 import hashlib
 from collections.abc import Iterator
+from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
+from model.export.adapter_weights import TARGET, check_effect, name_tensor, read_shapes
 from model.export.shipped_code import CONFIG_NAME, VERSION_KEY
 
 ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 RECORD_FILE = "drafter.json"  # next to PEFT's two files: how an adapter of ours was trained
-TARGET = "o_proj"
-KEY_PREFIX = "base_model.model."
+# Beginnings that are taken from the model's own weights, which PEFT changes when it loads such an adapter.
+CHANGING_BEGINNINGS = ("pissa", "olora", "corda", "loftq")
 NUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # per weight file, of identify_checkpoint
 
 Shapes = dict[str, list[int]]
@@ -28,18 +28,22 @@ Shapes = dict[str, list[int]]
 def check_adapter(folder: Path, config: Any) -> None:
     """Refuse a folder unless it holds a LoRA on every o_proj of the checkpoint and on nothing else.
 
+    It must change something. Its tensors need not have PEFT's names: see adapter_weights.py.
+
     Args:
         folder: the adapter's.
         config: the checkpoint's.
 
     Raises:
-        UserError: the adapter is missing, damaged, of another kind or of another checkpoint.
+        UserError: the adapter is missing, damaged, of another kind or of another checkpoint, or changes nothing.
     """
     if not folder.is_dir():
         raise UserError(f"there is no draft adapter in {folder}: give the folder that holds {CONFIG_FILE}")
     values = read_json_object(folder / CONFIG_FILE, f"{folder} is not a PEFT adapter: it has no {CONFIG_FILE}")
     _check_kind(folder, values)
-    _check_weights(folder, values, _read_shapes(folder / WEIGHTS_FILE), config)
+    _check_scale(folder, values)
+    _check_weights(folder, values, read_shapes(folder), config)
+    check_effect(folder)
 
 
 def _check_kind(folder: Path, values: dict[str, Any]) -> None:
@@ -52,16 +56,47 @@ def _check_kind(folder: Path, values: dict[str, Any]) -> None:
     if {name.rpartition(".")[2] for name in names} != {TARGET}:
         changed = ", ".join(sorted(names)) or "nothing"
         raise UserError(f"the adapter in {folder} is not a drafter: it changes {changed} instead of {TARGET} alone")
+    beginning = str(values.get("init_lora_weights")).lower()
+    if beginning.startswith(CHANGING_BEGINNINGS):
+        raise UserError(
+            f"the adapter in {folder} begins with a part of the model's own weights (init_lora_weights={beginning!r}), "
+            "which loading takes out of them, and the verifier would not be the checkpoint: convert it to a plain LoRA "
+            "(PEFT: save_pretrained with path_initial_model_for_weight_conversion)"
+        )
 
 
-def _read_shapes(path: Path) -> Shapes:
-    if not path.is_file():
-        raise UserError(f"{path.parent} has no {WEIGHTS_FILE}: copy or train the adapter again")
+def compute_scale(values: dict[str, Any]) -> float:
+    """Return what PEFT multiplies B A by: alpha / r, or alpha / sqrt(r) with use_rslora.
+
+    values: of adapter_config.json, without patterns. Raises: ValueError, TypeError if these are no such numbers.
+    """
+    rank, alpha = float(values["r"]), float(values["lora_alpha"])
+    if not rank > 0:
+        raise ValueError(f"rank {rank:g}")
+    return alpha / sqrt(rank) if values.get("use_rslora") else alpha / rank
+
+
+def _check_scale(folder: Path, values: dict[str, Any]) -> None:
+    """Refuse a scale of zero, one that is no number, and one that training did not have."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+        scale = compute_scale(values)
+    except (KeyError, TypeError, ValueError):
+        scale = float("nan")
+    stated = f"{CONFIG_FILE} has r {values.get('r')} and lora_alpha {values.get('lora_alpha')}"
+    if not isfinite(scale):
+        raise UserError(f"the draft adapter in {folder} has no scale: {stated}; give the numbers it was trained with")
+    alphas = [scale, *(values.get("alpha_pattern") or {}).values()]
+    if not any(alphas):
+        raise UserError(f"the draft adapter in {folder} changes nothing: {stated}, so that its update is scaled by 0")
+    record = folder / RECORD_FILE
+    if not record.is_file():
+        return
+    trained = read_json_object(record, f"{record} has disappeared")
+    if {"rank", "alpha"} <= trained.keys() and scale != trained["alpha"] / trained["rank"]:
+        raise UserError(
+            f"the draft adapter in {folder} was trained with rank {trained['rank']} and alpha {trained['alpha']:g}, "
+            f"but {stated}{' and use_rslora' if values.get('use_rslora') else ''}: copy or train the adapter again"
+        )
 
 
 def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: Any) -> None:
@@ -74,7 +109,7 @@ def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: 
             f"the draft adapter in {folder} has {len(layers)} layers, the checkpoint {config.num_hidden_layers}: "
             "it was made for another checkpoint"
         )
-    expected = dict(_expected_shapes(values.get("r"), config))
+    expected = dict(_expected_shapes(values, found, config))
     if other := sorted(expected.keys() ^ found.keys()):
         problem = "has no" if other[0] in expected else "has an unknown"
         raise UserError(f"the draft adapter in {folder} {problem} tensor {other[0]}: it is not plain LoRA on {TARGET}")
@@ -83,13 +118,17 @@ def _check_weights(folder: Path, values: dict[str, Any], found: Shapes, config: 
             raise UserError(_describe_difference(folder, name, found[name], shape))
 
 
-def _expected_shapes(rank: Any, config: Any) -> Iterator[tuple[str, list[int]]]:
-    """Yield the names and shapes of a drafter's tensors. rank: as the adapter's configuration states it."""
+def _expected_shapes(values: dict[str, Any], found: Shapes, config: Any) -> Iterator[tuple[str, list[int]]]:
+    """Yield the names and shapes of a drafter's tensors, of the rank that the adapter's configuration states.
+
+    Where a pattern gives layers their own rank, PEFT compares it when it loads; here both sides must have the same.
+    """
     q_width = config.num_attention_heads * config.head_dim
     for layer in range(config.num_hidden_layers):
-        prefix = f"{KEY_PREFIX}encoder.layers.{layer}.self_attn.{TARGET}.lora_"
-        yield f"{prefix}A.weight", [rank, q_width]
-        yield f"{prefix}B.weight", [config.hidden_size, rank]
+        down, up = name_tensor(layer, "A"), name_tensor(layer, "B")
+        rank: Any = found[down][0] if values.get("rank_pattern") and down in found else values.get("r")
+        yield down, [rank, q_width]
+        yield up, [config.hidden_size, rank]
 
 
 def _describe_difference(folder: Path, name: str, found: list[int], expected: list[int]) -> str:

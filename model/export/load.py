@@ -1,26 +1,30 @@
 """Loads an exported checkpoint with this repository's classes: no code from its directory is executed."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.export.draft_adapter import KEY_PREFIX, WEIGHTS_FILE, check_adapter
+from model.export.adapter_weights import KEY_PREFIX, read_tensors
+from model.export.draft_adapter import check_adapter
 from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.layers import DraftAdapter
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from model.hf.options import resolve_stop_ids
+from model.hf.speculation import measure_adapter_effect
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THINK_TOKENS = ("<think>", "</think>")
+logger = logging.getLogger(__name__)
 ATTENTION = "sdpa"  # config.json must not choose: for the name of a hub repository transformers fetches code
 
 
@@ -96,26 +100,29 @@ def check_vocabulary(directory: Path, tokenizer: PreTrainedTokenizerFast, vocab_
 def attach_adapter(model: NemotronLabsDiffusionModel, folder: Path) -> None:
     """Attach a draft adapter to a model that has none; the decode loops switch it on for drafts alone.
 
+    By how much it changes the draft of a probe is logged.
+
     Raises:
-        UserError: `folder` holds no draft adapter, or one that was made for another checkpoint.
+        UserError: `folder` holds no draft adapter, one that was made for another checkpoint, or one without effect.
     """
     check_adapter(folder, model.config)
     quiet_transformers()
+    tensors = dict(read_tensors(folder))  # under PEFT's names, whoever wrote them
     try:
-        report = model.load_adapter(str(folder), adapter_kwargs={"local_files_only": True})
+        report = model.load_adapter(str(folder), adapter_state_dict=tensors, adapter_kwargs={"local_files_only": True})
     except ImportError:
         raise UserError(f"reading the draft adapter {folder} needs peft: install it") from None
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"the draft adapter {folder} cannot be used: {_first_line(error)}") from None
     _refuse_other_keys(f"the draft adapter's weights in {folder}", report.missing_keys, report.unexpected_keys)
-    _restore_adapter_precision(model, folder)
+    _restore_adapter_precision(model, tensors)
     assert DraftAdapter(model), "check_adapter accepts only adapters of o_proj"
+    logger.info(f"the draft adapter {folder} {measure_adapter_effect(model)}")
 
 
-def _restore_adapter_precision(model: NemotronLabsDiffusionModel, folder: Path) -> None:
-    """Load the adapter's weights again in fp32, as PEFT does; transformers rounds them to the model's dtype."""
-    stored = load_file(folder / WEIGHTS_FILE)
-    for key, weight in stored.items():
+def _restore_adapter_precision(model: NemotronLabsDiffusionModel, tensors: Mapping[str, Tensor]) -> None:
+    """Set the adapter's weights again in fp32, as PEFT does; transformers rounds them to the model's dtype."""
+    for key, weight in tensors.items():
         layer, _, side = key.removeprefix(KEY_PREFIX).removesuffix(".weight").rpartition(".")
         parameter = model.get_parameter(f"{layer}.{side}.default.weight")
         parameter.data = weight.to(parameter.device, torch.float32)

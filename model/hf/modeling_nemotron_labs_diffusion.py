@@ -15,13 +15,13 @@ from .attention_mask import build_visibility
 from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .decoding import decode, decode_ar
-from .layers import NemotronLabsDiffusionEncoder, check_adapter_loaded
+from .layers import NemotronLabsDiffusionEncoder
 from .options import BLOCK_DIFFUSION, DecodeOptions, DecodeResult, make_options
 from .quadratic import decode_quadratic_speculation
 from .rope import RotaryEmbedding
 from .sampling import resolve_temperature
 from .session import select_prompts
-from .speculation import decode_linear_speculation
+from .speculation import check_adapter_effect, decode_linear_speculation
 
 Positions = int | slice | Tensor
 
@@ -75,9 +75,12 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     def load_adapter(
         self, peft_model_id: Any = None, adapter_name: str | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
-        """Load a PEFT adapter as PreTrainedModel does, but refuse one that changes nothing. Raises: ValueError."""
+        """Load a PEFT adapter as PreTrainedModel does, but refuse one that changes nothing. Raises: ValueError.
+
+        By how much a draft adapter changes a draft is logged (level info).
+        """
         loaded = super().load_adapter(peft_model_id, adapter_name, *rest, **kwargs)
-        check_adapter_loaded(self, adapter_name or "default")
+        check_adapter_effect(self, adapter_name or "default")
         return loaded
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -5,15 +5,21 @@ verifier's own token. Linear speculation spends two forwards on a cycle, quadrat
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from .layers import ALL_POSITIONS
+from .layers import ALL_POSITIONS, DraftAdapter, check_adapter_loaded
 from .options import LINEAR, DecodeOptions, DecodeResult
 from .sampling import Draft, DraftVerification
 from .session import DecodeSession, cut_at_stop, open_session
+
+PROBE_TOKENS = 8  # before the seed of measure_adapter_effect
+logger = logging.get_logger(__name__)
 
 # Maps a seed [B, 1] and the most tokens wanted to a verified draft after the seed and the number of its proposals [B].
 Cycle = Callable[[Tensor, int], tuple[DraftVerification, Tensor]]
@@ -164,3 +170,70 @@ def real_context_acceptance(
         verification, _ = run_linear_cycle(session, tokens[:, -1:], block_length)
         counts.append(verification.num_accepted + 1)
     return torch.cat(counts)
+
+
+@dataclass(frozen=True)
+class AdapterEffect:
+    """By how much a draft adapter changes a draft.
+
+    Attributes:
+        mean: of the absolute change of the draft's logits.
+        largest: of these changes.
+        changed: drafted tokens that are others.
+        drafted: all of them.
+    """
+
+    mean: float
+    largest: float
+    changed: int
+    drafted: int
+
+    def __str__(self) -> str:
+        """Say it as the end of a sentence about the adapter."""
+        return (
+            f"changes the logits of a probe's draft by {self.mean:.3g} on average, at most {self.largest:.3g}, and "
+            f"{self.changed} of its {self.drafted} tokens"
+        )
+
+
+@torch.no_grad()
+def measure_adapter_effect(model: Any) -> AdapterEffect:
+    """Draft one block after the same few tokens with and without the draft adapters, and compare the logits.
+
+    model: a NemotronLabsDiffusionModel with a draft adapter that is on. Raises ValueError if it cannot decode.
+    """
+    config = model.config
+    tokens = torch.arange(1, PROBE_TOKENS + 2, device=model.device) * 7919 % config.vocab_size
+    tokens[tokens == config.mask_token_id] = (config.mask_token_id + 1) % config.vocab_size
+    logits = []
+    for context in (nullcontext(), DraftAdapter(model).suspended()):
+        with context:
+            session = open_session(model, LINEAR, tokens[None], None, DecodeOptions(eos_token_id=()))
+            session.model.encode_context("prefill", tokens[None, :-1])
+            block = tokens.new_full((1, session.block_length), session.model.mask_token_id)
+            block[0, 0] = tokens[-1]
+            layout = session.model.layout(session.block_length, bidirectional=True)
+            hidden = session.model.encode("draft", block, layout, drafting=ALL_POSITIONS)
+            logits.append(session.model.project(hidden[0, 1:]).float())
+    change = (logits[0] - logits[1]).abs()
+    change[:, config.mask_token_id] = 0.0  # it is never drafted: infinity less infinity
+    changed = (logits[0].argmax(-1) != logits[1].argmax(-1)).sum()
+    return AdapterEffect(change.mean().item(), change.max().item(), int(changed), len(change))
+
+
+def check_adapter_effect(model: Any, adapter: str) -> None:
+    """Refuse an adapter that was just loaded and changes nothing, and log what a draft adapter changes.
+
+    Raises:
+        ValueError: it changes nothing.
+    """
+    check_adapter_loaded(model, adapter)
+    if not DraftAdapter(model):
+        return
+    effect = measure_adapter_effect(model)
+    if not effect.largest:
+        raise ValueError(
+            f"the adapter {adapter!r} changes nothing: a draft has the same logits without it. Its scale, lora_alpha / "
+            "r, or its weights are zero"
+        )
+    logger.info(f"the draft adapter {adapter!r} {effect}")

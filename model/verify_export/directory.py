@@ -9,7 +9,8 @@ from conf.system.errors import UserError
 from model.checkpoint.checksums import SUMS_NAME, hash_files, read_sums
 from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
-from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE
+from model.export.adapter_weights import WEIGHTS_FILE
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE
 from model.export.shipped_code import CONFIG_NAME
 from model.verify_export.check import ExportCheck
 

@@ -9,7 +9,8 @@ from conf.system.errors import UserError
 from model.checkpoint.checksums import save_sums
 from model.convert.hf_config import HfConfig
 from model.convert.hf_target import TOKENIZER_CONFIG_NAME
-from model.export.draft_adapter import ADAPTER_FOLDER, WEIGHTS_FILE
+from model.export.adapter_weights import WEIGHTS_FILE
+from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.shipped_code import NLD_TYPE
 from model.verify_export import configuration, directory, remote_code, tokenizer, weights
 from model.verify_export.check import CheckOutcome, ExportCheck

@@ -22,7 +22,8 @@ from model.convert.safetensors_reader import (
     read_header,
     some,
 )
-from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, WEIGHTS_FILE, check_adapter
+from model.export.adapter_weights import WEIGHTS_FILE, find_stored_names
+from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE, check_adapter
 from model.verify_export.check import ExportCheck
 
 Records = dict[str, TensorRecord]
@@ -174,10 +175,15 @@ def check_draft_adapter(directory: Path, folder: str, config: dict[str, Any]) ->
     name = f"adapter {folder}"
     try:
         check_adapter(directory / folder, SimpleNamespace(**config))
+        renamed = {name: stored for name, stored in find_stored_names(directory / folder).items() if name != stored}
         records = read_header(directory / folder / WEIGHTS_FILE)
         values = read_json_object(directory / folder / CONFIG_FILE, "")
     except UserError as error:
         return ExportCheck.failed(name, str(error))
+    if renamed:
+        name_of, stored = next(iter(sorted(renamed.items())))
+        detail = f"PEFT finds no module for {some(renamed.values())} and would change nothing"
+        return ExportCheck.failed(name, detail, f"rename its tensors: {stored} is {name_of}")
     if folder != ADAPTER_FOLDER:
         detail = f"it fits, but decoding looks in {ADAPTER_FOLDER}/"
         return ExportCheck.warned(name, detail, f"rename it to {ADAPTER_FOLDER}")

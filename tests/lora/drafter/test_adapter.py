@@ -12,7 +12,8 @@ from conf.composition.compose import compose_run_config
 from conf.schema.drafter import AdapterConfig
 from lora.drafter.adapter import attach_new_adapter, check_trainable, count_adapter_parameters, save_adapter
 from model.checkpoint.checksums import find_damage
-from model.export.draft_adapter import WEIGHTS_FILE, check_adapter
+from model.export.adapter_weights import WEIGHTS_FILE
+from model.export.draft_adapter import check_adapter
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 from tests.helpers.tiny_exports import make_tiny_model

@@ -13,7 +13,7 @@ from conf.system.errors import UserError
 from data_pipeline.toy.corpus import write_jsonl
 from lora.drafter.build import check_lengths, check_rank
 from lora.drafter.engine import build_deepspeed_config
-from model.export.draft_adapter import WEIGHTS_FILE
+from model.export.adapter_weights import WEIGHTS_FILE
 from tests.helpers.processes import ROOT, kill_tree, load_lines, rank_environment, run_ranks, torchrun, train_many
 from tests.helpers.tiny_exports import make_tiny_model, save_tiny_export
 

@@ -27,6 +27,7 @@ from model.verify_export.verification import verify_export
 from tests.helpers.edit_exports import edit_json, flip_byte
 from tests.helpers.export_checks import find
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm
+from tests.model.hf.adapters import fill_adapter
 
 OLD_CODE = {
     "modeling_nemotron_labs_diffusion.py": "from .adapter_nemotron_labs_diffusion import x\n\n\n"
@@ -94,6 +95,7 @@ def test_a_second_refresh_finds_nothing_to_do(old: Path) -> None:
 def test_its_draft_adapter_still_belongs_to_it(old: Path, is_listed: bool) -> None:
     folder = old / "linear_spec_lora"
     model = attach_new_adapter(load_export(old, device="cpu"), AdapterConfig(rank=4, alpha=16.0), seed=0)
+    fill_adapter(model, "default", std=0.3)
     save_adapter(model, get_peft_model_state_dict(model), folder, {"checkpoint": identify_checkpoint(old)})
     if is_listed:
         (folder / "SHA256SUMS").unlink()

@@ -15,6 +15,7 @@ from model.convert.progress import Progress
 from model.export.load import load_export
 from tests.helpers.edit_exports import edit_json
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, tiny_model_config
+from tests.model.hf.adapters import fill_adapter
 
 SHARD_BYTES = 60_000
 
@@ -51,5 +52,6 @@ def adapter(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a draft adapter of that export, as the trainer writes it. Do not change it."""
     folder = tmp_path_factory.mktemp("adapter") / "linear_spec_lora"
     model = attach_new_adapter(load_export(written / "export", device="cpu"), AdapterConfig(rank=4, alpha=16.0), seed=0)
+    fill_adapter(model, "default", std=0.3)
     save_adapter(model, get_peft_model_state_dict(model), folder, {"step": 1})
     return folder

@@ -70,6 +70,27 @@ ADAPTER_DEFECTS: list[tuple[Callable[[Path], object], CheckOutcome, str]] = [
         CheckOutcome.warned,
         "its weights are BF16",
     ),
+    (
+        lambda d: edit_tensors(
+            d / "adapter_model.safetensors", lambda t: [w.zero_() for n, w in t.items() if "_B" in n]
+        ),
+        CheckOutcome.failed,
+        "changes nothing: in every layer lora_A or lora_B is zero",
+    ),
+    (lambda d: edit_json(d / "adapter_config.json", lora_alpha=0), CheckOutcome.failed, "its update is scaled by 0"),
+    (
+        lambda d: edit_json(d / "drafter.json", rank=4, alpha=64.0),
+        CheckOutcome.failed,
+        "was trained with rank 4 and alpha 64, but adapter_config.json has r 4 and lora_alpha 16.0",
+    ),
+    (
+        lambda d: edit_tensors(
+            d / "adapter_model.safetensors",
+            lambda t: [t.update({n.removeprefix("base_model.model."): t.pop(n)}) for n in list(t)],
+        ),
+        CheckOutcome.failed,
+        "PEFT finds no module for encoder.layers.0.self_attn.o_proj.lora_A.weight",
+    ),
     (lambda d: d.rename(d.with_name("mine")), CheckOutcome.warned, "decoding looks in linear_spec_lora/"),
     (lambda d: (d / "adapter_config.json").unlink(), CheckOutcome.failed, "holds no adapter"),
 ]
