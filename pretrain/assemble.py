@@ -4,8 +4,8 @@ import logging
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import torch
 from megatron.core import parallel_state
 
 from conf.schema import RunConfig
@@ -79,14 +79,14 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: 
         _restore(checkpointer, report, start)
     guard = LossGuard(config.guard)
     guard.restore(start.guard)
-    plans = _build_plans(config, device)
+    plans = build_plans(config, device)
     return Trainer(
         config=config,
         model=model,
         optimizer=optimizer,
         state=start.state,
         loader=_build_loader(config, data, start),
-        builder=_build_microbatch_builder(config, data, plans, "train"),
+        builder=build_microbatch_builder(config, data.tokenizer.mask_token_id, plans, "train"),
         evaluation=_build_evaluation(config, data, plans),
         checkpointer=checkpointer,
         guard=guard,
@@ -108,7 +108,8 @@ def _restore(checkpointer: Checkpointer, report: RunReport, start: StartPoint) -
     report.write_restored(start.state, time.perf_counter() - began, start.verify_seconds)
 
 
-def _build_plans(config: RunConfig, device: Any) -> PlanBuilder:
+def build_plans(config: RunConfig, device: torch.device) -> PlanBuilder:
+    """Return what turns the layouts of this rank's sequences into attention and rotation on its device."""
     return PlanBuilder(
         config.model,
         config.runtime.attention_backend,
@@ -130,15 +131,18 @@ def _build_loader(config: RunConfig, data: RunData, start: StartPoint) -> BatchL
     )
 
 
-def _build_microbatch_builder(config: RunConfig, data: RunData, plans: PlanBuilder, split: str) -> MicrobatchBuilder:
+def build_microbatch_builder(
+    config: RunConfig, mask_token_id: int, plans: PlanBuilder, split: str
+) -> MicrobatchBuilder:
+    """Return what turns batches into inputs of this stage's forwards; split: train or heldout, each with its noise."""
     seed = HELDOUT_SEED if split == "heldout" else config.train.seed
     noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
-    return MicrobatchBuilder(config.stage, noise, data.tokenizer.mask_token_id, plans)
+    return MicrobatchBuilder(config.stage, noise, mask_token_id, plans)
 
 
 def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> HeldoutEvaluation | None:
     if data.heldout is None:
         return None
-    builder = _build_microbatch_builder(config, data, plans, "heldout")
+    builder = build_microbatch_builder(config, data.tokenizer.mask_token_id, plans, "heldout")
     num_sequences = min(config.evaluation.sequences, data.heldout.num_samples_without_repeats)
     return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)

@@ -47,7 +47,14 @@ MAY_IMPORT = {
         "pretrain.costs",
         "pretrain.costs",
     ),  # answers in a second: no torch
-    "launch/simulate": ("launch.simulate",),
+    "launch/simulate": (  # runs the trainer's own code, and compares with the plan
+        "conf",
+        "data_pipeline",
+        "launch.plan",
+        "launch.simulate",
+        "model",
+        "pretrain",
+    ),
     "launch/preflight": (  # asks the trainer's own code: what it would open, choose and begin with
         *("conf", "launch.check_environment", "launch.preflight"),
         *(
@@ -68,7 +75,7 @@ MONITOR_MAY_IMPORT = ("costs", "run", "monitor")
 
 # Library: the folders that may import it ("entry": also files that are run, hydra's home).
 HOMES = {
-    "megatron": ("model", "pretrain"),
+    "megatron": ("model", "pretrain", "launch/simulate"),
     "megatron.core.datasets": ("data_pipeline", "model", "pretrain"),
     "transformer_engine": ("model", "pretrain"),
     "deepspeed": ("lora",),

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import subprocess
 import sys
+from typing import Any
 
 from rich.console import Console
 
 from conf.composition.compose import compose_size
 from conf.system.entry import OneLineParser, count, exit_status
+from conf.system.errors import UserError
 from launch.plan.as_json import describe_plan, describe_search
 from launch.plan.hardware_profile import GIGA, HardwareProfile
 from launch.plan.layout_plan import plan_layout
@@ -21,6 +24,7 @@ EXAMPLES = """examples:
   python -m launch.plan experiment=nld_8b_joint --gpus 256
   python -m launch.plan experiment=nld_8b_sft parallel.tensor_parallel=4 train.micro_batch_size=1 --gpus 256 --mfu 0.35
   python -m launch.plan experiment=nld_14b_joint --gpus 512 --search
+  python -m launch.plan experiment=nld_14b_joint --gpus 256 --check
   python -m launch.plan stage=joint model=ministral3_3b train.tokens=1e11 --gpus 8 --search --json
 
 Data, tokenizer and start weights need not be given. Exit status: 0 fits, 1 does not fit, 2 cannot run like this.
@@ -47,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gpus", type=count, required=True, metavar="N", help="GPUs of the run")
     parser.add_argument("--search", action="store_true", help="rank the layouts that fit instead")
+    parser.add_argument(
+        "--check", action="store_true", help="simulate a rank of each kind, and compare (a minute; launch.simulate)"
+    )
     parser.add_argument("--top", type=count, default=10, metavar="N", help="layouts that --search shows (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object, in bytes and seconds, for programs")
     parser.add_argument(
@@ -128,10 +135,30 @@ def run_plan(arguments: argparse.Namespace) -> int:
         return 0 if search.feasible else EXIT_DOES_NOT_FIT
     plan = plan_layout(config, arguments.gpus, hardware, arguments.document_tokens)
     if arguments.json:
-        print(json.dumps(describe_plan(plan), indent=1))
+        print(json.dumps(describe_plan(plan) | _check(arguments), indent=1))
     else:
         print_plan(console, plan)
+        if arguments.check:
+            subprocess.run(_simulation(arguments), check=False)
     return 0 if plan.fits else EXIT_DOES_NOT_FIT
+
+
+def _check(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what launch.simulate says of the plan, for JSON; nothing if it was not asked."""
+    if not arguments.check:
+        return {}
+    done = subprocess.run([*_simulation(arguments), "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout:
+        raise UserError("the plan could not be checked: launch.simulate says above why")
+    return {"check": json.loads(done.stdout)}
+
+
+def _simulation(arguments: argparse.Namespace) -> list[str]:
+    """Return the command that simulates a rank of each kind of this job."""
+    command = [sys.executable, "-m", "launch.simulate", *arguments.overrides, "--gpus", str(arguments.gpus), "--brief"]
+    if arguments.document_tokens is not None:
+        command += ["--document-tokens", str(arguments.document_tokens)]
+    return command
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def describe_plan(plan: LayoutPlan) -> dict[str, Any]:
         "seconds": {field.name: getattr(plan.time, field.name) for field in fields(plan.time)},
         "step_seconds_at_stated_mfu": plan.time.compute,
         "days_at_stated_mfu": plan.days_at_stated_mfu,
-        "communication": [asdict(item) | {"sent_bytes": item.sent_bytes} for item in plan.traffic],
+        "communication": [
+            asdict(item) | {"message_bytes": item.message_bytes, "sent_bytes": item.sent_bytes} for item in plan.traffic
+        ],
         "checkpoint_bytes": plan.checkpoint_bytes,
         "save_seconds": plan.save_seconds,
         "hardware": asdict(plan.hardware),

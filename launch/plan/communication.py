@@ -6,7 +6,7 @@ Rings: of n bytes over g ranks, an all-gather or reduce-scatter sends n (g - 1) 
 from dataclasses import dataclass
 
 from conf.schema import Recompute
-from launch.plan.memory import count_pipeline_stage_parameters
+from launch.plan.buckets import find_buckets
 from launch.plan.rank_shape import FP32, RankShape
 
 # Consecutive ranks are tensor, then context, then data, then pipeline parallel (megatron-core's order).
@@ -16,63 +16,99 @@ from launch.plan.rank_shape import FP32, RankShape
 class Traffic:
     """Describes the collectives of one kind in one group.
 
-    group: tensor, context, pipeline or data (which includes context). size: ranks of the group. span: consecutive ranks
-    that contain it. count: per step, of the pipeline stage with most of them. message_bytes: the whole of each.
+    group: tensor, context, pipeline or data (which includes context). purpose: what is sent. size: ranks of the group.
+    span: consecutive ranks that contain it. count: per step. num_bytes: of all `count` messages, each of them whole.
     """
 
     group: str
     operation: str
+    purpose: str
     size: int
     span: int
     count: int
-    message_bytes: int
+    num_bytes: int
+
+    @property
+    def message_bytes(self) -> int:
+        """Bytes of a message, on average."""
+        return self.num_bytes // self.count
 
     @property
     def sent_bytes(self) -> float:
         """Bytes that one GPU sends per step in all `count` collectives."""
         if self.operation == "send":
-            return self.count * self.message_bytes
+            return self.num_bytes
         share = (self.size - 1) / self.size
-        return self.count * self.message_bytes * share * (2 if self.operation == "all-reduce" else 1)
+        return self.num_bytes * share * (2 if self.operation == "all-reduce" else 1)
 
 
 def estimate_traffic(shape: RankShape) -> list[Traffic]:
-    """Estimate what is sent in groups of more than one rank. Scalars, gradients of norms and counts are left out."""
+    """Estimate what is sent in groups of more than one rank: of each kind, by the pipeline stage that sends most of it.
+
+    Left out is what has a few bytes per position or step: counts, losses, the gradients' norm, the head's maxima and
+    sums.
+    """
+    largest: dict[tuple[str, str, str], Traffic] = {}
+    for pp_rank in range(shape.parallel.pipeline_parallel):
+        for item in estimate_pipeline_stage_traffic(shape, pp_rank):
+            key = item.group, item.operation, item.purpose
+            largest[key] = max(item, largest.get(key, item), key=lambda one: one.num_bytes)
+    return list(largest.values())
+
+
+def estimate_pipeline_stage_traffic(shape: RankShape, pp_rank: int) -> list[Traffic]:
+    """Estimate what a rank of one pipeline stage sends; see estimate_traffic."""
     parallel = shape.parallel
     traffic = []
     if parallel.tensor_parallel > 1:
-        traffic += _tensor_traffic(shape)
+        traffic += _tensor_traffic(shape, pp_rank)
     if parallel.context_parallel > 1:
         traffic += _context_traffic(shape)
     if parallel.pipeline_parallel > 1:
-        traffic += _pipeline_traffic(shape)
+        traffic += _pipeline_traffic(shape, pp_rank)
     if shape.data_ranks > 1:
-        traffic += _data_traffic(shape)
+        traffic += _data_traffic(shape, pp_rank)
     return traffic
 
 
-def _tensor_traffic(shape: RankShape) -> list[Traffic]:
+def _tensor_traffic(shape: RankShape, pp_rank: int) -> list[Traffic]:
     """Count an all-reduce at the end of attention and MLP in the forward, and one at their beginning in the backward.
 
-    With sequence parallelism these are reduce-scatters and all-gathers, and the backward gathers the input of each
-    once more for the gradient of its weights.
+    With sequence parallelism these are reduce-scatters and all-gathers, the backward gathers the input of each once
+    more for the gradient of its weights, and the gradients of norms, each formed from a rank's positions, are summed.
     """
     parallel = shape.parallel
     layers = shape.model.num_layers // parallel.pipeline_parallel
     recomputed = 1 if parallel.recompute is Recompute.full else 0
+    is_first, is_last = pp_rank == 0, pp_rank == parallel.pipeline_parallel - 1
     whole = shape.num_positions * shape.model.hidden_size * shape.element_bytes
     scored = shape.num_scored_positions * shape.model.hidden_size * shape.element_bytes
-    # The embedding of the first pipeline stage and the head of the last one are counted as if on the same stage.
+    norms = FP32 * shape.model.hidden_size * (2 * layers + is_last)
     if parallel.sequence_parallel:
         kinds = [
-            ("all-gather", layers * (6 + 2 * recomputed) + 2, whole),
-            ("reduce-scatter", layers * (4 + 2 * recomputed) + 1, whole),
+            ("all-gather", "layers", layers * (6 + 2 * recomputed), whole),
+            ("reduce-scatter", "layers", layers * (4 + 2 * recomputed), whole),
+            ("all-gather", "embedding", int(is_first), whole),
+            ("reduce-scatter", "embedding", int(is_first), whole),
+            ("all-gather", "head", int(is_last), whole),
         ]
     else:
-        kinds = [("all-reduce", layers * (4 + 2 * recomputed) + 1, whole)]
-    kinds.append(("all-reduce", 1, scored))
+        kinds = [
+            ("all-reduce", "layers", layers * (4 + 2 * recomputed), whole),
+            ("all-reduce", "embedding", int(is_first), whole),
+        ]
+    kinds.append(("all-reduce", "head", int(is_last), scored))
     size = parallel.tensor_parallel
-    return [Traffic("tensor", name, size, size, shape.num_microbatches * count, part) for name, count, part in kinds]
+    traffic = [
+        Traffic(
+            "tensor", name, purpose, size, size, shape.num_microbatches * count, shape.num_microbatches * count * part
+        )
+        for name, purpose, count, part in kinds
+        if count
+    ]
+    if parallel.sequence_parallel:
+        traffic.append(Traffic("tensor", "all-reduce", "norms", size, size, 1, norms))
+    return traffic
 
 
 def _context_traffic(shape: RankShape) -> list[Traffic]:
@@ -85,9 +121,10 @@ def _context_traffic(shape: RankShape) -> list[Traffic]:
     recomputed = 1 if parallel.recompute in (Recompute.selective, Recompute.full) else 0
     size, span = parallel.context_parallel, parallel.tensor_parallel * parallel.context_parallel
     count, message = shape.num_microbatches * layers, clean_keys_bytes(shape)
+    gathered = count * (1 + recomputed)
     return [
-        Traffic("context", "all-gather", size, span, count * (1 + recomputed), message),
-        Traffic("context", "reduce-scatter", size, span, count, message),
+        Traffic("context", "all-gather", "keys", size, span, gathered, gathered * message),
+        Traffic("context", "reduce-scatter", "keys", size, span, count, count * message),
     ]
 
 
@@ -97,22 +134,21 @@ def clean_keys_bytes(shape: RankShape) -> int:
     return shape.micro_batch_size * shape.sequence_length * width * shape.element_bytes
 
 
-def _pipeline_traffic(shape: RankShape) -> list[Traffic]:
+def _pipeline_traffic(shape: RankShape, pp_rank: int) -> list[Traffic]:
     """Count hidden states sent to the next pipeline stage and gradients sent back, for every model chunk."""
     parallel = shape.parallel
-    virtual = parallel.virtual_pipeline_parallel
-    span = parallel.tensor_parallel * shape.data_ranks * 2
-    # Each of two stages is an end: the last chunk sends no hidden states, the first one no gradients.
-    count = shape.num_microbatches * (2 * virtual - (1 if parallel.pipeline_parallel == 2 else 0))
-    return [Traffic("pipeline", "send", 2, span, count, shape.stream_bytes)]
+    # The last chunk sends no hidden states, the first one no gradients.
+    chunks = 2 * parallel.virtual_pipeline_parallel - (pp_rank == 0) - (pp_rank == parallel.pipeline_parallel - 1)
+    count, span = shape.num_microbatches * chunks, parallel.tensor_parallel * shape.data_ranks * 2
+    return [Traffic("pipeline", "send", "hidden states", 2, span, count, count * shape.stream_bytes)]
 
 
-def _data_traffic(shape: RankShape) -> list[Traffic]:
-    """Count the reduce-scatter of fp32 gradients and the all-gather of updated weights."""
-    num_stages = shape.parallel.pipeline_parallel
-    parameters = max(count_pipeline_stage_parameters(shape, pp_rank) for pp_rank in range(num_stages))
+def _data_traffic(shape: RankShape, pp_rank: int) -> list[Traffic]:
+    """Count the reduce-scatter of fp32 gradients and the all-gather of updated weights, bucket by bucket."""
+    buckets = find_buckets(shape, pp_rank)
+    count, elements = len(buckets), sum(buckets)
     size, span = shape.data_ranks, shape.parallel.tensor_parallel * shape.data_ranks
     return [
-        Traffic("data", "reduce-scatter", size, span, 1, parameters * FP32),
-        Traffic("data", "all-gather", size, span, 1, parameters * shape.element_bytes),
+        Traffic("data", "reduce-scatter", "gradients", size, span, count, elements * FP32),
+        Traffic("data", "all-gather", "weights", size, span, count, elements * shape.element_bytes),
     ]

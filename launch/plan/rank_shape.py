@@ -21,6 +21,7 @@ class Kernels:
 
 
 GPU_KERNELS = Kernels(AttentionBackend.flex, transformer_engine=True)
+PLAIN_GPU_KERNELS = Kernels(AttentionBackend.flex, transformer_engine=False)
 CPU_KERNELS = Kernels(AttentionBackend.cpu, transformer_engine=False)
 
 
@@ -83,12 +84,15 @@ class RankShape:
         return self.num_stream_positions * self.model.hidden_size * self.element_bytes
 
 
-def build_rank_shape(config: RunConfig, num_gpus: int) -> RankShape:
-    """Build the shape of a configuration that its rules allow on `num_gpus` ranks."""
+def build_rank_shape(config: RunConfig, num_gpus: int, kernels: Kernels | None = None) -> RankShape:
+    """Build the shape of a configuration that its rules allow on `num_gpus` ranks.
+
+    kernels: None: those that a run on this device would choose, Transformer Engine's on a GPU.
+    """
     return RankShape(
         model=config.model,
         parallel=config.parallel,
-        kernels=CPU_KERNELS if config.runtime.device is Device.cpu else GPU_KERNELS,
+        kernels=kernels or (CPU_KERNELS if config.runtime.device is Device.cpu else GPU_KERNELS),
         element_bytes=config.precision.dtype.num_bytes,
         data_parallel=data_parallel_size(config, num_gpus),
         num_microbatches=num_microbatches(config, num_gpus),

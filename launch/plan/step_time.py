@@ -23,6 +23,7 @@ from launch.plan.communication import Traffic
 from launch.plan.hardware_profile import HardwareProfile
 from launch.plan.rank_shape import RankShape
 from launch.plan.step_work import StepWork
+from pretrain.costs import StepFlops
 
 BACKWARD_SHARE, FORWARD_SHARE = 2 / 3, 1 / 3
 
@@ -52,7 +53,10 @@ def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic],
     num_stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
     compute = work.total_flops / speed
-    recomputation = _recomputed_flops(shape, work) / speed + _elementwise_bytes(shape) / hardware.memory_bandwidth
+    recomputation = (
+        count_recomputed_flops(parallel.recompute, work.flops) / speed
+        + _elementwise_bytes(shape) / hardware.memory_bandwidth
+    )
     imbalance = _flops_of_last_pipeline_stage(work, num_stages) * num_stages / speed - compute
     tensor, context, pipeline = (
         _sending_seconds(traffic, group, hardware) for group in ("tensor", "context", "pipeline")
@@ -75,11 +79,11 @@ def _sending_seconds(traffic: list[Traffic], group: str, hardware: HardwareProfi
     return sum(item.sent_bytes / hardware.bandwidth(item.span) for item in traffic if item.group == group)
 
 
-def _recomputed_flops(shape: RankShape, work: StepWork) -> float:
-    flops = work.flops
-    if shape.parallel.recompute is Recompute.full:
+def count_recomputed_flops(recompute: Recompute, flops: StepFlops) -> float:
+    """Return what the backward pass computes again, of a step's useful FLOPs."""
+    if recompute is Recompute.full:
         return (flops.layers + flops.attention) * FORWARD_SHARE
-    if shape.parallel.recompute is Recompute.selective:
+    if recompute is Recompute.selective:
         return flops.attention * FORWARD_SHARE
     return 0.0
 

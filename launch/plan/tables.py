@@ -133,7 +133,7 @@ def _duration(plan: LayoutPlan) -> str:
 def _traffic_table(plan: LayoutPlan) -> Table:
     table = _table(
         "Communication per step",
-        ("group", "collective", "over"),
+        ("group", "collective", "of", "over"),
         ("ranks", "times", "MB each", "GB per GPU", "seconds"),
     )
     hardware = plan.hardware
@@ -141,6 +141,7 @@ def _traffic_table(plan: LayoutPlan) -> Table:
         table.add_row(
             item.group,
             item.operation,
+            item.purpose,
             "node" if item.span <= hardware.gpus_per_node else "network",
             str(item.size),
             str(item.count),

@@ -93,7 +93,7 @@ def check_machine(parallel: ParallelConfig, precision: PrecisionConfig) -> None:
     """
     used, reason = choose_transformer_engine()
     if not used:
-        _require_no_transformer_engine(parallel, precision, reason)
+        require_no_transformer_engine(parallel, precision, f"{reason}. {INSTALL}")
     if precision.fp8 is not None:
         _check_fp8(precision.fp8)
 
@@ -105,15 +105,15 @@ def check_packages(parallel: ParallelConfig, precision: PrecisionConfig) -> None
         UserError: A package is missing.
     """
     if not _has_transformer_engine():
-        _require_no_transformer_engine(parallel, precision, NOT_INSTALLED)
+        require_no_transformer_engine(parallel, precision, f"{NOT_INSTALLED}. {INSTALL}")
 
 
 def _has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
 
-def _require_no_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
-    """Raise UserError if the configuration asks for something of Transformer Engine; reason: why it is missing."""
+def require_no_transformer_engine(parallel: ParallelConfig, precision: PrecisionConfig, reason: str) -> None:
+    """Raise UserError if the configuration asks for something of Transformer Engine; reason: why there is none."""
     asked = {
         "parallel.overlap_tensor_parallel=true": (parallel.overlap_tensor_parallel, "false"),
         f"parallel.offload_layers={parallel.offload_layers}": (parallel.offload_layers > 0, "0"),
@@ -122,9 +122,7 @@ def _require_no_transformer_engine(parallel: ParallelConfig, precision: Precisio
     for key, (is_asked, without) in asked.items():
         if is_asked:
             name = key.partition("=")[0]
-            raise UserError(
-                f"{key} needs Transformer Engine, and there is none: {reason}. {INSTALL}; or {name}={without}."
-            )
+            raise UserError(f"{key} needs Transformer Engine, and there is none: {reason}; or {name}={without}.")
 
 
 def _check_fp8(recipe: Fp8Recipe) -> None:

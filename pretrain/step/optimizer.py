@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, clip_grads, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
+from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
 from torch import Tensor
 
 from conf.schema import Dtype, OptimizerConfig, ParallelConfig, PrecisionConfig
@@ -102,9 +102,31 @@ def build_optimizer(
         use_distributed_optimizer=True,
         overlap_param_gather=parallel.overlap_param_gather,
     )
+    _keep_norms_on_device()
     built = get_megatron_optimizer(settings, wrapped)
     wrapped[0].config.grad_scale_func = built.scale_loss
     return built
+
+
+def _keep_norms_on_device() -> None:
+    """Replace megatron-core's own norm and scaling of gradients, used without Transformer Engine and Apex.
+
+    Its norm asks the device once for every parameter.
+    """
+    if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = _compute_norm
+    if clip_grads.multi_tensor_scale_impl is local_multi_tensor_scale:
+        clip_grads.multi_tensor_scale_impl = _scale
+
+
+def _compute_norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
+    """Return the norm [1] of all tensors of the first list, as Apex's multi_tensor_l2norm does."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0])))[None], None
+
+
+def _scale(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], factor: float) -> None:
+    """Multiply the tensors of the first list in place; megatron-core gives the same list as source and destination."""
+    torch._foreach_mul_(lists[1], factor)
 
 
 def compute_grad_norm(built: MegatronOptimizer) -> float | Tensor:
@@ -123,7 +145,7 @@ def update_weights(built: MegatronOptimizer, grad_norm: float | Tensor) -> None:
     """
     clip_norm, parameters = built.config.clip_grad, built.get_parameters()
     if clip_norm > 0 and parameters:
-        clip_grad_by_total_norm_fp32(parameters, clip_norm, grad_norm)  # type: ignore[arg-type]
+        clip_grads.clip_grad_by_total_norm_fp32(parameters, clip_norm, grad_norm)  # type: ignore[arg-type]
     built.step_with_ready_grads()
 
 
@@ -136,7 +158,8 @@ def set_hyperparameters(built: MegatronOptimizer, optimizer: OptimizerConfig, le
         group["eps"] = optimizer.epsilon
 
 
-def _torch_optimizers(built: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+def list_torch_optimizers(built: MegatronOptimizer) -> list[torch.optim.Optimizer]:
+    """Return the optimizers that hold fp32 weights and moments."""
     return [inner.optimizer for inner in getattr(built, "chained_optimizers", [built])]
 
 
@@ -145,7 +168,7 @@ def prepare_for_loading(built: MegatronOptimizer) -> None:
 
     torch allocates it in the first step, Transformer Engine's Adam at once; megatron-core expects the latter.
     """
-    for inner in _torch_optimizers(built):
+    for inner in list_torch_optimizers(built):
         for group in inner.param_groups:
             for parameter in group["params"]:
                 if isinstance(inner, torch.optim.Adam) and not inner.state[parameter]:
@@ -162,7 +185,7 @@ def repair_after_loading(built: MegatronOptimizer) -> None:
     megatron-core's distributed optimizer hands all of them one tensor, which torch Adam then advances once per
     parameter: a silent error in the bias correction.
     """
-    for inner in _torch_optimizers(built):
+    for inner in list_torch_optimizers(built):
         for state in inner.state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()

@@ -222,7 +222,7 @@ def test_the_bytes_sent_are_those_of_the_formula(root: Path, name: str, size: in
         ["model=tiny", "model.num_layers=1", f"data.sequence_length={LENGTH}", "train.tokens=1e6", *overrides]
     )
     traffic = [item for item in estimate_traffic(build_rank_shape(config, size)) if item.group == "context"]
-    expected = {item.operation: item.count * item.message_bytes for item in traffic}
+    expected = {item.operation: item.num_bytes for item in traffic}
     assert all(rank["sent"] == expected for rank in load_found(root, size, name))
 
 

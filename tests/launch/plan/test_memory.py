@@ -119,7 +119,7 @@ def test_messages_of_collectives_are_counted(name: str, measured: Measured) -> N
     config, _ = predict(name)
     predicted: dict[str, int] = {}
     for item in estimate_traffic(build_rank_shape(config, NUM_RANKS)):
-        predicted[item.operation] = predicted.get(item.operation, 0) + item.count * item.message_bytes
+        predicted[item.operation] = predicted.get(item.operation, 0) + item.num_bytes
     for collective, bytes_ in predicted.items():
         found = max(rank["sent"].get(collective, 0) for rank in measured[name])
         assert bytes_ == pytest.approx(found, rel=0.05), collective  # norms, counts and maxima are left out

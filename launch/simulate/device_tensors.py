@@ -1,0 +1,71 @@
+"""Make every operator that touches the device fake, and let everything on the CPU compute as in a run.
+
+So the trainer lays out sequences, draws noise and counts for real, while what it computes on the device has shapes,
+formats and memory but no numbers. Where the trainer reads a number from the device it waits for it: each such question
+is reported, and answered by 1.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+ASK_FOR_ONE_NUMBER = aten._local_scalar_dense.default
+
+
+class DeviceTensors(TorchDispatchMode):
+    """Runs operators on fake tensors where one of their arguments is on `device_type`, or that device itself.
+
+    on_question: called when the host reads a tensor of the device. While `fakes_all` is set, operators on the CPU are
+    fake as well: a checkpoint copies whole optimizer states there, which no memory here could hold.
+    """
+
+    fakes_all = False
+
+    def __init__(self, device_type: str, on_question: Callable[[], None]) -> None:
+        super().__init__()
+        self._device_type, self._on_question = device_type, on_question
+        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        if not self.fakes_all and not any(isinstance(leaf, FakeTensor) or self._is_device(leaf) for leaf in leaves):
+            return func(*args, **kwargs)
+        if func is ASK_FOR_ONE_NUMBER:
+            self._on_question()
+            return _answer(args[0].dtype)
+        with self._fake:
+            result = func(*args, **kwargs)
+        if self.fakes_all or not _is_on_cpu(result):
+            return result
+        self._on_question()
+        return args[0] if func is aten.copy_.default else _make_real(result)
+
+    def _is_device(self, leaf: object) -> bool:
+        return isinstance(leaf, torch.device) and leaf.type == self._device_type
+
+
+def _answer(dtype: torch.dtype) -> Any:
+    if dtype is torch.bool:
+        return True
+    return 1.0 if dtype.is_floating_point else 1
+
+
+def _is_on_cpu(result: Any) -> bool:
+    tensors = list(_tensors(result))
+    return bool(tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _make_real(result: Any) -> Any:
+    """Return real tensors of ones for what came from the device to the CPU."""
+    return tree_map_only(FakeTensor, lambda fake: torch.ones(fake.shape, dtype=fake.dtype), result)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))

@@ -1,0 +1,101 @@
+"""Judge simulated ranks: errors, hidden questions of the host, and ranks that disagree on collectives."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, permutations
+
+from launch.simulate.collectives import Collective
+from launch.simulate.rank_report import RankReport, Recording
+
+PAIR = {"send", "receive"}
+
+# Where the host waits for its device in a step, and why it must. Everything else that asks is a finding.
+EXPLAINED_QUESTIONS = {
+    "pretrain/step/microbatches.py:_sum_over_data_parallel": "counts of the global batch, which its weights divide by",
+    "pretrain/objective/losses.py:LossStats.from_sums": "losses of the step, by which the guard judges it",
+    "pretrain/step/optimizer.py:compute_grad_norm": "the norm, by which the guard judges the step",
+    "pretrain/health/heartbeat.py:Heartbeat.exchange": "signals and times of all ranks",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Describes something that would stop or slow the job. line: of ours, `file:number`."""
+
+    message: str
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.line}: {self.message}" if self.line else self.message
+
+
+def find_faults(reports: Sequence[RankReport]) -> list[Finding]:
+    """Return everything that the job should not do, the most serious first."""
+    errors = [Finding(f"rank {report.rank}: {report.error}", report.error_line) for report in reports if report.error]
+    steps = {report.rank: report.step for report in reports if report.step is not None}
+    return [*errors, *_list_mismatches(steps), *_list_hidden_questions(steps.values())]
+
+
+def _list_hidden_questions(steps: Iterable[Recording]) -> Iterator[Finding]:
+    seen = set()
+    for step in steps:
+        hidden = [question for question in step.questions if question.function not in EXPLAINED_QUESTIONS]
+        for line, times in Counter(question.line for question in hidden).items():
+            if line not in seen:
+                seen.add(line)
+                yield Finding(f"the host waits for its device, {times} times a step; nothing explains it", line)
+
+
+def _list_mismatches(steps: dict[int, Recording]) -> Iterator[Finding]:
+    """Compare what ranks call together: all ranks of a group the same, in order; of two ranks, sends and receives."""
+    for one, other in combinations(steps, 2):
+        mine, theirs = _split_by_group(steps[one]), _split_by_group(steps[other])
+        for ranks in sorted(mine.keys() | theirs.keys()):
+            if {one, other} <= set(ranks):
+                calls = mine.get(ranks, []), theirs.get(ranks, [])
+                yield from _find_first_difference(ranks, (one, calls[0]), (other, calls[1]))
+    for sender, receiver in permutations(steps, 2):
+        sent, received = (
+            [
+                item
+                for item in steps[rank].collectives
+                if item.operation == operation and item.ranks == (sender, receiver)
+            ]
+            for rank, operation in ((sender, "send"), (receiver, "receive"))
+        )
+        yield from _find_first_difference((sender, receiver), (sender, sent), (receiver, received))
+
+
+def _split_by_group(step: Recording) -> dict[tuple[int, ...], list[Collective]]:
+    """Return the collectives of a rank by the ranks of their group, without sends and receives."""
+    groups: dict[tuple[int, ...], list[Collective]] = defaultdict(list)
+    for item in step.collectives:
+        if item.operation not in PAIR:
+            groups[item.ranks].append(item)
+    return groups
+
+
+def _find_first_difference(
+    ranks: tuple[int, ...], mine: tuple[int, list[Collective]], theirs: tuple[int, list[Collective]]
+) -> Iterator[Finding]:
+    """Yield the first call in which two ranks, each with its calls, differ."""
+    (one, my_calls), (other, their_calls) = mine, theirs
+    group = " and ".join(map(str, ranks)) if len(ranks) == 2 else f"{ranks[0]} to {ranks[-1]}"
+    for number, (a, b) in enumerate(zip(my_calls, their_calls, strict=False), start=1):
+        if (a.operation != b.operation and {a.operation, b.operation} != PAIR) or a.num_bytes != b.num_bytes:
+            message = (
+                f"number {number} of ranks {group} is {_describe(a)} on rank {one}, {_describe(b)} on rank {other}"
+            )
+            yield Finding(f"{message} ({b.line})", a.line)
+            return
+    shared = min(len(my_calls), len(their_calls))
+    for caller, missing, calls in ((one, other, my_calls), (other, one, their_calls)):
+        if len(calls) > shared:
+            extra = calls[shared]
+            message = f"rank {caller} calls {_describe(extra)}, number {shared + 1} of ranks {group}"
+            yield Finding(f"{message}, rank {missing} does not: the job would hang", extra.line)
+
+
+def _describe(item: Collective) -> str:
+    return f"{item.operation} of {item.num_bytes} bytes"
