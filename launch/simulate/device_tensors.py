@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
+MATMULS = {aten.mm.default, aten.mm.out, aten.bmm.default, aten.addmm.default, aten.addmm_.default}
 ASK_FOR_ONE_NUMBER = aten._local_scalar_dense.default
 
 
@@ -40,6 +41,8 @@ class DeviceTensors(TorchDispatchMode):
         if func is ASK_FOR_ONE_NUMBER:
             self._on_question()
             return _answer(args[0].dtype)
+        if func in MATMULS:
+            _check_formats(args)
         with self._fake:
             result = func(*args, **kwargs)
         if self.fakes_all or not _is_on_cpu(result):
@@ -49,6 +52,13 @@ class DeviceTensors(TorchDispatchMode):
 
     def _is_device(self, leaf: object) -> bool:
         return isinstance(leaf, torch.device) and leaf.type == self._device_type
+
+
+def _check_formats(args: Any) -> None:
+    """Raise RuntimeError if the matrices of a product have different formats; fake tensors let that pass."""
+    left, right = (tensor for tensor in args[-2:])
+    if left.dtype != right.dtype:
+        raise RuntimeError(f"expected matrices of the same dtype, but got {left.dtype} and {right.dtype}")
 
 
 def _answer(dtype: torch.dtype) -> Any:

@@ -60,21 +60,26 @@ class ModuleTrace:
 
     def find_place(self) -> Place:
         """Return the module that computes now and the line of ours that called it; empty outside of any."""
-        mine = self._threads[threading.get_ident()]
+        mine, task = self._threads[threading.get_ident()], self._find_task()
         if mine.entered:
             return mine.entered[-1]
-        task = torch._C._current_graph_task_id()
         node: Any = torch._C._current_autograd_node() if task != NO_TASK else None
         if node is None:
             return "", ""
-        if self._outer_task == NO_TASK:
-            self._outer_task = task
         # What the backward pass recomputes has nodes made by its own thread, and a backward pass of its own.
         made_by = mine if task != self._outer_task else self._threads[self._main]
         return made_by.find(node._sequence_nr())
 
+    def _find_task(self) -> int:
+        """Return the number of the backward pass that runs, and note it if it is the outer one."""
+        task = torch._C._current_graph_task_id()
+        if self._outer_task == NO_TASK:
+            self._outer_task = task
+        return task
+
     def _enter(self, name: str) -> Callable[..., None]:
         def enter(*_: Any) -> None:
+            self._find_task()  # a module that is entered in a backward pass is recomputed by the outer one
             mine = self._threads[threading.get_ident()]
             mine.entered.append((name, self._find_line()))
             mine.note(mine.entered[-1])

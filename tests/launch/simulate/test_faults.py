@@ -55,7 +55,7 @@ def test_a_tensor_of_the_cpu_among_those_of_the_device_is_named(found: dict[str,
 def test_formats_that_do_not_multiply_are_named(found: dict[str, list[str]]) -> None:
     (fault,) = found["dtype"]
     assert fault.startswith(f"{line_of('dtype')}: rank 1: ")
-    assert "same dtype" in fault
+    assert "torch.float32 and torch.bfloat16" in fault
 
 
 def test_a_collective_that_one_pipeline_stage_skips_is_named(found: dict[str, list[str]]) -> None:
