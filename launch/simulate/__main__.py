@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--document-tokens", type=count, metavar="N", help="length of documents (default: one per sequence)"
     )
     parser.add_argument(
-        "--scored-share", type=share, default=1.0, metavar="X", help="part of documents that is scored (%(default)g)"
+        "--scored-share", type=portion, default=1.0, metavar="X", help="part of documents that is scored (%(default)g)"
     )
     parser.add_argument("--device", default="h100", choices=KINDS, help="kind of GPU (%(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="write a PNG of live bytes over the step")
@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def share(text: str) -> float:
+def portion(text: str) -> float:
     """Parse a command-line option from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:

@@ -28,7 +28,7 @@ def adapt_to_one_rank(add_flops: Callable[[int], None]) -> None:
     for hook, replacement in {**_list_peers(), **_list_device(), **_list_tensors()}.items():
         replace_hook(hook, replacement)
     find_hook("torch.optim.optimizer:_foreach_supported_types").append(FakeTensor)
-    count_pairs_before_moving()
+    remember_attended_pairs()
     replace_hook("model.attention.plan:build_flex_attention", lambda keys: build_stand_in(keys, add_flops))
 
 
@@ -93,13 +93,13 @@ def _apply(self: torch.nn.Module, convert: Callable[[Tensor], Tensor], recurse: 
     return self
 
 
-def count_pairs_before_moving() -> None:
+def remember_attended_pairs() -> None:
     """Count attended pairs while the intervals of keys are on the CPU; on the device their numbers are gone."""
     move = find_hook("model.attention.visibility:VisibleKeys.to")
 
     def count_and_move(keys: VisibleKeys, device: torch.device) -> VisibleKeys:
         moved = move(keys, device)
-        vars(moved)["num_pairs"] = int(keys.count().sum())
+        vars(moved)["attended_pairs"] = int(keys.count().sum())
         return moved
 
     replace_hook("model.attention.visibility:VisibleKeys.to", count_and_move)
@@ -107,7 +107,7 @@ def count_pairs_before_moving() -> None:
 
 def build_stand_in(keys: VisibleKeys, add_flops: Callable[[int], None]) -> StandInAttention:
     """Build what stands in for attention under these intervals, whose pairs were counted."""
-    return StandInAttention(vars(keys)["num_pairs"], len(keys.clean_start), add_flops)
+    return StandInAttention(vars(keys)["attended_pairs"], len(keys.clean_start), add_flops)
 
 
 def _gather_own(gathered: list[Any], value: Any, group: Any = None) -> None:

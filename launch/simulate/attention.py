@@ -17,10 +17,10 @@ from torch import Tensor
 class StandInAttention:
     """Attends as FlexAttention does, as far as memory and FLOPs are concerned.
 
-    num_pairs: of queries and keys that see each other, in `num_layouts` sequences; a batch may repeat one layout.
+    attended_pairs: of queries and keys that see each other, in `num_layouts` sequences; a batch may repeat one layout.
     """
 
-    num_pairs: int
+    attended_pairs: int
     num_layouts: int
     add_flops: Callable[[int], None]
 
@@ -32,7 +32,7 @@ class StandInAttention:
     def count(self, query: Tensor, matmuls: int) -> None:
         """Count matmuls of the width D over the attended pairs of all heads."""
         batch, heads, _, head_dim = query.shape
-        self.add_flops(2 * matmuls * self.num_pairs * batch // self.num_layouts * heads * head_dim)
+        self.add_flops(2 * matmuls * self.attended_pairs * batch // self.num_layouts * heads * head_dim)
 
 
 class _Attend(torch.autograd.Function):

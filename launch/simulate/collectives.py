@@ -60,13 +60,13 @@ def describe_collective(operation: str, args: tuple[Any, ...], line: Callable[[]
 
 
 def _count_bytes(value: object) -> int:
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if isinstance(leaf, Tensor))
+    return sum(item.numel() * item.element_size() for item in tree_leaves(value) if isinstance(item, Tensor))
 
 
-def _unbox(leaf: object) -> dist.ProcessGroup | None:
-    if not isinstance(leaf, torch.ScriptObject):
+def _unbox(item: object) -> dist.ProcessGroup | None:
+    if not isinstance(item, torch.ScriptObject):
         return None
     try:
-        return dist.ProcessGroup.unbox(leaf)
+        return dist.ProcessGroup.unbox(item)
     except RuntimeError:  # another kind of object: the operation of a reduction
         return None

@@ -35,12 +35,12 @@ class DeviceTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_leaves((args, kwargs))
-        if not self.fakes_all and not any(isinstance(leaf, FakeTensor) or self._is_device(leaf) for leaf in leaves):
+        items = tree_leaves((args, kwargs))
+        if not self.fakes_all and not any(isinstance(item, FakeTensor) or self._is_device(item) for item in items):
             return func(*args, **kwargs)
         if func is ASK_FOR_ONE_NUMBER:
             self._on_question()
-            return _answer(args[0].dtype)
+            return _invent_number(args[0].dtype)
         if func in MATMULS:
             _check_formats(args)
         with self._fake:
@@ -50,8 +50,8 @@ class DeviceTensors(TorchDispatchMode):
         self._on_question()
         return args[0] if func is aten.copy_.default else _make_real(result)
 
-    def _is_device(self, leaf: object) -> bool:
-        return isinstance(leaf, torch.device) and leaf.type == self._device_type
+    def _is_device(self, item: object) -> bool:
+        return isinstance(item, torch.device) and item.type == self._device_type
 
 
 def _check_formats(args: Any) -> None:
@@ -61,7 +61,7 @@ def _check_formats(args: Any) -> None:
         raise RuntimeError(f"expected matrices of the same dtype, but got {left.dtype} and {right.dtype}")
 
 
-def _answer(dtype: torch.dtype) -> Any:
+def _invent_number(dtype: torch.dtype) -> Any:
     if dtype is torch.bool:
         return True
     return 1.0 if dtype.is_floating_point else 1
@@ -78,4 +78,4 @@ def _make_real(result: Any) -> Any:
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+    return (item for item in tree_leaves(values) if isinstance(item, Tensor))

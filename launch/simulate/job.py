@@ -9,7 +9,7 @@ from conf.rules.layout import data_parallel_size, num_microbatches
 from conf.rules.run import check_rules
 from conf.schema import Device, RunConfig
 from launch.simulate.compare import Compared, compare
-from launch.simulate.findings import Finding, find_faults
+from launch.simulate.faults import Fault, find_faults
 from launch.simulate.rank_report import RankReport
 from launch.simulate.ranks import Simulation, parse_ranks
 from model.megatron.kernel_choice import require_no_transformer_engine
@@ -25,7 +25,7 @@ class SimulatedJob:
     reports: list[RankReport]
 
     @property
-    def faults(self) -> list[Finding]:
+    def faults(self) -> list[Fault]:
         """What the job should not do."""
         return find_faults(self.reports)
 
@@ -59,7 +59,7 @@ def simulate_job(
 
     Raises: UserError if the job cannot run like this, or no device can be simulated here.
     """
-    config = shorten(config, num_gpus, microbatches)
+    config = shorten_step(config, num_gpus, microbatches)
     require_no_transformer_engine(config.parallel, config.precision, WITHOUT_TRANSFORMER_ENGINE)
     chosen = parse_ranks(ranks, config.parallel, num_gpus)
     simulation = Simulation(config, num_gpus, device, document_tokens, scored_share)
@@ -71,7 +71,7 @@ def simulate_job(
     return SimulatedJob(config, reports)
 
 
-def shorten(config: RunConfig, num_gpus: int, microbatches: int | None) -> RunConfig:
+def shorten_step(config: RunConfig, num_gpus: int, microbatches: int | None) -> RunConfig:
     """Return the run on CUDA with so many microbatches per rank and step; None: as fill the pipeline, at least 2.
 
     Raises: ConfigError if the configuration cannot run on this number of GPUs.

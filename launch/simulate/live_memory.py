@@ -14,7 +14,7 @@ SMALL = 64 << 10  # bytes below which nobody asks where a tensor was made
 
 
 @dataclass(frozen=True)
-class Origin:
+class TensorOrigin:
     """Says where a tensor was made. line: of ours, `file:number`. module: dotted name. phase: of the step."""
 
     line: str
@@ -22,7 +22,7 @@ class Origin:
     phase: str
 
 
-NOWHERE = Origin("", "", "")
+NOWHERE = TensorOrigin("", "", "")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Allocation:
     """Describes one storage. kind: what it is for, where that is known (weights, gradients, optimizer)."""
 
     num_bytes: int
-    origin: Origin
+    origin: TensorOrigin
     shape: tuple[int, ...]
     dtype: str
     kind: str = ""
@@ -45,7 +45,7 @@ class LiveMemory:
     """
 
     device_type: str
-    find_origin: Callable[[], Origin]
+    find_origin: Callable[[], TensorOrigin]
     allocations: list[Allocation] = field(default_factory=list)
     events: list[tuple[int, bool]] = field(default_factory=list)
     _numbers: dict[int, int] = field(default_factory=dict)

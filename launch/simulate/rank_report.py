@@ -11,7 +11,7 @@ from typing import Any
 
 from conf.system.atomic import atomic_write_text
 from launch.simulate.collectives import Collective
-from launch.simulate.live_memory import Allocation, Origin
+from launch.simulate.live_memory import Allocation, TensorOrigin
 from launch.simulate.step_recorder import Question, StepRecorder
 
 POINTS = 1000  # of the course of live bytes that are kept
@@ -45,7 +45,7 @@ class Recording:
 
     before: int
     peak: int
-    peak_at: Origin
+    peak_at: TensorOrigin
     kinds: dict[str, int]
     modules: dict[str, int]
     largest: list[Tensors]
@@ -75,7 +75,7 @@ class Recording:
             kinds=dict(kinds.most_common()),
             modules=dict(modules.most_common()),
             largest=join_alike(item for item in alive if find_kind(item) not in STATIC)[:LARGEST],
-            course=thin(course),
+            course=thin_course(course),
             collectives=list(recorder.collectives),
             questions=list(recorder.questions),
             flops=sum_by_module(recorder.flops),
@@ -118,7 +118,7 @@ def read_report(path: Path) -> RankReport:
 
 
 def _read_recording(values: dict[str, Any]) -> Recording:
-    values["peak_at"] = Origin(**values["peak_at"])
+    values["peak_at"] = TensorOrigin(**values["peak_at"])
     values["largest"] = [Tensors(**{**item, "shape": tuple(item["shape"])}) for item in values["largest"]]
     values["collectives"] = [Collective(**{**item, "ranks": tuple(item["ranks"])}) for item in values["collectives"]]
     values["questions"] = [Question(**item) for item in values["questions"]]
@@ -157,7 +157,7 @@ def sum_by_module(flops: Counter[str]) -> dict[str, int]:
     return dict(by_module.most_common())
 
 
-def thin(course: list[int]) -> list[int]:
+def thin_course(course: list[int]) -> list[int]:
     """Return at most POINTS numbers: the largest of each of so many equal parts."""
     if len(course) <= POINTS:
         return course

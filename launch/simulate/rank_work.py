@@ -13,7 +13,7 @@ from launch.simulate.adaptations import adapt_to_one_rank
 from launch.simulate.device_tensors import DeviceTensors
 from launch.simulate.hooks import find_hook, replace_hook
 from launch.simulate.rank_report import RankReport, Recording
-from launch.simulate.stand_ins import SequenceKind, build_trainer
+from launch.simulate.stand_ins import SequenceKind, build_rank_trainer
 from launch.simulate.step_recorder import StepRecorder
 from pretrain.checkpointing.sharded_state import build_sharded_state, count_bytes
 from pretrain.objective.scoring import StepCounts
@@ -30,7 +30,7 @@ def simulate_rank(config: RunConfig, kind: SequenceKind) -> RankReport:
     tensors = DeviceTensors("cuda", recorder.ask)
     groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
     with groups, tensors, recorder.watching():
-        trainer = build_trainer(config, kind, torch.device("cuda", 0))
+        trainer = build_rank_trainer(config, kind, torch.device("cuda", 0))
         name_lasting(trainer, recorder)
         counts = record_counts()
         step = record(recorder, trainer.train_step)

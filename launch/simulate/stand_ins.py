@@ -78,14 +78,14 @@ class RandomSequences:
 
 
 class Silent:
-    """Takes every call and answers 0: for reports, watchdogs and checkpoints of a run that leaves nothing behind."""
+    """Takes every call and answers 0: for reports, watchdogs and checkpoints of a run that writes nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         """Return a method that does nothing."""
         return lambda *_, **__: 0
 
 
-def build_trainer(config: RunConfig, kind: SequenceKind, device: torch.device) -> Trainer:
+def build_rank_trainer(config: RunConfig, kind: SequenceKind, device: torch.device) -> Trainer:
     """Build the trainer as pretrain/assemble.py does, of a run that begins."""
     silent: Any = Silent()
     sequences: Any = RandomSequences(config, kind)

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from launch.simulate.collectives import Collective, describe_collective, find_operation
 from launch.simulate.hooks import find_hook, replace_hook
-from launch.simulate.live_memory import LiveMemory, Origin
+from launch.simulate.live_memory import LiveMemory, TensorOrigin
 from launch.simulate.module_trace import ModuleTrace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,19 +86,19 @@ class StepRecorder:
         collective = operation and describe_collective(operation, args, find_line)
         if collective:
             self.collectives.append(collective)
-            for leaf in tree_leaves(args[:2]):
-                if isinstance(leaf, Tensor) and leaf.numel() * leaf.element_size() == collective.num_bytes:
-                    self.memory.see(leaf, "communication")
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            for item in tree_leaves(args[:2]):
+                if isinstance(item, Tensor) and item.numel() * item.element_size() == collective.num_bytes:
+                    self.memory.see(item, "communication")
+        tensors = [item for item in tree_leaves(result) if isinstance(item, Tensor)]
         count_flops = _find_flop_counter(func)
         if count_flops and tensors and tensors[0].device.type == self.device_type:
             self.add_flops(count_flops(*args, **kwargs, out_val=result))
         for tensor in tensors:
             self.memory.see(tensor)
 
-    def _find_origin(self) -> Origin:
+    def _find_origin(self) -> TensorOrigin:
         module, called_by = self.modules.find_place()
-        return Origin(find_line() or called_by, module, self._find_phase())
+        return TensorOrigin(find_line() or called_by, module, self._find_phase())
 
     def _find_phase(self) -> str:
         return self._phase or _find_part_of_step()

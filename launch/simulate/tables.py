@@ -9,13 +9,13 @@ from rich.text import Text
 
 from conf.schema import RunConfig
 from launch.simulate.compare import Compared
-from launch.simulate.findings import EXPLAINED_QUESTIONS
+from launch.simulate.faults import EXPLAINED_QUESTIONS
 from launch.simulate.job import SimulatedJob
 from launch.simulate.rank_report import RankReport, Recording
 
 GIB, MIB = 2**30, 2**20
 NOTABLE = 0.02  # difference from which a figure is marked
-ROWS = 8  # of modules
+MODULES_SHOWN = 8  # of modules
 
 
 def print_job(console: Console, job: SimulatedJob, brief: bool = False) -> None:
@@ -82,9 +82,9 @@ def _format(value: float, unit: str) -> str:
 def _module_table(step: Recording) -> Table:
     table = _table("By module, layers together", ["module"], ["GiB at the peak", "TFLOPs"])
     names = sorted(step.modules.keys() | step.flops.keys(), key=lambda name: -step.modules.get(name, 0))
-    for name in names[:ROWS]:
+    for name in names[:MODULES_SHOWN]:
         table.add_row(name, f"{step.modules.get(name, 0) / GIB:.3f}", f"{step.flops.get(name, 0) / 1e12:.2f}")
-    if rest := names[ROWS:]:
+    if rest := names[MODULES_SHOWN:]:
         num_bytes, flops = (sum(values.get(name, 0) for name in rest) for values in (step.modules, step.flops))
         table.add_row(f"{len(rest)} others", f"{num_bytes / GIB:.3f}", f"{flops / 1e12:.2f}")
     return table

@@ -78,7 +78,7 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, "Tensor"]]:
             yield name, file.get_tensor(stored)
 
 
-def check_effect(folder: Path) -> None:
+def refuse_without_effect(folder: Path) -> None:
     """Refuse weights that change nothing or no number can be made of: layer by layer B A is zero, or not finite.
 
     Raises: UserError.

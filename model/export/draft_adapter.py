@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.export.adapter_weights import TARGET, check_effect, name_tensor, read_shapes
+from model.export.adapter_weights import TARGET, refuse_without_effect, name_tensor, read_shapes
 from model.export.shipped_code import CONFIG_NAME, VERSION_KEY
 
 ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
@@ -43,7 +43,7 @@ def check_adapter(folder: Path, config: Any) -> None:
     _check_kind(folder, values)
     _check_scale(folder, values)
     _check_weights(folder, values, read_shapes(folder), config)
-    check_effect(folder)
+    refuse_without_effect(folder)
 
 
 def _check_kind(folder: Path, values: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from conf.composition.compose import compose_size
 from conf.schema import RunConfig
-from launch.simulate.findings import find_faults
-from launch.simulate.job import shorten
+from launch.simulate.faults import find_faults
+from launch.simulate.job import shorten_step
 from launch.simulate.ranks import Simulation
 from tests.helpers import faulty_rank
 from tests.helpers.faulty_rank import FAULTS
@@ -37,7 +37,7 @@ def simulate(config: RunConfig, fault: str) -> list[str]:
 @pytest.fixture(scope="module")
 def found() -> dict[str, list[str]]:
     """Return what is found of each fault; the jobs are simulated side by side."""
-    config = shorten(compose_size([*OVERRIDES, *PIPELINE]), 2, None)
+    config = shorten_step(compose_size([*OVERRIDES, *PIPELINE]), 2, None)
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(FAULTS, pool.map(partial(simulate, config), FAULTS), strict=True))
 

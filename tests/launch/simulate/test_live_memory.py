@@ -2,19 +2,19 @@
 
 import torch
 
-from launch.simulate.live_memory import LiveMemory, Origin
+from launch.simulate.live_memory import LiveMemory, TensorOrigin
 
 MIB = 2**20
 
 
 def make_memory() -> LiveMemory:
-    return LiveMemory("cpu", lambda: Origin("file.py:1", "layer", "forward 1"))
+    return LiveMemory("cpu", lambda: TensorOrigin("file.py:1", "layer", "forward 1"))
 
 
 def test_views_are_not_counted_and_the_dead_are_gone() -> None:
     memory = make_memory()
-    kept, passing = torch.empty(MIB, dtype=torch.uint8), torch.empty(2 * MIB, dtype=torch.uint8)
-    for tensor in (kept, kept.view(2, -1), passing, passing[:10]):
+    lasting, passing = torch.empty(MIB, dtype=torch.uint8), torch.empty(2 * MIB, dtype=torch.uint8)
+    for tensor in (lasting, lasting.view(2, -1), passing, passing[:10]):
         memory.see(tensor)
     del tensor, passing
     last = torch.empty(MIB // 2, dtype=torch.uint8)

@@ -5,7 +5,7 @@ import pytest
 from conf.composition.compose import compose_size
 from conf.system.errors import ConfigError, UserError
 from launch.simulate import ranks
-from launch.simulate.job import shorten, simulate_job
+from launch.simulate.job import shorten_step, simulate_job
 from launch.simulate.ranks import find_distinct_ranks, parse_ranks
 
 LAYOUT = ["parallel.tensor_parallel=2", "parallel.sequence_parallel=true"]
@@ -46,7 +46,7 @@ def test_given_ranks_are_taken_and_checked() -> None:
 )
 def test_a_step_fills_the_pipeline_and_is_not_longer_than_the_jobs(overrides: list[str], microbatches: int) -> None:
     config = compose_size(["experiment=nld_14b_joint", *overrides])
-    shortened = shorten(config, 256, None)
+    shortened = shorten_step(config, 256, None)
     copies = 256 // config.parallel.model_parallel
     assert shortened.train.global_batch_size == microbatches * copies * config.train.micro_batch_size
 

@@ -20,7 +20,7 @@ EXPLAINED_QUESTIONS = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class Fault:
     """Describes something that would stop or slow the job. line: of ours, `file:number`."""
 
     message: str
@@ -30,24 +30,24 @@ class Finding:
         return f"{self.line}: {self.message}" if self.line else self.message
 
 
-def find_faults(reports: Sequence[RankReport]) -> list[Finding]:
+def find_faults(reports: Sequence[RankReport]) -> list[Fault]:
     """Return everything that the job should not do, the most serious first."""
-    errors = [Finding(f"rank {report.rank}: {report.error}", report.error_line) for report in reports if report.error]
+    errors = [Fault(f"rank {report.rank}: {report.error}", report.error_line) for report in reports if report.error]
     steps = {report.rank: report.step for report in reports if report.step is not None}
     return [*errors, *_list_mismatches(steps), *_list_hidden_questions(steps.values())]
 
 
-def _list_hidden_questions(steps: Iterable[Recording]) -> Iterator[Finding]:
+def _list_hidden_questions(steps: Iterable[Recording]) -> Iterator[Fault]:
     seen = set()
     for step in steps:
         hidden = [question for question in step.questions if question.function not in EXPLAINED_QUESTIONS]
         for line, times in Counter(question.line for question in hidden).items():
             if line not in seen:
                 seen.add(line)
-                yield Finding(f"the host waits for its device, {times} times a step; nothing explains it", line)
+                yield Fault(f"the host waits for its device, {times} times a step; nothing explains it", line)
 
 
-def _list_mismatches(steps: dict[int, Recording]) -> Iterator[Finding]:
+def _list_mismatches(steps: dict[int, Recording]) -> Iterator[Fault]:
     """Compare what ranks call together: all ranks of a group the same, in order; of two ranks, sends and receives."""
     for one, other in combinations(steps, 2):
         mine, theirs = _split_by_group(steps[one]), _split_by_group(steps[other])
@@ -78,7 +78,7 @@ def _split_by_group(step: Recording) -> dict[tuple[int, ...], list[Collective]]:
 
 def _find_first_difference(
     ranks: tuple[int, ...], mine: tuple[int, list[Collective]], theirs: tuple[int, list[Collective]]
-) -> Iterator[Finding]:
+) -> Iterator[Fault]:
     """Yield the first call in which two ranks, each with its calls, differ."""
     (one, my_calls), (other, their_calls) = mine, theirs
     group = " and ".join(map(str, ranks)) if len(ranks) == 2 else f"{ranks[0]} to {ranks[-1]}"
@@ -87,14 +87,14 @@ def _find_first_difference(
             message = (
                 f"number {number} of ranks {group} is {_describe(a)} on rank {one}, {_describe(b)} on rank {other}"
             )
-            yield Finding(f"{message} ({b.line})", a.line)
+            yield Fault(f"{message} ({b.line})", a.line)
             return
     shared = min(len(my_calls), len(their_calls))
     for caller, missing, calls in ((one, other, my_calls), (other, one, their_calls)):
         if len(calls) > shared:
             extra = calls[shared]
             message = f"rank {caller} calls {_describe(extra)}, number {shared + 1} of ranks {group}"
-            yield Finding(f"{message}, rank {missing} does not: the job would hang", extra.line)
+            yield Fault(f"{message}, rank {missing} does not: the job would hang", extra.line)
 
 
 def _describe(item: Collective) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from launch.simulate.collectives import Collective
-from launch.simulate.findings import EXPLAINED_QUESTIONS, find_faults
+from launch.simulate.faults import EXPLAINED_QUESTIONS, find_faults
 from launch.simulate.live_memory import NOWHERE
 from launch.simulate.rank_report import RankReport, Recording
 from launch.simulate.step_recorder import Question
