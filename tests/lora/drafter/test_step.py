@@ -31,12 +31,16 @@ def make_step(dtype: torch.dtype = torch.float64, chunk_blocks: int = 3, **chang
     return DraftStep(adapted, DraftObjectiveConfig(), model.config.mask_token_id, chunk_blocks)
 
 
-@pytest.fixture(scope="module")
-def batch() -> DraftBatch:
+def make_batch() -> DraftBatch:
     """Build two sequences of 60 and 41 tokens, past the length at which queries are scaled."""
     generator = np.random.default_rng(0)
     examples = [Example(generator.integers(12, 99, length), np.arange(length) > 2) for length in (60, 41)]
     return build_draft_batch(examples, [0, 1], blocks=7, block_size=BLOCK, seed=0)
+
+
+@pytest.fixture(scope="module")
+def batch() -> DraftBatch:
+    return make_batch()
 
 
 def choose_block(batch: DraftBatch, sequence: int, block: int) -> DraftBatch:
