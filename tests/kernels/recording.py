@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from launch.simulate.hooks import find_hook, replace_hook
@@ -110,7 +110,7 @@ class Recorder:
         """Stand for the call of a compiled graph: record it and return fake results."""
         arguments = self._views(list(inputs))
         with self._paused(), self.mode:
-            results = _lay_out(program.traced(*inputs), program.output_strides)
+            results = _make_results(program.results, program.output_strides)
         self.recording.steps.append(Step(None, program.source_code, arguments, {}, self._views(results)))
         inputs.clear()  # as compiled graphs do, which own the list
         return results
@@ -145,14 +145,26 @@ def _concerns_cuda(args: Any, options: dict[str, Any]) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
 
-def _lay_out(results: Any, strides: Any) -> Any:
-    """Return fake results with the strides that inductor chose, which may differ from eager ones."""
+def _describe_results(gm: GraphModule) -> list[Any]:
+    """Return what a graph returns: size, stride, dtype and device of a tensor, anything else itself."""
+    (nodes,) = gm.graph.output_node().args
+    values = [node.meta["val"] if isinstance(node, Node) else node for node in nodes]  # type: ignore[union-attr]
     return [
-        torch.empty_strided(result.shape, tuple(map(int, stride)), dtype=result.dtype, device=result.device)
-        if stride is not None and isinstance(result, Tensor) and tuple(map(int, stride)) != result.stride()
-        else result
-        for result, stride in zip(results, strides or [None] * len(results), strict=True)
+        (tuple(value.shape), value.stride(), value.dtype, value.device) if isinstance(value, Tensor) else value
+        for value in values
     ]
+
+
+def _make_results(described: list[Any], strides: Any) -> list[Any]:
+    """Return fake results with the strides that inductor chose, which may differ from the graph's."""
+    results = list(described)
+    for number, result in enumerate(described):
+        if isinstance(result, tuple):
+            size, stride, dtype, device = result
+            chosen = strides[number] if strides else None
+            stride = stride if chosen is None else tuple(map(int, chosen))
+            results[number] = torch.empty_strided(size, stride, dtype=dtype, device=device)
+    return results
 
 
 def record(run: Callable[[Recorder], dict[str, Tensor]]) -> Recording:
@@ -179,7 +191,7 @@ def _recording(recorder: Recorder) -> Iterator[None]:
 
     def initialise_here(program: Any, function: Any, graph: Any, gm: GraphModule, *args: Any, **options: Any) -> None:
         initialise(program, function, graph, gm, *args, **options)
-        program.traced = gm  # fake results are derived from it
+        program.results = _describe_results(gm)  # plain, so that torch can keep the program in its caches
 
     replacements = {
         f"{MODE}.__torch_dispatch__": dispatch_here,
