@@ -35,7 +35,7 @@ test-gpu: setup  ## The tests that need a CUDA device
 	$(PYTHON_OF_VENV) -m pytest -m gpu $(TESTS)
 
 test-kernels: export OMP_NUM_THREADS := 1
-test-kernels: setup  ## Every kernel compiled for H100 and B200 and interpreted, without a GPU (20 minutes; in test-slow; ARGS=--write: new tables)
+test-kernels: setup  ## Every kernel compiled for H100 and B200 and interpreted, without a GPU (30 minutes of CPU time, two processes; in test-slow; ARGS=--write: new tables)
 	$(PYTHON_OF_VENV) -m tests.kernels $(ARGS)
 
 .PHONY: check format

@@ -32,8 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     large = [case.name for case in list_large_cases() if case.name.startswith(tuple(options.cases))]
     small = [case.name for case in list_small_cases() if case.name.startswith(tuple(options.cases))]
-    faults = [fault for kind in options.kinds for fault in _report_kind(kind, large, options.write)]
-    faults += _report_interpreted(small)
+    try:
+        faults = [fault for kind in options.kinds for fault in _report_kind(kind, large, options.write)]
+        faults += _report_interpreted(small)
+    except RuntimeError as error:  # a process of ours failed, and says in a line why, if it knows
+        faults = [str(error)]
     print("\n".join(["", *(f"WRONG  {fault}" for fault in faults)]) if faults else "\nnothing is wrong")
     return 1 if faults else 0
 

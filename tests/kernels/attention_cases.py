@@ -91,7 +91,7 @@ def _packed(sequences: list[list[list[float]]], length: int, doubled: bool) -> C
 
 
 def list_attention_cases(length: int, query_heads: int, key_heads: int, label: str) -> list[AttentionCase]:
-    """Return a case for every kind of mask at this clean length."""
+    """Return a case for every kind of mask at this clean length: regular, packed; one layout, or one per sequence."""
     shapes = (query_heads, key_heads)
     cases = [
         AttentionCase(f"attention/ar/{label}", *shapes, _regular(length), doubled=False),
@@ -99,22 +99,27 @@ def list_attention_cases(length: int, query_heads: int, key_heads: int, label: s
     ]
     for doubled, stage in ((False, "ar"), (True, "joint")):
         for kind, sequences in (("texts", TEXTS), ("chats", CHATS)):
-            layout = _packed(sequences, length, doubled)
-            cases.append(AttentionCase(f"attention/{stage}_{kind}/{label}", *shapes, layout, doubled))
+            for count, laid_out in (("one", sequences[:1]), ("each", sequences)):
+                layout = _packed(laid_out, length, doubled)
+                cases.append(AttentionCase(f"attention/{stage}_{kind}_{count}/{label}", *shapes, layout, doubled))
     return cases
 
 
 def list_shard_cases(length: int, query_heads: int, key_heads: int, label: str) -> list[AttentionCase]:
-    """Return cases of context-parallel ranks: of 2 the first, of 4 the last but one, and of 2 under packed chats."""
+    """Return cases of context-parallel ranks: of 2, the first under packed chats as well, and of 4 the last but one."""
     shapes = (query_heads, key_heads)
-    regular, chats = _regular(length), _packed(CHATS, length, doubled=True)
-    first, third = ContextShard(0, 2, None, BLOCK_SIZE), ContextShard(2, 4, None, BLOCK_SIZE)
-    return [
-        AttentionCase(f"attention/ar_rank_0_of_2/{label}", *shapes, regular, False, first),
-        AttentionCase(f"attention/joint_rank_0_of_2/{label}", *shapes, regular, True, first),
-        AttentionCase(f"attention/joint_rank_2_of_4/{label}", *shapes, regular, True, third),
-        AttentionCase(f"attention/joint_chats_rank_0_of_2/{label}", *shapes, chats, True, first),
-    ]
+    ranks = {"rank_0_of_2": (0, 2), "rank_1_of_2": (1, 2), "rank_2_of_4": (2, 4)}
+    shards = {name: ContextShard(*place, None, BLOCK_SIZE) for name, place in ranks.items()}
+    cases = []
+    for doubled, stage in ((False, "ar"), (True, "joint")):
+        for rank, shard in shards.items():
+            layout = _regular(length)
+            cases.append(AttentionCase(f"attention/{stage}_{rank}/{label}", *shapes, layout, doubled, shard))
+        for count, sequences in (("one", CHATS[:1]), ("each", CHATS)):
+            name = f"attention/{stage}_chats_{count}_rank_0_of_2/{label}"
+            layout = _packed(sequences, length, doubled)
+            cases.append(AttentionCase(name, *shapes, layout, doubled, shards["rank_0_of_2"]))
+    return cases
 
 
 def list_tail_cases(query_heads: int, key_heads: int, label: str) -> list[AttentionCase]:

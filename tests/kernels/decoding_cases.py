@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.hf.attention_mask import TokenLayout, make_group_layout
+from model.hf.attention_mask import TokenLayout, make_group_layout, make_prefill_layout
 from model.hf.cache import CachedModel
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
@@ -21,8 +21,8 @@ ROPE = default_rope_parameters() | {"original_max_position_embeddings": 64}
 class DecodingCase:
     """One forward after a prefill of num_prompt tokens: the layers of a model with these widths, compiled.
 
-    sizes: fields of its configuration. layout: maps the decode's model to that of the new tokens. capacity: slots of
-    the cache, all of which attention is shown.
+    sizes: fields of its configuration. layout: maps the decode's model to that of the new tokens. num_prompt: 0 where
+    the forward is itself the prefill. capacity: slots of the cache, all of which attention is shown after the prefill.
     """
 
     name: str
@@ -46,7 +46,8 @@ class DecodingCase:
         device = next(iter(inputs.values())).device
         with torch.no_grad():
             cached = CachedModel(model, self.capacity, mask_token_id=0)
-            cached.encode_context("prefill", self._draw_tokens(self.num_prompt, 1).to(device))
+            if self.num_prompt:
+                cached.encode_context("prefill", self._draw_tokens(self.num_prompt, 1).to(device))
             layout = self.layout(cached)
             if device.type == "cuda":
                 model.encoder.compile(dynamic=False)
@@ -70,19 +71,32 @@ class DecodingCase:
 def list_decoding_cases(
     sizes: dict[str, int], num_prompt: int, capacity: int, block_length: int, label: str
 ) -> list[DecodingCase]:
-    """Return a case for a step, a block, a verification, and a draft with its groups of masks (quadratic)."""
+    """Return a case for every kind of forward: prefills, a step, a block, a verification, and quadratic's.
+
+    Quadratic self-speculation verifies a draft and drafts after it, after every token (stored layout) or after
+    few that each sequence chooses.
+    """
 
     def make_groups(cached: CachedModel) -> TokenLayout:
         every_end = torch.arange(block_length, device=cached.device)[None]
         return make_group_layout(block_length - 1, every_end, block_length, is_reused=True)
 
+    def make_chosen_groups(cached: CachedModel) -> TokenLayout:
+        chosen = torch.tensor([[0, 2, 5], [0, 1, 7]], device=cached.device)
+        return make_group_layout(block_length - 1, chosen, block_length, is_reused=False)
+
+    prefills: dict[str, Callable[[CachedModel], TokenLayout]] = {
+        "prefill": lambda cached: cached.layout(num_prompt),
+        "prefill_quadratic": lambda cached: make_prefill_layout(num_prompt, block_length),
+    }
     layouts: dict[str, Callable[[CachedModel], TokenLayout]] = {
         "step": lambda cached: cached.layout(1),
         "block": lambda cached: cached.layout(block_length, bidirectional=True),
         "verify": lambda cached: cached.layout(block_length),
         "quadratic": make_groups,
+        "quadratic_chosen": make_chosen_groups,
     }
     return [
-        DecodingCase(f"decoding/{kind}/{label}", sizes, layout, num_prompt, capacity)
-        for kind, layout in layouts.items()
+        DecodingCase(f"decoding/{kind}/{label}", sizes, layout, 0 if kind in prefills else num_prompt, capacity)
+        for kind, layout in (prefills | layouts).items()
     ]

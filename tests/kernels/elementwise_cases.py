@@ -101,12 +101,10 @@ class SwiGLUCase:
         return differentiate(swiglu, inputs, inputs["gradient"])
 
 
-def list_rotation_cases(
-    num_positions: int, query_heads: int, key_heads: int, label: str, num_sequences: int = 2
-) -> list[RotationCase]:
-    """Return every form: queries scaled or not, keys; position ids of one sequence or of each."""
+def list_rotation_cases(num_positions: int, query_heads: int, key_heads: int, label: str) -> list[RotationCase]:
+    """Return every form: queries scaled or not, keys; one sequence, or two with the position ids of one or of each."""
     cases = []
-    for num_layouts, layouts in ((1, "one"), (num_sequences, "each")):
+    for num_sequences, num_layouts, layouts in ((1, 1, "single"), (2, 1, "one"), (2, 2, "each")):
         for is_query, is_scaled in ((True, False), (True, True), (False, True)):
             form = f"{'queries' if is_query else 'keys'}{'_scaled' if is_query and is_scaled else ''}_{layouts}"
             size = (num_positions, num_sequences, num_layouts)

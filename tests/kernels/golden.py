@@ -109,11 +109,14 @@ def load_table(path: Path) -> list[TableRow]:
 
 
 def compare_table_rows(table_rows: Iterable[TableRow], before: Iterable[TableRow]) -> list[str]:
-    """Return what has become worse against a table, in lines; kernels that it lacks count, cases not tried do not."""
-    table_rows = list(table_rows)
-    cases = {row.case for row in table_rows}
+    """Return what has become worse against a table, in lines.
+
+    Kernels of a case that the table lacks count; cases that it lacks, or that were not tried, do not.
+    """
+    table_rows, before = list(table_rows), list(before)
+    cases = {row.case for row in table_rows} & {row.case for row in before}
     old = {row.key: row for row in before if row.case in cases}
-    new = {row.key: row for row in table_rows}
+    new = {row.key: row for row in table_rows if row.case in cases}
     lines = [f"{' '.join(key)}: {text}" for key in new.keys() & old.keys() for text in new[key].worse_than(old[key])]
     lines += [f"{' '.join(key)}: not in the table" for key in new.keys() - old.keys()]
     lines += [f"{' '.join(key)}: in the table, but not compiled" for key in old.keys() - new.keys()]

@@ -12,6 +12,7 @@ import torch
 
 from launch.simulate.device_kind import KINDS, DeviceKind
 from launch.simulate.fake_device import pretend
+from launch.simulate.hooks import MissingHookError
 from tests.kernels.case import Case, Tensors, draw_shapes, draw_values
 from tests.kernels.cases import find_case
 from tests.kernels.compiled import watch_kernels
@@ -29,6 +30,8 @@ def lower(kind: DeviceKind, case: Case, is_interpreted: bool) -> dict[str, Any]:
     with watch_kernels(kind) as kernels:
         try:
             recording, error = record(run), None
+        except MissingHookError:  # of no case in particular
+            raise
         except Exception:
             recording, error = None, traceback.format_exc()
     return {

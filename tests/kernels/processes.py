@@ -16,10 +16,11 @@ from packaging.requirements import Requirement
 
 from launch.simulate.device_kind import KINDS
 from launch.simulate.fake_device import fake_cuda_environment, find_obstacle
+from launch.simulate.hooks import MissingHookError
 from tests.kernels.compiled import Kernel
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 1800
+SECONDS_PER_CASE = 300  # at most; on a core of its own one takes 1 to 15
 
 
 @dataclass
@@ -63,20 +64,28 @@ def describe_foreign(requirement: Requirement) -> str | None:
 def lower_cases(kind: str, names: Sequence[str], output: Path) -> None:
     """Compile cases for a device kind in a process of its own; output receives what lower.py says."""
     with fake_cuda_environment(KINDS[kind]) as environment:
-        _run_module("tests.kernels.lower", [kind, str(output), *names], environment)
+        _run_module("tests.kernels.lower", [kind, str(output), *names], environment, len(names))
 
 
-def interpret_cases(source: Path, output: Path) -> None:
+def interpret_cases(source: Path, output: Path, num_cases: int) -> None:
     """Interpret what lower_cases recorded, in a process of its own; output receives what interpret.py says."""
-    _run_module("tests.kernels.interpret", [str(source), str(output)], dict(os.environ))
+    _run_module("tests.kernels.interpret", [str(source), str(output)], dict(os.environ), num_cases)
 
 
-def _run_module(module: str, arguments: list[str], environment: dict[str, str]) -> None:
+def _run_module(module: str, arguments: list[str], environment: dict[str, str], num_cases: int) -> None:
     environment = environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    timeout = SECONDS_PER_CASE * num_cases
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
     if done.returncode:
-        raise RuntimeError(f"{module} fails: {done.stderr.strip()[-3000:]}")
+        raise RuntimeError(describe_failure(module, done.stderr))
+
+
+def describe_failure(module: str, errors: str) -> str:
+    """Return what a failed process wrote to stderr: one line for a hook that is gone, else its end."""
+    last = errors.strip().splitlines()[-1:] or ["nothing is said"]
+    _, is_hook, which = last[0].partition(f"{MissingHookError.__name__}: ")
+    return which if is_hook else f"{module} fails: {errors.strip()[-3000:]}"
 
 
 def try_cases(kind: str, names: Sequence[str], *, interpreted: bool) -> dict[str, Outcome]:
@@ -91,7 +100,7 @@ def try_cases(kind: str, names: Sequence[str], *, interpreted: bool) -> dict[str
             name: Outcome(case["kernels"], case["error"], None, case["seconds"]) for name, case in lowered.items()
         }
         if interpreted:
-            interpret_cases(lowered_path, errors_path)
+            interpret_cases(lowered_path, errors_path, len(names))
             for name, found in json.loads(errors_path.read_text()).items():
                 outcomes[name].errors = found["errors"]
                 outcomes[name].seconds += found["seconds"]

@@ -1,6 +1,8 @@
 """What has become worse is found, and versions outside the range are a reason to skip in one line."""
 
 import importlib.metadata
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +22,9 @@ from tests.kernels.golden import (
     save_table,
 )
 from tests.kernels.judge import find_faults
-from tests.kernels.processes import Outcome, describe_foreign, find_foreign_version
+from tests.kernels.processes import Outcome, describe_failure, describe_foreign, find_foreign_version
 
+ROOT = Path(__file__).parents[2]
 ROW = TableRow("attention/ar/x", "triton_tem_1", "warps=8 stages=3", 214, 0, 0, 131072, 1, 16)
 KERNEL = Kernel("triton_tem_1", {}, 8, 3, 214, 0, 0, 131072, 1, 16, True, "sm_90a")
 
@@ -46,6 +49,10 @@ def test_what_is_better_or_was_not_tried_is_not_reported_but_counted() -> None:
     assert compare_table_rows([better], before) == []
     assert count_changes([better], [before[0]]) == 2
     assert count_changes([ROW], [ROW]) == 0
+
+
+def test_a_case_that_the_table_lacks_is_not_compared() -> None:
+    assert compare_table_rows([ROW, replace(ROW, case="new")], [ROW]) == []
 
 
 def test_a_kernel_of_the_table_that_is_gone_is_reported() -> None:
@@ -83,8 +90,9 @@ def test_every_kind_of_fault_is_found(outcome: Outcome, fault: str) -> None:
     assert find_faults("h100", {"swiglu/x": Outcome([KERNEL], None, {"output": 1e-4})}) == []
 
 
-def test_shapes_that_are_not_shipped_may_spill() -> None:
-    assert find_faults("h100", {"attention/x/small": Outcome([replace(KERNEL, spill_loads=64)])}) == []
+@pytest.mark.parametrize("name", ["attention/x/small", "bench/torch's_tiles/8b"])
+def test_what_is_not_shipped_may_spill(name: str) -> None:
+    assert find_faults("h100", {name: Outcome([replace(KERNEL, spill_loads=64)])}) == []
 
 
 def test_blocks_of_a_multiprocessor_are_bounded_by_registers_shared_memory_and_threads() -> None:
@@ -106,3 +114,21 @@ def test_versions_outside_the_range_are_named_in_one_line(monkeypatch: pytest.Mo
     assert reason is not None and reason.startswith("torch 2.99.0 is outside of ==2.") and "\n" not in reason
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == "triton" else installed(name))
     assert str(find_foreign_version()).startswith("triton 9.9 is outside of")
+
+
+@pytest.mark.parametrize(
+    ("statement", "described"),
+    [
+        (
+            "from launch.simulate.hooks import find_hook; find_hook('torch.cuda:gone')",
+            "torch.cuda:gone is gone in torch ",
+        ),
+        ("import torch; torch.gone", "module fails: Traceback"),
+    ],
+)
+def test_a_process_that_misses_a_hook_says_so_in_one_line(statement: str, described: str) -> None:
+    command = [sys.executable, "-c", statement]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    text = describe_failure("module", done.stderr)
+    assert text.startswith(described)
+    assert ("\n" in text) == described.endswith("Traceback")

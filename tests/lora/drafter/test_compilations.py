@@ -15,19 +15,20 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(find_reason_to_skip() is not None, reason=str(find_reason_to_skip()))
 
 
-def run_step(*words: str) -> dict[str, int]:
-    command = [sys.executable, "-m", "tests.helpers.drafter_on_cuda", *words]
+@pytest.fixture(scope="module")
+def counts() -> dict[str, dict[str, int]]:
+    command = [sys.executable, "-m", "tests.helpers.drafter_on_cuda"]
     with fake_cuda_environment(KINDS["h100"]) as environment:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_step_runs_on_cuda_as_operators_alone() -> None:
-    counts = run_step()
-    assert counts["programs"] == 0
-    assert counts["operators"] > 500 and counts["gradients"] == 4  # of two matrices in each of two layers
+@pytest.mark.parametrize("step", ["default", "verified"])
+def test_a_step_runs_on_cuda_as_operators_alone(counts: dict[str, dict[str, int]], step: str) -> None:
+    assert counts[step]["programs"] == 0
+    assert counts[step]["operators"] > 500 and counts[step]["gradients"] == 4  # two matrices in each of two layers
 
 
-def test_compiled_layers_would_be_counted() -> None:
-    assert run_step("compiled")["programs"] > 0
+def test_compiled_layers_would_be_counted(counts: dict[str, dict[str, int]]) -> None:
+    assert counts["compiled"]["programs"] > 0
