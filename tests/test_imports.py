@@ -52,6 +52,7 @@ MAY_IMPORT = {
         "data_pipeline",
         "launch.plan",
         "launch.simulate",
+        "lora",
         "model",
         "pretrain",
     ),

@@ -25,11 +25,18 @@ def adapt_to_one_rank(add_flops: Callable[[int], None]) -> None:
     Raises:
         MissingHookError: this version of torch or megatron-core lacks something that is replaced.
     """
-    for hook, replacement in {**_list_peers(), **_list_device(), **_list_tensors()}.items():
+    adapt_to_fake_tensors()
+    for hook, replacement in _list_peers().items():
         replace_hook(hook, replacement)
-    find_hook("torch.optim.optimizer:_foreach_supported_types").append(FakeTensor)
     remember_attended_pairs()
     replace_hook("model.attention.plan:build_flex_attention", lambda keys: build_stand_in(keys, add_flops))
+
+
+def adapt_to_fake_tensors() -> None:
+    """Replace what does not concern other ranks. Raises: as adapt_to_one_rank."""
+    for hook, replacement in {**_list_device(), **_list_tensors()}.items():
+        replace_hook(hook, replacement)
+    find_hook("torch.optim.optimizer:_foreach_supported_types").append(FakeTensor)
 
 
 def _list_peers() -> dict[str, Any]:
@@ -51,6 +58,7 @@ def _list_device() -> dict[str, Any]:
         "torch.cuda:stream": _on_stream,
         "torch.cuda:current_stream": lambda device=None: _Stream(),
         "torch.cuda:manual_seed": lambda seed: None,
+        "torch.cuda:manual_seed_all": lambda seed: None,
         "torch.cuda:set_device": lambda device: None,
         "torch.cuda:empty_cache": lambda: None,
         # Nothing in the model is random, and there is no generator on the device.

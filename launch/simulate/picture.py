@@ -12,7 +12,7 @@ from launch.simulate.rank_report import STATIC, RankReport, Recording
 matplotlib.use("Agg")
 
 GIB = 2**30
-COLORS = {"weights": "#475569", "gradients": "#94a3b8", "optimizer": "#cbd5e1"}
+COLORS = {"weights": "#475569", "adapter": "#64748b", "gradients": "#94a3b8", "optimizer": "#cbd5e1"}
 PASSING, INK, MUTED = "#2563eb", "#22262b", "#6b7280"
 
 
@@ -41,7 +41,7 @@ def draw_memory(reports: Sequence[RankReport], path: Path) -> None:
 
 def _draw_step(axes: Any, step: Recording) -> None:
     x, floor = range(len(step.course)), 0.0
-    for kind in STATIC:
+    for kind in (kind for kind in STATIC if kind in step.kinds):
         top = floor + step.kinds.get(kind, 0) / GIB
         axes.fill_between(x, floor, top, color=COLORS[kind], linewidth=0, label=kind)
         floor = top

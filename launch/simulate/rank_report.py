@@ -16,7 +16,7 @@ from launch.simulate.step_recorder import Question, StepRecorder
 
 POINTS = 1000  # of the course of live bytes that are kept
 LARGEST = 10
-STATIC = ("weights", "gradients", "optimizer")
+STATIC = ("weights", "adapter", "gradients", "optimizer")
 HEAD = "output_layer"
 
 

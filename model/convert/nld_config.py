@@ -28,7 +28,7 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     """Build the whole config.json. dtype: `bfloat16` or `float32`, of the exported tensors."""
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
-    decided = _decided_values(model, dtype, mask_token_id, manifest.block_size, eos)
+    decided = describe_model(model, dtype, mask_token_id, manifest.block_size, eos)
     return _RELEASED_VALUES | manifest.export | decided | {VERSION_KEY: read_transformers_version()}
 
 
@@ -45,7 +45,7 @@ def select_preserved_values(values: dict[str, Any], model: ModelConfig) -> dict[
 
     Several ends of a response are preserved, too, because a manifest names only one.
     """
-    decided = _decided_values(model, "", 0, 0, 0).keys() | _DROPPED
+    decided = describe_model(model, "", 0, 0, 0).keys() | _DROPPED
     if isinstance(values.get("eos_token_id"), list):
         decided -= {"eos_token_id"}
     return {key: value for key, value in values.items() if key not in decided}
@@ -56,9 +56,10 @@ def _stop_ids(imported: Any, eos_token_id: int) -> int | list[int]:
     return imported if isinstance(imported, list) and eos_token_id in imported else eos_token_id
 
 
-def _decided_values(
+def describe_model(
     model: ModelConfig, dtype: str, mask_token_id: int, block_size: int, eos_token_id: int | list[int]
 ) -> dict[str, Any]:
+    """Return the keys of config.json that follow from the model; dtype: `bfloat16` or `float32`."""
     return {
         "architectures": ["NemotronLabsDiffusionModel"],
         "model_type": NLD_TYPE,

@@ -12,7 +12,7 @@ from typing import Any
 
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
-from model.export.adapter_weights import TARGET, refuse_without_effect, name_tensor, read_shapes
+from model.export.adapter_weights import TARGET, name_tensor, read_shapes, refuse_without_effect
 from model.export.shipped_code import CONFIG_NAME, VERSION_KEY
 
 ADAPTER_FOLDER = "linear_spec_lora"  # where released checkpoints hold theirs
