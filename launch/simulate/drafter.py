@@ -122,7 +122,7 @@ def print_levels(
     console: Console, config: DrafterConfig, levels: list[ShardedMemory], recorded: dict, num_gpus: int
 ) -> None:
     """Print the memory of each level of ZeRO, and what is alive at the peak."""
-    from launch.simulate.tables import make_table
+    from launch.simulate.tables import start_table
 
     train = config.train
     console.print(
@@ -130,12 +130,12 @@ def print_levels(
         f"tokens, {train.blocks_per_sequence} blocks each; peak in {recorded['peak_module'] or 'small tensors'}"
     )
     parts = ["base", "adapter", "gradients", "state", "passing", "total"]
-    table = make_table(f"GiB on each of {num_gpus} GPUs (ZeRO 1 to 3 calculated)", ["ZeRO"], parts)
+    table = start_table(f"GiB on each of {num_gpus} GPUs (ZeRO 1 to 3 calculated)", ["ZeRO"], parts)
     for memory in levels:
         style = "bold" if memory.level == config.zero.stage else ""
         table.add_row(str(memory.level), *(f"{getattr(memory, part) / GIB:.3f}" for part in parts), style=style)
     console.print(table)
-    table = make_table("Passing tensors at the peak, layers together", ["module"], ["GiB"])
+    table = start_table("Passing tensors at the peak, layers together", ["module"], ["GiB"])
     for name, num_bytes in recorded["modules"].items():
         table.add_row(name, f"{num_bytes / GIB:.3f}")
     console.print(table)

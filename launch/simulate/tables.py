@@ -61,7 +61,7 @@ def _describe_peak(report: RankReport, step: Recording) -> str:
 
 
 def _comparison_table(figures: Sequence[Compared]) -> Table:
-    table = make_table("Simulated and planned", ["figure"], ["simulated", "planned", "difference"])
+    table = start_table("Simulated and planned", ["figure"], ["simulated", "planned", "difference"])
     for figure in figures:
         mark = "yellow" if abs(figure.difference) >= NOTABLE else None
         values = (_format(value, figure.unit) for value in (figure.simulated, figure.planned))
@@ -80,7 +80,7 @@ def _format(value: float, unit: str) -> str:
 
 
 def _module_table(step: Recording) -> Table:
-    table = make_table("By module, layers together", ["module"], ["GiB at the peak", "TFLOPs"])
+    table = start_table("By module, layers together", ["module"], ["GiB at the peak", "TFLOPs"])
     names = sorted(step.modules.keys() | step.flops.keys(), key=lambda name: -step.modules.get(name, 0))
     for name in names[:MODULES_SHOWN]:
         table.add_row(name, f"{step.modules.get(name, 0) / GIB:.3f}", f"{step.flops.get(name, 0) / 1e12:.2f}")
@@ -91,7 +91,7 @@ def _module_table(step: Recording) -> Table:
 
 
 def _tensor_table(step: Recording) -> Table:
-    table = make_table(
+    table = start_table(
         "Largest tensors at the peak", ["shape", "format", "module", "made by", "in"], ["number", "MiB each"]
     )
     for tensors in step.largest:
@@ -105,7 +105,7 @@ def _tensor_table(step: Recording) -> Table:
 
 def _question_table(step: Recording) -> Table:
     title = f"The host waits for its device {len(step.questions)} times a step"
-    table = make_table(title, ["line", "in", "why"], ["times"])
+    table = start_table(title, ["line", "in", "why"], ["times"])
     by_line = {question.line: question for question in step.questions}
     for line, question in by_line.items():
         times = sum(one.line == line for one in step.questions)
@@ -121,7 +121,7 @@ def _print_faults(console: Console, job: SimulatedJob) -> None:
         console.print("\n[green]no fault found[/]: no error, no hidden question, collectives of all ranks agree")
 
 
-def make_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+def start_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
     """Make an empty table: columns of texts, then columns of numbers."""
     table = Table(title=f"\n{title}", title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in texts:
