@@ -1,7 +1,8 @@
 """Benchmark of decoding: `make bench-decode` prints it, writes runs/bench/decode.json and runs/bench/decode.png.
 
 It has three parts: one forward against the matmuls in it; a small model against plain loops over transformers; and, if
-`make bench-drafter` has trained runs/medium, how many forwards and positions each way to decode needs.
+`make bench-drafter ARGS="--model medium --parts ranks"` has trained runs/medium and an adapter, how many forwards and
+positions each way to decode needs.
 """
 
 import argparse
@@ -23,10 +24,11 @@ from tests.bench.decode.plot import draw_trained
 from tests.bench.decode.report import build_bounds_table, build_forward_table, build_small_table, build_trained_table
 from tests.bench.decode.small import measure_small_model
 from tests.bench.decode.trained import decode_prompts, find_adapter, load_model
-from tests.bench.medium import ROOT
+from tests.bench.medium import MEDIUM
 
 OUTPUT = Path("runs/bench/decode.json")
 PARTS = ("forwards", "small", "trained")
+TRAINED_BY = 'make bench-drafter ARGS="--model medium --parts ranks"'
 console = Console(width=132, highlight=False)
 
 
@@ -55,12 +57,10 @@ def main() -> None:
 def run_trained(options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Run the third part, if there is a model for it."""
     if not (options.model / "export").is_dir() or not (options.model / "prompts").is_dir():
-        console.print(
-            f"{options.model} holds no trained model and prompts (make bench-drafter): the third part is skipped"
-        )
+        console.print(f"{options.model} holds no trained model and prompts ({TRAINED_BY}): the third part is skipped")
         return
     if not find_adapter(options.model):
-        console.print(f"{options.model} has no draft adapter of rank 128 (make bench-drafter): measured without one")
+        console.print(f"{options.model} has no draft adapter of rank 128 ({TRAINED_BY}): measured without one")
     cost = measure_cost(load_model(options.model), 10 if options.quick else 40)
     per_group, max_new_tokens = (1, 64) if options.quick else (options.prompts, options.max_new_tokens)
     runs = decode_prompts(
@@ -80,7 +80,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--prompts", type=count, default=8, metavar="N", help="per group; default: %(default)s")
     parser.add_argument("--max-new-tokens", type=count, default=128, metavar="N", help="default: %(default)s")
     parser.add_argument("--processes", type=count, default=2, metavar="N", help="of prompts; default: %(default)s")
-    parser.add_argument("--model", type=Path, default=ROOT, metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--model", type=Path, default=MEDIUM.folder, metavar="DIR", help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help="default: %(default)s")
     return parser.parse_args()
 

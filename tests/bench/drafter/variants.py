@@ -3,60 +3,59 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.medium import ROOT
+from tests.bench.medium import BenchModel
 
-SHORT_STEPS = 80  # of the comparison at equal steps
+STEPS = 150  # of every comparison at equal steps
+LONG_STEPS = 800
+PROMPTS = 1536  # that get a response, shared by all; the short trainings see no response twice
 
 
 @dataclass(frozen=True)
 class Variant:
-    """name: of the run. overrides: what differs from experiment=medium."""
+    """name: of the run. overrides: what differs from experiment=medium. steps: of its training."""
 
     name: str
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    steps: int = STEPS
 
-    @property
-    def run_dir(self) -> Path:
-        """The folder it trains in."""
-        return ROOT / "drafters" / self.name
+    def folder(self, model: BenchModel) -> Path:
+        """Return the folder it trains in."""
+        return model.folder / "drafters" / self.name
 
-    @property
-    def adapter(self) -> Path:
-        """The folder its adapter is written to."""
-        return self.run_dir / "adapter"
+    def adapter(self, model: BenchModel) -> Path:
+        """Return the folder its adapter is written to."""
+        return self.folder(model) / "adapter"
 
-    def command(self, python: str) -> list[str]:
+    def command(self, model: BenchModel, python: str) -> list[str]:
         """Return the training command as a user would type it."""
-        return [python, "-m", "lora.train", "experiment=medium", f"run.dir={self.run_dir}", *self.overrides]
+        return [
+            *(python, "-m", "lora.train", "experiment=medium", f"run.root={model.root}"),
+            *(f"run.dir={self.folder(model)}", f"train.steps={self.steps}", f"responses.prompts={PROMPTS}"),
+            *("evaluation.every_steps=0", "checkpointing.every_steps=50", "runtime.dtype=fp32"),
+            *self.overrides,
+        ]
 
 
-def _objective(loss: str, weights: str) -> Variant:
-    overrides = (f"objective.loss={loss}", f"objective.position_weights={weights}", f"train.steps={SHORT_STEPS}")
-    return Variant(f"{loss}_{weights}", overrides)
+def _verified(name: str, *numbers: str) -> Variant:
+    return Variant(name, ("objective.loss=verified", *(f"objective.verified.{number}" for number in numbers)))
 
 
-def _source(source: str) -> Variant:
-    # As many prompts as there are sequences in so many steps.
-    prompts = 8 * SHORT_STEPS
-    overrides = (f"responses.source={source}", f"responses.prompts={prompts}", f"train.steps={SHORT_STEPS}")
-    return Variant(f"text_{source}", overrides)
-
-
-# The published rank, and the published ratio of rank to hidden size (8B: 128 / 4096); hidden is 512 here.
-MAIN = (
-    Variant("rank_128", ("adapter.rank=128", "adapter.alpha=512")),
-    # Learns more slowly, so twice as long.
-    Variant("rank_16", ("adapter.rank=16", "adapter.alpha=64", "train.steps=1600")),
-)
-DEFAULT_OBJECTIVE = "argmax_reach"
-# In greedy responses, where the text is the verifier's choice, `data` and `argmax` are the same loss.
+OURS = Variant("ours", ("objective.loss=argmax", "objective.position_weights=reach"))
+REPORT = _verified("report")
 OBJECTIVES = (
-    _objective("argmax", "reach"),
-    _objective("data", "none"),
-    _objective("kl", "reach"),
-    _objective("kl", "none"),
-    _objective("tv", "none"),
-    _objective("hybrid", "reach"),
-    _objective("expected_length", "none"),
+    OURS,
+    REPORT,
+    _verified("report_without_sampling", "sampled_share=0"),
+    _verified("report_without_active_positions", "positions=all"),
+    _verified("report_without_cross_entropy", "argmax_weight=0"),
+    _verified("report_without_truncation", "support=null"),
+    _verified("report_without_matching", "matching_weight=0"),
+    Variant("kl_reach", ("objective.loss=kl", "objective.position_weights=reach")),
 )
-TEXTS = (_source("given"), _source("sampled"))  # greedy is the first of the objectives
+TEXTS = (OURS, *(Variant(f"text_{source}", (f"responses.source={source}",)) for source in ("given", "sampled")))
+# The published rank, and the published ratio of rank to hidden size of the medium model (8B: 128 / 4096).
+RANKS = (
+    Variant("rank_128", ("adapter.rank=128", "adapter.alpha=512"), LONG_STEPS),
+    Variant("rank_16", ("adapter.rank=16", "adapter.alpha=64"), LONG_STEPS),
+)
+PARTS = {"objectives": OBJECTIVES, "texts": TEXTS, "ranks": RANKS}
