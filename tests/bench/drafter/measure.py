@@ -24,7 +24,7 @@ from tests.bench.drafter.variants import Variant
 from tests.bench.medium import GROUPS, BenchModel, load_texts
 
 SPECULATION = (LINEAR, QUADRATIC)
-PROMPTS = 40  # per group
+PROMPTS = 24  # per group
 PROMPT_CHARACTERS = 2000  # enough for the tokens that are taken
 PROMPT_TOKENS, MAX_NEW_TOKENS = 64, 128
 WITHOUT = "none"  # the name of what is decoded without an adapter
