@@ -1,6 +1,5 @@
 """The training loop of the AR, joint and SFT stages."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from model.checkpoint.layout import load_checkpoint_manifest
 from pretrain.checkpointing.checkpointer import Checkpointer
 from pretrain.health.guard import LossGuard, StepVerdict
 from pretrain.health.heartbeat import Heartbeat, Watchdog
-from pretrain.objective.losses import LossStats
+from pretrain.objective.losses import LossStats, join_numbers
 from pretrain.reporting.run_report import RunReport, StepOutcome
 from pretrain.run import stop
 from pretrain.run.integrity import find_intact_checkpoint
@@ -101,28 +100,29 @@ class Trainer:
         self.optimizer.zero_grad()
         self.heartbeat.start()
         sums = run_schedule(self.model, step, forward_only=False)
-        stats = LossStats.from_sums(sums, step.counts, self.config.stage)
         learning_rate = self._learning_rate()
         set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
         norm = compute_grad_norm(self.optimizer)
-        grad_norm = float(norm)
-        verdict = self.guard.judge(stats.loss, math.isfinite(grad_norm))
         recompiled = self.report.count_compilations(self.state)
-        beat = self.heartbeat.exchange(stop.received() or 0, verdict, data_seconds, recompiled)
-        applied = self.guard.applies(beat.verdict)
+        joined = join_numbers(sums, step.counts, norm)
+        beat = self.heartbeat.exchange(stop.received() or 0, data_seconds, recompiled, joined)
+        numbers = beat.numbers[dist.get_rank()]
+        stats = LossStats.from_sums(numbers.sums, numbers.counts, self.config.stage)
+        verdict = self.guard.judge_worst(beat.numbers)
+        applied = self.guard.applies(verdict)
         if applied:
             update_weights(self.optimizer, norm)
         self.state.step += 1
         self.state.samples_seen += self.config.train.global_batch_size
         self.state.tokens_seen += self.config.tokens_per_step
         seconds = time.perf_counter() - started
-        outcome = StepOutcome(stats, step.counts, grad_norm, learning_rate, seconds, data_seconds, beat, applied)
+        outcome = StepOutcome(stats, numbers, learning_rate, seconds, data_seconds, beat, verdict, applied)
         self._conclude(outcome, range(first, self.state.samples_seen))
         return beat.signal
 
     def _conclude(self, outcome: StepOutcome, samples: range) -> None:
         """Report what happened in a step, and go back if a spike asks for it."""
-        verdict, stats = outcome.beat.verdict, outcome.stats
+        verdict, stats = outcome.verdict, outcome.stats
         if verdict is not StepVerdict.good:
             self.report.write_bad_step(self.state, outcome, self.guard, samples)
         self.guard.count(verdict, stats.loss, self.state.step)

@@ -12,10 +12,7 @@ PAIR = {"send", "receive"}
 
 # Where the host waits for its device in a step, and why it must. Everything else that asks is a finding.
 EXPLAINED_QUESTIONS = {
-    "pretrain/step/microbatches.py:_sum_over_data_parallel": "counts of the global batch, which its weights divide by",
-    "pretrain/objective/losses.py:LossStats.from_sums": "losses of the step, by which the guard judges it",
-    "pretrain/step/optimizer.py:compute_grad_norm": "the norm, by which the guard judges the step",
-    "pretrain/health/heartbeat.py:Heartbeat.exchange": "signals and times of all ranks",
+    "pretrain/health/heartbeat.py:Heartbeat.exchange": "losses and norm, by which a step is judged, and signals",
 }
 
 

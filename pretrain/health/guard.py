@@ -1,10 +1,11 @@
 """Judges every step before its update: NaN or infinite gradients, and losses far above those before.
 
-Every rank judges the same loss, and the worst verdict of any rank holds for all (pretrain/health/heartbeat.py).
+Every rank judges what all ranks know of the step (pretrain/health/heartbeat.py), so all come to the same verdict.
 """
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from statistics import median
@@ -12,6 +13,7 @@ from typing import Any
 
 from conf.schema import GuardConfig, SpikePolicy
 from conf.system.errors import UserError
+from pretrain.objective.losses import StepNumbers
 
 # Spikes in a row after which they are the level the loss has reached, from new data or settings, and spikes no more.
 # Not above the default of guard.max_spikes, so that a run that skips spikes lives to see it.
@@ -49,6 +51,11 @@ class LossGuard:
             return StepVerdict.nonfinite
         known = len(self.losses) >= (self.config.window + 1) // 2
         return StepVerdict.spike if known and loss > self.limit else StepVerdict.good
+
+    def judge_worst(self, numbers: Sequence[StepNumbers]) -> StepVerdict:
+        """Return the worst verdict of what ranks know of the same step; their sums may differ in the last bit."""
+        different = {(one.loss, math.isfinite(one.grad_norm)) for one in numbers}
+        return max(self.judge(loss, is_finite) for loss, is_finite in different)
 
     def applies(self, verdict: StepVerdict) -> bool:
         """Return whether the update of a step with this verdict is applied."""

@@ -13,8 +13,9 @@ from typing import IO, Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
-from pretrain.health.guard import StepVerdict
+from pretrain.objective.losses import StepNumbers
 from pretrain.run.process_group import gather_over_ranks
 
 DECAY = 0.9  # of the running mean of how late a rank is: about ten steps of memory
@@ -26,26 +27,28 @@ STACKS_FOLDER = "logs"
 class Beat:
     """Holds what all ranks know of a step; the same on every rank.
 
-    signal: number of a signal that any rank received, or 0. verdict: the worst verdict of any rank. seconds: [ranks] of
-    each rank's own part of the step: reading data, and until its gradients were ready. recompiled: [ranks] of kernels
-    that each compiled in a step in which there should be none any more.
+    signal: number of a signal that any rank received, or 0. seconds: [ranks] of each rank's own part of the step:
+    reading data, and until its gradients were ready (on a GPU, in the step before). recompiled: [ranks] of kernels that
+    each compiled in a step in which there should be none any more. numbers: [ranks] of what each knows of the step.
     """
 
     signal: int
-    verdict: StepVerdict
     seconds: list[float]
     recompiled: list[int]
+    numbers: list[StepNumbers]
 
 
 class Heartbeat:
-    """Measures this rank's own part of a step and exchanges it with signal and verdict, in one collective.
+    """Measures this rank's own part of a step and exchanges it with signal and numbers, in one collective.
 
-    The clock stops before gradients are reduced: from there on every rank waits for the slowest, which hides it.
+    It is the one point of a step where the host waits for its device. The clock stops before gradients are reduced:
+    from there on every rank waits for the slowest, which hides it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._start = self._ready = self._mark()
+        self._seconds_before = 0.0
 
     def start(self) -> None:
         """Note that the forward begins."""
@@ -55,18 +58,23 @@ class Heartbeat:
         """Note that the last backward is done, and nothing is added up yet."""
         self._ready = self._mark()
 
-    def exchange(self, signal: int, verdict: StepVerdict, data_seconds: float, recompiled: int) -> Beat:
-        """Tell all ranks about this one's step. All ranks call this together, when the device has finished the step."""
-        mine = torch.tensor([signal, verdict, data_seconds + self._own_seconds(), recompiled], dtype=torch.float64)
-        everyone = torch.empty(dist.get_world_size() * len(mine), dtype=torch.float64, device=self._device)
-        dist.all_gather_into_tensor(everyone, mine.to(self._device))
-        signals, verdicts, times, kernels = everyone.view(-1, len(mine)).t().tolist()
-        return Beat(int(max(signals)), StepVerdict(int(max(verdicts))), times, [int(number) for number in kernels])
+    def exchange(self, signal: int, data_seconds: float, recompiled: int, numbers: Tensor) -> Beat:
+        """Tell all ranks about this one's step. All ranks call this together.
 
-    def _own_seconds(self) -> float:
-        if self._device.type == "cuda":
-            return self._start.elapsed_time(self._ready) / 1000
-        return self._ready - self._start
+        numbers: of the step, as join_numbers joins them.
+        """
+        is_timed_later = self._device.type == "cuda"  # its events are not over yet
+        seconds = self._seconds_before if is_timed_later else self._ready - self._start
+        own = torch.tensor([signal, data_seconds + seconds, recompiled], dtype=torch.float64)
+        mine = torch.cat([own.to(self._device), numbers])
+        everyone = torch.empty(dist.get_world_size() * len(mine), dtype=torch.float64, device=self._device)
+        dist.all_gather_into_tensor(everyone, mine)
+        ranks = everyone.view(-1, len(mine)).tolist()
+        if is_timed_later:
+            self._seconds_before = self._start.elapsed_time(self._ready) / 1000
+        signals, times, kernels = zip(*(rank[: len(own)] for rank in ranks), strict=True)
+        of_step = [StepNumbers.of(rank[len(own) :]) for rank in ranks]
+        return Beat(int(max(signals)), list(times), [int(number) for number in kernels], of_step)
 
     def _mark(self) -> Any:
         if self._device.type != "cuda":

@@ -19,7 +19,9 @@ About half of the tokens that could be masked are. So relative to ar_loss, diffu
 global_average, but about 2 * alpha times under per_objective.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,24 +31,32 @@ from model.megatron.head import ScoredPositions
 from pretrain.objective.scoring import StepCounts
 
 NUM_SUMS = 5  # see compute_loss_sums
+NUM_COUNTS = len(fields(StepCounts))
 
 
-def choose_denominators(counts: StepCounts, stage: StageConfig) -> tuple[int, int]:
-    """Return what the clean and the noisy sum are divided by; counts: of the whole global batch."""
+def choose_denominators(counts: StepCounts, stage: StageConfig) -> tuple[Any, Any]:
+    """Return what the clean and the noisy sum are divided by; counts: of the whole global batch.
+
+    Numbers, or tensors [] where the counts are on a device.
+    """
     if stage.loss_normalization is LossNormalization.global_average:
-        scored = max(counts.clean + counts.masked, 1)
+        scored = _at_least_one(counts.clean + counts.masked)
         return scored, scored
-    return max(counts.clean, 1), max(counts.masked, 1)
+    return _at_least_one(counts.clean), _at_least_one(counts.masked)
+
+
+def _at_least_one(count: Any) -> Any:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
 
 def weigh(scored: ScoredPositions, counts: StepCounts, stage: StageConfig) -> ScoredPositions:
     """Fill in the weights by which cross entropies, over all microbatches and ranks, sum to the loss.
 
-    counts: of the whole global batch.
+    counts: of the whole global batch; on the device of `scored` the host need not know them.
     """
     clean, noisy = choose_denominators(counts, stage)
     noisy_weight = stage.diffusion_weight * scored.inverse_p / noisy
-    clean_weight = torch.full_like(scored.inverse_p, 1 / clean)
+    clean_weight = torch.ones_like(scored.inverse_p) / clean
     return replace(scored, weights=torch.where(scored.is_noisy, noisy_weight, clean_weight))
 
 
@@ -84,9 +94,9 @@ class LossStats:
     masking_ratio: float | None
 
     @classmethod
-    def from_sums(cls, sums: Tensor, counts: StepCounts, stage: StageConfig) -> "LossStats":
-        """Divide sums [NUM_SUMS] by counts over the same positions, those of the whole global batch."""
-        loss, ar_sum, diffusion_sum, text_sum, masked_sum = sums.tolist()
+    def from_sums(cls, sums: Sequence[float], counts: StepCounts, stage: StageConfig) -> "LossStats":
+        """Divide NUM_SUMS sums by counts over the same positions, those of the whole global batch."""
+        loss, ar_sum, diffusion_sum, text_sum, masked_sum = sums
         clean, noisy = choose_denominators(counts, stage)
         is_joint = stage.objective is Objective.joint
         return cls(
@@ -99,3 +109,31 @@ class LossStats:
             masked_ce=masked_sum / max(counts.masked, 1) if is_joint else None,
             masking_ratio=counts.masked / max(counts.maskable, 1) if is_joint else None,
         )
+
+
+@dataclass(frozen=True)
+class StepNumbers:
+    """Holds what the host learns of a step: loss sums (see compute_loss_sums), counts, and the norm of the gradients.
+
+    All of it is queued on the device without waiting, so that the host waits once, in the exchange of heartbeats.
+    """
+
+    sums: list[float]
+    counts: StepCounts
+    grad_norm: float
+
+    @property
+    def loss(self) -> float:
+        """The loss of the step."""
+        return self.sums[0]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "StepNumbers":
+        """Take apart what join_numbers joined, once it is on the host."""
+        counts = StepCounts(*(int(value) for value in values[NUM_SUMS : NUM_SUMS + NUM_COUNTS]))
+        return cls(list(values[:NUM_SUMS]), counts, values[-1])
+
+
+def join_numbers(sums: Tensor, counts: StepCounts, grad_norm: Tensor) -> Tensor:
+    """Return all numbers of a step [K] in fp64 on their device; counts: tensors [] there. grad_norm: [1]."""
+    return torch.cat([sums, torch.stack(astuple(counts)).double(), grad_norm.double()])

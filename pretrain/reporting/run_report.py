@@ -13,8 +13,7 @@ from pretrain.costs import compute_flop_rates, find_peak_flops
 from pretrain.health.compilations import FIRST_STEPS, Compilation, CompilationCounter, describe_compilations
 from pretrain.health.guard import LossGuard, StepVerdict
 from pretrain.health.heartbeat import Beat, Stragglers
-from pretrain.objective.losses import LossStats
-from pretrain.objective.scoring import StepCounts
+from pretrain.objective.losses import LossStats, StepNumbers
 from pretrain.resume.start_point import StartPoint
 from pretrain.run.metrics import load_metrics, measure_memory_bytes
 from pretrain.run.run_data import RunData, count_samples, describe_blend, describe_overlap
@@ -34,17 +33,17 @@ LOGGED = ("loss", "ar_loss", "diffusion_loss", "grad_norm", "lr", "tokens_per_se
 class StepOutcome:
     """Holds what came of one optimizer step.
 
-    grad_norm: before clipping. applied: whether the weights were updated. seconds: of the whole step, data_seconds of
-    them waiting for data.
+    numbers: of this rank; the norm is that before clipping. applied: whether the weights were updated. seconds: of the
+    whole step, data_seconds of them waiting for data.
     """
 
     stats: LossStats
-    counts: StepCounts
-    grad_norm: float
+    numbers: StepNumbers
     learning_rate: float
     seconds: float
     data_seconds: float
     beat: Beat
+    verdict: StepVerdict
     applied: bool
 
 
@@ -122,10 +121,10 @@ class RunReport:
 
     def write_bad_step(self, state: TrainState, outcome: StepOutcome, guard: LossGuard, samples: range) -> None:
         """Write an event for a spike, or for NaN or infinite gradients. samples: global sample indices of the step."""
-        verdict, loss = outcome.beat.verdict, outcome.stats.loss
+        verdict, loss = outcome.verdict, outcome.stats.loss
         what = "its update is applied" if outcome.applied else "its update is left out"
         if verdict is StepVerdict.nonfinite:
-            message = f"loss {loss:.4g} with a gradient norm of {outcome.grad_norm:.4g}: {what}"
+            message = f"loss {loss:.4g} with a gradient norm of {outcome.numbers.grad_norm:.4g}: {what}"
         else:
             message = f"loss {loss:.4g} is a spike, above {guard.limit:.4g}: {what}"
         self.write_event(verdict.name, state, message, samples)
@@ -204,7 +203,7 @@ class RunReport:
         self._metrics.write(kind, state.step, state.tokens_seen, values)
 
     def _describe_step(self, outcome: StepOutcome, guard: LossGuard, ratios: dict[int, float]) -> dict[str, Any]:
-        config, counts, seconds, peak = self._config, outcome.counts, outcome.seconds, self._peak_flops
+        config, counts, seconds, peak = self._config, outcome.numbers.counts, outcome.seconds, self._peak_flops
         units = (counts.positions, counts.attended_pairs, counts.clean + counts.masked)
         flops = float(sum(rate * count for rate, count in zip(self._flop_rates, units, strict=True)))
         slowest = max(ratios, key=ratios.__getitem__)
@@ -216,7 +215,7 @@ class RunReport:
             "padding_tokens": counts.padding,
             "padding_share": counts.padding / config.tokens_per_step,
             "masked_tokens": counts.masked,
-            "grad_norm": outcome.grad_norm,
+            "grad_norm": outcome.numbers.grad_norm,
             "lr": outcome.learning_rate,
             "step_seconds": seconds,
             "data_seconds": outcome.data_seconds,

@@ -8,7 +8,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Blend
-from pretrain.objective.losses import LossStats
+from pretrain.objective.losses import LossStats, StepNumbers, join_numbers
 from pretrain.step.microbatches import MicrobatchBuilder
 from pretrain.step.schedule import run_schedule
 
@@ -29,9 +29,10 @@ class HeldoutEvaluation:
         with torch.no_grad():
             step = self.builder.prepare(self._batches())
             sums = run_schedule(model, step, forward_only=True)
+            numbers = StepNumbers.of(join_numbers(sums, step.counts, sums.new_zeros(1)).tolist())
         for chunk in model:
             chunk.train()
-        return LossStats.from_sums(sums, step.counts, self.builder.stage)
+        return LossStats.from_sums(numbers.sums, numbers.counts, self.builder.stage)
 
     def _batches(self) -> list[Batch]:
         """Return this rank's share in microbatches of equal shape; places left over hold padding."""

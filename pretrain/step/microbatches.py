@@ -31,7 +31,7 @@ class Microbatch:
 
 @dataclass(frozen=True)
 class PreparedStep:
-    """This rank's microbatches of a global batch, and the counts of the whole global batch."""
+    """This rank's microbatches of a global batch, and the counts of all of it: tensors [] on the device."""
 
     microbatches: list[Microbatch]
     counts: StepCounts
@@ -74,11 +74,13 @@ class MicrobatchBuilder:
 
     def _finish(self, microbatch: Microbatch, counts: StepCounts) -> Microbatch:
         """Move a microbatch to the device, with the weights that follow from the counts of the global batch."""
-        scored, device = weigh(microbatch.scored, counts, self.stage), self.plans.device
-        return replace(microbatch, tokens=microbatch.tokens.to(device), scored=scored.to(device))
+        device = self.plans.device
+        scored = weigh(microbatch.scored.to(device), counts, self.stage)
+        return replace(microbatch, tokens=microbatch.tokens.to(device), scored=scored)
 
 
 def _sum_over_data_parallel(counts: StepCounts, device: torch.device) -> StepCounts:
+    """Return the sums as tensors [] on the device: the host does not wait for them (StepNumbers)."""
     values = torch.tensor(astuple(counts), dtype=torch.int64, device=device)
     dist.all_reduce(values, group=parallel_state.get_data_parallel_group())  # context-parallel ranks count the same
-    return StepCounts(*values.tolist())
+    return StepCounts(*values.unbind())  # pyright: ignore[reportArgumentType] (tensors)

@@ -9,7 +9,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, clip_grads, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.utils import local_multi_tensor_l2_norm, local_multi_tensor_scale
+from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
 from conf.schema import Dtype, OptimizerConfig, ParallelConfig, PrecisionConfig
@@ -109,14 +109,14 @@ def build_optimizer(
 
 
 def _keep_norms_on_device() -> None:
-    """Replace megatron-core's own norm and scaling of gradients, used without Transformer Engine and Apex.
+    """Replace megatron-core's own norm of gradients, and let it clip by a norm that stays on the device.
 
-    Its norm asks the device once for every parameter.
+    Its own norm asks the device once for every parameter, and without this way to clip once more.
     """
     if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
         clip_grads.l2_norm_impl = _compute_norm
-    if clip_grads.multi_tensor_scale_impl is local_multi_tensor_scale:
-        clip_grads.multi_tensor_scale_impl = _scale
+    if clip_grads.multi_tensor_scale_tensor_impl is None:
+        clip_grads.multi_tensor_scale_tensor_impl = _scale
 
 
 def _compute_norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], *_: Any) -> tuple[Tensor, None]:
@@ -124,21 +124,21 @@ def _compute_norm(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], 
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0])))[None], None
 
 
-def _scale(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], factor: float) -> None:
-    """Multiply the tensors of the first list in place; megatron-core gives the same list as source and destination."""
-    torch._foreach_mul_(lists[1], factor)
+def _scale(chunk_size: int, overflow: Tensor, lists: list[list[Tensor]], factor: Tensor) -> None:
+    """Multiply tensors by factor [1] in place; megatron-core gives the same list as source and destination."""
+    torch._foreach_mul_(lists[1], factor.view(()))
 
 
-def compute_grad_norm(built: MegatronOptimizer) -> float | Tensor:
-    """Return the norm of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
+def compute_grad_norm(built: MegatronOptimizer) -> Tensor:
+    """Return the norm [1] of the step's gradients over all ranks, before clipping; NaN or infinite if any of them is.
 
-    On a GPU a tensor [1], as megatron-core clips with it.
+    It stays on the device, where megatron-core clips with it.
     """
     built.prepare_grads()
-    return built.get_grad_norm()
+    return torch.as_tensor(built.get_grad_norm()).view(1)
 
 
-def update_weights(built: MegatronOptimizer, grad_norm: float | Tensor) -> None:
+def update_weights(built: MegatronOptimizer, grad_norm: Tensor) -> None:
     """Clip the gradients, of which this is the norm, and update the weights with them.
 
     megatron-core's ChainedOptimizer.step from where the norm is known; no parameter of ours is clipped by itself.

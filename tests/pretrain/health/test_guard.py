@@ -7,6 +7,8 @@ import pytest
 from conf.schema import GuardConfig, SpikePolicy
 from conf.system.errors import UserError
 from pretrain.health.guard import LASTING_STEPS, LossGuard, StepVerdict
+from pretrain.objective.losses import StepNumbers
+from pretrain.objective.scoring import StepCounts
 
 
 def watch(losses: list[float], config: GuardConfig) -> tuple[LossGuard, list[StepVerdict]]:
@@ -101,3 +103,12 @@ def test_a_restored_guard_judges_like_the_one_that_was_saved() -> None:
     fresh = LossGuard(config)
     fresh.restore({})
     assert fresh.state == LossGuard(config).state
+
+
+def test_the_worst_that_any_rank_knows_of_a_step_is_the_verdict_of_all() -> None:
+    guard, _ = watch([2.0] * 6, GuardConfig(window=6, spike_factor=2.0))
+    good, spike = (StepNumbers([loss, 0, 0, 0, 0], StepCounts(), 1.0) for loss in (2.0, 9.0))
+    infinite = StepNumbers([2.0, 0, 0, 0, 0], StepCounts(), math.inf)
+    assert guard.judge_worst([good, good]) is StepVerdict.good
+    assert guard.judge_worst([good, spike]) is StepVerdict.spike
+    assert guard.judge_worst([spike, good, infinite]) is StepVerdict.nonfinite

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from pretrain.health import heartbeat
-from pretrain.health.guard import StepVerdict
 from pretrain.health.heartbeat import Heartbeat, Stragglers
+from pretrain.objective.losses import StepNumbers, join_numbers
+from pretrain.objective.scoring import StepCounts
 
 
 @pytest.fixture
@@ -54,13 +55,17 @@ def test_a_rank_is_compared_with_the_peers_of_its_pipeline_stage(build) -> None:
 
 
 def test_everything_is_exchanged_in_one_collective(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = torch.tensor([[0, StepVerdict.spike, 2.0, 3], [15, StepVerdict.good, 1.0, 0]], dtype=torch.float64)
+    counts = StepCounts(*(torch.tensor(value) for value in range(9)))  # pyright: ignore[reportArgumentType]
+    numbers = join_numbers(torch.arange(5.0, dtype=torch.float64), counts, torch.tensor([7.0]))
+    others = [torch.cat([torch.tensor(own, dtype=torch.float64), numbers + 1]) for own in ([0, 2.0, 3], [15, 1.0, 0])]
 
     def gather(everyone: Tensor, mine: Tensor) -> None:
-        everyone.copy_(torch.cat([mine, others.flatten()]))
+        everyone.copy_(torch.cat([mine, *others]))
 
     monkeypatch.setattr(heartbeat.dist, "get_world_size", lambda: 3)
     monkeypatch.setattr(heartbeat.dist, "all_gather_into_tensor", gather)
-    beat = Heartbeat(torch.device("cpu")).exchange(0, StepVerdict.good, 0.5, 1)
-    assert (beat.signal, beat.verdict, beat.recompiled) == (15, StepVerdict.spike, [1, 3, 0])
+    beat = Heartbeat(torch.device("cpu")).exchange(0, 0.5, 1, numbers)
+    assert (beat.signal, beat.recompiled) == (15, [1, 3, 0])
     assert beat.seconds == [pytest.approx(0.5, abs=0.1), 2.0, 1.0]
+    assert beat.numbers[0] == StepNumbers([0.0, 1.0, 2.0, 3.0, 4.0], StepCounts(*range(9)), 7.0)
+    assert [one.loss for one in beat.numbers] == [0.0, 1.0, 1.0]

@@ -62,7 +62,7 @@ def test_the_logged_terms_sum_to_the_logged_loss(normalization: LossNormalizatio
         scored = weigh(item.scored, counts, stage)
         losses = torch.rand(len(scored.positions), generator=torch.Generator().manual_seed(0)) * 5
         sums += compute_loss_sums((losses * scored.weights).sum(), losses, scored)
-    stats = LossStats.from_sums(sums, counts, stage)
+    stats = LossStats.from_sums(sums.tolist(), counts, stage)
     assert stats.ar_term + (stats.diffusion_term or 0) == pytest.approx(stats.loss, rel=1e-6)
     if normalization is LossNormalization.per_objective:
         assert stats.ar_term == stats.ar_loss
@@ -82,7 +82,8 @@ def test_the_diffusion_loss_of_text_leaves_block_padding_out() -> None:
     item = apply_objective(noisy, Objective.joint)
     scored = weigh(item.scored, item.counts, stage)
     easy = torch.where(scored.is_text, 2.0, 0.0)  # block padding is predicted for certain
-    stats = LossStats.from_sums(compute_loss_sums((easy * scored.weights).sum(), easy, scored), item.counts, stage)
+    sums = compute_loss_sums((easy * scored.weights).sum(), easy, scored)
+    stats = LossStats.from_sums(sums.tolist(), item.counts, stage)
     masked_text = noisy.masked & batch.loss_mask & ~batch.block_padding
     bound = (2.0 / noisy.p_mask[masked_text]).sum().item()
     assert stats.diffusion_text_loss == pytest.approx(bound / 48)
@@ -92,5 +93,5 @@ def test_the_diffusion_loss_of_text_leaves_block_padding_out() -> None:
 def test_without_noise_there_are_no_diffusion_losses() -> None:
     stage = build_stage(LossNormalization.global_average, Objective.ar)
     item = apply_objective(add_noise(make_batch([0], length=64), SOURCE, MASK), Objective.ar)
-    stats = LossStats.from_sums(torch.ones(5), item.counts, stage)
+    stats = LossStats.from_sums([1.0] * 5, item.counts, stage)
     assert (stats.diffusion_term, stats.diffusion_loss, stats.diffusion_text_loss) == (None, None, None)
