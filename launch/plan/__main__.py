@@ -18,6 +18,10 @@ from launch.plan.search import search_layouts
 from launch.plan.tables import print_plan, print_search
 
 EXIT_DOES_NOT_FIT = 1
+CHECKED = (
+    "\n[bold]Simulated[/]: megatron-core's own layers instead of Transformer Engine's, in a step of few microbatches; what "
+    "is planned beside is the same."
+)
 TERA = 1e12
 WIDTH = 100
 EXAMPLES = """examples:
@@ -126,6 +130,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
     )
     config = compose_size(arguments.overrides)
     console = Console(width=WIDTH, highlight=False)
+    if arguments.search and arguments.check:
+        raise UserError("--check simulates one layout: give it without --search, with the keys of the layout")
     if arguments.search:
         search = search_layouts(config, arguments.gpus, hardware, arguments.document_tokens)
         if arguments.json:
@@ -134,13 +140,15 @@ def run_plan(arguments: argparse.Namespace) -> int:
             print_search(console, search, config, arguments.gpus, hardware, arguments.top)
         return 0 if search.feasible else EXIT_DOES_NOT_FIT
     plan = plan_layout(config, arguments.gpus, hardware, arguments.document_tokens)
+    found = 0 if plan.fits else EXIT_DOES_NOT_FIT
     if arguments.json:
         print(json.dumps(describe_plan(plan) | _check(arguments), indent=1))
     else:
         print_plan(console, plan)
         if arguments.check:
-            subprocess.run(_simulation(arguments), check=False)
-    return 0 if plan.fits else EXIT_DOES_NOT_FIT
+            console.print(CHECKED, soft_wrap=True)
+            found = max(found, subprocess.run(_simulation(arguments), check=False).returncode)
+    return found
 
 
 def _check(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,13 +2,17 @@
 
 import argparse
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from conf.composition.compose import compose_size
 from conf.system.entry import OneLineParser, count, exit_status
+from conf.system.errors import UserError
 from launch.simulate.device_kind import KINDS
 
 EXIT_FAULTS = 1
@@ -29,6 +33,7 @@ def main() -> None:
     """Run the command."""
     parser = build_parser()
     arguments = parser.parse_intermixed_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that folders and processes go, too
     sys.exit(exit_status(lambda: run_simulation(arguments)))
 
 
@@ -65,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def portion(text: str) -> float:
     """Parse a command-line option from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share: give 0.4 for 40 %")
-    return value
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a share: give 0.4 for 40 %")
 
 
 def run_simulation(arguments: argparse.Namespace) -> int:
@@ -77,22 +82,36 @@ def run_simulation(arguments: argparse.Namespace) -> int:
     from launch.simulate.picture import draw_memory
     from launch.simulate.tables import print_job
 
+    if arguments.picture:
+        check_picture(arguments.picture)
     job = simulate_job(
         compose_size(arguments.overrides),
         arguments.gpus,
-        arguments.ranks,
-        arguments.microbatches,
-        arguments.document_tokens,
-        arguments.scored_share,
-        arguments.device,
+        ranks=arguments.ranks,
+        microbatches=arguments.microbatches,
+        document_tokens=arguments.document_tokens,
+        scored_share=arguments.scored_share,
+        device=arguments.device,
     )
-    if arguments.picture:
-        draw_memory(job.reports, arguments.picture)
     if arguments.json:
         print(json.dumps(job.describe()))
     else:
-        print_job(Console(width=WIDTH, highlight=False), job, arguments.brief)
+        print_job(Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False), job, arguments.brief)
+    if arguments.picture:
+        draw_memory(job.reports, arguments.picture)
     return EXIT_FAULTS if job.faults else 0
+
+
+def check_picture(path: Path) -> None:
+    """Raise UserError before a minute of work if no PNG can be written there."""
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--picture {path}: it will be a PNG, so give it a name that ends in .png")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--picture {path}: cannot make its folder: {error.strerror}") from error
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"--picture {path} cannot be written: choose another folder or name")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from launch.simulate.collectives import Collective
 from launch.simulate.rank_report import RankReport, Recording
 from pretrain.costs import count_step_flops
 
+# Positions beyond which the last layer continues with all (model/megatron/tri_mode.py; it imports megatron-core).
+MAX_LAST_SHARE = 0.9
 # Smaller messages (counts, losses, norms, the head's maxima and sums of a chunk) are not planned.
 SMALL_MESSAGE = 64 << 10
 
@@ -69,8 +71,21 @@ def plan_flops(config: RunConfig, report: RankReport) -> float:
     flops = count_step_flops(config.model, report.positions, report.attended_pairs, report.scored_positions)
     is_last = report.place["pipeline"] == parallel.pipeline_parallel - 1
     layers = flops.layers + flops.attention + count_recomputed_flops(parallel.recompute, flops)
-    of_stage = layers / parallel.pipeline_parallel + (flops.head if is_last else 0)
+    of_stage = layers / parallel.pipeline_parallel + (flops.head - _count_narrowed_flops(config, report) if is_last else 0)
     return of_stage / (parallel.tensor_parallel * parallel.context_parallel)
+
+
+def _count_narrowed_flops(config: RunConfig, report: RankReport) -> int:
+    """Return what the last layer leaves out: it continues with scored positions alone (model/megatron/tri_mode.py)."""
+    num_microbatches = build_rank_shape(config, len(report.groups["world"])).num_microbatches
+    whole = num_microbatches * config.train.micro_batch_size * config.data.sequence_length
+    left_out = whole * config.stage.positions_per_token - report.scored_positions
+    share = 1 - left_out / (whole * config.stage.positions_per_token)
+    if config.parallel.sequence_parallel or share > MAX_LAST_SHARE:
+        return 0
+    model = config.model
+    weights = model.query_width * model.hidden_size + 3 * model.ffn_hidden_size * model.hidden_size
+    return 3 * 2 * left_out * weights
 
 
 def sum_collectives(recording: Recording, groups: dict[str, list[int]]) -> dict[tuple[str, str], tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Run a step of the draft adapter's training without a GPU: `python -m launch.simulate.drafter --model ministral3_8b`.
 
 The model, its adapter, the blocks and the loss are lora.train's own, at full size on fake tensors, updated by torch's
-AdamW as on one GPU under ZeRO 0. What ZeRO 2 and 3 shard is calculated from that: DeepSpeed's own parts ask the device.
+AdamW as on one GPU under ZeRO 0. What ZeRO 1 to 3 shard is calculated from that: DeepSpeed's own parts ask the device.
 """
 
 import argparse

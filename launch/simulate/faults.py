@@ -4,10 +4,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
+from math import inf
 
 from launch.simulate.collectives import Collective
 from launch.simulate.rank_report import RankReport, Recording
 
+GIB = 2**30
 PAIR = {"send", "receive"}
 
 # Where the host waits for its device in a step, and why it must. Everything else that asks is a finding.
@@ -27,11 +29,16 @@ class Fault:
         return f"{self.line}: {self.message}" if self.line else self.message
 
 
-def find_faults(reports: Sequence[RankReport]) -> list[Fault]:
-    """Return everything that the job should not do, the most serious first."""
+def find_faults(reports: Sequence[RankReport], memory_bytes: float = inf) -> list[Fault]:
+    """Return everything that the job should not do, the most serious first. memory_bytes: of a device."""
     errors = [Fault(f"rank {report.rank}: {report.error}", report.error_line) for report in reports if report.error]
     steps = {report.rank: report.step for report in reports if report.step is not None}
-    return [*errors, *_list_mismatches(steps), *_list_hidden_questions(steps.values())]
+    too_large = [
+        Fault(f"rank {rank} needs {step.peak / GIB:.2f} GiB, the device has {memory_bytes / GIB:.0f}", step.peak_at.line)
+        for rank, step in steps.items()
+        if step.peak > memory_bytes
+    ]
+    return [*errors, *too_large, *_list_mismatches(steps), *_list_hidden_questions(steps.values())]
 
 
 def _list_hidden_questions(steps: Iterable[Recording]) -> Iterator[Fault]:

@@ -1,35 +1,53 @@
 """Simulate a job from its configuration, as launch.simulate and `launch.plan --check` do."""
 
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
 
 from conf.rules.layout import data_parallel_size, num_microbatches
 from conf.rules.run import check_rules
-from conf.schema import Device, RunConfig
+from conf.schema import AttentionBackend, Device, RunConfig
+from conf.system.errors import UserError
 from launch.simulate.compare import Compared, compare
+from launch.simulate.device_kind import KINDS
 from launch.simulate.faults import Fault, find_faults
 from launch.simulate.rank_report import RankReport
 from launch.simulate.ranks import Simulation, parse_ranks
 from model.megatron.kernel_choice import require_no_transformer_engine
 
-WITHOUT_TRANSFORMER_ENGINE = "its kernels do not run on fake tensors, so megatron-core's own layers are simulated"
+WITHOUT_TRANSFORMER_ENGINE = "its kernels do not run on fake tensors. Simulate it without"
 
 
 @dataclass(frozen=True)
 class SimulatedJob:
-    """Holds what was simulated and what ranks reported. config: of the simulated step, which may be shorter."""
+    """Holds what was simulated and what ranks reported.
+
+    config: of the simulated step, which may be shorter. device: see KINDS.
+    """
 
     config: RunConfig
+    num_gpus: int
+    device: str
     reports: list[RankReport]
 
-    @property
+    @cached_property
     def faults(self) -> list[Fault]:
         """What the job should not do."""
-        return find_faults(self.reports)
+        return find_faults(self.reports, self.memory_bytes)
 
     @property
+    def num_microbatches(self) -> int:
+        """Microbatches of a rank in the simulated step."""
+        return num_microbatches(self.config, self.num_gpus)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory of a device of this kind."""
+        return KINDS[self.device].memory
+
+    @cached_property
     def compared(self) -> dict[int, list[Compared]]:
         """Figures of each rank that ran to its end, simulated and planned."""
         return {report.rank: compare(self.config, report) for report in self.reports if report.step is not None}
@@ -68,7 +86,7 @@ def simulate_job(
         reports = simulation.run(
             chosen, lambda report: console.print(f"rank {report.rank}: {report.error or f'{report.seconds:.0f} s'}")
         )
-    return SimulatedJob(config, reports)
+    return SimulatedJob(config, num_gpus, device, reports)
 
 
 def shorten_step(config: RunConfig, num_gpus: int, microbatches: int | None) -> RunConfig:
@@ -76,6 +94,8 @@ def shorten_step(config: RunConfig, num_gpus: int, microbatches: int | None) -> 
 
     Raises: ConfigError if the configuration cannot run on this number of GPUs.
     """
+    if config.runtime.device is Device.cpu or config.runtime.attention_backend is AttentionBackend.cpu:
+        raise UserError("runtime=cpu: GPUs are simulated, so leave it out")
     config = replace(config, runtime=replace(config.runtime, device=Device.cuda))
     check_rules(config, num_gpus)
     parallel, train = config.parallel, config.train

@@ -5,6 +5,7 @@ fake_cuda_environment, without dynamo; REPORT is the JSON file of a RankReport, 
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from launch.simulate.device_kind import KINDS
 from launch.simulate.fake_device import pretend
 from launch.simulate.rank_report import RankReport
 from launch.simulate.step_recorder import OWN, ROOT
+from pretrain.checkpointing.helper_processes import end_with_parent
 
 KERNELS_OF_DEVICES = ("transformer_engine", "apex", "amp_C")  # libraries whose kernels fake tensors cannot enter
 
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--document-tokens", type=int)
     parser.add_argument("--scored-share", type=float, default=1.0)
     arguments = parser.parse_args()
+    end_with_parent(os.getppid())
     quiet_libraries("torch.distributed")
     sys.modules.update(dict.fromkeys(KERNELS_OF_DEVICES))  # type: ignore[arg-type]
     config = load_run_config(arguments.config)

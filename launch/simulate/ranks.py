@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from conf.schema import ParallelConfig, RunConfig
@@ -36,7 +36,8 @@ def parse_ranks(text: str, parallel: ParallelConfig, num_gpus: int) -> list[int]
 def find_distinct_ranks(parallel: ParallelConfig, num_gpus: int) -> list[int]:
     """Return a rank of each kind: of every pipeline stage, and the other context-parallel ranks of the last one.
 
-    Tensor- and data-parallel ranks do the same work on equal shapes. Consecutive ranks are tensor, then context, then
+    Tensor-parallel ranks do the same work on equal shapes, and so do data-parallel ones but for the padding of their
+    buffers, of which the first holds none, and of an evaluation's last sequences. Consecutive ranks are tensor, then context, then
     data, then pipeline parallel (megatron-core's order).
     """
     per_stage = num_gpus // parallel.pipeline_parallel
@@ -58,6 +59,7 @@ class Simulation:
     document_tokens: int | None = None
     scored_share: float = 1.0
     module: tuple[str, ...] = ("launch.simulate.one_rank",)
+    _processes: list[subprocess.Popen[str]] = field(default_factory=list, init=False, repr=False)
 
     def run(
         self, ranks: Sequence[int], on_report: Callable[[RankReport], None] = lambda report: None
@@ -78,11 +80,19 @@ class Simulation:
             path.write_text(write_out(self.config), encoding="utf-8")
             environment = {name: value for name, value in clean.items() if name not in RANK_VARIABLES}
             environment |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            with ThreadPoolExecutor(min(cores, len(ranks))) as pool:
+            pool = ThreadPoolExecutor(min(cores, len(ranks)))
+            try:
                 waiting = [pool.submit(self._run_rank, rank, path, environment) for rank in ranks]
                 for done in as_completed(waiting):
                     on_report(done.result())
                 return [done.result() for done in waiting]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in self._processes:
+                    process.kill()
+                raise
+            finally:
+                pool.shutdown()
 
     def _run_rank(self, rank: int, config: Path, environment: dict[str, str]) -> RankReport:
         report = config.parent / f"rank_{rank}.json"
@@ -91,7 +101,11 @@ class Simulation:
         command += ["--scored-share", str(self.scored_share)]
         if self.document_tokens is not None:
             command += ["--document-tokens", str(self.document_tokens)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, errors="replace")
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            self._processes.append(process)
+            _, output = process.communicate()
         if not report.exists():
-            raise RuntimeError(f"rank {rank} could not be simulated (exit status {done.returncode}):\n{done.stderr}")
+            raise RuntimeError(f"rank {rank} could not be simulated (exit status {process.returncode}):\n{output}")
         return read_report(report)

@@ -24,7 +24,7 @@ from launch.simulate.live_memory import LiveMemory, TensorOrigin
 from launch.simulate.module_trace import ModuleTrace
 
 ROOT = Path(__file__).resolve().parents[2]
-OWN = tuple(f"{ROOT / folder}/" for folder in ("conf", "data_pipeline", "model", "pretrain", "tests"))
+OWN = tuple(f"{ROOT / folder}/" for folder in ("conf", "data_pipeline", "lora", "model", "pretrain", "tests"))
 TRAINER = f"{ROOT}/pretrain/trainer.py"
 SCHEDULES = "megatron.core.pipeline_parallel.schedules"
 

@@ -15,7 +15,7 @@ from launch.simulate.rank_report import RankReport, Recording
 
 GIB, MIB = 2**30, 2**20
 NOTABLE = 0.02  # difference from which a figure is marked
-MODULES_SHOWN = 8  # of modules
+MODULES_SHOWN = 14  # of modules
 
 
 def print_job(console: Console, job: SimulatedJob, brief: bool = False) -> None:
@@ -27,8 +27,8 @@ def print_job(console: Console, job: SimulatedJob, brief: bool = False) -> None:
     for report in job.reports:
         if report.step is None:
             continue
-        console.print(describe_rank(job.config, report))
-        console.print(Text(_describe_peak(report, report.step)))
+        console.print(_describe_rank(job.config, report))
+        console.print(Text(_describe_peak(job, report, report.step)))
         console.print(_comparison_table(compared[report.rank]))
         if not brief:
             console.print(_module_table(report.step))
@@ -37,7 +37,7 @@ def print_job(console: Console, job: SimulatedJob, brief: bool = False) -> None:
     _print_faults(console, job)
 
 
-def describe_rank(config: RunConfig, report: RankReport) -> str:
+def _describe_rank(config: RunConfig, report: RankReport) -> str:
     """Name a rank and its place in the job."""
     parallel, place = config.parallel, report.place
     world = len(report.groups["world"])
@@ -51,21 +51,23 @@ def describe_rank(config: RunConfig, report: RankReport) -> str:
     return f"\n[bold]rank {report.rank} of {world}[/] ({where or 'alone'}): {report.parameters / 1e9:.3g}B parameters"
 
 
-def _describe_peak(report: RankReport, step: Recording) -> str:
+def _describe_peak(job: SimulatedJob, report: RankReport, step: Recording) -> str:
     where = " ".join(filter(None, (step.peak_at.phase, step.peak_at.module, step.peak_at.line)))
     evaluation = f"; evaluation {report.evaluation.peak / GIB:.2f} GiB" if report.evaluation else ""
     return (
-        f"peak {step.peak / GIB:.2f} GiB in {where or 'small tensors'}; {step.before / GIB:.2f} GiB before the step"
-        f"{evaluation}; a checkpoint: {report.saved_bytes / GIB:.2f} GiB from this rank"
+        f"peak {step.peak / GIB:.2f} of {job.memory_bytes / GIB:.0f} GiB in {where or 'small tensors'}\n"
+        f"at the peak: {', '.join(f'{kind} {size / GIB:.2f}' for kind, size in step.kinds.items())} GiB\n"
+        f"{job.num_microbatches} microbatches; {step.before / GIB:.2f} GiB before the step{evaluation}; of a checkpoint "
+        f"this rank writes {report.saved_bytes / GIB:.2f} GiB"
     )
 
 
 def _comparison_table(figures: Sequence[Compared]) -> Table:
-    table = start_table("Simulated and planned", ["figure"], ["simulated", "planned", "difference"])
+    table = start_table("Simulated and planned; the difference is that of the plan from the simulation", ["figure"], ["simulated", "planned", "difference"])
     for figure in figures:
         mark = "yellow" if abs(figure.difference) >= NOTABLE else None
         values = (_format(value, figure.unit) for value in (figure.simulated, figure.planned))
-        table.add_row(f"{figure.name}, {_unit(figure.unit)}", *values, Text(f"{figure.difference:+.2%}", mark or ""))
+        table.add_row(f"{figure.name}, {_unit(figure.unit)}", *values, Text(f"{round(figure.difference, 4) + 0.0:+.2%}", mark or ""))
     return table
 
 
