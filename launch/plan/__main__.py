@@ -19,8 +19,8 @@ from launch.plan.tables import print_plan, print_search
 
 EXIT_DOES_NOT_FIT = 1
 CHECKED = (
-    "\n[bold]Simulated[/]: megatron-core's own layers instead of Transformer Engine's, in a step of few microbatches; what "
-    "is planned beside is the same."
+    "\n[bold]Simulated[/]: megatron-core's own layers instead of Transformer Engine's, in a step of few microbatches; "
+    "what is planned beside is the same."
 )
 TERA = 1e12
 WIDTH = 100

@@ -71,7 +71,9 @@ def plan_flops(config: RunConfig, report: RankReport) -> float:
     flops = count_step_flops(config.model, report.positions, report.attended_pairs, report.scored_positions)
     is_last = report.place["pipeline"] == parallel.pipeline_parallel - 1
     layers = flops.layers + flops.attention + count_recomputed_flops(parallel.recompute, flops)
-    of_stage = layers / parallel.pipeline_parallel + (flops.head - _count_narrowed_flops(config, report) if is_last else 0)
+    of_stage = layers / parallel.pipeline_parallel + (
+        flops.head - _count_narrowed_flops(config, report) if is_last else 0
+    )
     return of_stage / (parallel.tensor_parallel * parallel.context_parallel)
 
 

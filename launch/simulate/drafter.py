@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from conf.composition.compose import compose_drafter_config, compose_size
+from conf.rules.drafter import check_drafter_rules
 from conf.schema.drafter import DrafterConfig
 from conf.system.entry import OneLineParser, count, exit_status
 from conf.system.errors import UserError
@@ -75,8 +76,9 @@ def main() -> None:
 def simulate_drafter(arguments: argparse.Namespace) -> None:
     """Simulate the step and print the result. Raises: UserError."""
     given = arguments.overrides
-    missing = [f"{key}=?" for key in ("checkpoint", "data") if not any(one.startswith(f"{key}=") for one in given)]
+    missing = [f"{key}={key}" for key in ("checkpoint", "data") if not any(one.startswith(f"{key}=") for one in given)]
     config = compose_drafter_config([*given, *missing])
+    check_drafter_rules(config, arguments.gpus)
     recorded = simulate(config, arguments.model, arguments.device)
     levels = [shard(recorded, level, arguments.gpus) for level in range(4)]
     if arguments.json:

@@ -34,7 +34,9 @@ def find_faults(reports: Sequence[RankReport], memory_bytes: float = inf) -> lis
     errors = [Fault(f"rank {report.rank}: {report.error}", report.error_line) for report in reports if report.error]
     steps = {report.rank: report.step for report in reports if report.step is not None}
     too_large = [
-        Fault(f"rank {rank} needs {step.peak / GIB:.2f} GiB, the device has {memory_bytes / GIB:.0f}", step.peak_at.line)
+        Fault(
+            f"rank {rank} needs {step.peak / GIB:.2f} GiB, the device has {memory_bytes / GIB:.0f}", step.peak_at.line
+        )
         for rank, step in steps.items()
         if step.peak > memory_bytes
     ]

@@ -37,8 +37,8 @@ def find_distinct_ranks(parallel: ParallelConfig, num_gpus: int) -> list[int]:
     """Return a rank of each kind: of every pipeline stage, and the other context-parallel ranks of the last one.
 
     Tensor-parallel ranks do the same work on equal shapes, and so do data-parallel ones but for the padding of their
-    buffers, of which the first holds none, and of an evaluation's last sequences. Consecutive ranks are tensor, then context, then
-    data, then pipeline parallel (megatron-core's order).
+    buffers, of which the first holds none, and of an evaluation's last sequences. Consecutive ranks are tensor, then
+    context, then data, then pipeline parallel (megatron-core's order).
     """
     per_stage = num_gpus // parallel.pipeline_parallel
     stages = [stage * per_stage for stage in range(parallel.pipeline_parallel)]

@@ -53,21 +53,30 @@ def _describe_rank(config: RunConfig, report: RankReport) -> str:
 
 def _describe_peak(job: SimulatedJob, report: RankReport, step: Recording) -> str:
     where = " ".join(filter(None, (step.peak_at.phase, step.peak_at.module, step.peak_at.line)))
+    kinds = ", ".join(f"{kind} {size / GIB:.2f}" for kind, size in step.kinds.items())
     evaluation = f"; evaluation {report.evaluation.peak / GIB:.2f} GiB" if report.evaluation else ""
     return (
         f"peak {step.peak / GIB:.2f} of {job.memory_bytes / GIB:.0f} GiB in {where or 'small tensors'}\n"
-        f"at the peak: {', '.join(f'{kind} {size / GIB:.2f}' for kind, size in step.kinds.items())} GiB\n"
-        f"{job.num_microbatches} microbatches; {step.before / GIB:.2f} GiB before the step{evaluation}; of a checkpoint "
-        f"this rank writes {report.saved_bytes / GIB:.2f} GiB"
+        f"at the peak: {kinds} GiB\n"
+        f"{job.num_microbatches} microbatches; {step.before / GIB:.2f} GiB before the step{evaluation}; "
+        f"of a checkpoint this rank writes {report.saved_bytes / GIB:.2f} GiB"
     )
 
 
 def _comparison_table(figures: Sequence[Compared]) -> Table:
-    table = start_table("Simulated and planned; the difference is that of the plan from the simulation", ["figure"], ["simulated", "planned", "difference"])
+    table = start_table(
+        "Simulated and planned; the difference is that of the plan from the simulation",
+        ["figure"],
+        ["simulated", "planned", "difference"],
+    )
     for figure in figures:
         mark = "yellow" if abs(figure.difference) >= NOTABLE else None
         values = (_format(value, figure.unit) for value in (figure.simulated, figure.planned))
-        table.add_row(f"{figure.name}, {_unit(figure.unit)}", *values, Text(f"{round(figure.difference, 4) + 0.0:+.2%}", mark or ""))
+        table.add_row(
+            f"{figure.name}, {_unit(figure.unit)}",
+            *values,
+            Text(f"{round(figure.difference, 4) + 0.0:+.2%}", mark or ""),
+        )
     return table
 
 
