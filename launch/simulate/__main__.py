@@ -98,7 +98,10 @@ def run_simulation(arguments: argparse.Namespace) -> int:
     else:
         print_job(Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False), job, arguments.brief)
     if arguments.picture:
-        draw_memory(job.reports, arguments.picture)
+        try:
+            draw_memory(job.reports, arguments.picture)
+        except OSError as error:
+            raise UserError(f"--picture {arguments.picture} cannot be written: {error.strerror}") from error
     return EXIT_FAULTS if job.faults else 0
 
 

@@ -17,7 +17,7 @@ from launch.simulate.rank_report import RankReport
 from launch.simulate.ranks import Simulation, parse_ranks
 from model.megatron.kernel_choice import require_no_transformer_engine
 
-WITHOUT_TRANSFORMER_ENGINE = "its kernels do not run on fake tensors. Simulate it without"
+WITHOUT_TRANSFORMER_ENGINE = "its kernels do not run on fake tensors. Simulate other settings"
 
 
 @dataclass(frozen=True)

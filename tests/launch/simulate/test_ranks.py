@@ -1,10 +1,13 @@
 """Ranks that differ are chosen; what cannot be simulated is one message."""
 
+from pathlib import Path
+
 import pytest
 
 from conf.composition.compose import compose_size
 from conf.system.errors import ConfigError, UserError
 from launch.simulate import ranks
+from launch.simulate.__main__ import check_picture
 from launch.simulate.job import shorten_step, simulate_job
 from launch.simulate.ranks import find_distinct_ranks, parse_ranks
 
@@ -60,3 +63,11 @@ def test_what_cannot_run_is_refused_before_a_process_starts(monkeypatch: pytest.
     monkeypatch.setattr(ranks, "find_obstacle", lambda: "no C compiler for cuda_stub.c: install cc")
     with pytest.raises(UserError, match=r"no C compiler for cuda_stub\.c: install cc. launch\.plan calculates"):
         simulate_job(config, 256)
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_a_process_starts(tmp_path: Path) -> None:
+    check_picture(tmp_path / "new" / "memory.png")
+    for path, message in ((tmp_path / "memory.jpg", r"ends in \.png"), (tmp_path / "a.png", "cannot be written")):
+        (tmp_path / "a.png").mkdir(exist_ok=True)
+        with pytest.raises(UserError, match=message):
+            check_picture(path)
