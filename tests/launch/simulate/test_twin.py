@@ -64,7 +64,8 @@ def check_equal(real: Any, fake: Any) -> None:
     # In a run on CPUs Adam's counters, one number per parameter, are on the device, too.
     assert fake["kinds"]["optimizer"] == pytest.approx(real["kinds"]["optimizer"], abs=4 * 100)
     of_step = [recording["peak"] - recording["before"] for recording in (real, fake)]
-    assert of_step[1] == pytest.approx(of_step[0], rel=1e-4)
+    # Mostly equal to the byte; but what gloo is still sending lives until its thread is done with it.
+    assert of_step[1] == pytest.approx(of_step[0], rel=0.03)
     assert fake["flops"] == real["flops"]
     assert [list_call(item) for item in fake["collectives"]] == [list_call(item) for item in real["collectives"]]
 
