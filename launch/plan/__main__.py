@@ -142,23 +142,22 @@ def run_plan(arguments: argparse.Namespace) -> int:
     plan = plan_layout(config, arguments.gpus, hardware, arguments.document_tokens)
     found = 0 if plan.fits else EXIT_DOES_NOT_FIT
     if arguments.json:
-        print(json.dumps(describe_plan(plan) | _check(arguments), indent=1))
-    else:
-        print_plan(console, plan)
-        if arguments.check:
-            console.print(CHECKED, soft_wrap=True)
-            found = max(found, subprocess.run(_simulation(arguments), check=False).returncode)
+        checked, status = _check(arguments) if arguments.check else ({}, 0)
+        print(json.dumps(describe_plan(plan) | checked, indent=1))
+        return max(found, status)
+    print_plan(console, plan)
+    if arguments.check:
+        console.print(CHECKED, soft_wrap=True)
+        found = max(found, subprocess.run(_simulation(arguments), check=False).returncode)
     return found
 
 
-def _check(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what launch.simulate says of the plan, for JSON; nothing if it was not asked."""
-    if not arguments.check:
-        return {}
+def _check(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """Return what launch.simulate says of the plan, for JSON, and its exit status."""
     done = subprocess.run([*_simulation(arguments), "--json"], stdout=subprocess.PIPE, text=True, check=False)
     if not done.stdout:
         raise UserError("the plan could not be checked: launch.simulate says above why")
-    return {"check": json.loads(done.stdout)}
+    return {"check": json.loads(done.stdout)}, done.returncode
 
 
 def _simulation(arguments: argparse.Namespace) -> list[str]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from conf.rules.layout import num_microbatches
 from conf.schema import RunConfig
 from launch.plan.communication import estimate_pipeline_stage_traffic
 from launch.plan.memory import estimate_memory
@@ -79,15 +80,12 @@ def plan_flops(config: RunConfig, report: RankReport) -> float:
 
 def _count_narrowed_flops(config: RunConfig, report: RankReport) -> int:
     """Return what the last layer leaves out: it continues with scored positions alone (model/megatron/tri_mode.py)."""
-    num_microbatches = build_rank_shape(config, len(report.groups["world"])).num_microbatches
-    whole = num_microbatches * config.train.micro_batch_size * config.data.sequence_length
-    left_out = whole * config.stage.positions_per_token - report.scored_positions
-    share = 1 - left_out / (whole * config.stage.positions_per_token)
-    if config.parallel.sequence_parallel or share > MAX_LAST_SHARE:
+    model, length = config.model, config.train.micro_batch_size * config.data.sequence_length
+    positions = num_microbatches(config, len(report.groups["world"])) * length * config.stage.positions_per_token
+    if config.parallel.sequence_parallel or report.scored_positions > MAX_LAST_SHARE * positions:
         return 0
-    model = config.model
     weights = model.query_width * model.hidden_size + 3 * model.ffn_hidden_size * model.hidden_size
-    return 3 * 2 * left_out * weights
+    return 3 * 2 * (positions - report.scored_positions) * weights
 
 
 def sum_collectives(recording: Recording, groups: dict[str, list[int]]) -> dict[tuple[str, str], tuple[int, int]]:

@@ -20,7 +20,7 @@ ASK_FOR_ONE_NUMBER = aten._local_scalar_dense.default
 
 
 class DeviceTensors(TorchDispatchMode):
-    """Runs operators on fake tensors where one of their arguments is on `device_type`, or that device itself.
+    """Runs operators on fake tensors where one of their arguments is on a CUDA device, or that device itself.
 
     on_question: called when the host reads a tensor of the device. While `fakes_all` is set, operators on the CPU are
     fake as well: a checkpoint copies whole optimizer states there, which no memory here could hold.
@@ -28,15 +28,14 @@ class DeviceTensors(TorchDispatchMode):
 
     fakes_all = False
 
-    def __init__(self, device_type: str, on_question: Callable[[], None]) -> None:
+    def __init__(self, on_question: Callable[[], None]) -> None:
         super().__init__()
-        self._device_type, self._on_question = device_type, on_question
-        self._fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self._on_question, self._fake = on_question, FakeTensorMode(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         items = tree_leaves((args, kwargs))
-        if not self.fakes_all and not any(isinstance(item, FakeTensor) or self._is_device(item) for item in items):
+        if not self.fakes_all and not any(isinstance(item, FakeTensor) or _names_device(item) for item in items):
             return func(*args, **kwargs)
         if func is ASK_FOR_ONE_NUMBER:
             self._on_question()
@@ -50,8 +49,9 @@ class DeviceTensors(TorchDispatchMode):
         self._on_question()
         return args[0] if func is aten.copy_.default else _make_real(result)
 
-    def _is_device(self, item: object) -> bool:
-        return isinstance(item, torch.device) and item.type == self._device_type
+
+def _names_device(item: object) -> bool:
+    return isinstance(item, torch.device) and item.type == "cuda"
 
 
 def _check_formats(args: Any) -> None:

@@ -6,12 +6,8 @@ AdamW as on one GPU under ZeRO 0. What ZeRO 1 to 3 shard is calculated from that
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -20,13 +16,10 @@ from conf.composition.compose import compose_drafter_config, compose_size
 from conf.rules.drafter import check_drafter_rules
 from conf.schema.drafter import DrafterConfig
 from conf.system.entry import OneLineParser, count, exit_status
-from conf.system.errors import UserError
 from launch.simulate.device_kind import KINDS
-from launch.simulate.fake_device import fake_cuda_environment, find_obstacle
-from launch.simulate.ranks import ROOT
-from pretrain.run.run_folder import CONFIG_FILE, write_out
+from launch.simulate.fake_machine import fake_machine
+from launch.simulate.rank_report import GIB
 
-GIB = 2**30
 WIDTH = 140
 EXAMPLES = """examples:
   python -m launch.simulate.drafter --model ministral3_8b --gpus 8
@@ -91,17 +84,8 @@ def simulate_drafter(arguments: argparse.Namespace) -> None:
 def simulate(config: DrafterConfig, model: str, device: str) -> dict:
     """Return what drafter_work.py recorded. Raises: UserError if it cannot be simulated here."""
     compose_size([f"model={model}", "train.tokens=1e6"])  # names the nearest option if there is none of this name
-    obstacle = find_obstacle()
-    if obstacle is not None:
-        raise UserError(f"a step cannot be simulated here: {obstacle}")
-    with tempfile.TemporaryDirectory(prefix="simulate_") as folder, fake_cuda_environment(KINDS[device]) as environment:
-        path, report = Path(folder) / CONFIG_FILE, Path(folder) / "report.json"
-        path.write_text(write_out(config), encoding="utf-8")
-        environment |= {"TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "launch.simulate.drafter_work", str(path), str(report), model, device]
-        done = subprocess.run(command, cwd=os.getcwd(), env=environment, capture_output=True, text=True, check=False)
-        if not report.exists():
-            raise RuntimeError(f"the step could not be simulated (exit status {done.returncode}):\n{done.stderr}")
+    with fake_machine(device, config) as machine:
+        report = machine.run("the step", ["launch.simulate.drafter_work"], model, device)
         return json.loads(report.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from conf.composition.compose import compose_size
 from conf.composition.trees import DRAFTER_TREE
 from conf.schema import Dtype, ModelConfig
-from conf.schema.drafter import DrafterConfig, ResponseSource
+from conf.schema.drafter import DrafterConfig
 from conf.system.atomic import atomic_write_text
 from launch.simulate.adaptations import adapt_to_fake_tensors
 from launch.simulate.device_kind import KINDS
@@ -24,9 +24,8 @@ from launch.simulate.fake_device import pretend
 from launch.simulate.rank_report import Recording
 from launch.simulate.rank_work import record
 from launch.simulate.step_recorder import StepRecorder
-from lora.drafter.adapter import attach_new_adapter
 from lora.drafter.batches import DraftBatch, build_draft_batch
-from lora.drafter.step import DraftStep
+from lora.drafter.step import DraftStep, build_step
 from lora.examples.example_set import Example
 from model.convert.nld_config import describe_model
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
@@ -58,27 +57,18 @@ def load_drafter_config(path: Path) -> DrafterConfig:
 def simulate_step(config: DrafterConfig, model: ModelConfig) -> dict[str, Any]:
     """Return bytes, modules and questions of one microbatch and the update; see drafter.ShardedMemory."""
     recorder, device = StepRecorder("cuda"), torch.device("cuda", 0)
-    with DeviceTensors("cuda", recorder.ask), recorder.watching():
+    with DeviceTensors(recorder.ask), recorder.watching():
         with device:
             base = NemotronLabsDiffusionModel(build_model_config(model)).eval()
         base.to(DTYPES[config.runtime.dtype])  # pyright: ignore[reportArgumentType] (a wrapped method)
-        adapted = attach_new_adapter(base, config.adapter, config.train.seed)
-        if config.runtime.gradient_checkpointing:
-            base.gradient_checkpointing_enable()
-        step = DraftStep(
-            adapted,
-            config.objective,
-            MASK_TOKEN_ID,
-            config.runtime.loss_chunk_blocks,
-            is_greedy_text=config.responses.source is ResponseSource.greedy,
-        )
+        step = build_step(base, config)
         trainable = [parameter for parameter in step.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainable)
         for parameter in trainable:  # as after the first step
             parameter.grad = torch.empty_like(parameter)
             moments = {name: torch.empty_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
             optimizer.state[parameter] = {"step": torch.tensor(1.0), **moments}
-        recorder.modules.follow(adapted.named_modules())
+        recorder.modules.follow(step.model.named_modules())
         name_drafter_tensors(recorder, step, optimizer)
         batch = build_longest_batch(config, model)
 

@@ -7,9 +7,8 @@ from itertools import combinations, permutations
 from math import inf
 
 from launch.simulate.collectives import Collective
-from launch.simulate.rank_report import RankReport, Recording
+from launch.simulate.rank_report import GIB, RankReport, Recording
 
-GIB = 2**30
 PAIR = {"send", "receive"}
 
 # Where the host waits for its device in a step, and why it must. Everything else that asks is a finding.

@@ -7,11 +7,10 @@ from typing import Any
 import matplotlib
 
 from conf.system.atomic import atomic_file
-from launch.simulate.rank_report import STATIC, RankReport, Recording
+from launch.simulate.rank_report import GIB, STATIC, RankReport, Recording
 
 matplotlib.use("Agg")
 
-GIB = 2**30
 COLORS = {"weights": "#475569", "adapter": "#64748b", "gradients": "#94a3b8", "optimizer": "#cbd5e1"}
 PASSING, INK, MUTED = "#2563eb", "#22262b", "#6b7280"
 

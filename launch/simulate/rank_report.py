@@ -14,6 +14,7 @@ from launch.simulate.collectives import Collective
 from launch.simulate.live_memory import Allocation, TensorOrigin
 from launch.simulate.step_recorder import Question, StepRecorder
 
+GIB = 2**30
 POINTS = 1000  # of the course of live bytes that are kept
 LARGEST = 10
 STATIC = ("weights", "adapter", "gradients", "optimizer")

@@ -27,7 +27,7 @@ def simulate_rank(config: RunConfig, kind: SequenceKind) -> RankReport:
     started = time.monotonic()
     recorder = StepRecorder("cuda")
     adapt_to_one_rank(recorder.add_flops)
-    tensors = DeviceTensors("cuda", recorder.ask)
+    tensors = DeviceTensors(recorder.ask)
     groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
     with groups, tensors, recorder.watching():
         trainer = build_rank_trainer(config, kind, torch.device("cuda", 0))

@@ -1,23 +1,14 @@
 """Choose the ranks of a job that are worth simulating, run each in a process of its own, and collect their reports."""
 
 import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 from conf.schema import ParallelConfig, RunConfig
 from conf.system.errors import UserError
-from launch.simulate.device_kind import KINDS
-from launch.simulate.fake_device import fake_cuda_environment, find_obstacle
+from launch.simulate.fake_machine import FakeMachine, fake_machine
 from launch.simulate.rank_report import RankReport, read_report
-from pretrain.run.run_folder import CONFIG_FILE, write_out
-
-ROOT = Path(__file__).resolve().parents[2]
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def parse_ranks(text: str, parallel: ParallelConfig, num_gpus: int) -> list[int]:
@@ -48,18 +39,17 @@ def find_distinct_ranks(parallel: ParallelConfig, num_gpus: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Simulation:
-    """Says what is simulated. config: its global batch is that of the simulated step. kind: of device (KINDS).
+    """Says what is simulated. config: its global batch is that of the simulated step. device: of which kind (KINDS).
 
     document_tokens, scored_share: see stand_ins.SequenceKind. module: what each process runs, with first arguments.
     """
 
     config: RunConfig
     num_gpus: int
-    kind: str = "h100"
+    device: str = "h100"
     document_tokens: int | None = None
     scored_share: float = 1.0
     module: tuple[str, ...] = ("launch.simulate.one_rank",)
-    _processes: list[subprocess.Popen[str]] = field(default_factory=list, init=False, repr=False)
 
     def run(
         self, ranks: Sequence[int], on_report: Callable[[RankReport], None] = lambda report: None
@@ -68,44 +58,24 @@ class Simulation:
 
         Raises: UserError if no device can be simulated on this machine, or the training code raises one.
         """
-        obstacle = find_obstacle()
-        if obstacle is not None:
-            raise UserError(f"a rank cannot be simulated here: {obstacle}. launch.plan calculates without one.")
         cores = len(os.sched_getaffinity(0))
-        with (
-            tempfile.TemporaryDirectory(prefix="simulate_") as folder,
-            fake_cuda_environment(KINDS[self.kind]) as clean,
-        ):
-            path = Path(folder) / CONFIG_FILE
-            path.write_text(write_out(self.config), encoding="utf-8")
-            environment = {name: value for name, value in clean.items() if name not in RANK_VARIABLES}
-            environment |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with fake_machine(self.device, self.config) as machine:
             pool = ThreadPoolExecutor(min(cores, len(ranks)))
             try:
-                waiting = [pool.submit(self._run_rank, rank, path, environment) for rank in ranks]
+                waiting = [pool.submit(self._run_rank, rank, machine) for rank in ranks]
                 for done in as_completed(waiting):
                     on_report(done.result())
                 return [done.result() for done in waiting]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in self._processes:
-                    process.kill()
+                machine.end()
                 raise
             finally:
                 pool.shutdown()
 
-    def _run_rank(self, rank: int, config: Path, environment: dict[str, str]) -> RankReport:
-        report = config.parent / f"rank_{rank}.json"
-        command = [sys.executable, "-m", *self.module, str(config), str(report)]
-        command += ["--rank", str(rank), "--gpus", str(self.num_gpus), "--kind", self.kind]
-        command += ["--scored-share", str(self.scored_share)]
+    def _run_rank(self, rank: int, machine: FakeMachine) -> RankReport:
+        options = ["--rank", str(rank), "--gpus", str(self.num_gpus), "--kind", self.device]
+        options += ["--scored-share", str(self.scored_share)]
         if self.document_tokens is not None:
-            command += ["--document-tokens", str(self.document_tokens)]
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        ) as process:
-            self._processes.append(process)
-            _, output = process.communicate()
-        if not report.exists():
-            raise RuntimeError(f"rank {rank} could not be simulated (exit status {process.returncode}):\n{output}")
-        return read_report(report)
+            options += ["--document-tokens", str(self.document_tokens)]
+        return read_report(machine.run(f"rank {rank}", self.module, *options))

@@ -11,9 +11,9 @@ from conf.schema import RunConfig
 from launch.simulate.compare import Compared
 from launch.simulate.faults import EXPLAINED_QUESTIONS
 from launch.simulate.job import SimulatedJob
-from launch.simulate.rank_report import RankReport, Recording
+from launch.simulate.rank_report import GIB, RankReport, Recording
 
-GIB, MIB = 2**30, 2**20
+MIB = 2**20
 NOTABLE = 0.02  # difference from which a figure is marked
 MODULES_SHOWN = 14  # of modules
 

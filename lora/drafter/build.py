@@ -10,12 +10,12 @@ import torch
 from conf.schema import ResumeMode
 from conf.schema.drafter import DrafterConfig, ResponseSource
 from conf.system.errors import UserError
-from lora.drafter.adapter import attach_new_adapter, count_adapter_parameters
+from lora.drafter.adapter import count_adapter_parameters
 from lora.drafter.adapter_folder import check_output, draw_run_id
 from lora.drafter.batches import DraftBatches
 from lora.drafter.checkpoint_manifest import FixedSettings, check_version, read_state
 from lora.drafter.engine import EngineFiles, build_engine
-from lora.drafter.step import DraftStep
+from lora.drafter.step import build_step
 from lora.drafter.trainer import DrafterTrainer
 from lora.examples.run_examples import OpenedExamples, RunExamples, add_responses, open_run_examples
 from model.checkpoint.layout import find_newest_complete
@@ -57,17 +57,7 @@ def build_drafter_trainer(config: DrafterConfig, session: RunSession) -> Drafter
     check_rank(config, model.config)
     check_vocabulary(checkpoint, load_export_tokenizer(checkpoint), model.config.vocab_size)
     examples = _add_responses(config, opened, model, identity, session)
-    adapted = attach_new_adapter(model, config.adapter, config.train.seed)
-    if config.runtime.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    step = DraftStep(
-        adapted,
-        config.objective,
-        model.config.mask_token_id,
-        config.runtime.loss_chunk_blocks,
-        is_greedy_text=config.responses.source is ResponseSource.greedy,
-    )
-    engine = build_engine(step, config, device)
+    engine = build_engine(build_step(model, config), config, device)
     fixed = FixedSettings(
         checkpoint=identity,
         data=examples.fingerprint,

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.schema.drafter import DraftLoss, DraftObjectiveConfig, VerifiedPositions
+from conf.schema.drafter import DrafterConfig, DraftLoss, DraftObjectiveConfig, ResponseSource, VerifiedPositions
+from lora.drafter.adapter import attach_new_adapter
 from lora.drafter.batches import DraftBatch
 from lora.drafter.blocks import (
     build_block_mask,
@@ -126,6 +127,20 @@ class DraftStep(nn.Module):
         if commit:
             cache.advance(num_new)
         return encoded
+
+
+def build_step(model: Any, config: DrafterConfig) -> DraftStep:
+    """Attach a new adapter to `model`, a NemotronLabsDiffusionModel, and wrap both for training."""
+    adapted = attach_new_adapter(model, config.adapter, config.train.seed)
+    if config.runtime.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    return DraftStep(
+        adapted,
+        config.objective,
+        model.config.mask_token_id,
+        config.runtime.loss_chunk_blocks,
+        is_greedy_text=config.responses.source is ResponseSource.greedy,
+    )
 
 
 def needs_verification(objective: DraftObjectiveConfig, *, is_greedy_text: bool) -> bool:

@@ -9,21 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# The operators that torch.distributed's functions call: the names of what they do.
-COLLECTIVES = {
-    "c10d.allreduce_": "all-reduce",
-    "c10d._allgather_base_": "all-gather",
-    "c10d.allgather_into_tensor_coalesced_": "all-gather",
-    "c10d._reduce_scatter_base_": "reduce-scatter",
-    "c10d.reduce_scatter_tensor_coalesced_": "reduce-scatter",
-    "c10d.send": "send",
-}
+from launch.simulate.collectives import describe_collective, find_operation
 
 
 class LiveBytes(TorchDispatchMode):
@@ -69,24 +59,11 @@ class SentBytes(TorchDispatchMode):
         self.by_collective: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = COLLECTIVES.get(str(func).removesuffix(".default"))
-        if name is not None and _group_size(args) > 1:
-            tensors = [item for item in tree_leaves(args) if isinstance(item, Tensor)]
-            self.by_collective[name] += max(tensor.numel() * tensor.element_size() for tensor in tensors)
+        operation = find_operation(func)
+        collective = operation and describe_collective(operation, args, str)
+        if collective:
+            self.by_collective[collective.operation] += collective.num_bytes
         return func(*args, **(kwargs or {}))
-
-
-def _group_size(arguments: tuple[Any, ...]) -> int:
-    """Return the number of ranks of the process group among an operator's arguments."""
-    groups = [item for item in tree_leaves(arguments) if isinstance(item, torch.ScriptObject)]
-    return max(_size_if_group(group) for group in groups)
-
-
-def _size_if_group(value: Any) -> int:
-    try:
-        return dist.ProcessGroup.unbox(value).size()
-    except RuntimeError:  # another kind of object: the operation of a reduction
-        return 0
 
 
 def bytes_of(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:

@@ -86,7 +86,7 @@ def record_step(config: RunConfig, device: str) -> Recording:
     recorders.append(StepRecorder("cuda" if device == "fake" else "cpu"))
     if device == "real":
         return record_schedule(config, recorders[-1], torch.device("cpu"))
-    with DeviceTensors("cuda", recorders[-1].ask):
+    with DeviceTensors(recorders[-1].ask):
         return record_schedule(config, recorders[-1], torch.device("cuda", 0))
 
 

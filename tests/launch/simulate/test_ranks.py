@@ -6,7 +6,7 @@ import pytest
 
 from conf.composition.compose import compose_size
 from conf.system.errors import ConfigError, UserError
-from launch.simulate import ranks
+from launch.simulate import fake_machine
 from launch.simulate.__main__ import check_picture
 from launch.simulate.job import shorten_step, simulate_job
 from launch.simulate.ranks import find_distinct_ranks, parse_ranks
@@ -60,7 +60,7 @@ def test_what_cannot_run_is_refused_before_a_process_starts(monkeypatch: pytest.
         simulate_job(config, 100)
     with pytest.raises(UserError, match=r"precision\.fp8=tensorwise needs Transformer Engine.*fake tensors"):
         simulate_job(compose_size(["experiment=nld_14b_joint", "precision=fp8"]), 256)
-    monkeypatch.setattr(ranks, "find_obstacle", lambda: "no C compiler for cuda_stub.c: install cc")
+    monkeypatch.setattr(fake_machine, "find_obstacle", lambda: "no C compiler for cuda_stub.c: install cc")
     with pytest.raises(UserError, match=r"no C compiler for cuda_stub\.c: install cc. launch\.plan calculates"):
         simulate_job(config, 256)
 
