@@ -4,6 +4,7 @@ Shapes: B sequences, N new tokens, T visible slots of the cache (cached, new and
 query heads per key/value head, whose queries attention folds into one head.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,21 @@ def make_causal_layout(num_tokens: int, device: torch.device) -> TokenLayout:
 def make_prefill_layout(num_prompt: int, num_masks: int) -> TokenLayout:
     """Build the layout of a causal prompt followed by masks that see it and each other; nothing is cached yet."""
     return TokenLayout(num_prompt + num_masks, num_causal=num_prompt)
+
+
+def make_canvas_layout(lengths: Sequence[int], num_canvas: int, device: torch.device) -> TokenLayout:
+    """Build the layout of causal prompts, each followed by a canvas that sees it and itself; nothing is cached yet.
+
+    lengths: of the prompts. Shorter sequences end in padding, which nothing else sees.
+    """
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return make_prefill_layout(longest, num_canvas)
+    slots = torch.arange(longest + num_canvas, device=device)
+    start = torch.tensor(lengths, device=device)[:, None]
+    in_canvas = (slots >= start) & (slots < start + num_canvas)
+    visible = (slots[:, None] >= slots) | (in_canvas[:, :, None] & in_canvas[:, None])
+    return TokenLayout(len(slots), visible=visible, is_reused=False)
 
 
 def make_group_layout(num_drafted: int, groups: Tensor, num_masks: int, *, is_reused: bool) -> TokenLayout:

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .attention_mask import build_visibility
 from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from .decision import score_masked_tokens
 from .decoding import decode, decode_ar
 from .layers import NemotronLabsDiffusionEncoder
 from .options import BLOCK_DIFFUSION, DecodeOptions, DecodeResult, make_options
@@ -138,13 +139,11 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """
         _check_forward(input_ids, inputs_embeds, labels, logits_to_keep, output_attentions)
         hidden = self.encoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = PrefixCache(self.config.num_hidden_layers)
+        starts_cache = past_key_values is None and use_cache
+        cache = PrefixCache(self.config.num_hidden_layers) if starts_cache else past_key_values
         if cache is not None and commit and self.training and self.is_gradient_checkpointing:
             raise ValueError("gradient checkpointing would write the cache twice: pass use_cache=False or commit=False")
-        num_cached = 0 if cache is None else cache.get_seq_length()
-        num_new = hidden.shape[1]
+        num_cached, num_new = 0 if cache is None else cache.get_seq_length(), hidden.shape[1]
         if position_ids is None:
             position_ids = torch.arange(num_cached, num_cached + num_new, device=hidden.device)[None]
         visibility = build_visibility(
@@ -209,8 +208,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode in any mode (ar, block_diffusion, linear, quadratic); return (output_ids with the prompt, forwards).
 
         It takes what a tokenizer returns: `generate(**tokenizer(text, return_tensors="pt"), mode="linear")`.
-        temperature: None is 0, or 1 with do_sample=True.
-        do_sample: must agree with a temperature that is given.
+        temperature: None is 0, or 1 with do_sample=True; do_sample must agree with one that is given.
         return_dict_in_generate: return the DecodeResult instead.
         """
         given = {name: value for name, value in options.items() if name not in IGNORED} | {
@@ -259,6 +257,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
         return _as_pair(decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask))
+
+    score_masked = score_masked_tokens  # a method like those above
 
 
 def select_positions(hidden: Tensor, positions: Positions) -> Tensor:

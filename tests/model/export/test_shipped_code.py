@@ -33,7 +33,7 @@ def test_a_file_in_auto_map_imports_itself_whatever_it_needs(file: str) -> None:
 
 def test_whoever_trusts_the_shipped_code_has_few_short_files_to_read() -> None:
     files = list_code_files()
-    assert len(files) <= 12
+    assert len(files) <= 13
     assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 300
 
 
