@@ -36,6 +36,8 @@ EXAMPLES = f"""examples:
 {command_line.PROMPT_FORMAT.rstrip()}
   "answer": "42"                            optional: text, a number or a list of accepted ones, scored by
                                             exact match (model/evaluate/README.md says what counts as equal)
+  "choices": ["A", "B", "C", "D"]           optional, with an "answer" among them: scored by AR's likelihood, and
+                                            by masks in one forward
 
 Files: modes.json, modes.png, acceptance_length.png, thresholds.png. Exit status 1 if greedy speculation does not give
 AR's tokens in fp32 (in bf16 differences are only counted). Code in the checkpoint's directory is not executed.

@@ -136,7 +136,7 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
     Raises:
         UserError: something given cannot be used.
     """
-    from model.evaluate.prompts import check_masks, check_room, read_prompts
+    from model.evaluate.prompts import check_choices, check_masks, check_room, read_prompts
     from model.export.load import (
         attach_adapter,
         check_export,
@@ -152,6 +152,7 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
     config = load_config(options.export)
     check_vocabulary(options.export, tokenizer, config.vocab_size)
     check_room(prompts, options.max_new_tokens, config.max_position_embeddings)
+    check_choices(prompts, options.block_length or config.block_size, config.max_position_embeddings)
     check_masks(prompts, config.mask_token_id)
     if adapter is not None:
         check_trained_for(adapter, options.export)

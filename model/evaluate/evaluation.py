@@ -8,11 +8,12 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from model.evaluate.ceiling import Ceiling, add_ceilings, measure_ceiling
+from model.evaluate.choice_scoring import WAYS, ChoiceScorer, ChoiceScores
 from model.evaluate.decoder import BatchDecoder, Track, decode_all
 from model.evaluate.judging import Agreement, BatchJudge, JudgedBatch, require_tokenizer
 from model.evaluate.options import EvaluationOptions
-from model.evaluate.prompts import EvaluationPrompt, check_masks, check_room, make_batches
-from model.evaluate.statistics import GroupNumbers, summarize
+from model.evaluate.prompts import EvaluationPrompt, check_choices, check_masks, check_room, make_batches
+from model.evaluate.statistics import ChoiceNumbers, GroupNumbers, summarize, summarize_choices
 from model.evaluate.variants import Variant
 from model.export.load import find_stop_ids, find_think_ids
 from model.hf.layers import DraftAdapter
@@ -29,6 +30,7 @@ class Evaluation:
         groups: the numbers of each group, in the order in which prompts name them.
         batches: every batch with its responses.
         ceilings: the speed of light by the prompt's place; empty unless asked for.
+        choices: the scores of each question's choices by its place, then by the way of scoring.
         settings: dtype, device and options, for reports.
     """
 
@@ -37,6 +39,7 @@ class Evaluation:
     groups: dict[str, GroupNumbers]
     batches: list[JudgedBatch]
     ceilings: dict[str, Ceiling]
+    choices: dict[str, dict[str, ChoiceScores]]
     settings: dict[str, Any]
 
     @property
@@ -53,6 +56,12 @@ class Evaluation:
         """Return the ceiling of a group's responses together (None: of all); None if it was not measured."""
         chosen = [prompt for batch in self.batches for prompt in batch.prompts if group in (None, prompt.group)]
         return add_ceilings([self.ceilings[prompt.place] for prompt in chosen]) if self.ceilings else None
+
+    def summarize_choices(self, group: str | None = None) -> dict[str, ChoiceNumbers]:
+        """Return the numbers of a group's questions (None: of all) by the way of scoring; empty if there are none."""
+        prompts = [prompt for batch in self.batches for prompt in batch.prompts if group in (None, prompt.group)]
+        asked = [(prompt.choices, self.choices[prompt.place]) for prompt in prompts if prompt.choices]
+        return {way: summarize_choices([(choices, scores[way]) for choices, scores in asked]) for way in WAYS if asked}
 
     @property
     def differences(self) -> list[tuple[str, str]]:
@@ -120,6 +129,7 @@ def evaluate_modes(
         groups={name: summarize(members, **intervals) for name, members in groups.items()},
         batches=judged,
         ceilings=ceilings,
+        choices=score_choices(model, batches, block_length, track),
         settings=describe_settings(model, options, block_length),
     )
 
@@ -137,6 +147,7 @@ def check_request(
     if options.speed_of_light and options.thinking_budget is not None:
         raise UserError("the speed of light cannot follow a thinking budget: leave one of the two out")
     check_room(prompts, options.max_new_tokens, model.config.max_position_embeddings)
+    check_choices(prompts, options.block_length or model.config.block_size, model.config.max_position_embeddings)
     check_masks(prompts, model.config.mask_token_id)
 
 
@@ -151,6 +162,18 @@ def measure_ceilings(
         )
         for prompt, response in track(jobs)
     }
+
+
+def score_choices(
+    model: Any, batches: Sequence[Sequence[EvaluationPrompt]], block_length: int, track: Track
+) -> dict[str, dict[str, ChoiceScores]]:
+    """Score the choices of every question, by its place and the way of scoring."""
+    scorer = ChoiceScorer(model, block_length)
+    asking = [batch for batch in batches if any(prompt.choices for prompt in batch)]
+    scored = [
+        (prompt, scores) for batch in track(asking) for prompt, scores in zip(batch, scorer.score(batch), strict=True)
+    ]
+    return {prompt.place: scores for prompt, scores in scored if scores}
 
 
 def describe_settings(model: Any, options: EvaluationOptions, block_length: int) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from typing import Any
 
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from model.evaluate.ceiling import Ceiling
+from model.evaluate.choice_scoring import ChoiceScores
+from model.evaluate.choices import Choices
 from model.evaluate.evaluation import Evaluation
 from model.evaluate.judging import JudgedBatch
 from model.evaluate.pictures import draw_acceptance, draw_modes, draw_thresholds
-from model.evaluate.statistics import GroupNumbers
+from model.evaluate.statistics import ChoiceNumbers, GroupNumbers
 
 REPORT_FILE = "modes.json"
 # Names in code -> keys of modes.json, which keep their first spelling for those who read them.
@@ -61,11 +63,12 @@ def describe_evaluation(evaluation: Evaluation, about: dict[str, Any]) -> dict[s
         "equals_greedy_ar": all(counts.equals_greedy_ar for counts in judged) if judged else None,
         "settings": about | evaluation.settings,
         "variants": {name: asdict(variant) for name, variant in evaluation.variants.items()},
-        "overall": _describe_group(overall, None),
+        "overall": _describe_group(overall, None, evaluation.summarize_choices()),
         "groups": {
-            name: _describe_group(group, evaluation.add_ceilings(name)) for name, group in evaluation.groups.items()
+            name: _describe_group(group, evaluation.add_ceilings(name), evaluation.summarize_choices(name))
+            for name, group in evaluation.groups.items()
         },
-        "prompts": [prompt for batch in evaluation.batches for prompt in _describe_batch(batch, evaluation.ceilings)],
+        "prompts": [prompt for batch in evaluation.batches for prompt in _describe_batch(batch, evaluation)],
     }
 
 
@@ -86,11 +89,13 @@ def describe_ceiling(ceiling: Ceiling | None) -> dict[str, Any] | None:
     }
 
 
-def _describe_group(group: GroupNumbers, ceiling: Ceiling | None) -> dict[str, Any]:
+def _describe_group(group: GroupNumbers, ceiling: Ceiling | None, choices: dict[str, ChoiceNumbers]) -> dict[str, Any]:
     values = asdict(group)
     values["modes"] = {name: rename_report_keys(numbers) for name, numbers in values["modes"].items()}
     if ceiling is not None:
         values["speed_of_light"] = describe_ceiling(ceiling)
+    if choices:
+        values["choices"] = {way: asdict(numbers) for way, numbers in choices.items()}
     for name, numbers in group.modes.items():
         if numbers.agreement is not None:
             values["modes"][name]["agreement"] |= {
@@ -100,7 +105,7 @@ def _describe_group(group: GroupNumbers, ceiling: Ceiling | None) -> dict[str, A
     return values
 
 
-def _describe_batch(batch: JudgedBatch, ceilings: dict[str, Ceiling]) -> list[dict[str, Any]]:
+def _describe_batch(batch: JudgedBatch, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Describe every prompt of a batch; what belongs to the batch as a whole is repeated for each."""
     prompts = []
     for index, prompt in enumerate(batch.prompts):
@@ -113,10 +118,21 @@ def _describe_batch(batch: JudgedBatch, ceilings: dict[str, Ceiling]) -> list[di
             "batch_size": len(batch.prompts),
             "modes": modes,
         }
-        if prompt.place in ceilings:
-            values["speed_of_light"] = describe_ceiling(ceilings[prompt.place])
+        if prompt.place in evaluation.ceilings:
+            values["speed_of_light"] = describe_ceiling(evaluation.ceilings[prompt.place])
+        if prompt.choices is not None:
+            values["choices"] = _describe_choices(prompt.choices, evaluation.choices[prompt.place])
         prompts.append(values)
     return prompts
+
+
+def _describe_choices(choices: Choices, scores: dict[str, ChoiceScores]) -> dict[str, Any]:
+    """Return the texts and what each way of scoring makes of them."""
+    ways = {
+        way: {**asdict(one), "chosen": one.chosen, "correct": choices.correct[one.chosen]}
+        for way, one in scores.items()
+    }
+    return {"texts": choices.texts, **ways}
 
 
 def _describe_response(batch: JudgedBatch, name: str, index: int) -> dict[str, Any]:

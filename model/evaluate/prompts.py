@@ -1,7 +1,8 @@
 """Prompts of an evaluation: read from JSON-lines files, checked against the model, grouped into batches.
 
 In addition to what model/commands/prompt_records.py describes, a record may hold `group`, the name it is reported under
-(default: the file's name), and `answer`, a text, a number or a list of accepted ones that the response is scored by.
+(default: the file's name), `answer`, a text, a number or a list of accepted ones that the response is scored by, and
+`choices`, texts that are scored themselves (choices.py).
 """
 
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from conf.system.errors import UserError
 from model.commands.prompt_records import encode_prompt_record, read_prompt_records, refuse_mask_token
+from model.evaluate.choices import Choices, read_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -26,12 +28,14 @@ class EvaluationPrompt:
         group: the name it is reported under.
         place: file and line, for error messages.
         answers: accepted answers; None if the response is not scored.
+        choices: those of a multiple-choice question; None if it is not one.
     """
 
     token_ids: list[int]
     group: str
     place: str
     answers: tuple[str, ...] | None = None
+    choices: Choices | None = None
 
 
 def read_prompts(
@@ -57,7 +61,9 @@ def read_prompts(
                 continue
             taken[group] += 1
             tokens = encode_prompt_record(record, place, tokenizer, prompt_tokens=prompt_tokens)
-            prompts.append(EvaluationPrompt(tokens, group, place, _read_answers(record, place)))
+            answers = _read_answers(record, place)
+            choices = read_choices(record, answers, place, tokenizer)
+            prompts.append(EvaluationPrompt(tokens, group, place, answers, choices))
     if not prompts:
         raise UserError(f"there are no prompts in {', '.join(map(str, paths))}: give one JSON object per line")
     return prompts
@@ -78,6 +84,24 @@ def check_room(prompts: Sequence[EvaluationPrompt], max_new_tokens: int, max_pos
             f"{longest.place}: the prompt has {length} tokens; with {max_new_tokens} new ones it exceeds the model's "
             f"{max_positions} positions: shorten it, or lower --max-new-tokens"
         )
+
+
+def check_choices(prompts: Sequence[EvaluationPrompt], block_length: int, max_positions: int) -> None:
+    """Refuse choices longer than a block, which the masks that score them fill, or the positions. Raises: UserError."""
+    for prompt in prompts:
+        if prompt.choices is None:
+            continue
+        length, longest = len(prompt.token_ids), prompt.choices.longest
+        if longest > block_length:
+            raise UserError(
+                f"{prompt.place}: a choice has {longest} tokens, but the masks that score it fit into a block of "
+                f"{block_length}: shorten it, or raise --block-length"
+            )
+        if length + longest > max_positions:
+            raise UserError(
+                f"{prompt.place}: the prompt has {length} tokens; with a choice of {longest} it exceeds the model's "
+                f"{max_positions} positions: shorten it"
+            )
 
 
 def _read_group(record: dict[str, Any], place: str, default: str) -> str:

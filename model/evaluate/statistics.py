@@ -8,6 +8,8 @@ from itertools import chain
 
 import numpy as np
 
+from model.evaluate.choice_scoring import ChoiceScores
+from model.evaluate.choices import Choices
 from model.evaluate.decoder import Decoded
 from model.evaluate.judging import Agreement, JudgedBatch, find_first_difference
 from model.hf.options import AR
@@ -57,6 +59,23 @@ class Accuracy:
     num_correct: int
     share: float
     interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ChoiceNumbers:
+    """What one way to score choices measured on all questions of a group.
+
+    Attributes:
+        accuracy: share of the questions whose chosen text is right.
+        guessing: the share that guessing would reach.
+        num_forwards: model calls, one counted for every question it served.
+        num_positions: token positions that the layers computed, padding included.
+    """
+
+    accuracy: Accuracy
+    guessing: float
+    num_forwards: int
+    num_positions: int
 
 
 @dataclass(frozen=True)
@@ -175,8 +194,21 @@ def _count_correct(batches: Sequence[JudgedBatch], name: str) -> Accuracy | None
     scored = [correct for batch in batches for correct in batch.correct.get(name, ()) if correct is not None]
     if not scored:
         return None
-    return Accuracy(
-        len(scored), sum(scored), sum(scored) / len(scored), compute_wilson_interval(sum(scored), len(scored))
+    return _compute_accuracy(scored)
+
+
+def _compute_accuracy(correct: Sequence[bool]) -> Accuracy:
+    total, number = sum(correct), len(correct)
+    return Accuracy(number, total, total / number, compute_wilson_interval(total, number))
+
+
+def summarize_choices(scored: Sequence[tuple[Choices, ChoiceScores]]) -> ChoiceNumbers:
+    """Compute the numbers of one way to score choices. scored: at least one question and its scores."""
+    return ChoiceNumbers(
+        accuracy=_compute_accuracy([choices.correct[scores.chosen] for choices, scores in scored]),
+        guessing=sum(sum(choices.correct) / len(choices.correct) for choices, _ in scored) / len(scored),
+        num_forwards=sum(scores.num_forwards for _, scores in scored),
+        num_positions=sum(scores.num_positions for _, scores in scored),
     )
 
 

@@ -6,20 +6,24 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from model.evaluate.choice_scoring import AR_LIKELIHOOD, MASKED
 from model.evaluate.evaluation import Evaluation
-from model.evaluate.statistics import AgreementCounts, ModeNumbers, Percentiles
+from model.evaluate.statistics import Accuracy, AgreementCounts, ChoiceNumbers, ModeNumbers, Percentiles
 from model.evaluate.variants import Variant
 from model.hf.options import AR
 
 FEW_4GRAMS = 0.5  # below this share half of the text repeats itself
 WIDTH = 80
 NO_BREAK = "\u00a0"
+WAY_TITLES = {AR_LIKELIHOOD: "AR likelihood", MASKED: "masks"}
 NARROW_TITLES = {"leading": "lead-\ning", "accuracy": "accu-\nracy", "4-grams": "4-\ngrams"}
 
 
 def build_tables(evaluation: Evaluation) -> list[Table]:
-    """Build the tables: speed, forwards, text; groups if there are several, thresholds if they were swept."""
+    """Build the tables: speed, forwards, text; choices, groups and thresholds where there are any."""
     tables = [_build_speed(evaluation), _build_forwards(evaluation), _build_text(evaluation)]
+    if choices := evaluation.summarize_choices():
+        tables.append(_build_choices(choices))
     if len(evaluation.groups) > 1:
         tables.append(_build_groups(evaluation))
     if evaluation.swept_variants:
@@ -87,8 +91,25 @@ def _build_text(evaluation: Evaluation) -> Table:
     table = make_table("Text", " ".join(captions[title] for title in titles))
     _add_columns(table, titles)
     for name, numbers in modes.items():
-        cells = _describe_text(evaluation.variants[name], numbers, describe_accuracy(numbers))
+        cells = _describe_text(evaluation.variants[name], numbers, describe_accuracy(numbers.accuracy))
         table.add_row(name, *(cells.get(title, "-") for title in titles))
+    return table
+
+
+def _build_choices(choices: dict[str, ChoiceNumbers]) -> Table:
+    """Build the table of the ways to score choices."""
+    guessing = next(iter(choices.values())).guessing
+    table = make_table(
+        "Multiple choice",
+        f"accuracy: questions whose best choice is right, with its 95% interval; guessing: {guessing:.0%}. Both ways "
+        "add the log-probabilities of a choice's tokens, AR each after those before it, the other all at once, each "
+        "at its own mask. forwards, positions: per question.",
+    )
+    _add_columns(table, ("accuracy", "forwards", "positions"), first="scored by")
+    for way, numbers in choices.items():
+        counts = (numbers.num_forwards, numbers.num_positions)
+        means = (f"{count / numbers.accuracy.num_scored:.1f}" for count in counts)
+        table.add_row(WAY_TITLES[way], describe_accuracy(numbers.accuracy), *means)
     return table
 
 
@@ -152,8 +173,8 @@ def make_table(title: str, caption: str) -> Table:
     )
 
 
-def _add_columns(table: Table, titles: Iterable[str]) -> None:
-    table.add_column("mode", vertical="bottom", no_wrap=True)
+def _add_columns(table: Table, titles: Iterable[str], first: str = "mode") -> None:
+    table.add_column(first, vertical="bottom", no_wrap=True)
     for title in titles:
         table.add_column(title, justify="right", vertical="bottom", overflow="fold")
 
@@ -165,12 +186,12 @@ def describe_rate(numbers: ModeNumbers) -> str:
     return f"{numbers.tokens_per_forward:.2f}{bounds}"
 
 
-def describe_accuracy(numbers: ModeNumbers) -> str:
+def describe_accuracy(accuracy: Accuracy | None) -> str:
     """Format the share of correct responses with its interval."""
-    if numbers.accuracy is None:
+    if accuracy is None:
         return "-"
-    low, high = numbers.accuracy.interval
-    return f"{numbers.accuracy.share:.0%} ({low:.0%}..{high:.0%}) of {numbers.accuracy.num_scored}"
+    low, high = accuracy.interval
+    return f"{accuracy.share:.0%} ({low:.0%}..{high:.0%}) of {accuracy.num_scored}"
 
 
 def describe_agreement(counts: AgreementCounts) -> Text:

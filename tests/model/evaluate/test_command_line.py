@@ -97,6 +97,36 @@ def test_the_exports_own_code_counts_the_same(export: Path, prompts: Path, tmp_p
         assert measured[mode]["text"] == tokenizer.decode(output[0, 6:], skip_special_tokens=True)
 
 
+def test_questions_are_scored_in_two_ways(
+    export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    choices = ["A", "the sea", "out every day"]
+    records = [{"prompt": "Why?", "choices": choices, "answer": text, "group": text} for text in choices]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, [*records, {"prompt": "no question"}])))
+    assert run(export, tmp_path / "questions.jsonl", tmp_path / "out", "--modes", "ar", "--batch-size", "2") == 0
+    tables = capsys.readouterr().out.partition("numbers and pictures")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    table = " ".join(tables.partition("Multiple choice")[2].split())
+    assert "AR likelihood 33% (6%..79%) of 3" in table and "masks 33% (6%..79%) of 3" in table
+    assert "guessing: 33%" in table
+    report = json.loads((tmp_path / "out" / "modes.json").read_text())
+    assert ["choices" in prompt for prompt in report["prompts"]] == [True, True, True, False]
+    for way in ("ar_likelihood", "masked"):
+        assert report["overall"]["choices"][way]["accuracy"]["num_correct"] == 1
+        scores = [prompt["choices"][way] for prompt in report["prompts"][:3]]
+        best = scores[0]["log_probabilities"].index(max(scores[0]["log_probabilities"]))
+        assert [one["chosen"] for one in scores] == [best] * 3
+        assert [one["correct"] for one in scores] == [index == best for index in range(3)]
+        shares = [report["groups"][text]["choices"][way]["accuracy"]["share"] for text in choices]
+        assert shares == [float(index == best) for index in range(3)]
+    assert "choices" not in report["groups"]["questions"]
+    long = {"prompt": "Why?", "choices": ["A", TEXT], "answer": "A"}
+    (tmp_path / "long.jsonl").write_text(json.dumps(long))
+    assert run(export, tmp_path / "long.jsonl", tmp_path / "out") == 2
+    assert "long.jsonl:1: a choice has" in capsys.readouterr().err
+
+
 def test_json_is_all_there_is_on_standard_output(
     export: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
