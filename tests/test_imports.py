@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "model/commands": ("conf", "model.commands", "model.hf.options"),
     "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),
     "model/evaluate": ("conf", "model.commands", "model.evaluate", "model.export", "model.hf"),
-    "model/harness": ("conf", "model.export", "model.harness", "model.hf"),
+    "model/harness": ("conf", "model.commands", "model.export", "model.harness", "model.hf"),
     "model/verify_export": (
         *("conf", "model.checkpoint", "model.convert", "model.export"),
         *("model.hf.configuration_nemotron_labs_diffusion", "model.verify_export"),

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 
 from conf.system.errors import UserError
 from model.chat.chat_model import ChatModel
+from model.commands.decoding_options import choose_threshold
 from model.commands.prompt_records import check_text
 from model.export.load import find_think_ids
 from model.hf.decoding import decode
@@ -40,7 +41,8 @@ class ChatOptions:
     def arguments(self) -> dict[str, Any]:
         """Return fields of DecodeOptions, without max_new_tokens, which depends on the prompt."""
         own = {"mode", "max_new_tokens"}
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        return given | {"threshold": choose_threshold(self.mode, self.threshold)}
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Collection
 
 from conf.system.entry import count
 from conf.system.errors import UserError
-from model.hf.options import AR, QUADRATIC
+from model.hf.options import AR, BLOCK_DIFFUSION, BLOCK_DIFFUSION_THRESHOLD, QUADRATIC
 
 
 def add_length_options(group: argparse._ArgumentGroup, max_new_tokens: int) -> None:
     """Add --max-new-tokens with its default, and --block-length."""
     group.add_argument("--max-new-tokens", type=count, default=max_new_tokens, metavar="N", help="default: %(default)s")
-    group.add_argument("--block-length", type=block_length, metavar="N", help="default: block_size of the checkpoint")
+    group.add_argument("--block-length", type=count, metavar="N", help="default: block_size of the checkpoint")
 
 
 def add_choice_options(group: argparse._ArgumentGroup) -> None:
@@ -45,6 +45,14 @@ def add_place_options(group: argparse._ArgumentGroup) -> None:
     """Add --device and --dtype."""
     group.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
     group.add_argument("--dtype", choices=("bf16", "fp32"), help="default: bf16 on a GPU, fp32 on a CPU")
+
+
+def choose_threshold(mode: str, threshold: float | None) -> float | None:
+    """Return the threshold that was given, else the one a command takes: 0.9 in block diffusion, none in other modes.
+
+    Without any, block diffusion commits one position per forward, as the released models do.
+    """
+    return BLOCK_DIFFUSION_THRESHOLD if threshold is None and mode == BLOCK_DIFFUSION else threshold
 
 
 def check_sampling(options: argparse.Namespace) -> None:
@@ -102,14 +110,6 @@ def non_negative(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} is too small: it must be at least 0")
-    return value
-
-
-def block_length(text: str) -> int:
-    """Parse the tokens of a block: the seed and at least one more."""
-    value = int(text)
-    if value < 2:
-        raise argparse.ArgumentTypeError(f"{value} leaves nothing to draft after the seed: it must be at least 2")
     return value
 
 

@@ -15,7 +15,7 @@ from model.commands.decoding_options import add_choice_options, check_modes, che
 from model.evaluate import command_line
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.variants import choose_variants
-from model.hf.options import MODES, SPECULATIVE
+from model.hf.options import MODES, QUADRATIC, SPECULATIVE
 
 if TYPE_CHECKING:
     from model.evaluate.evaluation import Evaluation
@@ -104,6 +104,13 @@ def _add_measurement_options(group: argparse._ArgumentGroup) -> None:
         metavar="P,...",
         help=f"measure all modes but ar at each threshold; default: {','.join(f'{t:g}' for t in SWEPT_THRESHOLDS)}",
     )
+    group.add_argument(
+        "--verifier-weight",
+        type=thresholds,
+        default=(),
+        metavar="W,...",
+        help="measure quadratic also verified by W x AR + (1 - W) x diffusion, which is not lossless below 1",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -137,6 +144,12 @@ def check_together(options: argparse.Namespace) -> None:
         raise UserError("--speed-of-light follows greedy AR's text: leave --temperature out")
     if options.speed_of_light and options.thinking_budget is not None:
         raise UserError("--speed-of-light cannot follow a --thinking-budget: leave one of the two out")
+    if options.verifier_weight and QUADRATIC not in options.modes:
+        raise UserError(f"--verifier-weight only affects mode {QUADRATIC}: add it to --modes, or leave the option out")
+    if 1 in options.verifier_weight:
+        raise UserError("--verifier-weight 1 is AR alone, which mode quadratic measures anyway: leave the 1 out")
+    if options.verifier_weight and options.mask_groups is not None:
+        raise UserError("--verifier-weight needs all groups of masks: leave --mask-groups out")
     if options.adapter is not None and not set(options.modes) & set(SPECULATIVE):
         raise UserError(f"--adapter only drafts for {' and '.join(SPECULATIVE)}: add one of them to --modes")
 
@@ -145,7 +158,12 @@ def _evaluate(options: argparse.Namespace, adapter: Path | None) -> "Evaluation"
     from model.evaluate.evaluation import evaluate_modes
 
     loaded = command_line.load(options, adapter)
-    variants = choose_variants(options.modes, has_adapter=adapter is not None, thresholds=options.sweep)
+    variants = choose_variants(
+        options.modes,
+        has_adapter=adapter is not None,
+        thresholds=options.sweep,
+        verifier_weights=options.verifier_weight,
+    )
     names = EvaluationOptions.__dataclass_fields__.keys() & vars(options).keys()
     chosen = EvaluationOptions(**{name: getattr(options, name) for name in names})
     return evaluate_modes(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from conf.system.errors import UserError
+from model.commands.decoding_options import choose_threshold
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
 from model.evaluate.variants import Variant
@@ -101,8 +102,11 @@ class BatchDecoder:
         Raises:
             UserError: the decoder refuses the prompts or the options; the message names the first prompt.
         """
-        if variant.threshold is not None:
-            changes["threshold"] = variant.threshold
+        threshold = self._options.threshold if variant.threshold is None else variant.threshold
+        changes |= {
+            "threshold": choose_threshold(variant.mode, threshold),
+            "verifier_weight": variant.verifier_weight,
+        }
         if self._seed is not None:
             changes["seed"] = self._seed + number
         options = replace(self._options, **changes).for_mode(variant.mode)

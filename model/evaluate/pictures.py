@@ -41,7 +41,7 @@ def draw_modes(evaluation: Evaluation, note: str) -> bytes:
     numbers = [evaluation.overall.modes[variant.name] for variant in variants]
     size = (11.5, INCHES_AROUND + INCHES_PER_VARIANT * len(variants))
     figure, ((left, middle, right),) = make_figure(1, 3, size, sharey=True)
-    colors = [COLORS[variant.name] for variant in variants]
+    colors = [COLORS[variant.family] for variant in variants]
     intervals = [n.tokens_per_forward_interval for n in numbers]
     _draw_bars(left, [n.tokens_per_forward for n in numbers], colors, ".2f", intervals)
     _draw_bars(middle, [n.tokens_per_position for n in numbers], colors, ".3f")
@@ -93,7 +93,7 @@ def draw_acceptance(evaluation: Evaluation, note: str) -> bytes | None:
     size = (8, 0.9 + 1.5 * len(found))
     figure, axes = make_figure(len(found), 1, size, sharex=True, sharey=True)
     for panel, (variant, numbers) in zip(axes[:, 0], found, strict=True):
-        _draw_histogram(panel, numbers, COLORS[variant.name])
+        _draw_histogram(panel, numbers, COLORS[variant.family])
         panel.set_title(f"{variant.name}: mean {numbers.acceptance_length:.2f}", loc="left", fontsize=9.5, color=INK)
         style_axes(panel, grid="y")
     axes[-1, 0].set_xlabel("tokens emitted by a cycle of draft and verification, the verifier's included", color=INK)
@@ -169,8 +169,7 @@ def _sweep_lines(evaluation: Evaluation) -> dict[str, Line]:
     """Return a line per mode, with and without adapter, in the order of thresholds."""
     lines: dict[str, Line] = {}
     for variant in evaluation.swept_variants:
-        mode = Variant(variant.mode, variant.with_adapter).name
-        lines.setdefault(mode, []).append((variant, evaluation.overall.modes[variant.name]))
+        lines.setdefault(variant.family, []).append((variant, evaluation.overall.modes[variant.name]))
     return {mode: sorted(line, key=lambda point: point[0].threshold or 0) for mode, line in lines.items()}
 
 

@@ -28,6 +28,7 @@ except ImportError as error:
 import torch
 from torch import Tensor
 
+from model.commands.decoding_options import choose_threshold
 from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_export_tokenizer
 from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
@@ -54,6 +55,7 @@ class TriModeLM(HuggingFaceLM):
         block_length: int | None = None,
         threshold: float | None = None,
         mask_groups: int | None = None,
+        verifier_weight: float = 1.0,
         thinking_budget: int | None = None,
         seed: int | None = None,
         **harness_options: Any,
@@ -67,8 +69,9 @@ class TriModeLM(HuggingFaceLM):
             dtype: bf16 or fp32; None takes bf16 on a GPU and fp32 on a CPU.
             device: None takes the GPU if there is one.
             block_length: as in DecodeOptions.
-            threshold: as in DecodeOptions.
+            threshold: as in DecodeOptions; None takes 0.9 in block diffusion.
             mask_groups: as in DecodeOptions.
+            verifier_weight: as in DecodeOptions.
             thinking_budget: as in DecodeOptions.
             seed: seed of sampling; the i-th prompt of the run adds i, so that repeats of a task differ.
             **harness_options: HFLM's options other than loading (batch_size, max_length, think_end_token, ...).
@@ -90,8 +93,9 @@ class TriModeLM(HuggingFaceLM):
         self._directory, self._mode = directory, mode
         self._options = DecodeOptions(
             block_length=block_length,
-            threshold=threshold,
+            threshold=choose_threshold(mode, threshold),
             mask_groups=mask_groups,
+            verifier_weight=verifier_weight,
             thinking_budget=thinking_budget,
             seed=seed,
             eos_token_id=find_stop_ids(model),

@@ -9,7 +9,6 @@ from torch import Tensor
 from .options import (
     AR,
     BLOCK_DIFFUSION,
-    BLOCK_DIFFUSION_THRESHOLD,
     LINEAR,
     MODES,
     QUADRATIC,
@@ -58,8 +57,9 @@ def decode_block_diffusion(
     each masked position whose confidence reaches the threshold, at least the best one of each sequence. A full block
     is written to the cache by one causal forward, which yields the next seed. Without causal_context the model is a
     pure diffusion model: prompt and full blocks are encoded bidirectionally, yield no token, and blocks start all
-    masked. The last block is as long as what is left. Confidence is the probability at temperature 1, whatever the
-    temperature. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer gets each full block.
+    masked. The last block is as long as what is left. A block with a stop token is full once nothing before that is
+    masked. Confidence is the probability at temperature 1, whatever the temperature. prompt_ids [B, P];
+    attention_mask [B, P], zero on left padding. The streamer gets each full block.
 
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
@@ -100,21 +100,26 @@ def _denoise_block(
     block[:, : seed.shape[1]] = seed
     masked = torch.ones_like(block, dtype=torch.bool)
     masked[:, : seed.shape[1]] = False
-    masked &= ~finished & ~_find_after_stop(session, block)
+    written = block[:, seed.shape[1] :]
+    closes = session.thinking.find_close(written.shape[1])
+    written.masked_fill_(closes, session.thinking.close_id)
+    masked[:, seed.shape[1] :] &= ~closes
+    masked &= ~finished
+    masked &= ~_find_settled(session, block, masked)
     num_proposed, num_committed = 0, 0
     while True:
         block, masked, proposed, committed = _denoise(session, block, masked)
         num_proposed, num_committed = num_proposed + proposed, num_committed + committed
         # A sequence that thinks too long is closed there, and what it wrote after that is denoised again.
         written = block[:, seed.shape[1] :]
-        overrun = session.thinking.find_overrun(written) & ~finished
+        overrun = session.thinking.find_overrun(written) & ~finished & ~_find_after_stop(session, written)
         if not (session.thinking.has_limit and bool(overrun.any())):
             session.thinking.commit(written)
             return block, num_proposed, num_committed
         written.masked_fill_(overrun, session.thinking.close_id)
         masked[:, seed.shape[1] :] = (overrun.cumsum(1) > 0) & ~overrun
         block.masked_fill_(masked, session.model.mask_token_id)
-        masked &= ~_find_after_stop(session, block)
+        masked &= ~_find_settled(session, block, masked)
 
 
 def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Tensor, Tensor, int, int | Tensor]:
@@ -123,7 +128,7 @@ def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Ten
     Returns:
         The block, the positions still masked, how many tokens were predicted, and how many of them were committed.
     """
-    threshold = BLOCK_DIFFUSION_THRESHOLD if session.options.threshold is None else session.options.threshold
+    threshold = session.options.threshold
     layout = session.model.layout(block.shape[1], bidirectional=True)
     num_proposed, num_committed = 0, 0
     while len((where := masked.nonzero(as_tuple=True))[0]):  # the one transfer to the host in a forward
@@ -132,16 +137,29 @@ def _denoise(session: DecodeSession, block: Tensor, masked: Tensor) -> tuple[Ten
         tokens = session.sampler.choose(logits)
         confidence = torch.full(block.shape, -1.0, dtype=torch.float32, device=block.device)
         confidence[where] = compute_confidence(logits, tokens).float()
-        chosen = masked & (confidence >= threshold)
-        chosen |= masked & torch.zeros_like(masked).scatter(1, confidence.argmax(1, keepdim=True), True)
+        chosen = masked & torch.zeros_like(masked).scatter(1, confidence.argmax(1, keepdim=True), True)
+        if threshold is not None:
+            chosen |= masked & (confidence >= threshold)
         block = torch.where(chosen, block.index_put(where, tokens), block)
         num_proposed, num_committed = num_proposed + len(tokens), num_committed + chosen.sum()
-        masked = masked & ~chosen & ~_find_after_stop(session, block)
+        masked = masked & ~chosen
+        masked &= ~_find_settled(session, block, masked)
     return block, masked, num_proposed, num_committed
 
 
+def _find_settled(session: DecodeSession, block: Tensor, masked: Tensor) -> Tensor:
+    """Find the positions of block [B, N] that are cut off and need no denoising: after a stop token, [B, N] bool.
+
+    While a position before the stop is masked, it reads those after it, unless denoise_after_stop is False.
+    """
+    after_stop = _find_after_stop(session, block)
+    if not session.options.denoise_after_stop:
+        return after_stop
+    return after_stop & ~(masked & ~after_stop).any(1, keepdim=True)
+
+
 def _find_after_stop(session: DecodeSession, block: Tensor) -> Tensor:
-    """Find the positions of block [B, N] from a stop token on: they are cut off and need no denoising."""
+    """Find the positions of block [B, N] from the first stop token on."""
     return session.is_stop(block).cumsum(1) > 0
 
 

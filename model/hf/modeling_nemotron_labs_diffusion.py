@@ -33,7 +33,8 @@ IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation.
 
-    The methods named `*generate` take further fields of DecodeOptions by keyword. They raise ValueError for prompts or
+    The methods named `*generate` take the released models' arguments in their order, and further fields of
+    DecodeOptions by keyword. They raise ValueError for prompts or
     options that cannot be decoded or have no effect, and TypeError for an option that does not exist.
     """
 
@@ -180,12 +181,15 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         max_new_tokens: int = DecodeOptions.max_new_tokens,
         temperature: float = DecodeOptions.temperature,
         eos_token_id: int | list[int] | None = None,
+        max_thinking_tokens: int | None = None,
+        end_think_token_id: int | None = None,
         *,
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
         """Decode one token per forward (see decode_ar); return (output_ids with the prompt, number of forwards)."""
         options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
+        options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
         return _as_pair(decode_ar(self, prompt_ids, make_options(options), attention_mask))
 
     def generate(
@@ -197,6 +201,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         causal_context: bool = DecodeOptions.causal_context,
         temperature: float | None = None,
         eos_token_id: int | list[int] | None = None,
+        max_thinking_tokens: int | None = None,
+        end_think_token_id: int | None = None,
         *,
         mode: str = BLOCK_DIFFUSION,
         input_ids: Tensor | None = None,
@@ -218,6 +224,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
             "causal_context": causal_context,
             "temperature": resolve_temperature(temperature, do_sample),
             "eos_token_id": eos_token_id,
+            "max_thinking_tokens": max_thinking_tokens,
+            "end_think_token_id": end_think_token_id,
         }
         result = decode(self, mode, select_prompts(prompt_ids, input_ids), make_options(given), attention_mask)
         return result if return_dict_in_generate else _as_pair(result)
@@ -230,6 +238,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         temperature: float = DecodeOptions.temperature,
         mask_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
+        max_thinking_tokens: int | None = None,
+        end_think_token_id: int | None = None,
         threshold: float | None = None,
         *,
         attention_mask: Tensor | None = None,
@@ -238,6 +248,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode by linear self-speculation (see decode_linear_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
+        options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
         return _as_pair(decode_linear_speculation(self, prompt_ids, make_options(options), attention_mask))
 
     def quadratic_spec_generate(
@@ -248,6 +259,8 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         temperature: float = DecodeOptions.temperature,
         mask_token_id: int | None = None,
         eos_token_id: int | list[int] | None = None,
+        max_thinking_tokens: int | None = None,
+        end_think_token_id: int | None = None,
         threshold: float | None = None,
         *,
         attention_mask: Tensor | None = None,
@@ -256,6 +269,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode by quadratic self-speculation (see decode_quadratic_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
+        options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
         return _as_pair(decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask))
 
     score_masked = score_masked_tokens  # a method like those above

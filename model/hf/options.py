@@ -14,15 +14,19 @@ if TYPE_CHECKING:
 MODES = AR, BLOCK_DIFFUSION, LINEAR, QUADRATIC = "ar", "block_diffusion", "linear", "quadratic"
 SPECULATIVE = (LINEAR, QUADRATIC)
 
-BLOCK_DIFFUSION_THRESHOLD = 0.9  # of the released models
+BLOCK_DIFFUSION_THRESHOLD = 0.9  # in use for the released models; what commands take by default
 WHOLE_NUMBERS = ("max_new_tokens", "block_length", "top_k", "mask_groups", "thinking_budget", "seed")
+WHOLE_NUMBERS += ("max_thinking_tokens", "end_think_token_id")
 # The modes that read an option; options that are not listed are read by all of them.
 MODES_THAT_READ = {
     "block_length": (BLOCK_DIFFUSION, LINEAR, QUADRATIC),
     "threshold": (BLOCK_DIFFUSION, LINEAR, QUADRATIC),
     "causal_context": (BLOCK_DIFFUSION,),
+    "denoise_after_stop": (BLOCK_DIFFUSION,),
     "mask_groups": (QUADRATIC,),
+    "verifier_weight": (QUADRATIC,),
 }
+NEVER_STOP = -1  # as eos_token_id of the released models
 SAMPLING_OPTIONS = ("top_k", "top_p", "seed")  # read at a temperature above 0
 
 
@@ -33,9 +37,12 @@ class DecodeOptions:
     Attributes:
         max_new_tokens: the most tokens to add to a prompt, the stop token included.
         block_length: tokens of a block, its seed included; None takes the config's block_size. Not for AR.
-        threshold: a probability (at temperature 1). Block diffusion commits masked positions that reach it (None: 0.9);
-            in speculation a draft ends before the first less probable token (None: 0, never). Not for AR.
+        threshold: a probability (at temperature 1). Block diffusion commits masked positions that reach it (None: only
+            the most probable one per forward, as the released models do); in speculation a draft ends before the first
+            less probable token (None: 0, never). Not for AR.
         causal_context: False decodes as a pure diffusion model. For block diffusion alone.
+        denoise_after_stop: whether positions after a stop token go on being committed, and read, while one before it is
+            masked, as in the released models. False drops them at once. For block diffusion alone.
         temperature: 0 is greedy.
         top_k: sample from the k most probable tokens; None from all.
         top_p: sample from the fewest tokens that hold probability p; None from all.
@@ -43,8 +50,13 @@ class DecodeOptions:
         eos_token_id: one or several ids that end a sequence; None takes the checkpoint's, [] never stops.
         mask_token_id: None takes the config's.
         mask_groups: groups of masks computed per forward; None computes all. For quadratic speculation alone.
+        verifier_weight: lambda of the distribution that verifies, lambda p_AR + (1 - lambda) p_diffusion (the report's
+            appendix C). Output is AR's at 1 alone. For quadratic speculation alone.
         thinking_budget: the most tokens between <think> and </think>, which is then forced; None is no limit.
         think_token_ids: ids of <think> and </think>; the default is that of the instruct models.
+        max_thinking_tokens: the released models' budget: after so many new tokens without </think> it is forced,
+            whether <think> was seen or not. Block diffusion places it before it denoises. None is no limit.
+        end_think_token_id: id of </think> for max_thinking_tokens; None takes that of think_token_ids.
         streamer: receives tokens as they become final (see TokenStream).
     """
 
@@ -52,6 +64,7 @@ class DecodeOptions:
     block_length: int | None = None
     threshold: float | None = None
     causal_context: bool = True
+    denoise_after_stop: bool = True
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -59,8 +72,11 @@ class DecodeOptions:
     eos_token_id: int | Iterable[int] | None = None
     mask_token_id: int | None = None
     mask_groups: int | None = None
+    verifier_weight: float = 1.0
     thinking_budget: int | None = None
     think_token_ids: tuple[int, int] = (12, 13)
+    max_thinking_tokens: int | None = None
+    end_think_token_id: int | None = None
     streamer: "BaseStreamer | None" = None
 
     def for_mode(self, mode: str) -> "DecodeOptions":
@@ -155,6 +171,7 @@ def check_options(config: Any, options: DecodeOptions) -> None:
     if options.mask_groups is not None and options.mask_groups < 1:
         raise ValueError(f"mask_groups is {options.mask_groups}; it must be at least 1, or None for all")
     _check_block_length(config, options.block_length)
+    _check_verifier(options)
     _check_thinking(config, options)
 
 
@@ -169,31 +186,58 @@ def check_effect(mode: str, options: DecodeOptions) -> None:
 
 def _check_types(options: DecodeOptions) -> None:
     types: list[tuple[str, Any, str]] = [(name, int, "a whole number") for name in WHOLE_NUMBERS]
-    types += [(name, (int, float), "a number") for name in ("temperature", "threshold", "top_p")]
+    types += [(name, (int, float), "a number") for name in ("temperature", "threshold", "top_p", "verifier_weight")]
     for name, expected, what in types:
         value = getattr(options, name)
-        may_be_none = name not in ("max_new_tokens", "temperature")
+        may_be_none = name not in ("max_new_tokens", "temperature", "verifier_weight")
         if isinstance(value, bool) or not (isinstance(value, expected) or (value is None and may_be_none)):
             raise ValueError(f"{name} is {value!r}; it must be {what}")
 
 
 def _check_block_length(config: Any, block_length: int | None) -> None:
-    if block_length is not None and block_length < 2:
-        raise ValueError(f"block_length is {block_length}; it must be at least 2: the seed and a token to predict")
+    if block_length is not None and block_length < 1:
+        raise ValueError(f"block_length is {block_length}; it must be at least 1, and 1 decodes token by token")
     if block_length is not None and block_length > config.max_position_embeddings:
         raise ValueError(
             f"block_length is {block_length}; the model has no more than {config.max_position_embeddings} positions"
         )
 
 
+def _check_verifier(options: DecodeOptions) -> None:
+    if not 0 <= options.verifier_weight <= 1:
+        raise ValueError(f"verifier_weight is {options.verifier_weight}; it must be from 0 to 1 (AR alone verifies)")
+    if options.verifier_weight < 1 and options.mask_groups is not None:
+        raise ValueError(
+            f"verifier_weight {options.verifier_weight} needs the masks after every drafted token, mask_groups leaves "
+            "some out: give one of the two"
+        )
+
+
 def _check_thinking(config: Any, options: DecodeOptions) -> None:
-    if options.thinking_budget is None:
-        return
-    if options.thinking_budget < 0:
-        raise ValueError(f"thinking_budget is {options.thinking_budget}; it must be 0 or more, or None for no limit")
-    for token_id in options.think_token_ids:
-        if not 0 <= token_id < config.vocab_size or token_id == resolve_mask_token_id(config, options.mask_token_id):
-            raise ValueError(f"think_token_ids holds {token_id}, which is no token that can be decoded")
+    if options.thinking_budget is not None and options.max_thinking_tokens is not None:
+        raise ValueError(
+            "thinking_budget and max_thinking_tokens count thinking differently: give one of them (see DecodeOptions)"
+        )
+    for name in ("thinking_budget", "max_thinking_tokens"):
+        budget = getattr(options, name)
+        if budget is not None and budget < 0:
+            raise ValueError(f"{name} is {budget}; it must be 0 or more, or None for no limit")
+    if options.thinking_budget is not None:
+        _check_can_be_decoded("think_token_ids", options.think_token_ids, config, options)
+    if options.max_thinking_tokens is not None:
+        _check_can_be_decoded("end_think_token_id", (resolve_end_think(options),), config, options)
+
+
+def _check_can_be_decoded(name: str, token_ids: tuple[int, ...], config: Any, options: DecodeOptions) -> None:
+    mask_token_id = resolve_mask_token_id(config, options.mask_token_id)
+    for token_id in token_ids:
+        if not 0 <= token_id < config.vocab_size or token_id == mask_token_id:
+            raise ValueError(f"{name} holds {token_id}, which is no token that can be decoded")
+
+
+def resolve_end_think(options: DecodeOptions) -> int:
+    """Return the id of </think> that max_thinking_tokens forces."""
+    return options.think_token_ids[1] if options.end_think_token_id is None else options.end_think_token_id
 
 
 def resolve_block_length(config: Any, options: DecodeOptions) -> int:
@@ -212,7 +256,7 @@ def resolve_mask_token_id(config: Any, mask_token_id: int | None = None) -> int:
 def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
     """Return the ids that end a sequence: those given, else of generation_config.json, else of config.json.
 
-    eos_token_id: an int, several ints, or a tensor of either; None if not given. No ids ([]) means never.
+    eos_token_id: an int, several ints, or a tensor of either; None if not given. No ids ([]) means never, as does -1.
     """
     eos = eos_token_id
     for source in (getattr(model, "generation_config", None), model.config):
@@ -221,7 +265,8 @@ def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
         return ()
     if hasattr(eos, "tolist"):
         eos = eos.tolist()
-    return (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+    stop_ids = (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+    return () if stop_ids == (NEVER_STOP,) else stop_ids
 
 
 def check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, mask_token_id: int) -> None:

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from .attention_mask import TokenLayout, make_group_layout, make_prefill_layout
 from .options import QUADRATIC, DecodeOptions, DecodeResult, check_options, resolve_block_length
-from .sampling import Draft, DraftVerification
+from .sampling import Draft, DraftVerification, mix_verifiers
 from .session import DecodeSession, open_session
 from .speculation import count_proposed, make_empty_draft, run_cycles, verify_draft
 
@@ -29,6 +29,9 @@ def decode_quadratic_speculation(
 
     Greedy output equals greedy AR token for token; with a temperature it has AR's distribution. A draft adapter, if
     attached, applies to the masks alone, in the same forward as the positions that verify without it.
+    verifier_weight: below 1 a draft is verified by lambda p_AR + (1 - lambda) p_diffusion (report, appendix C), where
+    p_diffusion is predicted at the first mask after a token. Output then is that of the mixture, whose first token, the
+    prefill's, is AR's.
     mask_groups: compute only so many groups: the first, and where the draft's confidence says that acceptance most
     probably ends. If it ends elsewhere, the last group before that makes a shorter draft. None: one for every end.
     threshold: as in linear speculation. prompt_ids [B, P]; attention_mask [B, P], zero on left padding. The streamer
@@ -59,6 +62,7 @@ class _QuadraticCycles:
     def __init__(self, session: DecodeSession, max_groups: int):
         self._session = session
         self._max_groups = max_groups
+        self._verifier_weight = session.options.verifier_weight
         self._needs_confidence = max_groups < session.block_length or bool(session.options.threshold)
         self._whole_layout: TokenLayout | None = None
         self._draft: Draft | None = None
@@ -87,7 +91,7 @@ class _QuadraticCycles:
         session, model = self._session, self._session.model
         draft = make_empty_draft(session, seed) if self._draft is None else self._draft.cut(length - 1)
         num_proposed = count_proposed(session, draft)
-        if length == 1:
+        if length == 1 and self._verifier_weight == 1:
             return verify_draft(session, seed, draft), num_proposed
         groups = self._choose_groups(draft)
         layout = self._layout(draft, groups)
@@ -95,9 +99,22 @@ class _QuadraticCycles:
         masks = seed.new_full((len(seed), layout.num_tokens - num_verified), model.mask_token_id)
         tokens = torch.cat((seed, draft.tokens, masks), dim=1)
         hidden = model.encode("draft_and_verify", tokens, layout, drafting=slice(num_verified, None))
-        verification = session.verify(hidden[:, :num_verified], draft)
-        self._draft = self._make_draft(hidden[:, num_verified:], groups, verification.num_accepted)
+        causal, masked = hidden[:, :num_verified], hidden[:, num_verified:]
+        verification = session.verify(self._compute_verifier(causal, masked), draft)
+        self._draft = self._make_draft(masked, groups, verification.num_accepted)
         return verification, num_proposed
+
+    def _compute_verifier(self, causal: Tensor, masked: Tensor) -> Tensor:
+        """Compute the logits [B, 1 + M, vocab] that verify M drafted tokens.
+
+        causal [B, 1 + M, hidden] of seed and draft; masked [B, K * block_length, hidden] of the K groups of masks, one
+        for each of them if the diffusion mode has a say.
+        """
+        project, weight = self._session.model.project, self._verifier_weight
+        if weight == 1:
+            return project(causal)
+        first_masks = masked.unflatten(1, (-1, self._session.block_length))[:, :, 0]
+        return mix_verifiers(project(causal), project(first_masks), weight)
 
     def _choose_groups(self, draft: Draft) -> Tensor | None:
         """Choose the tokens, of seed and draft, that a group of masks follows: indices [B, K] in ascending order.

@@ -3,6 +3,7 @@
 Shapes: B sequences, M drafted tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 NOT_THINKING = -1
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ def compute_confidence(logits: Tensor, tokens: Tensor) -> Tensor:
     """Compute the probability of tokens [...] under logits [..., vocab] at temperature 1."""
     wide = _widen(logits)
     return (wide.gather(-1, tokens[..., None])[..., 0] - wide.logsumexp(-1)).exp()
+
+
+def mix_verifiers(ar_logits: Tensor, diffusion_logits: Tensor, weight: float) -> Tensor:
+    """Compute the logits of weight * p_AR + (1 - weight) * p_diffusion at temperature 1; all are [..., vocab]."""
+    if weight == 0:
+        return diffusion_logits
+    ar, diffusion = _widen(ar_logits).log_softmax(-1), _widen(diffusion_logits).log_softmax(-1)
+    return torch.logaddexp(ar + math.log(weight), diffusion + math.log1p(-weight))
 
 
 def make_generator(seed: int | None, device: torch.device) -> torch.Generator | None:
@@ -185,19 +195,24 @@ class ThinkingBudget:
     It changes the verifier's logits, so speculation under a budget still equals AR under that budget.
     """
 
-    def __init__(self, budget: int | None, think_token_ids: tuple[int, int], tokens: Tensor, lengths: list[int]):
+    def __init__(self, budget: int | None, open_id: int | None, close_id: int, tokens: Tensor, lengths: list[int]):
         """Read the prompts.
 
         Args:
-            budget: tokens between <think> and </think>; None is no limit.
-            think_token_ids: ids of <think> and </think>.
-            tokens: [B, P], the prompts.
+            budget: tokens of a thought before </think>; None is no limit.
+            open_id: id of <think>. None: the first new token begins a thought, and none follows it. That is the rule of
+                the released models, where block diffusion also writes </think> down before it denoises its block.
+            close_id: id of </think>.
+            tokens: [B, P], the prompts, whose thoughts go on.
             lengths: how many tokens of each prompt count, from its first one.
         """
         self._budget = budget
-        self._open_id, self._close_id = think_token_ids
+        self._open_id = NO_TOKEN if open_id is None else open_id
+        self.close_id = close_id
         self._spent = tokens.new_full((len(tokens), 1), NOT_THINKING)
         self.commit(tokens, torch.tensor(lengths, device=tokens.device))
+        if open_id is None:
+            self._spent = torch.zeros_like(self._spent)
 
     def force(self, logits: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Leave only </think> in the logits wherever the budget is spent; change them in place and return them.
@@ -209,7 +224,7 @@ class ThinkingBudget:
         spent = self._spent if tokens is None else torch.cat((self._spent, self._count(tokens)), dim=1)
         is_over = spent >= self._budget
         logits.masked_fill_(is_over[..., None], -torch.inf)
-        logits[..., self._close_id].masked_fill_(is_over, 0.0)
+        logits[..., self.close_id].masked_fill_(is_over, 0.0)
         return logits
 
     def commit(self, tokens: Tensor, counts: Tensor | None = None) -> None:
@@ -220,6 +235,13 @@ class ThinkingBudget:
         last = spent.new_full((len(spent),), tokens.shape[1]) if counts is None else counts
         self._spent = spent.gather(1, last[:, None])
 
+    def find_close(self, num_tokens: int) -> Tensor:
+        """Find where among the next num_tokens tokens </think> stands before they are decoded: bool [B, num_tokens]."""
+        index = torch.arange(num_tokens, device=self._spent.device).expand(len(self._spent), -1)
+        if self._budget is None or self._open_id != NO_TOKEN:
+            return torch.zeros_like(index, dtype=torch.bool)
+        return (self._spent >= 0) & (self._spent + index == self._budget)
+
     def find_overrun(self, tokens: Tensor) -> Tensor:
         """Find the first of tokens [B, N], not committed yet, that had to be </think> and is another one: bool [B, N].
 
@@ -228,7 +250,7 @@ class ThinkingBudget:
         if self._budget is None:
             return torch.zeros_like(tokens, dtype=torch.bool)
         before = torch.cat((self._spent, self._count(tokens)[:, :-1]), dim=1)
-        is_over = (before >= self._budget) & (tokens != self._close_id)
+        is_over = (before >= self._budget) & (tokens != self.close_id)
         return is_over & (is_over.cumsum(1) == 1)
 
     @property
@@ -236,17 +258,12 @@ class ThinkingBudget:
         """Whether there is a budget at all."""
         return self._budget is not None
 
-    @property
-    def close_id(self) -> int:
-        """The id of </think>."""
-        return self._close_id
-
     def _count(self, tokens: Tensor) -> Tensor:
         """Count the tokens of thinking [B, N] up to and including each of `tokens`, which follow the committed ones."""
         if tokens.shape[1] == 0:
             return tokens
         index = torch.arange(1, tokens.shape[1] + 1, device=tokens.device).expand_as(tokens)
-        opens, closes = tokens == self._open_id, tokens == self._close_id
+        opens, closes = tokens == self._open_id, tokens == self.close_id
         closed = index.where(closes, 0).cummax(1).values
         # Inside a thought <think> is a token like any other: only the first one after a </think> opens.
         num_opens = opens.cumsum(1)

@@ -19,6 +19,7 @@ from .options import (
     check_options,
     check_stop_ids,
     resolve_block_length,
+    resolve_end_think,
     resolve_mask_token_id,
     resolve_stop_ids,
 )
@@ -195,9 +196,9 @@ class DecodeSession:
         self.thinking.commit(tokens)
         return tokens
 
-    def verify(self, hidden: Tensor, draft: Draft) -> DraftVerification:
-        """Verify a draft of M tokens by the hidden states [B, 1 + M, hidden] of its seed and its tokens."""
-        logits = self.thinking.force(self.model.project(hidden), draft.tokens)
+    def verify(self, logits: Tensor, draft: Draft) -> DraftVerification:
+        """Verify a draft of M tokens by the logits [B, 1 + M, vocab] after its seed and tokens, changed in place."""
+        logits = self.thinking.force(logits, draft.tokens)
         verification = self.sampler.verify(draft, logits)
         self.thinking.commit(verification.tokens, verification.num_accepted + 1)
         return verification
@@ -276,6 +277,15 @@ def open_session(
         stop_ids,
         cached_model,
         Sampler(options.temperature, options.top_k, options.top_p, generator),
-        ThinkingBudget(options.thinking_budget, options.think_token_ids, prompt.tokens, prompt.lengths),
+        _open_thinking(options, prompt),
         TokenStream(options.streamer, prompt.given, stop_ids),
     )
+
+
+def _open_thinking(options: DecodeOptions, prompt: PromptBatch) -> ThinkingBudget:
+    """Begin to count thinking tokens, by whichever of the two budgets is given."""
+    if options.max_thinking_tokens is not None:
+        budget, open_id, close_id = options.max_thinking_tokens, None, resolve_end_think(options)
+    else:
+        budget, (open_id, close_id) = options.thinking_budget, options.think_token_ids
+    return ThinkingBudget(budget, open_id, close_id, prompt.tokens, prompt.lengths)

@@ -83,7 +83,7 @@ def verify_draft(session: DecodeSession, seed: Tensor, draft: Draft) -> DraftVer
     """Verify a draft in one causal forward over seed [B, 1] and draft."""
     tokens = torch.cat((seed, draft.tokens), dim=1)
     hidden = session.model.encode("verify", tokens, session.model.layout(tokens.shape[1]))
-    return session.verify(hidden, draft)
+    return session.verify(session.model.project(hidden), draft)
 
 
 def count_proposed(session: DecodeSession, draft: Draft) -> Tensor:

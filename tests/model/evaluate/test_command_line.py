@@ -219,6 +219,9 @@ def test_mistakes_are_one_message_and_status_2(
         ((export, prompts, out, "--speed-of-light", "--temperature", "1"), "follows greedy AR's text"),
         ((export, prompts, out, "--speed-of-light", "--thinking-budget", "4"), "cannot follow a --thinking-budget"),
         ((export, prompts, out, "--modes", "linear", "--mask-groups", "2"), "--mask-groups only affects mode quad"),
+        ((export, prompts, out, "--modes", "linear", "--verifier-weight", "0.5"), "only affects mode quadratic: add"),
+        ((export, prompts, out, "--verifier-weight", "0.5,1"), "--verifier-weight 1 is AR alone"),
+        ((export, prompts, out, "--verifier-weight", "0.5", "--mask-groups", "2"), "needs all groups of masks"),
         ((export, prompts, out, "--modes", "ar", "--adapter"), "--adapter only drafts for linear and quadratic"),
         ((export, prompts, out, "--modes", "ar", "--sweep"), "--sweep has no effect in mode ar"),
         ((export, prompts, out, "--modes", "ar", "--block-length", "4"), "--block-length has no effect in mode ar"),
@@ -238,7 +241,7 @@ def test_mistakes_are_one_message_and_status_2(
     ("options", "message"),
     [
         (("--modes", "ar,fast"), "there is no mode 'fast': choose from ar, block_diffusion, linear, quadratic"),
-        (("--block-length", "1"), "leaves nothing to draft"),
+        (("--block-length", "0"), "0 is too small"),
         (("--max-new-tokens", "0"), "0 is too small"),
         (("--threshold", "1.5"), "1.5 is not a probability"),
         (("--sweep", "0.5,x"), "must be probabilities separated by commas"),

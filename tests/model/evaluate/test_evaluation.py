@@ -52,6 +52,10 @@ def test_variants() -> None:
         *("block_diffusion@0.5", "block_diffusion@1", "linear@0", "linear@0.5", "linear@1"),
         *("linear+adapter@0", "linear+adapter@0.5", "linear+adapter@1"),
     ]
+    mixed = choose_variants((LINEAR, QUADRATIC), has_adapter=True, verifier_weights=(0.5, 0.0))
+    assert [variant.name for variant in mixed if variant.verifier_weight < 1] == [
+        *("quadratic~0.5", "quadratic~0", "quadratic+adapter~0.5", "quadratic+adapter~0"),
+    ]
 
 
 def test_every_mode_of_a_model_that_repeats_itself(model: Any) -> None:

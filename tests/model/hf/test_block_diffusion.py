@@ -83,12 +83,6 @@ def test_proposals_and_commits_are_counted(tiny):
     assert (at_once.num_proposed, at_once.num_committed, at_once.commit_ratio) == (14, 14, 1.0)
 
 
-def test_the_threshold_is_0_9_unless_given(tiny):
-    model, prompt = tiny.model(initializer_range=0.5), prompts(1, 6)
-    assert run(model, prompt, 32).forwards == run(model, prompt, 32, threshold=0.9).forwards
-    assert run(model, prompt, 32).forwards != run(model, prompt, 32, threshold=0.5).forwards
-
-
 def test_decoding_stops_at_eos_without_filling_what_follows(tiny):
     model, prompt = tiny.model(), prompts(1, 6)
     free = run(model, prompt, 24, threshold=1.0)
@@ -100,12 +94,13 @@ def test_decoding_stops_at_eos_without_filling_what_follows(tiny):
     assert result.num_forwards < free.num_forwards
 
 
-def test_positions_after_a_committed_eos_are_not_denoised(tiny):
+def test_positions_after_a_committed_eos_need_not_be_denoised(tiny):
     model, prompt = tiny.model(), prompts(1, 6)
     free = run(model, prompt, 8, threshold=1.0)
     assert free.num_forwards == 8
     stops = free.output_ids[0, 6:].tolist()
-    forwards = [run(model, prompt, 8, threshold=1.0, eos=[stop]).num_forwards for stop in stops]
+    settings = {"threshold": 1.0, "denoise_after_stop": False}
+    forwards = [run(model, prompt, 8, eos=[stop], **settings).num_forwards for stop in stops]
     assert forwards[0] == 1  # the seed itself
     assert max(forwards) <= 8
     assert len(set(forwards)) > 3

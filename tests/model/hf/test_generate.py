@@ -61,17 +61,32 @@ def test_generate_is_block_diffusion_unless_asked_otherwise(tiny):
 
 def test_released_signatures_stay_in_their_order(tiny):
     model = tiny.model()
+    thinking = "max_thinking_tokens end_think_token_id"
+    lengths = "prompt_ids max_new_tokens block_length"
     expected = {
-        "ar_generate": "prompt_ids max_new_tokens temperature eos_token_id",
-        "generate": "prompt_ids max_new_tokens block_length threshold causal_context temperature eos_token_id",
+        "ar_generate": f"prompt_ids max_new_tokens temperature eos_token_id {thinking}",
+        "generate": f"{lengths} threshold causal_context temperature eos_token_id {thinking}",
+        "linear_spec_generate": f"{lengths} temperature mask_token_id eos_token_id {thinking} threshold",
     }
-    expected["linear_spec_generate"] = (
-        "prompt_ids max_new_tokens block_length temperature mask_token_id eos_token_id threshold"
-    )
     for name, words in expected.items():
         parameters = inspect.signature(getattr(model, name)).parameters.values()
         positional = [one.name for one in parameters if one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
         assert positional == words.split()
+
+
+def test_calls_written_for_the_released_models_run(tiny):
+    model = tiny.model()
+    free, num_forwards = model.ar_generate(PROMPT, 8, 0.0, -1, None, None)
+    assert num_forwards == 8
+    stops = [int(free[0, 6]), int(free[0, 9])]
+    assert model.ar_generate(PROMPT, max_new_tokens=8, temperature=0.0, eos_token_id=stops)[0].shape == (1, 7)
+    closed, _ = model.ar_generate(PROMPT, 8, 0.0, -1, 3, 13)
+    assert closed[0, 7] == 13
+    assert model.generate(PROMPT, 8, 4, None, True, 0.0, -1, 3, 13)[0][0, 7] == 13
+    assert model.generate(PROMPT, max_new_tokens=8, block_length=4, threshold=0.9, end_think_token_id=13)[1] > 2
+    for speculate in (model.linear_spec_generate, model.quadratic_spec_generate):
+        assert torch.equal(speculate(PROMPT, 8, 4, 0.0, None, -1, 3, 13, 0.0)[0], closed)
+        assert torch.equal(speculate(PROMPT, 8, 1, eos_token_id=stops)[0], free[:, :7])
 
 
 @pytest.mark.parametrize("mode", MODES)

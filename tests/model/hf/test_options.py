@@ -18,8 +18,7 @@ PROMPT = torch.tensor([[3, 4, 5]])
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
         ({"max_new_tokens": -5}, "max_new_tokens is -5; it must be at least 1"),
         ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"block_length": 0}, "block_length is 0; it must be at least 2"),
-        ({"block_length": 1}, "block_length is 1; it must be at least 2"),
+        ({"block_length": 0}, "block_length is 0; it must be at least 1"),
         ({"block_length": 385}, "block_length is 385; the model has no more than 384 positions"),
         ({"threshold": 1.5}, "threshold is 1.5; it is a probability between 0 and 1"),
         ({"threshold": -0.1}, "threshold is -0.1"),
@@ -32,6 +31,15 @@ PROMPT = torch.tensor([[3, 4, 5]])
         ({"thinking_budget": -1}, "thinking_budget is -1; it must be 0 or more"),
         ({"thinking_budget": 3, "think_token_ids": (12, 64)}, "think_token_ids holds 64"),
         ({"thinking_budget": 3, "think_token_ids": (12, 60)}, "think_token_ids holds 60"),
+        ({"max_thinking_tokens": -1}, "max_thinking_tokens is -1; it must be 0 or more"),
+        ({"max_thinking_tokens": 2.5}, "max_thinking_tokens is 2.5; it must be a whole number"),
+        ({"max_thinking_tokens": 3, "end_think_token_id": 64}, "end_think_token_id holds 64"),
+        ({"max_thinking_tokens": 3, "end_think_token_id": 60}, "end_think_token_id holds 60"),
+        ({"max_thinking_tokens": 3, "thinking_budget": 3}, "count thinking differently: give one of them"),
+        ({"verifier_weight": 1.01}, "verifier_weight is 1.01; it must be from 0 to 1"),
+        ({"verifier_weight": -0.1}, "verifier_weight is -0.1"),
+        ({"verifier_weight": None}, "verifier_weight is None; it must be a number"),
+        ({"verifier_weight": 0.5, "mask_groups": 2}, "mask_groups leaves some out: give one of the two"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"threshold": float("nan")}, "threshold is nan"),
@@ -52,6 +60,8 @@ def test_an_impossible_option_is_named(tiny, change, message):
         ({"block_length": 4}, ("block_diffusion", "linear", "quadratic")),
         ({"threshold": 0.5}, ("block_diffusion", "linear", "quadratic")),
         ({"causal_context": False}, ("block_diffusion",)),
+        ({"denoise_after_stop": False}, ("block_diffusion",)),
+        ({"verifier_weight": 0.5}, ("quadratic",)),
         ({"mask_groups": 2}, ("quadratic",)),
     ],
     ids=str,
@@ -85,6 +95,8 @@ def test_stop_ids_are_one_several_or_none(tiny):
     assert resolve_stop_ids(model, torch.tensor(5)) == (5,)
     assert resolve_stop_ids(model, [5, 6]) == (5, 6)
     assert resolve_stop_ids(model, []) == ()
+    assert resolve_stop_ids(model, -1) == ()
+    assert resolve_stop_ids(model, torch.tensor([-1])) == ()
     assert resolve_stop_ids(tiny.model(eos_token_id=None), None) == ()
 
 
