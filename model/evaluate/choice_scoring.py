@@ -83,9 +83,9 @@ class ChoiceScorer:
     def _score_by_likelihood(self, questions: Sequence[_Question]) -> list[ChoiceScores]:
         """Add AR's log-probabilities, all questions in one forward."""
         prefixes = [list(dict.fromkeys(ids[:-1] for ids in question.choices.token_ids)) for question in questions]
-        pairs = [(q, prefix) for q, own in zip(questions, prefixes, strict=True) for prefix in own]
-        tables = iter(self._predict_next([q.token_ids for q, _ in pairs], [prefix for _, prefix in pairs]))
-        width = max(len(q.token_ids) + len(prefix) for q, prefix in pairs)
+        asked = [(q, prefix) for q, own in zip(questions, prefixes, strict=True) for prefix in own]
+        tables = iter(self._predict_next([q.token_ids for q, _ in asked], [prefix for _, prefix in asked]))
+        width = max(len(q.token_ids) + len(prefix) for q, prefix in asked)
         scores = []
         for question, own in zip(questions, prefixes, strict=True):
             table_of = {prefix: next(tables) for prefix in own}

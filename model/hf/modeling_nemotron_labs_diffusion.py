@@ -17,7 +17,7 @@ from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .decision import score_masked_tokens
 from .decoding import decode, decode_ar
 from .layers import NemotronLabsDiffusionEncoder
-from .options import BLOCK_DIFFUSION, DecodeOptions, DecodeResult, make_options
+from .options import BLOCK_DIFFUSION, DecodeOptions, make_options
 from .quadratic import decode_quadratic_speculation
 from .rope import RotaryEmbedding
 from .sampling import resolve_temperature
@@ -25,7 +25,6 @@ from .session import select_prompts
 from .speculation import check_adapter_effect, decode_linear_speculation
 
 Positions = int | slice | Tensor
-
 # What callers of any model pass to generate; nothing here depends on it.
 IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 
@@ -33,9 +32,8 @@ IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation.
 
-    The methods named `*generate` take the released models' arguments in their order, and further fields of
-    DecodeOptions by keyword. They raise ValueError for prompts or
-    options that cannot be decoded or have no effect, and TypeError for an option that does not exist.
+    The methods named `*generate` take the released models' arguments in order, further fields of DecodeOptions by
+    keyword. They raise ValueError for what cannot be decoded or has no effect, TypeError for unknown options.
     """
 
     config_class = NemotronLabsDiffusionConfig
@@ -190,7 +188,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode one token per forward (see decode_ar); return (output_ids with the prompt, number of forwards)."""
         options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
         options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
-        return _as_pair(decode_ar(self, prompt_ids, make_options(options), attention_mask))
+        return decode_ar(self, prompt_ids, make_options(options), attention_mask).as_pair()
 
     def generate(
         self,
@@ -228,7 +226,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
             "end_think_token_id": end_think_token_id,
         }
         result = decode(self, mode, select_prompts(prompt_ids, input_ids), make_options(given), attention_mask)
-        return result if return_dict_in_generate else _as_pair(result)
+        return result if return_dict_in_generate else result.as_pair()
 
     def linear_spec_generate(
         self,
@@ -249,7 +247,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
         options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
-        return _as_pair(decode_linear_speculation(self, prompt_ids, make_options(options), attention_mask))
+        return decode_linear_speculation(self, prompt_ids, make_options(options), attention_mask).as_pair()
 
     def quadratic_spec_generate(
         self,
@@ -257,20 +255,13 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         max_new_tokens: int = DecodeOptions.max_new_tokens,
         block_length: int | None = None,
         temperature: float = DecodeOptions.temperature,
-        mask_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        max_thinking_tokens: int | None = None,
-        end_think_token_id: int | None = None,
-        threshold: float | None = None,
         *,
         attention_mask: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, int]:
         """Decode by quadratic self-speculation (see decode_quadratic_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
-        options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
-        options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
-        return _as_pair(decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask))
+        return decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask).as_pair()
 
     score_masked = score_masked_tokens  # a method like those above
 
@@ -303,11 +294,6 @@ def _check_forward(
         raise ValueError("labels need the logits of all positions: leave logits_to_keep at 0")
     if output_attentions:
         raise ValueError("output_attentions is not available: fused attention kernels do not return weights")
-
-
-def _as_pair(result: DecodeResult) -> tuple[Tensor, int]:
-    """Return what the released models' entry points return."""
-    return result.output_ids, result.num_forwards
 
 
 # save_pretrained then writes auto_map and copies this file and those it imports.

@@ -144,6 +144,10 @@ class DecodeResult:
         """Mean tokens per draft-verify cycle; None without one."""
         return sum(self.acceptance_lengths) / self.num_cycles if self.acceptance_lengths else None
 
+    def as_pair(self) -> tuple["Tensor", int]:
+        """Return what the released models' entry points do: output_ids and the number of forwards."""
+        return self.output_ids, self.num_forwards
+
 
 def make_options(given: dict[str, Any]) -> DecodeOptions:
     """Build the options; raise TypeError for names that do not exist."""

@@ -165,7 +165,7 @@ def test_a_thinking_budget_is_of_the_tokenizers_own_think_tokens(folder):
 
 def test_what_no_decode_could_be_is_a_message_when_the_model_is_made_or_asked(folder):
     for options, message in (
-        ({"block_length": 1}, "block_length is 1"),
+        ({"block_length": 0}, "block_length is 0"),
         ({"threshold": 7.0}, "threshold is 7"),
         ({"thinking_budget": -1}, "thinking_budget is -1"),
     ):

@@ -1,6 +1,7 @@
 """Block diffusion by the released models' rules: one position per step, stop tokens inside a block, their budget."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,10 @@ def restate_released(oracle, prompt, num_tokens, *, threshold=None, stop=None, b
         if stop in new_tokens:
             return new_tokens[: new_tokens.index(stop) + 1]
     return new_tokens
+
+
+def make_options(num_tokens: int, budget: int, **extra: Any) -> DecodeOptions:
+    return DecodeOptions(num_tokens, eos_token_id=-1, max_thinking_tokens=budget, end_think_token_id=CLOSE, **extra)
 
 
 def run(model, prompt, **options):
@@ -125,8 +130,7 @@ def test_ar_forces_the_end_of_thinking_after_so_many_new_tokens(tiny, budget):
             is_over = len(expected) >= budget and CLOSE not in expected
             expected.append(CLOSE if is_over else int(oracle.ask(prompt[0].tolist() + expected)[-1].argmax()))
             num_forced += is_over
-        options = DecodeOptions(14, eos_token_id=-1, max_thinking_tokens=budget, end_think_token_id=CLOSE)
-        assert decode(model, "ar", prompt, options).output_ids[0, 5:].tolist() == expected
+        assert decode(model, "ar", prompt, make_options(14, budget)).output_ids[0, 5:].tolist() == expected
     assert num_forced
 
 
@@ -134,14 +138,8 @@ def test_ar_forces_the_end_of_thinking_after_so_many_new_tokens(tiny, budget):
 def test_speculation_equals_ar_under_the_released_budget(tiny, mode, extra):
     for seed, budget in ((0, 0), (1, 3), (2, 9)):
         model, prompt = make(tiny, seed), prompts(6, seed)
-        settings = {
-            "max_new_tokens": 16,
-            "eos_token_id": -1,
-            "max_thinking_tokens": budget,
-            "end_think_token_id": CLOSE,
-        }
-        expected = decode(model, "ar", prompt, DecodeOptions(**settings)).output_ids
-        assert torch.equal(decode(model, mode, prompt, DecodeOptions(**settings, **extra)).output_ids, expected)
+        expected = decode(model, "ar", prompt, make_options(16, budget)).output_ids
+        assert torch.equal(decode(model, mode, prompt, make_options(16, budget, **extra)).output_ids, expected)
 
 
 @pytest.mark.parametrize("mode", ["block_diffusion", "linear", "quadratic"])
