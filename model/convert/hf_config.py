@@ -13,6 +13,7 @@ from typing import Any
 from conf.schema import ModelConfig, RopeConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
+from model.convert.fp8 import read_block_shape
 from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
 from model.hf.rope import compute_attention_factor
 
@@ -72,6 +73,8 @@ class HfConfig:
         bos_token_id: the first, if there are several.
         eos_token_id: the first, if there are several.
         values: the decoder's part of the file, unchanged (text_config of the wrapper).
+        is_fp8: whether weights are stored as 8-bit floats with scales.
+        fp8_block: rows and columns that share a scale; None: whole tensors do.
     """
 
     model: ModelConfig
@@ -80,19 +83,23 @@ class HfConfig:
     bos_token_id: int | None
     eos_token_id: int | None
     values: dict[str, Any]
+    is_fp8: bool = False
+    fp8_block: tuple[int, int] | None = None
 
 
 def read_hf_config(directory: Path | str) -> HfConfig:
     """Read config.json of a checkpoint directory.
 
     Raises:
-        UserError: the file is missing, damaged, of another model type, quantised, or describes a decoder that this
-            project does not compute (the message names the key).
+        UserError: the file is missing, damaged, of another model type, quantised in another way than fp8 (an export: at
+            all), or describes a decoder that this project does not compute (the message names the key).
     """
     path = Path(directory) / CONFIG_NAME
     top = _load(path)
-    refuse_quantized(top, path)
     kind = top.get("model_type")
+    quantization = _find_quantization(top)
+    if quantization and kind == NLD_TYPE:
+        raise UserError(f"{path} describes quantised weights: exports are read in bf16 or fp32")
     values = _text_config(top, path) if kind == _VISION_TYPE else top
     if kind not in (_VISION_TYPE, _TEXT_TYPE, NLD_TYPE):
         raise UserError(
@@ -106,20 +113,16 @@ def read_hf_config(directory: Path | str) -> HfConfig:
         bos_token_id=_first_id(values.get("bos_token_id", top.get("bos_token_id"))),
         eos_token_id=_first_id(values.get("eos_token_id", top.get("eos_token_id"))),
         values=values,
+        is_fp8=bool(quantization),
+        fp8_block=read_block_shape(quantization, path) if quantization else None,
     )
 
 
-def refuse_quantized(values: dict[str, Any], path: Path) -> None:
-    """Refuse a config (or text_config) that declares quantised weights. Raises: UserError."""
+def _find_quantization(values: dict[str, Any]) -> Any:
+    """Return quantization_config of a config, or of its text_config; None if neither has one."""
     nested = values.get("text_config")
-    for part in (values, nested if isinstance(nested, dict) else {}):
-        quantization = part.get("quantization_config")
-        if quantization:
-            method = quantization.get("quant_method", "") if isinstance(quantization, dict) else ""
-            raise UserError(f"{path} describes quantised weights ({method or 'quantization_config'}): {BF16_REMEDY}")
-
-
-BF16_REMEDY = "use the checkpoint's bf16 variant (for Ministral 3 the repository name with -BF16 at the end)"
+    inside = nested.get("quantization_config") if isinstance(nested, dict) else None
+    return values.get("quantization_config") or inside
 
 
 def _load(path: Path) -> dict[str, Any]:

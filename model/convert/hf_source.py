@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from conf.system.errors import UserError
-from model.convert.hf_config import BF16_REMEDY, HfConfig, read_hf_config
+from model.convert.fp8 import dequantize_into, find_scales, is_activation_scale
+from model.convert.hf_config import HfConfig, read_hf_config
 from model.convert.mapping import (
     EMBEDDING,
     HEAD,
@@ -25,8 +26,6 @@ from model.convert.mapping import (
 )
 from model.convert.safetensors_reader import DTYPES, SafetensorsReader, some
 
-_SCALE_SUFFIXES = ("weight_scale_inv", "weight_scale", "activation_scale", "input_scale")
-
 
 class HfSource:
     """A checked Hugging Face directory; `read(entry)` returns one Megatron tensor. Use it as a context manager.
@@ -34,8 +33,9 @@ class HfSource:
     Attributes:
         config: the content of config.json.
         table: the tensors of its model.
-        num_skipped: tensors of the image encoder.
-        dtype: the narrower of bf16 and fp32 that holds every tensor without loss (bf16 for the releases).
+        num_skipped: tensors of the image encoder, and factors of activations.
+        dtype: the narrower of bf16 and fp32 that holds every tensor without loss (bf16 for the releases). Of 8-bit
+            weights bf16, to which transformers dequantises them, too.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -43,14 +43,17 @@ class HfSource:
         self.config: HfConfig = read_hf_config(self.directory)
         self.table = build_tensor_table(self.config.model)
         self._reader = SafetensorsReader(self.directory)
-        _refuse_fp8(self._reader, self.directory)
         self.spelling = _find_spelling(self._reader, self.config, self.directory)
-        skipped = {name for name in self._reader.records if name.startswith(VISION_PREFIXES)}
+        records = self._reader.records
+        self._scales = find_scales(records, self.config.fp8_block, self.directory) if self.config.is_fp8 else {}
+        skipped = {name for name in records if name.startswith(VISION_PREFIXES)}
+        if self.config.is_fp8:
+            skipped |= {name for name in records if is_activation_scale(name)}
         self.num_skipped = len(skipped)
-        self._check_names(self._reader.records.keys() - skipped)
+        self._check_names(records.keys() - skipped - {scale.name for scale in self._scales.values()})
         self._check_shapes()
-        all_bf16 = all(self._reader.records[name].dtype == "BF16" for name in self._used_names())
-        self.dtype = torch.bfloat16 if all_bf16 else torch.float32
+        formats = {records[name].dtype for name in self._used_names() if name not in self._scales}
+        self.dtype = torch.bfloat16 if formats <= {"BF16"} else torch.float32
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +73,11 @@ class HfSource:
         """
         fused = torch.empty(entry.megatron_shape, dtype=dtype or self.dtype)
         for suffix, view in zip(entry.hf, split_views(fused, entry, self.config.model), strict=True):
-            self._reader.read_into(self._stored_name(suffix), view)
+            name = self._stored_name(suffix)
+            if name in self._scales:
+                dequantize_into(self._reader, name, self._scales[name], self.config.fp8_block, view)
+            else:
+                self._reader.read_into(name, view)
         return fused
 
     def _stored_name(self, suffix: str) -> str:
@@ -101,20 +108,16 @@ class HfSource:
         for entry in self.table:
             for suffix, shape in entry.hf.items():
                 record = self._reader.records[self._stored_name(suffix)]
-                if record.dtype not in DTYPES:
-                    raise UserError(f"{self.directory}: tensor {record.name} has format {record.dtype}: {BF16_REMEDY}")
+                if record.dtype not in DTYPES and record.name not in self._scales:
+                    raise UserError(
+                        f"{self.directory}: tensor {record.name} has format {record.dtype} without a description of it "
+                        "in config.json: use the checkpoint's bf16 variant"
+                    )
                 if record.shape != shape:
                     raise UserError(
                         f"{self.directory}: tensor {record.name} has shape {list(record.shape)}, but config.json "
                         f"makes it {list(shape)}: one of the two files belongs to another model"
                     )
-
-
-def _refuse_fp8(reader: SafetensorsReader, directory: Path) -> None:
-    scales = [name for name in reader.records if name.endswith(_SCALE_SUFFIXES)]
-    narrow = [record.name for record in reader.records.values() if record.dtype.startswith("F8")]
-    if scales or narrow:
-        raise UserError(f"{directory} holds fp8 weights ({some(narrow or scales, 1)}): {BF16_REMEDY}")
 
 
 def _find_spelling(reader: SafetensorsReader, config: HfConfig, directory: Path) -> Spelling:

@@ -22,6 +22,8 @@ from conf.system.errors import UserError
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+FP8 = {"F8_E4M3": torch.float8_e4m3fn}  # a weight in it needs its scale: see fp8.py
+_READABLE = DTYPES | FP8
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
 
@@ -63,14 +65,14 @@ class SafetensorsReader:
     def read(self, name: str) -> Tensor:
         """Return a new tensor with the values of `name`, in the file's format."""
         record = self.records[name]
-        tensor = torch.empty(record.shape, dtype=DTYPES[record.dtype])
+        tensor = torch.empty(record.shape, dtype=_READABLE[record.dtype])
         self._fill(tensor, record)
         return tensor
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Copy `name` into `out`, of the same number of elements but any dtype, shape or strides."""
         record = self.records[name]
-        if out.is_contiguous() and out.dtype is DTYPES[record.dtype] and out.device.type == "cpu":
+        if out.is_contiguous() and out.dtype is _READABLE[record.dtype] and out.device.type == "cpu":
             self._fill(out, record)
         else:
             out.copy_(self.read(name).view(out.shape))
@@ -180,7 +182,7 @@ def _check_layout(path: Path, records: list[TensorRecord], data: int, size: int)
     """Check that tensors fill the data without gaps and have the bytes of their shapes. Raises: UserError."""
     position = data
     for record in records:
-        item = DTYPES[record.dtype].itemsize if record.dtype in DTYPES else None
+        item = _READABLE[record.dtype].itemsize if record.dtype in _READABLE else None
         if record.begin != position or (item and record.end - record.begin != item * math.prod(record.shape)):
             raise UserError(f"{path} has a damaged header (place of tensor {record.name}): download it again")
         position = record.end

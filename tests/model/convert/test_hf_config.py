@@ -93,7 +93,9 @@ def test_several_ends_of_text_give_the_first(tmp_path):
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"sliding_window": 4096}, "sliding_window=4096"),
         ({"attention_bias": True}, "attention_bias=True"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantised weights .fp8.*-BF16"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised weights .gptq.: only fp8 is read"),
+        ({"quantization_config": 8}, "quantised weights .quantization_config.: only fp8"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}}, "weight_block_size 128"),
         ({"rope_parameters": ROPE | {"rope_type": "llama3"}}, "rope_type 'llama3'"),
         ({"rope_parameters": {"factor": 2.0}}, "rope_type 'default'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "without llama_4_scaling_beta"),
@@ -115,9 +117,20 @@ def test_what_we_do_not_compute_is_refused(tmp_path, changes, message):
 
 
 def test_quantisation_inside_the_text_config_is_seen(tmp_path):
-    text = BASE | {"quantization_config": {"quant_method": "fp8"}}
-    with pytest.raises(UserError, match="-BF16"):
+    for quantization, block in (({}, None), ({"weight_block_size": [64, 128]}, (64, 128))):
+        text = BASE | {"quantization_config": {"quant_method": "fp8"} | quantization}
+        config = read_hf_config(write(tmp_path, {"model_type": "mistral3", "text_config": text}))
+        assert config.is_fp8
+        assert config.fp8_block == block
+    text["quantization_config"] = {"quant_method": "awq"}
+    with pytest.raises(UserError, match="only fp8 is read"):
         read_hf_config(write(tmp_path, {"model_type": "mistral3", "text_config": text}))
+
+
+def test_an_export_with_quantised_weights_is_refused(tmp_path):
+    values = BASE | {"model_type": "nemotron_labs_diffusion", "quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(UserError, match="exports are read in bf16 or fp32"):
+        read_hf_config(write(tmp_path, values))
 
 
 def test_a_wrapper_around_another_model_is_refused(tmp_path):

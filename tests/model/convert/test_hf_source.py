@@ -99,8 +99,8 @@ QUERY = PREFIX + "layers.0.self_attn.q_proj.weight"
         (lambda w: w.update({PREFIX + "layers.0.self_attn.q_proj.bias": torch.zeros(2)}), "does not have.*q_proj.bias"),
         (lambda w: w.update({PREFIX + "layers.9.input_layernorm.weight": torch.zeros(2)}), "num_hidden_layers too"),
         (lambda w: w.update({QUERY: w[QUERY][1:].clone()}), rf"{QUERY} has shape \[63, 48\].* makes it \[64, 48\]"),
-        (lambda w: w.update({QUERY: w[QUERY].to(torch.float8_e4m3fn)}), "fp8 weights.*-BF16"),
-        (lambda w: w.update({QUERY + "_scale_inv": torch.ones(1)}), "fp8 weights.*weight_scale_inv.*-BF16"),
+        (lambda w: w.update({QUERY: w[QUERY].to(torch.float8_e4m3fn)}), f"{QUERY} has format F8_E4M3 without"),
+        (lambda w: w.update({QUERY + "_scale_inv": torch.ones(1)}), "does not have.*weight_scale_inv"),
         (lambda w: w.update({QUERY: torch.zeros(64, 48, dtype=torch.int32)}), f"{QUERY} has format I32"),
     ],
 )
