@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.chat.messages import find_reserved_tokens, read_chat
+from data_pipeline.chat.messages import find_reserved_tokens, read_chat, read_tools
 from data_pipeline.chat.render import ChatRenderer, check_template
 from data_pipeline.chat.template import describe_chat_template, load_chat_template, read_template_tokens
 from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, load_tokenizer
@@ -50,8 +50,10 @@ class ChatEncoder:
         return {"chat_template": self._template, "template_tokens": self._template_tokens}
 
     def _split(self, value: object) -> list[str] | Skip:
-        messages = read_chat(value, self._reserved)
-        return messages if isinstance(messages, Skip) else self._renderer.split(messages)
+        messages, tools = read_chat(value, self._reserved), read_tools(value, self._reserved)
+        if isinstance(messages, Skip):
+            return messages
+        return tools if isinstance(tools, Skip) else self._renderer.split(messages, tools)
 
 
 def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RecordEncoder:

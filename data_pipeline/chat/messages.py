@@ -25,6 +25,7 @@ ENDINGS = {"user": "the user", "tool": "a tool", "system": "the system"}
 THINKING_TOKENS = frozenset({"<think>", "</think>"})
 
 Message = dict[str, Any]
+Tool = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,37 @@ def read_chat(value: object, reserved: ReservedTokens) -> list[Message] | Skip:
         return unusable.skip
 
 
+def read_tools(value: object, reserved: ReservedTokens) -> list[Tool] | Skip:
+    """Return the tools in a record's value {"messages": ..., "tools": a list or its JSON}; none where it has none.
+
+    Each describes a function: {"type": "function", "function": {"name", ...}} or {"name", ...}.
+    """
+    tools = value.get("tools") if isinstance(value, dict) else None
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except ValueError:
+        return Skip("malformed tools", "they are text that is no JSON")
+    if not tools:
+        return []
+    if not isinstance(tools, list) or not all(_is_tool(tool) for tool in tools):
+        return Skip("malformed tools", "each is a function's name and its description")
+    try:
+        _check_texts({"role": "tools", "tools": tools}, 0, reserved)
+    except _Unusable as unusable:
+        return Skip(unusable.skip.reason, "in tools")
+    return tools
+
+
+def _is_tool(tool: object) -> bool:
+    return isinstance(tool, dict) and isinstance(name_of_tool(tool), str)
+
+
+def name_of_tool(tool: Tool) -> Any:
+    """Return the name of the function that a tool describes."""
+    function = tool.get("function") or tool
+    return function.get("name") if isinstance(function, dict) else None
+
+
 def _list_of_messages(value: object) -> list[object]:
     if isinstance(value, dict) and "messages" in value:
         value = value["messages"]
@@ -83,6 +115,8 @@ def _read_message(item: object, number: int) -> Message:
         message |= _read_thinking(item, number) | _read_tool_calls(item, number)
     content = item.get("content")
     message["content"] = "" if content is None and "tool_calls" in message else _read_content(content, number)
+    if "reasoning_content" in message and any(token in message["content"] for token in THINKING_TOKENS):
+        raise _Unusable("thinking given twice", f"message {number} has it in its content and beside it")
     for key in PLAIN_KEYS:
         if isinstance(item.get(key), str):
             message[key] = item[key]

@@ -3,6 +3,7 @@
 Before the first record, check_template tries a template and a tokenizer on a chat of our own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from conf.system.errors import UserError
-from data_pipeline.chat.messages import Message
+from data_pipeline.chat.messages import Message, Tool, name_of_tool
 from data_pipeline.chat.template import CHATML_MARKERS
 from data_pipeline.encoder import Skip
 
@@ -36,9 +37,9 @@ class ChatRenderer:
         self._template = template
         self._template_tokens = template_tokens
 
-    def render(self, messages: list[Message]) -> RenderedChat:
+    def render(self, messages: list[Message], tools: Sequence[Tool] = ()) -> RenderedChat:
         """Render the complete chat. Raises whatever the template raises."""
-        texts, responses = self._call(messages, return_assistant_tokens_mask=True)
+        texts, responses = self._call(messages, tools=list(tools) or None, return_assistant_tokens_mask=True)
         return RenderedChat(texts[0], responses[0])
 
     def render_prompt(self, messages: list[Message]) -> str:
@@ -46,13 +47,13 @@ class ChatRenderer:
         texts, _ = self._call(messages, add_generation_prompt=True)
         return texts[0]
 
-    def split(self, messages: list[Message]) -> list[str] | Skip:
+    def split(self, messages: list[Message], tools: Sequence[Tool] = ()) -> list[str] | Skip:
         """Return the texts of prompt, response, prompt, response, ...; what follows the last response is left out.
 
-        Return the reason instead if the template rejects the chat, or drops or rewrites a part of it.
+        Return the reason instead if the template rejects the chat, or drops or rewrites a part of it, tools included.
         """
         try:
-            rendered = self.render(messages)
+            rendered = self.render(messages, tools)
         except Exception as error:  # a template is a program: it can fail in any way
             return Skip("rejected by the chat template", f"{type(error).__name__}: {error}")
         assistants = [message for message in messages if message["role"] == "assistant"]
@@ -65,9 +66,12 @@ class ChatRenderer:
         for message in messages:
             if message["content"].strip() not in rendered.text:
                 return Skip("message not rendered by the chat template", f"role {message['role']}")
+        for name in map(name_of_tool, tools):
+            if name not in segments[0]:
+                return Skip("tools not rendered by the chat template", name)
         return segments
 
-    def _call(self, messages: list[Message], **settings: bool) -> tuple[list[str], list[list[tuple[int, int]]]]:
+    def _call(self, messages: list[Message], **settings: Any) -> tuple[list[str], list[list[tuple[int, int]]]]:
         arguments: dict[str, Any] = {**self._template_tokens, **settings}
         return render_jinja_template([messages], chat_template=self._template, **arguments)  # type: ignore[return-value]
 

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import IterableDataset, load_dataset_builder
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted
+from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted, drop_nulls
 from data_pipeline.storage.manifest import sample_sha256
 
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -61,7 +61,7 @@ def read_hub(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
     """Yield the records of one shard from record `skip` on."""
     end = skip
     for group in _bounded(_records(part, skip), wanted):
-        numbers = [number for number, (value, _) in enumerate(group, end) if wanted.selection.takes_value(value)]
+        numbers = [number for number, (value, _) in enumerate(group, end) if wanted.selection.takes(value)]
         values = [group[number - end][0] for number in numbers]
         end += len(group)
         yield RecordBatch(numbers, values, end, sum(size for _, size in group), 0)
@@ -110,7 +110,8 @@ def _bounded(records: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any
     group: list[tuple[Any, int]] = []
     total = 0
     for record in records:
-        value = record.get(wanted.column)
+        tools = record.get(wanted.tools_column) if wanted.tools_column else None
+        value = wanted.combine(drop_nulls(record.get(wanted.column)), drop_nulls(tools))
         size = len(value) if isinstance(value, str) else len(repr(value))
         group.append((value, size))
         total += size

@@ -1,8 +1,9 @@
 """List the files that a source names, in order, and what identifies them."""
 
 import glob
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,40 @@ def list_left_out(files: str) -> list[str]:
         return []
     root, paths = _find(files)
     taken = set(paths)
-    others = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    others = (path for path in walk_files(root) if not path.name.startswith("."))
     return sorted(path.relative_to(root).as_posix() for path in others if path not in taken)
+
+
+def list_surprises(files: str) -> list[str]:
+    """Return what a user may not expect of a folder of inputs: links that are followed, hidden folders that are not."""
+    folder = Path(files).expanduser()
+    if not folder.is_dir() or is_saved_dataset(folder):
+        return []
+    links, hidden = [], []
+    for path, names, _ in _walk(folder):
+        links += [path / name for name in names if (path / name).is_symlink()]
+        hidden += [entry for entry in path.iterdir() if entry.is_dir() and entry.name.startswith(".")]
+    said = [f"{path} is a link that is followed" for path in sorted(links)]
+    return said + [f"{path} is hidden and not read" for path in sorted(hidden)]
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder as a glob finds them: through links, not in hidden folders, in no cycle."""
+    for path, _, names in _walk(folder):
+        yield from (path / name for name in names if (path / name).is_file())
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Walk as os.walk does through links to folders, but not into hidden ones, nor into a folder that is above it."""
+    for name, folders, files in os.walk(folder, followlinks=True):
+        path = Path(name)
+        folders[:] = sorted(inner for inner in folders if not inner.startswith(".") and not _is_cycle(path / inner))
+        yield path, folders, files
+
+
+def _is_cycle(folder: Path) -> bool:
+    """Return whether a folder leads back to one of those above it, through a link."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
 def _find(files: str) -> tuple[Path, list[Path]]:
@@ -69,11 +102,12 @@ def _find(files: str) -> tuple[Path, list[Path]]:
     if path.is_file():
         return path.parent, [_known_format(path)]
     if path.is_dir():
-        _refuse_saved_datasets(filter(Path.is_dir, path.rglob("*")))
-        return path, _non_empty(filter(_is_input, path.rglob("*")), f"the folder {path} holds no")
+        _refuse_saved_datasets(inner / name for inner, names, _ in _walk(path) for name in names)
+        return path, _non_empty(filter(_is_input, walk_files(path)), f"the folder {path} holds no")
     if not GLOB_CHARACTERS.intersection(files):
         raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(SUFFIXES)}")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
+    matches = [match for match in matches if not any(map(_is_cycle, match.parents))]
     _refuse_saved_datasets(filter(Path.is_dir, matches))
     found = filter(Path.is_file, matches)
     root = Path(*_before_wildcard(path))
@@ -96,7 +130,7 @@ def _before_wildcard(path: Path) -> list[str]:
 
 
 def _is_input(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and not path.name.startswith(".") and path.is_file()
+    return path.name.endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def _known_format(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,27 +95,43 @@ def cut_lines(path: Path, size: int, shard_bytes: int) -> Iterator[tuple[int, in
             start = end
 
 
-def parse_line(line: bytes, column: str) -> Any:
-    """Return the content of `column` in one line of JSON, or why there is none."""
+def parse_line(line: bytes, wanted: Wanted) -> Any:
+    """Return the content of the wanted column in one line of JSON, with the tools beside it, or why there is none."""
     if len(line) > LARGEST_LINE_BYTES:
         return Skip("line too long", f"more than {LARGEST_LINE_BYTES} bytes")
     try:
-        record = orjson.loads(line)
+        record, is_strict = orjson.loads(line), True
     except orjson.JSONDecodeError as error:
-        return _explain_broken(line, error)
+        record, is_strict = _parse_leniently(line, error), False
+    if isinstance(record, Skip):
+        return record
     if not isinstance(record, dict):
         return Skip("record is no JSON object", f"but {type(record).__name__}")
-    if column not in record:
-        return Skip(f"no column {column!r}", f"but {', '.join(record) or 'none'}"[:200])
-    return record[column]
+    if wanted.column not in record:
+        return Skip(f"no column {wanted.column!r}", f"but {', '.join(record) or 'none'}"[:200])
+    value = wanted.combine(record[wanted.column], record.get(wanted.tools_column) if wanted.tools_column else None)
+    return value if is_strict else _refuse_no_json(value, wanted.column)
 
 
-def _explain_broken(line: bytes, error: orjson.JSONDecodeError) -> Skip:
+def _parse_leniently(line: bytes, error: orjson.JSONDecodeError) -> Any:
+    """Return a record with what Python's reader accepts although it is no JSON (NaN, half a character), or why not."""
     try:
-        line.decode("utf-8")
+        return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as broken:
         return Skip("invalid UTF-8", f"byte {broken.start + 1} of the line")
-    return Skip("broken JSON", f"{error.msg}, character {error.pos + 1}")
+    except (ValueError, RecursionError):
+        return Skip("broken JSON", f"{error.msg}, character {error.pos + 1}")
+
+
+def _refuse_no_json(value: Any, column: str) -> Any:
+    """Return the value, or why it cannot be used: other columns may hold what is no JSON, this one may not."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Skip("invalid UTF-8", f"half a character in column {column!r}")
+    except ValueError:
+        return Skip("broken JSON", f"column {column!r} holds a number that JSON does not have, such as NaN")
+    return value
 
 
 def skip_line(file: io.BufferedReader) -> None:
@@ -179,13 +196,9 @@ def read_stream(part: Part, wanted: Wanted, skip: int) -> Iterator[RecordBatch]:
 
 def _parse_lines(lines: list[bytes], wanted: Wanted, start: int) -> RecordBatch:
     """Return the batch of lines whose numbers in the part begin with `start`; the caller sets sizes."""
-    taken = [
-        (number, line)
-        for number, line in enumerate(lines, start)
-        if not line.isspace() and wanted.selection.takes(line.rstrip())
-    ]
-    values = [parse_line(line, wanted.column) for _, line in taken]
-    return RecordBatch([number for number, _ in taken], values, start + len(lines), 0, 0)
+    records = ((number, parse_line(line, wanted)) for number, line in enumerate(lines, start) if not line.isspace())
+    taken = [(number, value) for number, value in records if wanted.selection.takes(value)]
+    return RecordBatch([number for number, _ in taken], [value for _, value in taken], start + len(lines), 0, 0)
 
 
 class ZstdFile(io.RawIOBase):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from conf.system.errors import UserError
 from data_pipeline.encoder import Skip
 from data_pipeline.prepare.inputs import InputFile
-from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, Wanted, build_batch
+from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, Wanted, build_batch, drop_nulls
 
 READ_CHUNK_BYTES = 1 << 20
 
@@ -50,25 +50,40 @@ def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
     """Yield the records of row groups [part.start, part.end)."""
     end = 0
     with _open(Path(part.path)) as file:
-        groups = list(range(part.start, part.end))
+        groups, columns = list(range(part.start, part.end)), wanted_columns(file.schema_arrow.names, wanted)
         num_records = sum(file.metadata.row_group(i).num_rows for i in groups)
         bytes_per_record = max(1, part.size // max(1, num_records))
         batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
         try:
-            for batch in file.iter_batches(batch_records, row_groups=groups, columns=[wanted.column]):
-                values = column_values(batch.column(0))
+            for batch in file.iter_batches(batch_records, row_groups=groups, columns=columns):
+                values = batch_values(batch, wanted)
                 yield build_batch(values, end, wanted.selection, bytes_per_record)
                 end += len(values)
         except pa.ArrowException as error:
             raise _damaged(Path(part.path), error) from error
 
 
-def column_values(array: Any) -> list[Any]:
-    """Return the Python values of an Arrow array; Skip where a string is not UTF-8."""
+def wanted_columns(names: list[str], wanted: Wanted) -> list[str]:
+    """Return the columns to read of those in a file: that of the values, and that of tools if it is there."""
+    return [name for name in (wanted.column, wanted.tools_column) if name in names]
+
+
+def batch_values(table: Any, wanted: Wanted) -> list[Any]:
+    """Return the values of an Arrow table or batch; Skip where a string is not UTF-8."""
+    values = _column_values(table.column(wanted.column))
+    if wanted.tools_column not in table.schema.names:
+        return values
+    return [
+        wanted.combine(*both) for both in zip(values, _column_values(table.column(wanted.tools_column)), strict=True)
+    ]
+
+
+def _column_values(array: Any) -> list[Any]:
+    """Return the Python values of an Arrow array, without the members of structs that are null."""
     try:
-        return array.to_pylist()
+        return [drop_nulls(value) for value in array.to_pylist()]
     except UnicodeDecodeError:
-        return [_value(scalar) for scalar in array]
+        return [drop_nulls(_value(scalar)) for scalar in array]
 
 
 def _value(scalar: Any) -> Any:

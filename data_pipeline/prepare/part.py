@@ -8,7 +8,14 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
+from data_pipeline.encoder import Skip
+
 LARGEST_BATCH_RECORDS = 1024
+TOOLS_COLUMN = "tools"  # of chats: what the assistant may call, beside the messages
+# The rule by which Selection splits. By the first one, copies in a .jsonl that differed in other columns were apart.
+SELECTION_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -56,32 +63,63 @@ class SourcePlan:
 class Selection:
     """Chooses the records to take: all, heldout (about one in `every`) or train (the others); see conf.schema.Split.
 
-    The hash of a record's content decides: so neither the name of its file nor the records before it matter, and copies
-    of a document are never on both sides.
+    The hash of what is trained on decides: so neither the name or format of its file nor other columns or records
+    matter, and copies of a document are never on both sides.
     """
 
     records: str
     every: int
 
-    def takes(self, content: bytes) -> bool:
-        """Return whether the record with this content is taken."""
+    def takes(self, value: object) -> bool:
+        """Return whether the record with this content of its column is taken."""
         if self.records == "all":
             return True
-        number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
+        number = int.from_bytes(hashlib.blake2b(_identify(value), digest_size=8).digest())
         return (number % self.every == 0) == (self.records == "heldout")
 
-    def takes_value(self, value: object) -> bool:
-        """Return whether a record that is known by its column's content alone is taken."""
-        return self.records == "all" or self.takes(repr(value).encode())
+
+def _identify(value: object) -> bytes:
+    """Return bytes that are the same for the same text or chat, in whatever format and order of keys it was stored."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, Skip):
+        return str(value).encode("utf-8", "surrogatepass")
+    if isinstance(value, dict) and "messages" in value:
+        value = [value["messages"], value.get(TOOLS_COLUMN)] if value.get(TOOLS_COLUMN) else value["messages"]
+    try:
+        return orjson.dumps(drop_nulls(value), option=orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:  # half a character, or a kind of value that is no chat: encoders will say so
+        return repr(value).encode("utf-8", "surrogatepass")
+
+
+def drop_nulls(value: Any) -> Any:
+    """Return a value without members that are null: columnar files give every struct the members of all."""
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [drop_nulls(item) for item in value]
+    return value
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """Says what to read of a part. batch_bytes: about as much text as is read before it is encoded."""
+    """Says what to read of a part.
+
+    column: of the text or the messages. batch_bytes: about as much text as is read before it is encoded.
+    tools_column: of the tools beside messages, where a record has it; null for texts.
+    """
 
     column: str
     selection: Selection
     batch_bytes: int
+    tools_column: str | None = None
+
+    def combine(self, value: Any, tools: Any) -> Any:
+        """Return the value of a record: its column's content, with the tools beside it if there are any."""
+        if not tools or isinstance(value, Skip):
+            return value
+        inner = value if isinstance(value, dict) else {"messages": value}
+        return {TOOLS_COLUMN: tools} | inner
 
 
 @dataclass
@@ -101,6 +139,6 @@ class RecordBatch:
 
 def build_batch(values: list[Any], start: int, selection: Selection, bytes_per_record: int) -> RecordBatch:
     """Return the batch of the records of a part that begin with number `start`, of which `selection` takes some."""
-    taken = [i for i, value in enumerate(values) if selection.takes_value(value)]
+    taken = [i for i, value in enumerate(values) if selection.takes(value)]
     size = len(values) * bytes_per_record
     return RecordBatch([start + i for i in taken], [values[i] for i in taken], start + len(values), size, size)

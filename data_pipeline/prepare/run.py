@@ -17,8 +17,8 @@ from data_pipeline.encoder import RecordEncoder
 from data_pipeline.prepare import finish
 from data_pipeline.prepare.console import SourceProgress, SourceReport
 from data_pipeline.prepare.identity import begin, lock_directory
-from data_pipeline.prepare.inputs import list_left_out
-from data_pipeline.prepare.part import Part, Selection, SourcePlan
+from data_pipeline.prepare.inputs import list_left_out, list_surprises
+from data_pipeline.prepare.part import SELECTION_VERSION, Part, Selection, SourcePlan
 from data_pipeline.prepare.plan import plan_source
 from data_pipeline.prepare.pool import WorkerPool, num_cores
 from data_pipeline.prepare.shards import CompleteShard, Job, TokenizeTask, check_files, load_complete_shards
@@ -113,7 +113,7 @@ class _Preparation:
     def run(self) -> SourceReport:
         """Prepare the source; the caller has locked the directory."""
         plan = plan_source(self._input, self._job.column, self._job.shard_bytes)
-        begin(self._directory, self._identity(plan))
+        begin(self._directory, self._identity(plan) | self._former_selection())
         if manifest_path(self._directory).exists():
             return self._up_to_date(plan)
         finish.remove_leftovers(self._directory, keep_notes=True)
@@ -142,7 +142,7 @@ class _Preparation:
         job = self._job
         settings: dict[str, Any] = {"column": job.column, "rows": job.selection.records}
         if job.selection.records != "all":
-            settings["heldout_every"] = job.selection.every
+            settings |= {"heldout_every": job.selection.every, "selection": SELECTION_VERSION}
         for key in ("dataset", "subset", "split") if self._input.dataset else ():
             settings[key] = getattr(self._input, key)
         return settings | {
@@ -150,6 +150,12 @@ class _Preparation:
             "mask_token": job.mask_token,
             "encoder": self._encoder.settings(),
         }
+
+    def _former_selection(self) -> dict[str, Any]:
+        """Return the rule by which the records of a finished dataset were selected, which stays its own."""
+        if self._job.selection.records == "all" or not manifest_path(self._directory).exists():
+            return {}
+        return {"selection": load_manifest(self._directory).settings.get("selection")}
 
     def _identity(self, plan: SourcePlan) -> dict[str, Any]:
         header = {"format_version": FORMAT_VERSION, "kind": self._job.kind, "tokenizer_fingerprint": self._fingerprint}
@@ -230,6 +236,7 @@ class _Preparation:
         if left_out := list_left_out(self._input.files) if self._input.files else []:
             more = ", ..." if len(left_out) > NAMES_SHOWN else ""
             warnings.append(f"{len(left_out)} files are not read: {', '.join(left_out[:NAMES_SHOWN])}{more}")
+        warnings += list_surprises(self._input.files) if self._input.files else []
         return SourceReport(self._name, self._directory, manifest, manifest.source["skipped"], seconds, rate, warnings)
 
 

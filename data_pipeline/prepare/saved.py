@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.parquet import column_values
+from data_pipeline.prepare.parquet import batch_values, wanted_columns
 from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted, build_batch
 from data_pipeline.storage.manifest import sample_sha256
 
@@ -44,20 +44,21 @@ def plan_saved(path: Path, split: str, column: str, shard_bytes: int) -> SourceP
 
 def read_saved(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
     """Yield records [part.start, part.end)."""
-    dataset = _load(Path(part.path), part.options["split"]).select_columns([wanted.column]).with_format("arrow")
+    loaded = _load(Path(part.path), part.options["split"])
+    dataset = loaded.select_columns(wanted_columns(loaded.column_names, wanted)).with_format("arrow")
     bytes_per_record = max(1, part.size // max(1, part.end - part.start))
     batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
     for start in range(part.start, part.end, batch_records):
-        values = _read_values(dataset, start, min(start + batch_records, part.end), wanted.column, part.path)
+        values = _read_values(dataset, start, min(start + batch_records, part.end), wanted, part.path)
         yield build_batch(values, start - part.start, wanted.selection, bytes_per_record)
 
 
-def _read_values(dataset: Dataset, start: int, end: int, column: str, path: str) -> list[Any]:
+def _read_values(dataset: Dataset, start: int, end: int, wanted: Wanted, path: str) -> list[Any]:
     try:
         table: Any = dataset[start:end]
     except Exception as error:  # as _load
         raise UserError(f"{path}, record {start}: cannot be read: {error}") from error
-    return column_values(table.column(column))
+    return batch_values(table, wanted)
 
 
 def _load(path: Path, split: str) -> Dataset:

@@ -17,7 +17,7 @@ import orjson
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from conf.system.errors import UserError
 from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, build_text_encoder
-from data_pipeline.prepare.part import Part, RecordBatch, Selection, Wanted
+from data_pipeline.prepare.part import TOOLS_COLUMN, Part, RecordBatch, Selection, Wanted
 from data_pipeline.prepare.plan import read_records
 from data_pipeline.prepare.writer import ShardContents, ShardWriter, writing
 from data_pipeline.storage.manifest import bin_path, index_path
@@ -45,7 +45,8 @@ class Job:
     @property
     def wanted(self) -> Wanted:
         """Return what to read. A batch is never cut, so it must not be larger than a shard."""
-        return Wanted(self.column, self.selection, min(BATCH_BYTES, self.shard_bytes))
+        tools_column = TOOLS_COLUMN if self.kind == "chat" else None
+        return Wanted(self.column, self.selection, min(BATCH_BYTES, self.shard_bytes), tools_column)
 
     def build_encoder(self) -> RecordEncoder:
         """Build the encoder of this kind of documents. Raises UserError as its own builder does."""

@@ -7,7 +7,7 @@ A record holds one of three things:
     {"text": text}        encoded as training data is; its first tokens are the prompt
 
 If a record has messages, its prompt and text are ignored: chat data sets often repeat the first question or the whole
-chat there.
+chat there. Tools beside the messages ({"tools": [...]}) are handed to the chat template.
 """
 
 import json
@@ -68,7 +68,7 @@ def encode_prompt_record(
     """
     kind = _find_kind(record, place)
     if kind == "messages":
-        token_ids = _encode_chat(record[kind], place, tokenizer)
+        token_ids = _encode_chat(record[kind], record.get("tools"), place, tokenizer)
     else:
         token_ids = _encode_text(check_text(record[kind], f'{place}: "{kind}"'), kind, tokenizer, prompt_tokens)
     if not token_ids:
@@ -124,21 +124,38 @@ def _encode_text(text: str, kind: str, tokenizer: "PreTrainedTokenizerFast", pro
     return encoded["input_ids"][:prompt_tokens]
 
 
-def _encode_chat(messages: Any, place: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+def _encode_chat(messages: Any, tools: Any, place: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     if not tokenizer.chat_template:
         raise UserError(
             f'{place} has "messages", but the checkpoint has no chat template: put chat_template.jinja there (training '
             'takes chat_template=chatml), or give "prompt" or "text"'
         )
+    messages, tools = _check_messages(messages, place), _check_tools(tools, place)
+    token_ids = _apply_template(messages, tools, place, tokenizer)
+    if tools and token_ids == _apply_template(messages, None, place, tokenizer):
+        raise UserError(f"{place}: the checkpoint's chat template does not write tools: describe them in a message")
+    return token_ids
+
+
+def _apply_template(messages: Any, tools: Any, place: str, tokenizer: "PreTrainedTokenizerFast") -> list[int]:
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            _check_messages(messages, place), add_generation_prompt=True, return_dict=True
+            messages, tools=tools, add_generation_prompt=True, return_dict=True
         )
-    except UserError:
-        raise
     except Exception as error:  # a template may raise anything
         raise UserError(f"{place}: the checkpoint's chat template rejects the messages: {error}") from None
     return encoded["input_ids"]
+
+
+def _check_tools(tools: Any, place: str) -> list[dict[str, Any]] | None:
+    """Return the tools, given as a list or as its JSON; None if there are none."""
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+    except ValueError:
+        raise UserError(f'{place}: "tools" is text that is no JSON') from None
+    if tools and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise UserError(f'{place}: "tools" must be a list of objects that describe functions')
+    return tools or None
 
 
 def _check_messages(messages: Any, place: str) -> list[dict[str, Any]]:

@@ -89,12 +89,12 @@ def dequantize_into(
     """
     stored, factors = reader.read(name), reader.read(scale.name).float()
     values = out.view(stored.shape) if out.is_contiguous() else torch.empty(stored.shape, dtype=out.dtype)
-    rows = max(1, CHUNK_ELEMENTS // max(1, stored[0].numel()))
+    step = max(1, CHUNK_ELEMENTS // max(1, stored[0].numel()))
     if block is not None:
-        rows = -(-rows // block[0]) * block[0]  # chunks of whole blocks
-    for first in range(0, len(stored), rows):
-        part = stored[first : first + rows].float()
-        values[first : first + rows] = part * _expand(factors, block, first, part)
+        step = -(-step // block[0]) * block[0]  # chunks of whole blocks
+    for first in range(0, len(stored), step):
+        part = stored[first : first + step].float()
+        values[first : first + step] = part * _expand(factors, block, first, part)
     if values.data_ptr() != out.data_ptr():
         out.copy_(values.view(out.shape))
 

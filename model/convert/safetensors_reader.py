@@ -41,7 +41,10 @@ class TensorRecord:
 
 
 class SafetensorsReader:
-    """Reads the tensors of a Hugging Face directory: one model.safetensors, or shards named by an index.
+    """Reads the tensors of a Hugging Face directory: one model.safetensors, else shards named by an index.
+
+    Where both are there, the single file counts, as for transformers, which leaves the index of earlier shards when a
+    model is saved again in one file.
 
     Use it as a context manager; files are opened once. `records` maps names to places, in the order of the files.
 
@@ -104,12 +107,11 @@ def compute_checksum(tensor: Tensor) -> int:
 
 
 def _read_records(directory: Path) -> dict[str, TensorRecord]:
-    index = directory / INDEX_NAME
-    if not index.is_file():
-        single = directory / SINGLE_NAME
-        if not single.is_file():
-            raise UserError(f"{directory} has neither {SINGLE_NAME} nor {INDEX_NAME}: {_what_is_there(directory)}")
+    index, single = directory / INDEX_NAME, directory / SINGLE_NAME
+    if single.is_file():
         return {record.name: record for record in read_header(single)}
+    if not index.is_file():
+        raise UserError(f"{directory} has neither {SINGLE_NAME} nor {INDEX_NAME}: {_what_is_there(directory)}")
     file_of = _read_index(index)
     records = {record.name: record for path in _shards(directory, file_of) for record in read_header(path)}
     _compare_with_index(records, file_of, index)

@@ -124,8 +124,9 @@ def _share_documents(heldout: StoredTokens, trained: StoredTokens) -> bool:
         for dataset in (heldout.manifest, trained.manifest)
     ]
     manifests = (heldout.manifest, trained.manifest)
-    parts = [(manifest.settings.get("rows"), manifest.settings.get("heldout_every")) for manifest in manifests]
-    exclude = {kind for kind, _ in parts} == {"train", "heldout"} and parts[0][1] == parts[1][1]
+    kinds = {manifest.settings.get("rows") for manifest in manifests}
+    rules = [[manifest.settings.get(key) for key in ("heldout_every", "selection")] for manifest in manifests]
+    exclude = kinds == {"train", "heldout"} and rules[0] == rules[1]
     return bool(files[0] & files[1]) and not exclude
 
 

@@ -1,5 +1,6 @@
 """Usable chats are accepted; each of the others is refused with its reason."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from data_pipeline.chat.messages import ReservedTokens, find_reserved_tokens, read_chat
+from data_pipeline.chat.messages import ReservedTokens, find_reserved_tokens, read_chat, read_tools
 from data_pipeline.encoder import Skip
 from data_pipeline.toy.tokenizer import MASK_TOKEN, reserved_tokens
 
@@ -97,6 +98,39 @@ def test_thinking_tokens_count_where_the_tokenizer_has_them_as_ordinary_ones() -
     reserved = find_reserved_tokens(tokenizer, MASK_TOKEN)
     assert str(read_chat(response(thinking="<think>"), reserved)).startswith("spells a reserved token")
     assert read_chat(response(thinking="ordinary"), reserved) == response(reasoning_content="ordinary")
+
+
+def test_thinking_in_the_content_and_beside_it_is_refused(reserved: ReservedTokens) -> None:
+    chat = response(content="<think>Hm.</think>That.", reasoning_content="Hm.")
+    assert str(read_chat(chat, reserved)) == "thinking given twice (message 2 has it in its content and beside it)"
+    assert not isinstance(read_chat(response(content="<think>Hm.</think>That.", thinking=" "), reserved), Skip)
+
+
+ADD = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("tools", "expected"),
+    [
+        (NULL, []),
+        ([], []),
+        ("", []),
+        ([ADD], [ADD]),
+        (json.dumps([ADD]), [ADD]),
+        ([ADD["function"]], [ADD["function"]]),
+        ("{", "malformed tools (they are text that is no JSON)"),
+        ({"name": "add"}, "malformed tools"),
+        ([{"type": "function"}], "malformed tools"),
+        ([{"name": "add", "description": "ends <|im_end|> here"}], "spells a reserved token (in tools)"),
+    ],
+)
+def test_tools_are_read_or_refused(tools: object, expected: Any, reserved: ReservedTokens) -> None:
+    found = read_tools({"messages": response(), "tools": tools}, reserved)
+    if isinstance(expected, str):
+        assert str(found).startswith(expected)
+    else:
+        assert found == expected
+    assert read_tools(response(), reserved) == []
 
 
 def test_exactly_the_reserved_tokens_are_found(reserved: ReservedTokens) -> None:

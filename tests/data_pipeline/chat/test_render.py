@@ -60,6 +60,17 @@ def test_what_precedes_a_response_is_the_prompt_decoding_starts_from(
         assert rendered.text[:start] == prompt
 
 
+def test_tools_are_rendered_or_the_chat_is_refused() -> None:
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    assert str(ChatRenderer(CHATML_TEXT, {}).split(CHAT, tools)).startswith("rejected by the chat template")
+    head, loop = CHATML_TEXT.split("{%- for message in messages -%}", 1)
+    without_check = head.split("{%- if tools -%}")[0] + "{%- for message in messages -%}" + loop
+    assert str(ChatRenderer(without_check, {}).split(CHAT, tools)) == "tools not rendered by the chat template (add)"
+    segments = ChatRenderer("{{ tools | tojson }}" + without_check, {}).split(CHAT, tools)
+    assert not isinstance(segments, Skip)
+    assert segments[0].startswith('[{"type": "function", "function": {"name": "add"')
+
+
 def test_a_template_can_name_special_tokens() -> None:
     template = "{{ bos_token }}" + CHATML_TEXT
     segments = ChatRenderer(template, {"bos_token": "<s>"}).split(CHAT)

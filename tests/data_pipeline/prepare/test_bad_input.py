@@ -52,6 +52,21 @@ def test_bad_lines_are_counted_and_listed_with_file_and_line(workshop, suffix) -
     assert report.manifest.source["num_rows"] == len(GOOD) + len(BAD_LINES)
 
 
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e400", b'"\\ud800"', b"1" * 400])
+def test_what_is_no_json_counts_only_in_the_column_that_is_read(workshop, number) -> None:
+    lines = [b'{"score": %b, "text": "a"}' % number, b'{"text": "b", "more": {"scores": [%b]}}' % number]
+    workshop.write("a.jsonl", b"\n".join([*lines, b'{"text": %b}' % number, *lines_of(GOOD)]))
+    report = workshop.prepare(max_skipped_share=0.1)
+    assert report.manifest.documents == len(GOOD) + 2
+    assert len(report.skipped) == 1
+    [record] = skipped_records(workshop)
+    assert (record["line"], record["reason"]) in [
+        (3, "broken JSON"),
+        (3, "invalid UTF-8"),
+        (3, "text is not a string"),
+    ]
+
+
 def test_more_than_the_allowed_share_is_an_error_that_a_larger_share_resolves(workshop) -> None:
     workshop.write("a.jsonl", b"\n".join([*lines_of(GOOD), b"{"]))
     with pytest.raises(UserError, match=r"1 of 201 records.*max_skipped_share=0.001(.|\n)*a.jsonl:201: broken JSON"):

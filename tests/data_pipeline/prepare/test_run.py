@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -148,6 +149,37 @@ def test_held_out_records_are_those_that_training_leaves(
     train, heldout = found
     assert sorted(train + heldout) == sorted(expected(tokenizer_dir, texts))
     assert 5 <= len(heldout) <= 22  # of 40
+
+
+def test_copies_that_differ_in_other_columns_are_on_one_side_in_every_format(workshop, texts, read_documents) -> None:
+    copies = [{"id": number, "text": text} for number, text in enumerate(texts * 3)]
+    workshop.write("lines.jsonl", copies)
+    pq.write_table(
+        pa.Table.from_pylist([{"text": one["text"]} for one in copies]), workshop.folder / "in" / "b.parquet"
+    )
+    found = {}
+    for split in ("train", "heldout"):
+        workshop.prepare(workshop.folder / split, {"records": Split(split)}, heldout_every=3)
+        found[split] = [tuple(document) for document in read_documents(workshop.folder / split)]
+    assert not set(found["train"]) & set(found["heldout"])
+    assert len(found["train"]) + len(found["heldout"]) == 6 * len(texts)
+    assert found["heldout"]
+    assert all(count % 6 == 0 for count in Counter(found["heldout"]).values())
+
+
+def test_a_split_of_the_former_rule_stays_as_it_is(workshop) -> None:
+    workshop.write("a.jsonl", [{"text": f"record {i}"} for i in range(40)])
+    former = {"records": Split.train}
+    workshop.prepare(input_=former, heldout_every=4)
+    for name in ("manifest.json", "plan.json"):  # what an earlier version wrote
+        path = workshop.output / name
+        values = json.loads(path.read_text())
+        values.get("settings", values).pop("selection")
+        path.write_text(json.dumps(values))
+    assert workshop.prepare(input_=former, heldout_every=4).was_up_to_date
+    (workshop.output / "manifest.json").unlink()
+    with pytest.raises(UserError, match="begun with other inputs or settings: selection was None, now 2"):
+        workshop.prepare(input_=former, heldout_every=4)
 
 
 def test_files_shorter_than_heldout_every_hold_out_records_too(workshop) -> None:

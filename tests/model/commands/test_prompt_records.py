@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from conf.system.errors import UserError
 from data_pipeline.chat.template import load_chat_template
 from data_pipeline.toy.tokenizer import train_tokenizer
 from model.commands.prompt_records import encode_prompt_record, lacks_response, read_prompt_records
@@ -36,6 +37,29 @@ def test_messages_win_over_what_repeats_them(tmp_path: Path) -> None:
     both = record | {"prompt": "Why?", "text": "Why? Because."}
     expected = encode_prompt_record(record, "here:1", tokenizer, prompt_tokens=3)
     assert encode_prompt_record(both, "here:1", tokenizer, prompt_tokens=3) == expected
+
+
+def test_tools_go_to_the_chat_template_or_are_refused(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer([TEXT], VOCAB_SIZE)
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+
+    def encode(tools: Any) -> list[int]:
+        record = {"messages": [QUESTION], "tools": tools}
+        return encode_prompt_record(record, "here:1", tokenizer, prompt_tokens=3)
+
+    tokenizer.chat_template = load_chat_template(tmp_path, "chatml")
+    plain = encode(None)
+    assert encode([]) == encode("") == plain
+    with pytest.raises(UserError, match=r"here:1: the checkpoint's chat template rejects the messages.*no tools"):
+        encode(tools)
+    tokenizer.chat_template = "{{ tools | tojson if tools }}{{ messages[0]['content'] }}"
+    assert encode(tools) == encode(json.dumps(tools)) != encode(None)
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(UserError, match="does not write tools: describe them in a message"):
+        encode(tools)
+    for wrong, message in (("{", "is text that is no JSON"), ({"name": "add"}, "must be a list of objects")):
+        with pytest.raises(UserError, match=f'here:1: "tools" {message}'):
+            encode(wrong)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import Ministral3ForCausalLM
 
 from conf.system.errors import UserError
 from model.convert.safetensors_reader import INDEX_NAME, SafetensorsReader
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec, plan_shards
+from tests.helpers.tiny_checkpoints import make_ministral3_vlm
 
 WEIGHTS = {
     "b": torch.randn(3, 5).bfloat16(),
@@ -152,6 +154,19 @@ def test_an_index_that_does_not_fit_its_shards_is_refused(tmp_path, change, mess
     change(index["weight_map"])
     (tmp_path / INDEX_NAME).write_text(json.dumps(index))
     refuse(tmp_path, message)
+
+
+def test_a_single_file_counts_before_the_index_of_earlier_shards_as_for_transformers(tmp_path):
+    network = make_ministral3_vlm(tmp_path, spelling="text", seed=1, shards=True)
+    assert (tmp_path / INDEX_NAME).is_file()
+    newer = make_ministral3_vlm(tmp_path / "newer", spelling="text", seed=2)
+    (tmp_path / "newer" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    name = "model.norm.weight"
+    loaded = Ministral3ForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).get_parameter(name)
+    with SafetensorsReader(tmp_path) as reader:
+        assert torch.equal(reader.read(name), loaded)
+    assert torch.equal(loaded, newer.get_parameter(name))
+    assert not torch.equal(loaded, network.get_parameter(name))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 200_000])
