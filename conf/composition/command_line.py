@@ -13,12 +13,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from conf.composition.blends import allow_new_keys
-from conf.composition.compose import refuse_hidden_layout, register_schema, to_config
+from conf.composition.compose import prepare_overrides, refuse_hidden_layout, register_schema, to_config
 from conf.composition.explain import explain
 from conf.composition.help import help_text
 from conf.composition.trees import CONFIG_NAME, ConfigTree
-from conf.system.entry import exit_status
+from conf.system.entry import exit_status, read_world_size
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -44,7 +43,7 @@ def _run_command[Config](tree: ConfigTree[Config], usage: str, run: Callable[[Co
         print(help_text(tree, usage, [word for word in words if not word.startswith("-")]), end="")
         return 0
     for config in _compose_command_line(tree):
-        if status := run(config, int(os.environ.get("WORLD_SIZE", "1"))):
+        if status := run(config, read_world_size()):
             return status
     return 0
 
@@ -61,8 +60,7 @@ def _compose_command_line[Config](tree: ConfigTree[Config]) -> list[Config]:
         compositions.append(composed)
 
     register_schema(tree)
-    if tree.has_blends:
-        sys.argv[1:] = allow_new_keys(sys.argv[1:])
+    sys.argv[1:] = prepare_overrides(sys.argv[1:], tree)
     os.environ[FULL_ERROR] = "1"  # while composing: Hydra raises its errors here instead of printing them
     try:
         keep()

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from conf.composition.blends import allow_new_keys, check_source_names, read_blends, to_schema_key
 from conf.composition.explain import explain, explain_unknown_keys
+from conf.composition.text_settings import keep_text
 from conf.composition.trees import CONFIG_NAME, DRAFTER_TREE, RUN_TREE, ConfigTree
 from conf.schema import DataConfig, ParallelConfig, RunConfig
 from conf.schema.drafter import DrafterConfig
@@ -54,11 +55,17 @@ def compose_groups(overrides: list[str], tree: ConfigTree = RUN_TREE) -> DictCon
     register_schema(tree)
     try:
         with initialize_config_module(tree.module, version_base="1.3"):
-            composed = compose(CONFIG_NAME, allow_new_keys(overrides) if tree.has_blends else overrides)
+            composed = compose(CONFIG_NAME, prepare_overrides(overrides, tree))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise explain(error, tree) from error
     refuse_hidden_layout(overrides, composed, tree)
     return composed
+
+
+def prepare_overrides(overrides: list[str], tree: ConfigTree) -> list[str]:
+    """Return the overrides as Hydra must get them: text stays text, and sources of a blend may have new keys."""
+    overrides = keep_text(overrides, tree)
+    return allow_new_keys(overrides) if tree.has_blends else overrides
 
 
 def refuse_hidden_layout(overrides: list[str], composed: DictConfig, tree: ConfigTree) -> None:

@@ -5,9 +5,11 @@ from functools import reduce
 from math import isfinite
 from typing import Any, NamedTuple
 
+LIMIT = 1 << 63  # seeds and the indices of samples are signed 64-bit numbers
+
 
 class Ranges(NamedTuple):
-    """Dotted keys of numbers by the range they must lie in. Every number must also be finite; null is allowed.
+    """Dotted keys of numbers by the range they must lie in. Each is also finite and below LIMIT; null is allowed.
 
     below_one: 0 to 1, 1 excluded. between: 0 to 1, both excluded.
     """
@@ -99,8 +101,12 @@ def broken_ranges(config: Any, ranges: Ranges) -> Iterator[str]:
     for keys, fits, requirement in tables:
         for key in keys:
             value = read_key(config, key)
-            if value is not None and not (isfinite(value) and fits(value)):
+            if value is None:
+                continue
+            if not (isfinite(value) and fits(value)):
                 yield f"{key}={value} {requirement}"
+            elif value >= LIMIT:
+                yield f"{key}={value} must be smaller than 2^63"
 
 
 def read_key(config: Any, dotted: str) -> Any:

@@ -79,6 +79,23 @@ def _say_once(error: UserError, show_traceback: bool = False) -> None:
     print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
 
 
+def read_world_size() -> int:
+    """Return the number of processes that WORLD_SIZE says, 1 without it. Raises: UserError if it is no such number."""
+    return read_count("WORLD_SIZE", smallest=1)
+
+
+def read_count(variable: str, smallest: int) -> int:
+    """Return a whole number from the environment, `smallest` if it is not set. Raises: UserError if it is none."""
+    text = os.environ.get(variable, str(smallest))
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < smallest:
+        raise UserError(
+            f"the environment says {variable}={text}, which is no whole number of at least {smallest}: start with "
+            f"torchrun, which sets it, or unset {variable}"
+        )
+    return int(text)
+
+
 def _rank() -> int:
-    """Return the rank that torchrun gave this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    """Return the rank that torchrun gave this process; 0 without torchrun, or where it is no number."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdecimal() else 0

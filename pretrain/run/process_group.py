@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from conf.schema import Device
+from conf.system.entry import read_count, read_world_size
 from conf.system.errors import UserError
 
 
@@ -116,10 +117,33 @@ def start_process_group(device: torch.device, timeout_minutes: float) -> None:
 
 
 def _default_single_process_environment() -> None:
-    """Describe a group of one process to torch where torchrun has described none."""
+    """Describe a group of one process to torch where torchrun has described none.
+
+    Raises: UserError if the environment describes a group by halves.
+    """
     if "RANK" in os.environ:
+        _check_environment()
         return
+    if read_world_size() > 1:
+        raise UserError(
+            f"the environment says WORLD_SIZE={os.environ['WORLD_SIZE']} without RANK: start with torchrun, which sets "
+            "both, or unset WORLD_SIZE"
+        )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def _check_environment() -> None:
+    """Check what torch reads of a group of processes. Raises: UserError naming what is missing or wrong."""
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"the environment says RANK={os.environ['RANK']} without {', '.join(missing)}: start with torchrun, which "
+            "sets them all, or unset RANK"
+        )
+    rank, world_size = read_count("RANK", smallest=0), read_world_size()
+    read_count("MASTER_PORT", smallest=1)
+    if rank >= world_size:
+        raise UserError(f"the environment says RANK={rank} of WORLD_SIZE={world_size}: ranks begin at 0")

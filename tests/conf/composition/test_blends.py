@@ -55,7 +55,6 @@ def test_one_source_of_a_group_can_be_overridden() -> None:
         ("{web.v1: {path: a}}", ["'web.v1' cannot name a source"]),
         ("{web: {path: a, weight: 1, tokens: 1e6}}", ["data.train.web has both"]),
         ("{web: {path: a, weight: 1}, code: {path: ./a, weight: 1}}", ["more than once", "web, code"]),
-        ("3", ["data.train=3"]),
         ("{web: {path: a}, code: {path: b, weight: 1}}", ["web, code", "each of them a weight"]),
         ("{web: {path: a, weight: 1}, code: {path: b, tokens: 1e6}}", ["weight: web", "tokens: code"]),
         ("{web: {path: a, weight: 1}, code: {path: a, weight: 1}}", ["more than once", "web, code"]),

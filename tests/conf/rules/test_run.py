@@ -62,6 +62,8 @@ def test_the_defaults_work_on_any_world_size_that_divides_the_batch(world_size: 
         (["parallel.overlap_param_gather=true"], 1, ["parallel.overlap_grad_reduce=true"]),
         (["parallel.bucket_parameters=1000"], 1, ["no effect", "parallel.overlap_grad_reduce=true"]),
         (["parallel.overlap_grad_reduce=true", "parallel.bucket_parameters=0"], 1, ["must be positive"]),
+        (["train.seed=18446744073709551615"], 1, ["train.seed=18446744073709551615 must be smaller than 2^63"]),
+        (["train.tokens=1e30"], 1, ["train.tokens=1e+30 must be smaller than 2^63"]),
         (["stage=joint", *CP2, "stage.block_size=10", "data.sequence_length=192"], 2, ["length=160"]),
         (["schedule.final_lr=1"], 1, ["schedule.final_lr=1", "schedule.peak_lr=1e-05"]),
         (["schedule.decay_fraction=0.995"], 1, ["schedule.warmup_fraction=0.01", "schedule.decay_fraction=0.995"]),

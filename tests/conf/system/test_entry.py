@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 import conf.system.entry
-from conf.system.entry import OneLineParser, exit_status, quiet_libraries
+from conf.system.entry import OneLineParser, exit_status, quiet_libraries, read_world_size
 from conf.system.errors import ConfigError, UserError
 
 
@@ -23,6 +23,17 @@ def raising(error: BaseException):
 def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(conf.system.entry, "SECONDS_FOR_RANK_0", 0.0)
+
+
+def test_the_number_of_processes_is_a_number_or_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert read_world_size() == 1
+    monkeypatch.setenv("WORLD_SIZE", "256")
+    assert read_world_size() == 256
+    for text in ("abc", "0", "-1", "1e3", "", "9" * 20):
+        monkeypatch.setenv("WORLD_SIZE", text)
+        with pytest.raises(UserError, match=f"WORLD_SIZE={text}, which is no whole number of at least 1: start with"):
+            read_world_size()
 
 
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (1, 1)])

@@ -1,6 +1,8 @@
 """Signals, in a process of its own: what it exits with, and when."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +49,58 @@ def send(*signals: signal.Signals, mode: str = "now") -> tuple[int, str]:
         time.sleep(0.2)
     output += process.communicate(timeout=20)[0]
     return process.returncode, output
+
+
+# Waits inside torch for a rank that never starts, or for a master that does not resolve.
+WAITING = """
+import os, sys
+from conf.schema import Device
+from conf.system.entry import exit_status
+from pretrain.run import stop
+
+stop.listen()
+from pretrain.run.process_group import choose_device, start_process_group
+
+def work():
+    print("listening", flush=True)
+    if "deferred" in sys.argv:
+        with stop.deferred():
+            start_process_group(choose_device(Device.auto), 10)
+    start_process_group(choose_device(Device.auto), 10)
+
+sys.exit(exit_status(work))
+"""
+
+
+@pytest.mark.parametrize("master", ["127.0.0.1", "no-such-host.invalid"])
+@pytest.mark.parametrize(
+    ("numbers", "mode", "status"),
+    [
+        ((signal.SIGINT,), "now", EXIT_INTERRUPTED),
+        ((signal.SIGTERM,), "now", EXIT_STOPPED),
+        ((signal.SIGINT, signal.SIGINT), "deferred", EXIT_INTERRUPTED),
+    ],
+)
+def test_a_signal_is_heard_while_ranks_wait_for_each_other(numbers, mode, status, master) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": master, "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", WAITING, mode]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | group, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1)
+    begin = time.monotonic()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.2)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert time.monotonic() - begin < 20
+    assert "nothing new to save: the same command starts again" in errors
 
 
 @pytest.mark.parametrize(
