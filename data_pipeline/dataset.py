@@ -42,6 +42,7 @@ class TokenDataset:
         self.seed = seed
         self.shuffle = shuffle
         self._vocab_size: int | None = None
+        self._mask_token_id: int | None = None
         self._packer = build_packer(self.stored.kind, form)
         self._index = PackingIndexBuilder(self.stored, self._packer, checks_files).load()
         self._check_enough()
@@ -76,7 +77,7 @@ class TokenDataset:
         """Return the segments of a packed sequence."""
         shard, entries, sequence = self._index.find(packed)
         segments = self._packer.read(self.stored.open_shard(shard), entries, sequence)
-        self._check_largest(int(segments.tokens.max()))
+        self._check_ids(segments.tokens)
         return segments
 
     def build_sequence(self, number: int, sample_index: int = 0) -> Batch:
@@ -84,13 +85,15 @@ class TokenDataset:
         segments = self.read_segments(self.place(number))
         return lay_out(segments, self.form, self.block_padding_token_id, sample_index)
 
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Raise UserError if a token id does not fit a model of `vocab_size`.
+    def check_vocabulary(self, vocab_size: int, mask_token_id: int) -> None:
+        """Raise UserError if a token id does not fit a model of `vocab_size`, or is the mask token, which is no text.
 
         Without a manifest a sample of the data is read now; every sequence is checked as it is built.
         """
-        self._vocab_size = vocab_size
+        self._vocab_size, self._mask_token_id = vocab_size, mask_token_id
         self._check_largest(self.stored.max_token_id)
+        for chunk in () if self.stored.manifest else self.stored.sample():
+            self._check_ids(chunk)
 
     def check_tokenizer(self, tokenizer_fingerprint: str) -> None:
         """Raise UserError if the data were made by another tokenizer; without a manifest this is unknown."""
@@ -113,6 +116,18 @@ class TokenDataset:
             raise UserError(
                 f"{path} holds {self.stored.num_tokens} tokens, fewer than one sequence of {length}: use "
                 "more data or a smaller data.sequence_length."
+            )
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        self._check_largest(int(tokens.max()))
+        if (smallest := int(tokens.min())) < 0:
+            raise UserError(
+                f"{self.stored.path} contains token id {smallest}: ids are not negative; tokenise it again."
+            )
+        if self._mask_token_id is not None and (tokens == self._mask_token_id).any():
+            raise UserError(
+                f"{self.stored.path} contains the mask token (id {self._mask_token_id}), which stands for what is "
+                "predicted and is no text: tokenise it without reserved tokens, or choose another data.mask_token."
             )
 
     def _check_largest(self, largest: int) -> None:

@@ -7,6 +7,7 @@ and one past the last (int64).
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -53,16 +54,37 @@ def encode_index(dtype: np.dtype, lengths: np.ndarray, sequences_per_document: n
 
 
 def check_index_file(path: Path) -> None:
-    """Raise UserError unless `path` is a complete index.
+    """Raise UserError unless `path` is a complete index of token ids, whose documents are made of all its sequences.
 
     megatron-core asserts, reads past the end of such a file, or leaves a half-built object.
     """
     with open(path, "rb") as file:
         header = file.read(INDEX_HEADER.size)
-    if len(header) == INDEX_HEADER.size:
+        if len(header) < INDEX_HEADER.size:
+            raise _incomplete(path)
         magic, version, dtype_code, sequences, boundaries = INDEX_HEADER.unpack(header)
-        needed = INDEX_HEADER.size + BYTES_PER_SEQUENCE * sequences + BYTES_PER_BOUNDARY * boundaries
+        first = INDEX_HEADER.size + BYTES_PER_SEQUENCE * sequences
+        last = first + BYTES_PER_BOUNDARY * (boundaries - 1)
         known = magic == INDEX_MAGIC and version == INDEX_VERSION and dtype_code in DTYPE_CODES.values()
-        if known and path.stat().st_size >= needed:
-            return
-    raise UserError(f"{path} is not a complete megatron-core index: tokenise the data again.")
+        if not known or path.stat().st_size < last + BYTES_PER_BOUNDARY:
+            raise _incomplete(path)
+        ends = [_read_boundary(file, place) for place in (first, last)] if boundaries else []
+    dtype = next(name for name, code in DTYPE_CODES.items() if code == dtype_code)
+    if dtype.startswith("float"):
+        wrong = f"holds {dtype} numbers, and token ids are integers"
+    elif not ends or ends[0] != 0:
+        wrong = "has documents that do not begin with the first sequence"
+    elif ends[1] != sequences:
+        wrong = f"has {sequences} sequences, but the last document ends after {ends[1]}"
+    else:
+        return
+    raise UserError(f"{path} {wrong}: write the pair again with the tool that made it.")
+
+
+def _incomplete(path: Path) -> UserError:
+    return UserError(f"{path} is not a complete megatron-core index: tokenise the data again.")
+
+
+def _read_boundary(file: BinaryIO, place: int) -> int:
+    file.seek(place)
+    return int.from_bytes(file.read(BYTES_PER_BOUNDARY), "little", signed=True)

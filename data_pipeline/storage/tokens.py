@@ -42,6 +42,8 @@ class Shard:
         self.num_documents = len(self._index.document_indices) - 1
         self.num_tokens = bin_path(prefix).stat().st_size // self._dtype.itemsize
         self._check_size(expected_tokens)
+        if expected_tokens is None:
+            self._check_documents()
 
     def segment_bounds(self, first_document: int, end_document: int) -> np.ndarray:
         """Return [n + 1] the index of the first segment of each of n documents, and of the segment after them."""
@@ -85,7 +87,33 @@ class Shard:
                 + ". Prepare the data again."
             )
 
+    def _check_documents(self) -> None:
+        """Check the index of another tool, which need not be megatron-core's own."""
+        wrong = None
+        if any((np.diff(part) < 0).any() for part in _overlapping(self._index.document_indices)):
+            wrong = "has documents that are not in order"
+        elif not self._is_end_to_end():
+            wrong = "has sequences that do not lie end to end"
+        if wrong:
+            raise UserError(f"{index_path(self.prefix)} {wrong}: write the pair again with the tool that made it.")
 
+    def _is_end_to_end(self) -> bool:
+        parts = zip(
+            _overlapping(self._index.sequence_pointers), _overlapping(self._index.sequence_lengths), strict=True
+        )
+        return all(
+            (lengths >= 0).all() and (np.diff(starts) == lengths[:-1].astype(np.int64) * self._dtype.itemsize).all()
+            for starts, lengths in parts
+        )
+
+
+def _overlapping(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield parts of a memory-mapped array; the first element of each is the last one of the part before."""
+    for start in range(0, max(1, len(array) - 1), INDEX_CHUNK):
+        yield array[start : start + INDEX_CHUNK + 1]
+
+
+INDEX_CHUNK = 1 << 20
 SCAN_CHUNK_TOKENS = 1 << 22
 # Of data without a manifest a sample is read: they may be terabytes, which every rank would otherwise read.
 NUM_SAMPLED_CHUNKS, SAMPLED_CHUNK_TOKENS = 64, 1 << 16
@@ -134,9 +162,7 @@ class StoredTokens:
     @cached_property
     def max_token_id(self) -> int:
         """Return the largest token id; without a manifest, that of a sample."""
-        return (
-            self.manifest.max_token_id if self.manifest else max(int(chunk.max()) for chunk in self._sampled_chunks())
-        )
+        return self.manifest.max_token_id if self.manifest else max(int(chunk.max()) for chunk in self.sample())
 
     def open_shard(self, number: int) -> Shard:
         """Return shard `number`, opened. Only the latest MAX_OPEN_SHARDS stay open, over all datasets."""
@@ -169,8 +195,8 @@ class StoredTokens:
                 counts += np.bincount(shard.read_stream(start, SCAN_CHUNK_TOKENS), minlength=vocab_size)
         return counts
 
-    def _sampled_chunks(self) -> Iterator[np.ndarray]:
-        """Yield chunks spread evenly over the first shard, all of a short one."""
+    def sample(self) -> Iterator[np.ndarray]:
+        """Yield chunks of tokens spread evenly over the first shard, all of a short one."""
         shard = self.open_shard(0)
         stride = max(SAMPLED_CHUNK_TOKENS, shard.num_tokens // NUM_SAMPLED_CHUNKS)
         for start in range(0, shard.num_tokens, stride):

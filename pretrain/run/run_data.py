@@ -74,7 +74,7 @@ def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: 
         name: TokenDataset(source.path, form, seed, checks_files=checks_files) for name, source in sources.items()
     }
     for dataset in datasets.values():
-        dataset.check_vocabulary(config.model.vocab_size)
+        dataset.check_vocabulary(config.model.vocab_size, tokenizer.mask_token_id)
         dataset.check_tokenizer(tokenizer.fingerprint)
     return build_blend(datasets, sources, seed)
 

@@ -12,6 +12,7 @@ import pytest
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
+from data_pipeline.storage.index_file import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC
 from data_pipeline.storage.manifest import bin_path, index_path, load_manifest, manifest_path, verify_shard
 from data_pipeline.storage.tokens import StoredTokens
 from tests.helpers.stored import random_texts, write_dataset, write_pair
@@ -186,9 +187,63 @@ def test_a_sequence_that_is_no_multiple_of_a_block_is_refused() -> None:
 def test_ids_beyond_the_models_vocabulary_are_refused(dataset_dir: Path, has_manifest: bool) -> None:
     largest = int(np.fromfile(bin_path(shard_prefix(dataset_dir)), dtype=np.uint16).max())
     dataset = open_dataset(dataset_dir if has_manifest else shard_prefix(dataset_dir))
-    dataset.check_vocabulary(largest + 1)
+    dataset.check_vocabulary(largest + 1, mask_token_id=0)
     with pytest.raises(UserError, match=f"token id {largest}"):
-        dataset.check_vocabulary(largest)
+        dataset.check_vocabulary(largest, mask_token_id=0)
+
+
+def write_raw_pair(prefix: Path, tokens: np.ndarray, lengths: list[int], boundaries: list[int]) -> Path:
+    """Write a pair byte by byte, as a tool with other ideas of the format might."""
+    tokens.tofile(bin_path(prefix))
+    counts = np.array(lengths, dtype=np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts[:-1], dtype=np.int64)]) * tokens.dtype.itemsize
+    header = INDEX_HEADER.pack(INDEX_MAGIC, 1, DTYPE_CODES[tokens.dtype.name], len(lengths), len(boundaries))
+    parts = [header, counts.tobytes(), starts.astype(np.int64).tobytes(), np.array(boundaries, np.int64).tobytes()]
+    index_path(prefix).write_bytes(b"".join(parts))
+    return prefix
+
+
+TOKENS = np.arange(1, 101, dtype=np.int32)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "boundaries", "message"),
+    [
+        (TOKENS, [40, 60], [0, 1, 2], ""),
+        (TOKENS, [40, 60], [0, 1], "has 2 sequences, but the last document ends after 1"),
+        (TOKENS, [40, 60], [0, 1, 3], "has 2 sequences, but the last document ends after 3"),
+        (TOKENS, [40, 60], [1, 2], "documents that do not begin with the first sequence"),
+        (TOKENS, [40, 60], [], "documents that do not begin with the first sequence"),
+        (TOKENS, [40, 30, 20, 10], [0, 3, 1, 4], "documents that are not in order"),
+        (TOKENS, [40, -10, 70], [0, 1, 2, 3], "sequences that do not lie end to end"),
+        (TOKENS.astype(np.float32), [40, 60], [0, 1, 2], "holds float32 numbers, and token ids are integers"),
+    ],
+)
+def test_an_index_of_another_tool_is_checked(
+    tokens: np.ndarray, lengths: list, boundaries: list, message: str, chunk: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("data_pipeline.storage.tokens.INDEX_CHUNK", chunk)
+    prefix = write_raw_pair(tmp_path / "pair", tokens, lengths, boundaries)
+    if not message:
+        assert open_dataset(prefix, shuffle=False).read_segments(0).tokens.tolist() == TOKENS[:32].tolist()
+        return
+    with pytest.raises(UserError, match=message) as error:
+        open_dataset(prefix)
+    assert "\n" not in str(error.value)
+
+
+def test_ids_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    negative = TOKENS.copy()
+    negative[70] = -1
+    for name, tokens, message in (
+        ("negative", negative, "contains token id -1: ids are not negative"),
+        ("masked", TOKENS, "contains the mask token .id 90."),
+    ):
+        dataset = open_dataset(write_raw_pair(tmp_path / name, tokens, [100], [0, 1]))
+        with pytest.raises(UserError, match=message):
+            dataset.check_vocabulary(101, mask_token_id=90)
+    dataset.check_vocabulary(101, mask_token_id=0)
 
 
 def test_another_tokenizer_is_refused(dataset_dir: Path) -> None:

@@ -12,7 +12,7 @@ GIVEN = ["data.train=corpus/train", "data.tokenizer=corpus/tokenizer", "train.to
 @pytest.mark.parametrize(
     "text", ["83e2010", "1e3", "007", "1_000", "3.10", "true", "nan", "inf", "-1", "0x1f", "plain", "a b"]
 )
-def test_text_is_kept_in_every_text_setting(text: str) -> None:
+def test_text_stays_text_in_every_setting_that_is_text(text: str) -> None:
     config = compose_run_config([*GIVEN, f"run.name={text}", f"data.mask_token={text}", f"init_from={text}"])
     assert (config.run.name, config.data.mask_token, config.init_from) == (text, text, text)
 
