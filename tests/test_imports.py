@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "model/export": ("conf", "model.export", "model.hf"),
     "model/convert": (
         *("conf", "model.checkpoint", "model.convert", "model.export", "model.megatron.shards"),
-        "model.hf.rope",  # the maths of YaRN, without transformers
+        *("model.hf.options", "model.hf.rope"),  # defaults and the maths of YaRN, without transformers
     ),
     "model/commands": ("conf", "model.commands", "model.hf.options"),
     "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),

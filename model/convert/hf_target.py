@@ -19,9 +19,9 @@ from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
 from model.checkpoint.layout import CheckpointManifest
 from model.convert.mapping import NLD, TensorEntry, split_views
-from model.convert.nld_config import build_nld_config
+from model.convert.nld_config import build_generation_config, build_nld_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
-from model.export.shipped_code import list_code_files
+from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME, list_code_files
 
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -61,9 +61,8 @@ def add_entry(
 def write_config_files(directory: Path, manifest: CheckpointManifest, model: ModelConfig, dtype: torch.dtype) -> None:
     """Write config.json and generation_config.json."""
     config = build_nld_config(manifest, model, DTYPE_WORDS[dtype])
-    generation = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
-    _write_json(directory / "config.json", config)
-    _write_json(directory / "generation_config.json", generation)
+    _write_json(directory / CONFIG_NAME, config)
+    _write_json(directory / GENERATION_CONFIG_NAME, build_generation_config(config))
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:

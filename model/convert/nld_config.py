@@ -1,4 +1,4 @@
-"""Writes config.json of a tri-mode (NLD) export: the manifest in the keys of the released format."""
+"""Writes config.json and generation_config.json of a tri-mode (NLD) export: the manifest in the released keys."""
 
 from dataclasses import asdict
 from importlib import metadata
@@ -6,7 +6,8 @@ from typing import Any
 
 from conf.schema import ModelConfig, RopeConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
-from model.export.shipped_code import CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE, VERSION_KEY
+from model.export.shipped_code import ARCHITECTURE, CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE, VERSION_KEY
+from model.hf.options import BLOCK_DIFFUSION_THRESHOLD
 
 AUTO_MAP = {
     "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
@@ -20,8 +21,12 @@ _RELEASED_VALUES: dict[str, Any] = {
     "dp_varying_mask_ratio": True,  # every document has its own noise level
     "bos_token_id": 1,
 }
-# Never preserved: written by transformers on every save, or wrong for this model (token 11 must not be padding).
-_DROPPED = {VERSION_KEY, "_name_or_path", "dtype", "pad_token_id"}
+# What this model has not, said explicitly: a reader may take a default of its own for a key that is not there.
+ABSENT: dict[str, Any] = {
+    "sliding_window": None,
+    "pad_token_id": None,  # the start checkpoints' (11) is the instruct model's end of turn
+}
+_DROPPED = {VERSION_KEY, "_name_or_path", "dtype"}  # written by transformers on every save
 
 
 def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: str) -> dict[str, Any]:
@@ -30,6 +35,20 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = describe_model(model, dtype, mask_token_id, manifest.block_size, eos)
     return _RELEASED_VALUES | manifest.export | decided | {VERSION_KEY: read_transformers_version()}
+
+
+def build_generation_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Build the whole generation_config.json from config.json; servers read from it how blocks are denoised.
+
+    They are denoised as these models are released: every masked position that reaches the threshold is committed in a
+    step, at least one, so that a block is full after block_size steps.
+    """
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
+    return ids | {
+        "max_denoising_steps": config["block_size"],
+        "diffusion_selection_policy": "confidence_threshold",
+        "diffusion_confidence_threshold": BLOCK_DIFFUSION_THRESHOLD,
+    }
 
 
 def read_transformers_version() -> str:
@@ -61,7 +80,7 @@ def describe_model(
 ) -> dict[str, Any]:
     """Return the keys of config.json that follow from the model; dtype: `bfloat16` or `float32`."""
     return {
-        "architectures": ["NemotronLabsDiffusionModel"],
+        "architectures": [ARCHITECTURE],
         "model_type": NLD_TYPE,
         "auto_map": AUTO_MAP,
         "vocab_size": model.vocab_size,
@@ -83,6 +102,7 @@ def describe_model(
         "mask_token_id": mask_token_id,
         "block_size": block_size,
         "eos_token_id": eos_token_id,
+        **ABSENT,
     }
 
 

@@ -1,4 +1,4 @@
-"""Brings an export that an earlier version wrote up to date: code, tokenizer_config.json, SHA256SUMS; weights stay.
+"""Brings an export that an earlier version wrote up to date: code, configuration, SHA256SUMS; weights stay.
 
 The new folder is put together beside the old one, with hard links to files that stay, and takes its name at the end.
 """
@@ -16,9 +16,15 @@ from conf.system.json_file import read_json_object
 from conf.system.lock import locking_directory
 from model.checkpoint.checksums import SUMS_NAME, find_changed, hash_files, read_sums, save_sums
 from model.convert import hf_target
-from model.convert.nld_config import AUTO_MAP, read_transformers_version
+from model.convert.nld_config import ABSENT, AUTO_MAP, build_generation_config, read_transformers_version
 from model.export.draft_adapter import ADAPTER_FOLDER
-from model.export.shipped_code import CONFIG_NAME, VERSION_KEY, find_needed_files, list_code_files
+from model.export.shipped_code import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    VERSION_KEY,
+    find_needed_files,
+    list_code_files,
+)
 
 
 @dataclass(frozen=True)
@@ -116,16 +122,20 @@ def _refuse_damage(folder: Path) -> None:
 
 
 def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]:
-    """Build the files, other than weights, of an export of today; config.json keeps every value."""
+    """Build the files, other than weights, of an export of today; configurations keep every value that they have."""
     contents = {path.name: path.read_bytes() for path in list_code_files()}
     tokenizer = hf_target.read_tokenizer_config(directory)
     portable = hf_target.build_portable_tokenizer_config(tokenizer)
     if portable != tokenizer:
         contents[hf_target.TOKENIZER_CONFIG_NAME] = hf_target.format_json(portable).encode()
     # Written by another program, config.json may be laid out otherwise, and would get another identity.
-    is_ours = _read(directory / CONFIG_NAME) == hf_target.format_json(config).encode()
-    if VERSION_KEY not in config and is_ours:
-        contents[CONFIG_NAME] = hf_target.format_json(config | {VERSION_KEY: read_transformers_version()}).encode()
+    if _read(directory / CONFIG_NAME) == hf_target.format_json(config).encode():
+        complete = {VERSION_KEY: read_transformers_version()} | ABSENT | config
+        contents[CONFIG_NAME] = hf_target.format_json(complete).encode()
+    path = directory / GENERATION_CONFIG_NAME
+    generation = read_json_object(path, f"{path} is missing") if path.is_file() else {}
+    if (complete := build_generation_config(config) | generation) != generation:
+        contents[path.name] = hf_target.format_json(complete).encode()
     return contents
 
 

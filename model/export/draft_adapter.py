@@ -5,7 +5,7 @@ or it changes nothing, not at all.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ CONFIG_FILE = "adapter_config.json"
 RECORD_FILE = "drafter.json"  # next to PEFT's two files: how an adapter of ours was trained
 # Beginnings that are taken from the model's own weights, which PEFT changes when it loads such an adapter.
 CHANGING_BEGINNINGS = ("pissa", "olora", "corda", "loftq")
+# Beginnings of lines of config.json that came later than the first exports.
+LATER_LINES = (f'"{VERSION_KEY}"', '"sliding_window": null', '"pad_token_id": null')
 NUM_SAMPLES, SAMPLE_BYTES = 64, 4096  # per weight file, of identify_checkpoint
 
 Shapes = dict[str, list[int]]
@@ -163,20 +165,22 @@ def check_trained_for(adapter: Path, export: Path) -> None:
 def is_checkpoint(directory: Path, identity: str) -> bool:
     """Return whether `identity` is that of an export, as this version or an earlier one of the project computes it."""
     config = (directory / CONFIG_NAME).read_bytes()
-    return identity in (_identify(directory, _without_version(config)), _identify(directory, config))
+    dropped = (LATER_LINES, LATER_LINES[:1], LATER_LINES[1:], ())  # today's, and what earlier versions left out
+    return identity in (_identify(directory, _drop_lines(config, lines)) for lines in dropped)
 
 
 def identify_checkpoint(directory: Path) -> str:
     """Hash an export's configuration, the names and sizes of its weight files, and samples of their bytes.
 
     Training changes nearly every weight, so samples suffice to distinguish checkpoints; the first sample of each file
-    is its header. Which transformers wrote the configuration makes no difference.
+    is its header. What a refresh adds to the configuration makes no difference.
     """
-    return _identify(directory, _without_version((directory / CONFIG_NAME).read_bytes()))
+    return _identify(directory, _drop_lines((directory / CONFIG_NAME).read_bytes(), LATER_LINES))
 
 
-def _without_version(config: bytes) -> bytes:
-    return b"".join(line for line in config.splitlines(keepends=True) if VERSION_KEY.encode() not in line)
+def _drop_lines(config: bytes, dropped: Sequence[str]) -> bytes:
+    lines = config.splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.strip().startswith(tuple(text.encode() for text in dropped)))
 
 
 def _identify(directory: Path, config: bytes) -> str:

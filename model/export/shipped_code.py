@@ -9,7 +9,10 @@ from pathlib import Path
 
 CONFIG_NAME = "config.json"
 VERSION_KEY = "transformers_version"  # of config.json: which one wrote it
+GENERATION_CONFIG_NAME = "generation_config.json"
 NLD_TYPE = "nemotron_labs_diffusion"  # model_type in config.json
+# Of config.json: what exports have, and what older ones of the same weights have; loading goes by auto_map.
+ARCHITECTURE, OLDER_ARCHITECTURE = "NemotronLabsDiffusionModel", "NemotronLabsDiffusionEncoderModel"
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
 # The files that auto_map in config.json names; they import the others.
 CONFIGURATION_MODULE, MODELING_MODULE = f"configuration_{NLD_TYPE}", f"modeling_{NLD_TYPE}"

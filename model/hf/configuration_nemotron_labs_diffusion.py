@@ -44,8 +44,9 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
             other software that reads them; nothing here depends on them.
 
     Raises:
-        ValueError: the keys describe a model this code does not compute (tied head, biases, another activation,
-            rotary embedding other than YaRN, incomplete rope_parameters, heads that do not divide into groups).
+        ValueError: the keys describe a model this code does not compute (tied head, biases, another activation, a
+            sliding window, rotary embedding other than YaRN, incomplete rope_parameters, heads that do not divide into
+            groups).
     """
 
     model_type = "nemotron_labs_diffusion"
@@ -78,6 +79,7 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
         bos_token_id: int | None = 1,
         eos_token_id: int | list[int] | None = 2,
         pad_token_id: int | None = None,
+        sliding_window: int | None = None,
         **kwargs: Any,
     ):
         self.vocab_size = vocab_size
@@ -99,6 +101,7 @@ class NemotronLabsDiffusionConfig(PretrainedConfig):
         self.dlm_loss_weight = dlm_loss_weight
         self.ar_loss_weight = ar_loss_weight
         self.dp_varying_mask_ratio = dp_varying_mask_ratio
+        self.sliding_window = sliding_window
         kwargs.update(bos_token_id=bos_token_id, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
         if "rope_scaling" in kwargs:
             raise ValueError(
@@ -119,6 +122,8 @@ def _check_architecture(config: NemotronLabsDiffusionConfig) -> None:
         raise ValueError("attention_bias and mlp_bias must be false: the projections of this family have no biases")
     if config.hidden_act != "silu":
         raise ValueError(f"hidden_act is {config.hidden_act!r}, but the MLP of this family is SwiGLU ('silu')")
+    if config.sliding_window is not None:
+        raise ValueError(f"sliding_window is {config.sliding_window}, but attention of this family has no window")
     if config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(
             f"num_attention_heads {config.num_attention_heads} is not a multiple of "

@@ -1,6 +1,7 @@
 """Checks config.json and generation_config.json: complete, consistent, of a model that this project computes."""
 
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ from transformers import GenerationConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.convert.hf_config import HfConfig, read_hf_config
+from model.convert.nld_config import ABSENT, AUTO_MAP
 from model.convert.safetensors_reader import some
-from model.export.shipped_code import CONFIG_NAME
+from model.export.shipped_code import ARCHITECTURE, CONFIG_NAME, GENERATION_CONFIG_NAME, OLDER_ARCHITECTURE
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
 from model.verify_export.check import ExportCheck
 
-GENERATION_CONFIG_NAME = "generation_config.json"
 COPY = "copy it from the release, or from an export of python -m model.convert"
 # Accepted names of the attention implementation; other names refer to code in a package or on the hub.
 ATTENTION_KEYS, ATTENTION_WORDS = ("attn_implementation", "_attn_implementation"), (None, "sdpa", "eager")
@@ -24,6 +25,9 @@ REQUIRED_KEYS = (
     *("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("rms_norm_eps", "max_position_embeddings", "rope_parameters", "mask_token_id", "block_size", "eos_token_id"),
 )
+# Of generation_config.json: how servers denoise a block.
+DENOISING_KEYS = ("diffusion_selection_policy", "max_denoising_steps", "diffusion_confidence_threshold")
+SELECTION_POLICIES = ("confidence_threshold", "low_confidence", "leftmost")  # that servers know
 # Other software reads these; nothing that this project computes depends on them, or their defaults are the format's.
 EXPECTED_KEYS = (
     *("hidden_act", "attention_bias", "mlp_bias", "bos_token_id"),
@@ -44,11 +48,12 @@ def check_keys(config: dict[str, Any]) -> ExportCheck:
     missing += [f"rope_parameters.{key}" for key in default_rope_parameters() if not _has(rope, key)]
     if missing:
         return ExportCheck.failed(name, f"{CONFIG_NAME} lacks {some(missing, 20)}", COPY)
-    if config["architectures"] != ["NemotronLabsDiffusionModel"]:
+    if config["architectures"] not in ([ARCHITECTURE], [OLDER_ARCHITECTURE]):
         return ExportCheck.failed(name, f"{CONFIG_NAME} has architectures {config['architectures']}", COPY)
     expected = [key for key in EXPECTED_KEYS if config.get(key) is None]
     if not (config.get("torch_dtype") or config.get("dtype")):
         expected.append("torch_dtype")
+    expected += [f"{key} (null)" for key in ABSENT if key not in config]
     if expected:
         return ExportCheck.warned(
             name, f"{CONFIG_NAME} lacks {some(expected, 20)}", "other software may want it: " + COPY
@@ -57,7 +62,8 @@ def check_keys(config: dict[str, Any]) -> ExportCheck:
         return ExportCheck.warned(
             name, f"pad_token_id is {config['pad_token_id']}", "this format has none: that token may be in use"
         )
-    return ExportCheck.passed(name, f"all {len(REQUIRED_KEYS) + len(EXPECTED_KEYS)} there, rope_parameters complete")
+    number = len(REQUIRED_KEYS) + len(EXPECTED_KEYS) + len(ABSENT)
+    return ExportCheck.passed(name, f"all {number} there, rope_parameters complete")
 
 
 def _has(rope: Any, key: str) -> bool:
@@ -132,6 +138,36 @@ def check_generation_config(directory: Path, config: dict[str, Any]) -> ExportCh
             name, detail, "let both name every token that ends a response; this project reads this file first"
         )
     return ExportCheck.passed(name, f"eos_token_id {sorted(here)}, as in {CONFIG_NAME}")
+
+
+def check_denoising(directory: Path, config: dict[str, Any]) -> ExportCheck:
+    """Check that generation_config.json says how servers denoise a block, in values that they take."""
+    name, values = "denoising", read_if_there(directory / GENERATION_CONFIG_NAME)
+    if missing := [key for key in DENOISING_KEYS if values.get(key) is None]:
+        remedy = COPY
+        if config.get("auto_map") == AUTO_MAP:
+            remedy = f"python -m model.convert --refresh {shlex.quote(str(directory))}"
+        return ExportCheck.warned(
+            name, f"{GENERATION_CONFIG_NAME} lacks {some(missing)}: servers take their own", remedy
+        )
+    policy, steps, threshold = (values[key] for key in DENOISING_KEYS)
+    faults = {
+        f"diffusion_selection_policy {policy!r} is none of {', '.join(SELECTION_POLICIES)}": policy
+        in SELECTION_POLICIES,
+        f"max_denoising_steps {steps!r} is no whole number from 1 on": type(steps) is int and steps > 0,
+        f"diffusion_confidence_threshold {threshold!r} is no probability above 0": _is_probability(threshold),
+    }
+    if found := [fault for fault, is_fine in faults.items() if not is_fine]:
+        return ExportCheck.failed(name, "; ".join(found), COPY)
+    block_size = config.get("block_size")
+    if isinstance(block_size, int) and steps < block_size:
+        detail = f"max_denoising_steps {steps} is less than block_size {block_size}"
+        return ExportCheck.warned(name, detail, "a block may need as many steps as it has tokens")
+    return ExportCheck.passed(name, f"{policy}, {threshold}, at most {steps} steps")
+
+
+def _is_probability(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value <= 1
 
 
 def _build_generation_config(values: dict[str, Any]) -> None:

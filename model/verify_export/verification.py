@@ -99,6 +99,7 @@ def _check_content(result: ExportVerification, files: directory.Files, read_valu
         model_check, hf = configuration.check_model(files.directory, config)
         yield model_check
         yield configuration.check_generation_config(files.directory, config)
+        yield configuration.check_denoising(files.directory, config)
     if hf is not None:
         yield configuration.check_positions(hf)
         result.properties |= {"layers": hf.model.num_layers, "block_size": config.get("block_size")}

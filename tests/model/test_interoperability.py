@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
+from transformers import AutoModel, Ministral3Config, Ministral3ForCausalLM, Mistral3ForConditionalGeneration
 
 from conf.system.errors import UserError
+from model.convert.checkpoint_info import read_checkpoint_info
 from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.progress import Progress
 from model.export.load import find_stop_ids, load_export
@@ -172,6 +173,26 @@ def test_a_release_converts_and_comes_back(release: Path, exported: dict[str, Pa
     before, after = (json.loads((path / "config.json").read_text()) for path in (release, tmp_path / "again"))
     for key in before.keys() - {"dtype", "torch_dtype", "transformers_version"}:
         assert after[key] == before[key], key
+
+
+def test_the_older_name_of_the_architecture_is_the_same_model(
+    exported: dict[str, Path], kind: str, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(exported[kind], tmp_path / "older"))
+    edit_json(directory / "config.json", architectures=["NemotronLabsDiffusionEncoderModel"])
+    (directory / "SHA256SUMS").unlink()
+    expected = compute_logits(load_export(exported[kind], device="cpu"))
+    torch.testing.assert_close(compute_logits(load_export(directory, device="cpu")), expected)
+    automatic = AutoModel.from_pretrained(directory, trust_remote_code=True)
+    torch.testing.assert_close(compute_logits(automatic), expected)
+    outcomes = {check.name: check.outcome for check in verify_export(directory).checks}
+    assert outcomes["config keys"] is CheckOutcome.passed
+    older, newer = (read_checkpoint_info(path) for path in (directory, exported[kind]))  # what init_from reads
+    assert (older.export, older.eos_token_id, older.block_size) == (newer.export, newer.eos_token_id, newer.block_size)
+    import_checkpoint(directory, tmp_path / "run", MASK_TOKEN, Progress())
+    export_checkpoint(tmp_path / "run", tmp_path / "again", Progress(), max_shard_bytes=10**9)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (exported[kind] / name).read_bytes()
 
 
 LOAD = """

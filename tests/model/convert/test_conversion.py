@@ -27,6 +27,17 @@ from model.export.shipped_code import list_code_files
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 SHARD_BYTES = 50_000
+# What vLLM and SGLang read of config.json.
+READ_BY_OTHERS = {
+    *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings"),
+    *("rms_norm_eps", "attention_bias", "mlp_bias", "sliding_window", "mask_token_id", "block_size"),
+    *("rope_parameters", "tie_word_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+}
+ROPE_READ_BY_OTHERS = {
+    *("rope_type", "rope_theta", "factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+    *("mscale", "mscale_all_dim", "llama_4_scaling_beta"),
+}
 
 
 def do_import(source, target, **options):
@@ -107,14 +118,29 @@ def test_an_export_declares_the_released_format(saved):
         "mlp_bias": False,
     }
     assert {key: values.get(key) for key in expected} == expected
-    assert "pad_token_id" not in values
+
+
+def test_an_export_has_every_key_that_other_programs_read(saved):
+    """Explicitly, null included: for a key that is missing, vLLM takes the 3B's value."""
+    values, generation = (
+        json.loads((saved / "nld" / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert values.keys() >= READ_BY_OTHERS
+    assert values["rope_parameters"].keys() >= ROPE_READ_BY_OTHERS
+    assert {key for key in READ_BY_OTHERS if values[key] is None} == {"sliding_window", "pad_token_id"}
+    assert generation == {
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "max_denoising_steps": values["block_size"],
+        "diffusion_selection_policy": "confidence_threshold",
+        "diffusion_confidence_threshold": 0.9,
+    }
 
 
 def test_an_export_brings_its_code_tokenizer_and_generation_config(saved):
     names = {path.name for path in (saved / "nld").iterdir()}
     assert {path.name for path in list_code_files()} <= names
     assert {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= names
-    assert json.loads((saved / "nld" / "generation_config.json").read_text()) == {"bos_token_id": 1, "eos_token_id": 2}
     config = AutoConfig.from_pretrained(saved / "nld", trust_remote_code=True)
     assert config.rope_parameters["factor"] == 0.25 and config.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(saved / "nld").convert_tokens_to_ids(MASK_TOKEN) == 100

@@ -34,6 +34,7 @@ OLD_CODE = {
     "class NemotronLabsDiffusionModel: ...\n",
     "adapter_nemotron_labs_diffusion.py": "x = 1\n",
 }
+DENOISING_KEYS = ("max_denoising_steps", "diffusion_selection_policy", "diffusion_confidence_threshold")
 SHIPPED = {path.name for path in list_code_files()}
 
 
@@ -49,7 +50,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def old(exported: Path, tmp_path: Path) -> Path:
-    """Make an export of an earlier version: other code files, another tokenizer class, no transformers_version."""
+    """Make an export of an earlier version: other code files, another tokenizer class, fewer keys."""
     directory = Path(shutil.copytree(exported, tmp_path / "old"))
     for name in SHIPPED - {"configuration_nemotron_labs_diffusion.py"}:
         (directory / name).unlink()
@@ -57,7 +58,9 @@ def old(exported: Path, tmp_path: Path) -> Path:
         (directory / name).write_text(text)
     (directory / "own_notes.py").write_text("# of its owner\n")
     config = json.loads((directory / "config.json").read_text())
-    del config["transformers_version"]
+    for key in ("transformers_version", "sliding_window", "pad_token_id"):
+        del config[key]
+    edit_json(directory / "generation_config.json", *DENOISING_KEYS)
     (directory / "config.json").write_text(format_json(config))
     extra = {"tokenizer_class": "TokenizersBackend", "extra_special_tokens": ["<think>"]}
     edit_json(directory / "tokenizer_config.json", **extra)
@@ -111,6 +114,33 @@ def test_an_identity_that_an_earlier_version_computed_is_still_accepted(exported
     assert is_checkpoint(exported, identify_checkpoint(exported))
     assert is_checkpoint(exported, draft_adapter._identify(exported, (exported / "config.json").read_bytes()))
     assert not is_checkpoint(exported, "another")
+
+
+def test_an_identity_outlives_what_a_refresh_adds(old: Path) -> None:
+    config = (old / "config.json").read_bytes()
+    before = [identify_checkpoint(old), draft_adapter._identify(old, config)]
+    assert "config.json" in refresh_export(old).written and (old / "config.json").read_bytes() != config
+    assert all(is_checkpoint(old, identity) for identity in before)
+    edit_json(old / "config.json", sliding_window=4096)
+    assert not any(is_checkpoint(old, identity) for identity in before)
+
+
+def test_values_of_its_generation_config_stay(old: Path) -> None:
+    edit_json(old / "generation_config.json", diffusion_confidence_threshold=0.8, top_k=5, eos_token_id=[2, 11])
+    write_sums(old)
+    refresh_export(old)
+    assert json.loads((old / "generation_config.json").read_text()) == {
+        "bos_token_id": 1,
+        "eos_token_id": [2, 11],
+        "top_k": 5,
+        "diffusion_confidence_threshold": 0.8,
+        "diffusion_selection_policy": "confidence_threshold",
+        "max_denoising_steps": 32,
+    }
+    (old / "generation_config.json").write_text("{")
+    (old / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"generation_config\.json is damaged"):
+        refresh_export(old)
 
 
 def test_an_export_that_another_program_has_written_anew_stays_its_own(old: Path) -> None:

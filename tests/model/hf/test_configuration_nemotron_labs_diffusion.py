@@ -36,7 +36,7 @@ def test_released_keys_survive_a_round_trip(tmp_path):
     expected = {key: value for key, value in RELEASED.items() if key not in ("torch_dtype", "auto_map")}
     assert {key: saved[key] for key in expected} == expected
     assert saved["dtype"] == "bfloat16"
-    assert saved["pad_token_id"] is None
+    assert saved["pad_token_id"] is None and saved["sliding_window"] is None
 
 
 def test_truncate_survives_a_round_trip(tmp_path):
@@ -56,6 +56,7 @@ def without(key):
         ({"attention_bias": True}, "biases"),
         ({"mlp_bias": True}, "biases"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"sliding_window": 4096}, "sliding_window is 4096"),
         ({"num_attention_heads": 6, "num_key_value_heads": 4}, "not a multiple"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_type 'default'"),
         ({"rope_parameters": without("llama_4_scaling_beta")}, "lacks llama_4_scaling_beta"),

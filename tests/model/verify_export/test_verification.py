@@ -69,6 +69,17 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("tensor shapes", lambda d: edit_json(d / "config.json", num_key_value_heads=4), "is [32, 48], not [64, 48]"),
     ("tensor names", lambda d: edit_json(d / "config.json", num_hidden_layers=5), "9 missing"),
     ("generation config", lambda d: (d / "generation_config.json").write_text("[]"), "not a JSON object"),
+    (
+        "denoising",
+        lambda d: edit_json(d / "generation_config.json", diffusion_selection_policy="entropy"),
+        "'entropy' is none of confidence_threshold, low_confidence, leftmost",
+    ),
+    ("denoising", lambda d: edit_json(d / "generation_config.json", max_denoising_steps=0), "steps 0 is no whole"),
+    (
+        "denoising",
+        lambda d: edit_json(d / "generation_config.json", diffusion_confidence_threshold=0.0),
+        "threshold 0.0 is no probability above 0",
+    ),
     ("tokenizer", lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
     ("tokenizer", lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer"),
     ("tokenizer", lambda d: edit_json(d / "config.json", vocab_size=300), "only 300"),
@@ -113,6 +124,11 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
     ),
     ("config keys", lambda d: edit_json(d / "config.json", pad_token_id=11), "pad_token_id is 11"),
     (
+        "config keys",
+        lambda d: edit_json(d / "config.json", "pad_token_id", "sliding_window"),
+        "lacks sliding_window (null), pad_token_id (null)",
+    ),
+    (
         "positions",
         lambda d: edit_json(d / "config.json", max_position_embeddings=4096),
         "is not max_position_embeddings",
@@ -122,6 +138,12 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
         "generation config",
         lambda d: edit_json(d / "generation_config.json", eos_token_id=2),
         "[2], in config.json [11]",
+    ),
+    ("denoising", lambda d: (d / "generation_config.json").unlink(), "lacks diffusion_selection_policy, max"),
+    (
+        "denoising",
+        lambda d: edit_json(d / "generation_config.json", max_denoising_steps=16),
+        "max_denoising_steps 16 is less than block_size 32",
     ),
     ("chat template", lambda d: edit_json(d / "generation_config.json", eos_token_id=2), "([2]) follows a response"),
     ("tensor formats", lambda d: edit_json(d / "config.json", torch_dtype="float32"), "config.json says float32"),
