@@ -12,8 +12,9 @@ from conf.schema import DataConfig, ModelConfig, StageConfig
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
+from model.convert.generation import read_stop_ids, select_decoding_defaults
 from model.convert.hf_config import HfConfig, read_hf_config
-from model.convert.nld_config import select_preserved_values
+from model.convert.nld_config import DECODING_DEFAULTS, select_preserved_values
 from model.export.shipped_code import CONFIG_NAME
 
 
@@ -64,9 +65,12 @@ def read_hf_checkpoint_info(directory: Path, mask_token: str) -> CheckpointInfo:
     config = read_hf_config(directory)
     tokenizer = read_tokenizer_info(directory, mask_token)
     _check_tokenizer(directory, config, tokenizer, mask_token)
-    eos_token_id = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    stop_ids = read_stop_ids(directory, config.eos_token_id, config.model.vocab_size)
+    eos_token_id = stop_ids[0] if stop_ids else tokenizer.eos_token_id
     if eos_token_id is None:
-        raise UserError(f"neither config.json nor the tokenizer in {directory} gives eos_token_id: add it")
+        raise UserError(
+            f"neither generation_config.json, config.json nor the tokenizer in {directory} gives eos_token_id: add it"
+        )
     return CheckpointInfo(
         model=config.model,
         tokenizer={
@@ -76,7 +80,7 @@ def read_hf_checkpoint_info(directory: Path, mask_token: str) -> CheckpointInfo:
         },
         eos_token_id=eos_token_id,
         block_size=config.values.get("block_size", StageConfig.block_size) if config.is_nld else StageConfig.block_size,
-        export=_select_export_values(config),
+        export=_select_export_values(directory, config, stop_ids),
     )
 
 
@@ -94,7 +98,14 @@ def _check_tokenizer(directory: Path, config: HfConfig, tokenizer: TokenizerInfo
         )
 
 
-def _select_export_values(config: HfConfig) -> dict[str, Any]:
+def _select_export_values(directory: Path, config: HfConfig, stop_ids: list[int]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
     if config.is_nld:
-        return select_preserved_values(config.values, config.model)
-    return {} if config.bos_token_id is None else {"bos_token_id": config.bos_token_id}
+        values = select_preserved_values(config.values, config.model)
+    elif config.bos_token_id is not None:
+        values["bos_token_id"] = config.bos_token_id
+    if len(stop_ids) > 1:  # a manifest names only one
+        values["eos_token_id"] = stop_ids
+    if defaults := select_decoding_defaults(directory):
+        values[DECODING_DEFAULTS] = defaults
+    return values

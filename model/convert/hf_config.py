@@ -71,7 +71,7 @@ class HfConfig:
         is_nld: whether this is a tri-mode export and not Ministral 3.
         tied: whether the head is the embedding.
         bos_token_id: the first, if there are several.
-        eos_token_id: the first, if there are several.
+        eos_token_id: as the file has it: a number, a list or None (generation.py says which count).
         values: the decoder's part of the file, unchanged (text_config of the wrapper).
         is_fp8: whether weights are stored as 8-bit floats with scales.
         fp8_block: rows and columns that share a scale; None: whole tensors do.
@@ -81,7 +81,7 @@ class HfConfig:
     is_nld: bool
     tied: bool
     bos_token_id: int | None
-    eos_token_id: int | None
+    eos_token_id: Any
     values: dict[str, Any]
     is_fp8: bool = False
     fp8_block: tuple[int, int] | None = None
@@ -111,7 +111,7 @@ def read_hf_config(directory: Path | str) -> HfConfig:
         is_nld=kind == NLD_TYPE,
         tied=bool(values.get("tie_word_embeddings", False)),
         bos_token_id=_first_id(values.get("bos_token_id", top.get("bos_token_id"))),
-        eos_token_id=_first_id(values.get("eos_token_id", top.get("eos_token_id"))),
+        eos_token_id=values.get("eos_token_id", top.get("eos_token_id")),
         values=values,
         is_fp8=bool(quantization),
         fp8_block=read_block_shape(quantization, path) if quantization else None,

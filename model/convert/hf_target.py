@@ -19,7 +19,7 @@ from conf.system.json_file import read_json_object
 from conf.tokenizer_info import token_text
 from model.checkpoint.layout import CheckpointManifest
 from model.convert.mapping import NLD, TensorEntry, split_views
-from model.convert.nld_config import build_generation_config, build_nld_config
+from model.convert.nld_config import DECODING_DEFAULTS, build_generation_config, build_nld_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
 from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME, list_code_files
 
@@ -27,11 +27,12 @@ DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
+SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 # The files of a tokenizer; nothing else is copied.
 TOKENIZER_FILES = (
     "tokenizer.json",
     TOKENIZER_CONFIG_NAME,
-    "special_tokens_map.json",
+    SPECIAL_TOKENS_NAME,
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
@@ -62,7 +63,8 @@ def write_config_files(directory: Path, manifest: CheckpointManifest, model: Mod
     """Write config.json and generation_config.json."""
     config = build_nld_config(manifest, model, DTYPE_WORDS[dtype])
     _write_json(directory / CONFIG_NAME, config)
-    _write_json(directory / GENERATION_CONFIG_NAME, build_generation_config(config))
+    generation = build_generation_config(config, manifest.export.get(DECODING_DEFAULTS, {}))
+    _write_json(directory / GENERATION_CONFIG_NAME, generation)
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:
@@ -108,10 +110,13 @@ def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> No
     Raises:
         UserError: the tokenizer has no such token.
     """
+    eos_token = token_text(directory, end_of_turn_id)
     config = read_tokenizer_config(directory)
     config.pop("chat_template", None)  # the file written below is the only definition
-    config["eos_token"] = token_text(directory, end_of_turn_id)
-    _write_json(directory / TOKENIZER_CONFIG_NAME, config)
+    _write_json(directory / TOKENIZER_CONFIG_NAME, config | {"eos_token": eos_token})
+    named = directory / SPECIAL_TOKENS_NAME
+    if named.is_file():  # transformers goes by it where it is there
+        _write_json(named, read_json_object(named, f"{named} has disappeared") | {"eos_token": eos_token})
     atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 

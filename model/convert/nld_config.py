@@ -26,6 +26,7 @@ ABSENT: dict[str, Any] = {
     "sliding_window": None,
     "pad_token_id": None,  # the start checkpoints' (11) is the instruct model's end of turn
 }
+DECODING_DEFAULTS = "decoding_defaults"  # in a manifest's `export`: for generation_config.json, not for config.json
 _DROPPED = {VERSION_KEY, "_name_or_path", "dtype"}  # written by transformers on every save
 
 
@@ -34,11 +35,14 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = describe_model(model, dtype, mask_token_id, manifest.block_size, eos)
-    return _RELEASED_VALUES | manifest.export | decided | {VERSION_KEY: read_transformers_version()}
+    values = {key: value for key, value in manifest.export.items() if key != DECODING_DEFAULTS}
+    return _RELEASED_VALUES | values | decided | {VERSION_KEY: read_transformers_version()}
 
 
-def build_generation_config(config: dict[str, Any]) -> dict[str, Any]:
+def build_generation_config(config: dict[str, Any], imported: dict[str, Any]) -> dict[str, Any]:
     """Build the whole generation_config.json from config.json; servers read from it how blocks are denoised.
+
+    imported: what the checkpoint that training began with says there beyond the ids of tokens.
 
     They are denoised as these models are released: every masked position that reaches the threshold is committed in a
     step, at least one, so that a block is full after block_size steps.
@@ -48,6 +52,7 @@ def build_generation_config(config: dict[str, Any]) -> dict[str, Any]:
         "max_denoising_steps": config["block_size"],
         "diffusion_selection_policy": "confidence_threshold",
         "diffusion_confidence_threshold": BLOCK_DIFFUSION_THRESHOLD,
+        **imported,
     }
 
 
@@ -60,13 +65,8 @@ def read_transformers_version() -> str:
 
 
 def select_preserved_values(values: dict[str, Any], model: ModelConfig) -> dict[str, Any]:
-    """Select the keys of an imported export that no manifest field decides and a later export must restore.
-
-    Several ends of a response are preserved, too, because a manifest names only one.
-    """
+    """Select the keys of an imported export that no manifest field decides and a later export must restore."""
     decided = describe_model(model, "", 0, 0, 0).keys() | _DROPPED
-    if isinstance(values.get("eos_token_id"), list):
-        decided -= {"eos_token_id"}
     return {key: value for key, value in values.items() if key not in decided}
 
 

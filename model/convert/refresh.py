@@ -134,7 +134,7 @@ def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]
         contents[CONFIG_NAME] = hf_target.format_json(complete).encode()
     path = directory / GENERATION_CONFIG_NAME
     generation = read_json_object(path, f"{path} is missing") if path.is_file() else {}
-    if (complete := build_generation_config(config) | generation) != generation:
+    if (complete := build_generation_config(config, {}) | generation) != generation:
         contents[path.name] = hf_target.format_json(complete).encode()
     return contents
 

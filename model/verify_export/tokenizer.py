@@ -52,13 +52,20 @@ def check_mask_token(directory: Path, config: dict[str, Any]) -> tuple[ExportChe
 
 
 def check_special_ids(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], stop_ids: set[int]) -> ExportCheck:
-    """Check that the tokenizer has the ids that begin and end text."""
+    """Check that the tokenizer has the ids that begin and end text, and that transformers takes one for its end."""
     name = "bos and eos"
     ids = {f"eos_token_id {number}": number for number in sorted(stop_ids)}
     if isinstance(bos := config.get("bos_token_id"), int):
         ids[f"bos_token_id {bos}"] = bos
     if unknown := [what for what, number in ids.items() if not _text(tokenizer, number)]:
         return ExportCheck.failed(name, f"the tokenizer has no {unknown[0]}", REPLACE_TOKENIZER)
+    if stop_ids and tokenizer.eos_token_id not in {None, *stop_ids}:
+        return ExportCheck.warned(
+            name,
+            f"transformers takes {tokenizer.eos_token!r} ({tokenizer.eos_token_id}) for the tokenizer's eos_token, "
+            f"which is none of eos_token_id {sorted(stop_ids)}",
+            "let tokenizer_config.json and special_tokens_map.json name the same token, one that ends a response",
+        )
     texts = ", ".join(f"{number} {_text(tokenizer, number)}" for number in sorted({*ids.values()}))
     return ExportCheck.passed(name, texts or "none are named")
 

@@ -23,7 +23,10 @@ from model.convert.dist_writer import DistWriter
 from model.convert.mapping import build_tensor_table
 from model.convert.progress import Progress
 from model.convert.safetensors_writer import SafetensorsWriter
+from model.export.load import load_export
 from model.export.shipped_code import list_code_files
+from model.hf.options import resolve_stop_ids
+from tests.helpers.edit_exports import edit_json
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, ORIGINAL_MAX_POSITIONS, make_ministral3_vlm, tiny_model_config
 
 SHARD_BYTES = 50_000
@@ -46,10 +49,6 @@ def do_import(source, target, **options):
 
 def do_export(source, target, max_shard_bytes=10**9, **options):
     return export_checkpoint(source, target, Progress(), max_shard_bytes=max_shard_bytes, **options)
-
-
-def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def contents(directory):
@@ -180,6 +179,7 @@ def test_export_import_export_is_byte_identical(saved, tmp_path, shard_bytes):
 
 def test_values_only_the_hugging_face_config_has_survive(folder):
     edit_json(folder / "nld" / "config.json", dlm_loss_weight=0.7, seq_length=77, eos_token_id=11, block_size=16)
+    edit_json(folder / "nld" / "generation_config.json", eos_token_id=11)
     do_import(folder / "nld", folder / "again")
     do_export(folder / "again", folder / "nld2")
     before, after = (json.loads((folder / name / "config.json").read_text()) for name in ("nld", "nld2"))
@@ -187,6 +187,49 @@ def test_values_only_the_hugging_face_config_has_survive(folder):
     info = read_checkpoint_info(folder / "again")
     assert (info.eos_token_id, info.block_size, info.export["seq_length"]) == (11, 16, 77)
     assert read_checkpoint_info(folder / "nld").export == info.export
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        (2, [2, 11], [2, 11]),
+        (2, [11], [11]),
+        ([2, 11], None, [2, 11]),
+        (None, [11, 2], [11, 2]),
+        (11, None, [11]),
+        (None, None, [2]),  # the tokenizer's
+    ],
+)
+def test_stops_and_sampling_defaults_are_those_of_decoding_and_reach_the_export(
+    folder, tmp_path, config, generation, expected
+):
+    """Wherever the source names them: generation_config.json goes before config.json, as when it decodes."""
+    source = folder / "nld"
+    edit_json(source / "config.json", eos_token_id=config)
+    edit_json(
+        source / "generation_config.json", eos_token_id=generation, temperature=0.6, diffusion_confidence_threshold=0.8
+    )
+    info = read_checkpoint_info(source)
+    assert info.eos_token_id == expected[0]
+    do_import(source, tmp_path / "run")
+    do_export(tmp_path / "run", tmp_path / "export")
+    for name in ("config.json", "generation_config.json"):
+        eos = json.loads((tmp_path / "export" / name).read_text())["eos_token_id"]
+        assert (eos if isinstance(eos, list) else [eos]) == expected
+    assert resolve_stop_ids(load_export(tmp_path / "export", device="cpu"), None) == tuple(expected)
+    values = json.loads((tmp_path / "export" / "generation_config.json").read_text())
+    assert (values["temperature"], values["diffusion_confidence_threshold"]) == (0.6, 0.8)
+    assert "decoding_defaults" not in json.loads((tmp_path / "export" / "config.json").read_text())
+    assert "temperature" not in json.loads((tmp_path / "export" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("value", [[2, "11"], 384, -1, True, {"id": 2}])
+def test_stops_that_are_no_ids_are_refused(folder, tmp_path, value):
+    edit_json(folder / "nld" / "generation_config.json", eos_token_id=value)
+    with pytest.raises(
+        UserError, match=r"generation_config.json has eos_token_id .*: it must be one or several token ids"
+    ):
+        do_import(folder / "nld", tmp_path / "run")
 
 
 def test_the_manifest_says_where_the_weights_come_from(saved):

@@ -78,10 +78,6 @@ def test_the_wrapper_is_read_from_its_text_config(tmp_path):
     assert not read_hf_config(write(tmp_path, wrapper | {"tie_word_embeddings": True})).tied
 
 
-def test_several_ends_of_text_give_the_first(tmp_path):
-    assert read_hf_config(write(tmp_path, BASE | {"eos_token_id": [11, 2]})).eos_token_id == 11
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

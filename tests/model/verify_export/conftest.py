@@ -26,6 +26,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     make_ministral3_vlm(folder / "hf", model=tiny_model_config(max_position_embeddings=512))
     edit_json(folder / "hf" / "config.json", eos_token_id=11)
+    edit_json(folder / "hf" / "generation_config.json", eos_token_id=11)
+    edit_json(folder / "hf" / "tokenizer_config.json", eos_token="<|im_end|>")
     text_config = json.loads((folder / "hf" / "config.json").read_text())["text_config"] | {"eos_token_id": 11}
     edit_json(folder / "hf" / "config.json", text_config=text_config)
     (folder / "hf" / "chat_template.jinja").write_text(load_chat_template(folder / "hf", "chatml"))

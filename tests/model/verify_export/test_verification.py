@@ -85,7 +85,7 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("tokenizer", lambda d: edit_json(d / "config.json", vocab_size=300), "only 300"),
     ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=200), "ordinary entry"),
     ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=4000), "no token with id 4000"),
-    ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=11), "token 11 is eos_token_id 11 as well"),
+    ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=11), "token 11 is eos_token_id of the tokenizer as"),
     ("bos and eos", lambda d: edit_json(d / "generation_config.json", eos_token_id=[11, 9999]), "no eos_token_id 9999"),
     ("chat template", lambda d: (d / "chat_template.jinja").write_text("{{ nothing.at.all }}"), "does not render"),
     ("chat template", lambda d: (d / "chat_template.jinja").write_text("hello"), "leaves out what was said"),
@@ -146,6 +146,11 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
         "max_denoising_steps 16 is less than block_size 32",
     ),
     ("chat template", lambda d: edit_json(d / "generation_config.json", eos_token_id=2), "([2]) follows a response"),
+    (
+        "bos and eos",
+        lambda d: (d / "special_tokens_map.json").write_text('{"eos_token": "</s>"}'),
+        "transformers takes '</s>' (2) for the tokenizer's eos_token, which is none of eos_token_id [11]",
+    ),
     ("tensor formats", lambda d: edit_json(d / "config.json", torch_dtype="float32"), "config.json says float32"),
     (
         "tensor formats",

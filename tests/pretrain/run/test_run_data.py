@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from conf.composition.compose import compose_run_config
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, RunConfig, SourceConfig, Split
@@ -50,6 +51,17 @@ def test_a_run_on_chats_keeps_an_instruct_tokenizer(toy_data: ToyData, tmp_path:
     assert data.chat is not None
     copy_tokenizer(config, replace(data, chat=replace(data.chat, template="another")))
     assert (folder / "chat_template.jinja").read_text() == "another", "other chats, another template"
+
+
+def test_all_files_that_name_the_end_of_sequence_name_the_end_of_a_turn(toy_data: ToyData, tmp_path: Path) -> None:
+    """Transformers goes by special_tokens_map.json where there is one."""
+    config = compose(toy_data, tmp_path)
+    own = Path(shutil.copytree(config.data.tokenizer, tmp_path / "own"))
+    (own / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    config.data.tokenizer = str(own)
+    copy_tokenizer(config, open_data(config))
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")
+    assert (loaded.bos_token, loaded.eos_token) == ("<s>", "<|im_end|>")
 
 
 def test_a_run_on_texts_keeps_the_tokenizer_as_it_is(toy_data: ToyData, tmp_path: Path) -> None:
