@@ -85,7 +85,7 @@ DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("tokenizer", lambda d: edit_json(d / "config.json", vocab_size=300), "only 300"),
     ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=200), "ordinary entry"),
     ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=4000), "no token with id 4000"),
-    ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=11), "token 11 is eos_token_id of the tokenizer as"),
+    ("mask token", lambda d: edit_json(d / "config.json", mask_token_id=11), "is eos_token_id of the tokenizer"),
     ("bos and eos", lambda d: edit_json(d / "generation_config.json", eos_token_id=[11, 9999]), "no eos_token_id 9999"),
     ("chat template", lambda d: (d / "chat_template.jinja").write_text("{{ nothing.at.all }}"), "does not render"),
     ("chat template", lambda d: (d / "chat_template.jinja").write_text("hello"), "leaves out what was said"),
