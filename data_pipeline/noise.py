@@ -44,6 +44,16 @@ class NoisyBatch:
     p_mask: Tensor
 
     @property
+    def is_live(self) -> Tensor:
+        """Return [B, S] bool: whether the noisy block of a token holds a masked token that may be scored.
+
+        The others are read by none: a noisy block is seen by itself alone, and nothing in them is scored.
+        """
+        block_ids = self.batch.block_ids
+        scored = torch.zeros_like(block_ids).scatter_add_(1, block_ids, (self.masked & self.batch.loss_mask).long())
+        return scored.gather(1, block_ids) > 0
+
+    @property
     def doubled_tokens(self) -> Tensor:
         """Return the tokens of a joint forward, [noisy | clean] [B, 2S]."""
         return torch.cat([self.noisy_tokens, self.batch.tokens], dim=1)

@@ -136,8 +136,10 @@ def build_microbatch_builder(
 ) -> MicrobatchBuilder:
     """Return what turns batches into inputs of this stage's forwards; split: train or heldout, each with its noise."""
     seed = HELDOUT_SEED if split == "heldout" else config.train.seed
+    if split == "train" and config.noisy_lengths:
+        logger.info("noisy positions of a sequence in a forward: %s", ", ".join(map(str, config.noisy_lengths)))
     noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
-    return MicrobatchBuilder(config.stage, noise, mask_token_id, plans)
+    return MicrobatchBuilder(config.stage, noise, mask_token_id, plans, config.noisy_lengths)
 
 
 def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> HeldoutEvaluation | None:

@@ -121,7 +121,8 @@ class LongestBlend:
 
 
 def lengthen(trainer: "Trainer") -> None:
-    """Make every sequence one document without padding: most attended pairs, most scored positions."""
+    """Make every sequence one document without padding, and every forward whole: most positions, scored ones, pairs."""
+    trainer.builder = replace(trainer.builder, noisy_lengths=trainer.builder.noisy_lengths[-1:])
     longest: Any = LongestBlend(trainer.loader.blend)
     trainer.loader = replace(trainer.loader, blend=longest, prefetch_steps=0, _ahead={})
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from math import gcd, lcm
 from typing import Any, Optional
 
 from omegaconf import MISSING
@@ -10,7 +11,10 @@ from conf.schema.data import DataConfig
 from conf.schema.model import ModelConfig
 from conf.schema.optimization import OptimizerConfig, PrecisionConfig, ScheduleConfig
 from conf.schema.parallel import ParallelConfig
-from conf.schema.stage import StageConfig
+from conf.schema.stage import Objective, StageConfig
+
+ATTENTION_TILE = 128  # positions of a tile of FlexAttention (model/attention/tiles.py)
+MOST_NOISY_LENGTHS = 8
 
 
 class Device(Enum):
@@ -205,9 +209,31 @@ class RunConfig:
 
     @property
     def positions_per_forward(self) -> int:
-        """Positions of one forward, all sequences of a microbatch together, on a context-parallel rank."""
+        """Positions of one forward at most, all sequences of a microbatch together, on a context-parallel rank."""
         positions = self.train.micro_batch_size * self.stage.positions_per_token * self.data.sequence_length
         return positions // self.parallel.context_parallel
+
+    @property
+    def noisy_lengths(self) -> tuple[int, ...]:
+        """Lengths that the noisy part of a forward may have on a context-parallel rank, ascending; none without noise.
+
+        Live noisy blocks are filled up to one of them (model/attention/live.py). They are few, for kernels are compiled
+        for each; the last one holds all blocks. Positions of a forward divide over what splits them, and are whole
+        tiles of the attention kernel where there are that many.
+        """
+        whole, parallel = self.data.sequence_length // self.parallel.context_parallel, self.parallel
+        if self.stage.objective is not Objective.joint:
+            return ()
+        if parallel.overlap_tensor_parallel:
+            return (whole,)  # Transformer Engine's buffers hold forwards of one length
+        unit = parallel.tensor_parallel if parallel.sequence_parallel else 1
+        if self.precision.fp8 is not None:
+            unit *= self.precision.fp8.multiple // gcd(self.precision.fp8.multiple, self.train.micro_batch_size)
+        if whole >= MOST_NOISY_LENGTHS * ATTENTION_TILE:
+            unit = lcm(unit, ATTENTION_TILE)
+        wanted = (whole + -(-whole * part // MOST_NOISY_LENGTHS) for part in range(1, MOST_NOISY_LENGTHS + 1))
+        lengths = {min(whole, -(-positions // unit) * unit - whole) for positions in wanted}
+        return tuple(sorted(lengths))
 
     @property
     def num_steps(self) -> int:

@@ -52,5 +52,5 @@ class StageConfig:
 
     @property
     def positions_per_token(self) -> int:
-        """Positions of a forward per clean token: its own, and a noisy one in the joint stage."""
+        """Positions of a forward per clean token, at most: its own, and a noisy one in the joint stage."""
         return 2 if self.objective is Objective.joint else 1

@@ -15,6 +15,7 @@ from launch.plan.as_json import describe_plan, describe_search
 from launch.plan.hardware_profile import GIGA, HardwareProfile
 from launch.plan.layout_plan import plan_layout
 from launch.plan.search import search_layouts
+from launch.plan.step_work import SequenceKind
 from launch.plan.tables import print_plan, print_search
 
 EXIT_DOES_NOT_FIT = 1
@@ -65,6 +66,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=count,
         metavar="N",
         help="length of documents within a sequence, which do not see each other (default: one per sequence)",
+    )
+    parser.add_argument(
+        "--scored-share",
+        type=share,
+        default=1.0,
+        metavar="X",
+        help="part of every document that may be scored, of chats the responses (%(default)g)",
     )
     _add_hardware(parser.add_argument_group("hardware (defaults: nodes of 8 H100)"))
     return parser
@@ -129,17 +137,18 @@ def run_plan(arguments: argparse.Namespace) -> int:
         storage_bandwidth=arguments.storage_gbs * GIGA,
     )
     config = compose_size(arguments.overrides)
+    kind = SequenceKind(arguments.document_tokens, arguments.scored_share)
     console = Console(width=WIDTH, highlight=False)
     if arguments.search and arguments.check:
         raise UserError("--check simulates one layout: give it without --search, with the keys of the layout")
     if arguments.search:
-        search = search_layouts(config, arguments.gpus, hardware, arguments.document_tokens)
+        search = search_layouts(config, arguments.gpus, hardware, kind)
         if arguments.json:
             print(json.dumps(describe_search(search, arguments.top), indent=1))
         else:
             print_search(console, search, config, arguments.gpus, hardware, arguments.top)
         return 0 if search.feasible else EXIT_DOES_NOT_FIT
-    plan = plan_layout(config, arguments.gpus, hardware, arguments.document_tokens)
+    plan = plan_layout(config, arguments.gpus, hardware, kind)
     found = 0 if plan.fits else EXIT_DOES_NOT_FIT
     if arguments.json:
         checked, status = _check(arguments) if arguments.check else ({}, 0)
@@ -165,7 +174,7 @@ def _simulation(arguments: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "launch.simulate", *arguments.overrides, "--gpus", str(arguments.gpus), "--brief"]
     if arguments.document_tokens is not None:
         command += ["--document-tokens", str(arguments.document_tokens)]
-    return command
+    return [*command, "--scored-share", str(arguments.scored_share)]
 
 
 if __name__ == "__main__":

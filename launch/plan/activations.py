@@ -94,7 +94,7 @@ def _group_bytes(shape: RankShape) -> int:
     """Return what the groups of model/attention/grouped.py save in addition: output before joining, mask, keys."""
     saved = _heads(shape, shape.model.query_width)
     for first, last in _cut_into_groups(shape):
-        if shape.doubled:
+        if shape.noisy_length:
             saved += _noisy_group(shape, first, last)
         saved += (last - first) * last * shape.element_bytes  # mask
     return saved

@@ -9,7 +9,7 @@ from launch.plan.hardware_profile import HardwareProfile
 from launch.plan.memory import PipelineStageMemory, estimate_memory
 from launch.plan.rank_shape import RankShape, build_rank_shape
 from launch.plan.step_time import StepTime, estimate_step_time
-from launch.plan.step_work import StepWork, count_work
+from launch.plan.step_work import TEXT, SequenceKind, StepWork, count_work
 from pretrain.costs import compute_tensor_bytes
 
 SECONDS_PER_DAY = 86400
@@ -78,29 +78,29 @@ class LayoutPlan:
         return self.checkpoint_bytes / self.hardware.storage_bandwidth
 
 
-def plan_layout(
-    config: RunConfig, num_gpus: int, hardware: HardwareProfile, document_tokens: int | None = None
-) -> LayoutPlan:
-    """Predict memory, time, traffic and checkpoints of a configuration.
+def plan_layout(config: RunConfig, num_gpus: int, hardware: HardwareProfile, kind: SequenceKind = TEXT) -> LayoutPlan:
+    """Predict memory, time, traffic and checkpoints of a configuration on sequences of this kind.
 
-    document_tokens: length of documents within a sequence; None: one document per sequence.
+    Memory is that of the longest forwards, time and traffic those of expected ones.
 
     Raises:
         ConfigError: The configuration cannot run on this number of GPUs.
     """
     check_rules(config, num_gpus)
     shape = build_rank_shape(config, num_gpus)
-    work, traffic = count_work(config, document_tokens), estimate_traffic(shape)
+    work = count_work(config, kind)
+    expected = replace(shape, noisy_length=work.noisy_length)
+    traffic = estimate_traffic(expected)
     return LayoutPlan(
         config=config,
         num_gpus=num_gpus,
         hardware=hardware,
         shape=shape,
         work=work,
-        ar_work=count_work(_without_diffusion(config), document_tokens),
+        ar_work=count_work(_without_diffusion(config), kind),
         memory=estimate_memory(shape),
         traffic=traffic,
-        time=estimate_step_time(shape, work, traffic, hardware),
+        time=estimate_step_time(expected, work, traffic, hardware),
         parameters=config.model.num_parameters,
         checkpoint_bytes=compute_tensor_bytes(config.model, config.precision.dtype),
     )

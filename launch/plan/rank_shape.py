@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from conf.rules.layout import data_parallel_size, num_microbatches
-from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, Objective, ParallelConfig, RunConfig
+from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, ParallelConfig, RunConfig
 
 FP32 = Dtype.fp32.num_bytes  # bytes per element of gradients, optimizer state and statistics
 
@@ -30,8 +30,9 @@ class RankShape:
     """Describes one rank's share of a run.
 
     element_bytes: of weights and activations. micro_batch_size: sequences per forward. num_microbatches: per rank and
-    step. doubled: sequences are [noisy | clean]. num_scored_positions: of a microbatch on a rank, at most: with every
-    token scored and masked. scored_chunk_size: scored positions whose logits the head holds at a time.
+    step. noisy_length: noisy positions of a sequence on a rank, of whole forwards or as many as live blocks take.
+    num_scored_positions: of a microbatch on a rank, at most: with every token scored and masked. scored_chunk_size:
+    scored positions whose logits the head holds at a time.
     """
 
     model: ModelConfig
@@ -43,7 +44,7 @@ class RankShape:
     micro_batch_size: int
     sequence_length: int
     block_size: int
-    doubled: bool
+    noisy_length: int
     num_scored_positions: int
     scored_chunk_size: int
 
@@ -54,13 +55,13 @@ class RankShape:
 
     @cached_property
     def num_positions(self) -> int:
-        """Positions of a forward on a rank: its tokens, twice where sequences are doubled."""
-        return self.micro_batch_size * self.local_length * (2 if self.doubled else 1)
+        """Positions of a forward on a rank: its tokens, and noisy ones."""
+        return self.micro_batch_size * (self.local_length + self.noisy_length)
 
     @cached_property
     def num_key_positions(self) -> int:
         """Positions whose keys a rank's attention sees: its noisy ones, and the clean ones of whole sequences."""
-        return self.micro_batch_size * (self.sequence_length + (self.local_length if self.doubled else 0))
+        return self.micro_batch_size * (self.sequence_length + self.noisy_length)
 
     @cached_property
     def data_ranks(self) -> int:
@@ -85,7 +86,7 @@ class RankShape:
 
 
 def build_rank_shape(config: RunConfig, num_gpus: int, kernels: Kernels | None = None) -> RankShape:
-    """Build the shape of a configuration that its rules allow on `num_gpus` ranks.
+    """Build the shape of the longest forwards of a configuration that its rules allow on `num_gpus` ranks.
 
     kernels: None: those that a run on this device would choose, Transformer Engine's on a GPU.
     """
@@ -99,7 +100,7 @@ def build_rank_shape(config: RunConfig, num_gpus: int, kernels: Kernels | None =
         micro_batch_size=config.train.micro_batch_size,
         sequence_length=config.data.sequence_length,
         block_size=config.stage.block_size,
-        doubled=config.stage.objective is Objective.joint,
+        noisy_length=max(config.noisy_lengths, default=0),
         num_scored_positions=config.positions_per_forward,
         scored_chunk_size=config.runtime.loss_chunk_rows,
     )

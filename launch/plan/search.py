@@ -8,6 +8,7 @@ from conf.schema import Recompute, RunConfig
 from conf.system.errors import ConfigError
 from launch.plan.hardware_profile import HardwareProfile
 from launch.plan.layout_plan import LayoutPlan, plan_layout
+from launch.plan.step_work import TEXT, SequenceKind
 
 LARGEST_CONTEXT, LARGEST_PIPELINE, LARGEST_VIRTUAL = 16, 16, 8
 
@@ -27,9 +28,7 @@ class Search:
     example: str
 
 
-def search_layouts(
-    config: RunConfig, num_gpus: int, hardware: HardwareProfile, document_tokens: int | None = None
-) -> Search:
+def search_layouts(config: RunConfig, num_gpus: int, hardware: HardwareProfile, kind: SequenceKind = TEXT) -> Search:
     """Search tensor, context, pipeline and virtual pipeline degrees, micro batch and recomputation.
 
     Everything else is as in `config`. Tensor-parallel groups stay within a node and use sequence parallelism. Context
@@ -39,7 +38,7 @@ def search_layouts(
     plans, refusals = [], []
     for candidate in _candidates(config, num_gpus, hardware):
         try:
-            plans.append(plan_layout(candidate, num_gpus, hardware, document_tokens))
+            plans.append(plan_layout(candidate, num_gpus, hardware, kind))
         except ConfigError as error:
             refusals.append(str(error))
     plans.sort(key=lambda plan: (plan.time.total, plan.fullest.total))

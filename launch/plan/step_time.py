@@ -1,6 +1,6 @@
 """Predict the seconds of an optimizer step as a sum of named parts, each simple enough to check by hand.
 
-    compute        useful FLOPs / (GPUs * peak * mfu)
+    compute        computed FLOPs / (GPUs * peak * mfu)
     recomputation  a second forward of the layers (full) or of attention (selective) at the same speed; elementwise: its
                    reads and writes at the memory's bandwidth
     imbalance      what the busiest pipeline stage computes beyond the mean (the last one has the head)
@@ -52,9 +52,9 @@ def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic],
     parallel = shape.parallel
     num_stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
-    compute = work.total_flops / speed
+    compute = sum(work.computed_flops) / speed
     recomputation = (
-        count_recomputed_flops(parallel.recompute, work.flops) / speed
+        count_recomputed_flops(parallel.recompute, work.computed_flops) / speed
         + _elementwise_bytes(shape) / hardware.memory_bandwidth
     )
     imbalance = _flops_of_last_pipeline_stage(work, num_stages) * num_stages / speed - compute
@@ -80,7 +80,7 @@ def _sending_seconds(traffic: list[Traffic], group: str, hardware: HardwareProfi
 
 
 def count_recomputed_flops(recompute: Recompute, flops: StepFlops) -> float:
-    """Return what the backward pass computes again, of a step's useful FLOPs."""
+    """Return what the backward pass computes again, of a step's FLOPs."""
     if recompute is Recompute.full:
         return (flops.layers + flops.attention) * FORWARD_SHARE
     if recompute is Recompute.selective:
@@ -97,7 +97,8 @@ def _elementwise_bytes(shape: RankShape) -> int:
 
 
 def _flops_of_last_pipeline_stage(work: StepWork, num_stages: int) -> float:
-    return (work.flops.layers + work.flops.attention) / num_stages + work.flops.head
+    flops = work.computed_flops
+    return (flops.layers + flops.attention) / num_stages + flops.head
 
 
 def _exposed_data_seconds(

@@ -60,13 +60,17 @@ def describe_run(plan: LayoutPlan) -> str:
 
 def _headline(plan: LayoutPlan) -> str:
     config, work = plan.config, plan.work
-    doubled = " doubled" if config.stage.objective is Objective.joint else ""
+    doubled = ""
+    if config.stage.objective is Objective.joint:
+        noisy = work.noisy_length * config.parallel.context_parallel
+        doubled = f" and {noisy} noisy positions (at most {config.data.sequence_length})"
     return (
         f"[bold]{config.experiment or f'{config.model.name} {config.stage.name}'}[/] on {plan.num_gpus} GPUs: "
         f"{plan.parameters / 1e9:.2f}B parameters, {config.train.tokens / 1e9:g}B tokens, {config.num_steps} steps\n"
         f"{describe_run(plan)}; {config.precision.dtype.value}, sequences of {config.data.sequence_length}{doubled}\n"
-        f"{_flops(plan)} GFLOPs per clean token: layers {_share(plan, 'layers')}, attention "
-        f"{_share(plan, 'attention')} ({work.attended_pairs / work.tokens:.1f} pairs), head {_share(plan, 'head')}"
+        f"{_flops(plan)} useful GFLOPs per clean token: layers {_share(plan, 'layers')}, attention "
+        f"{_share(plan, 'attention')} ({work.attended_pairs / work.tokens:.1f} pairs), head {_share(plan, 'head')}; "
+        f"{work.positions / work.computed_positions:.1%} of the computed positions are useful"
     )
 
 

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from statistics import mean
 
-from conf.rules.layout import num_microbatches
 from conf.schema import RunConfig
 from launch.plan.communication import estimate_pipeline_stage_traffic
 from launch.plan.memory import estimate_memory
@@ -42,7 +42,8 @@ def compare(config: RunConfig, report: RankReport) -> list[Compared]:
     step, num_gpus, pp_rank = report.step, len(report.groups["world"]), report.place["pipeline"]
     # There is no Transformer Engine on fake tensors.
     shape = build_rank_shape(config, num_gpus, PLAIN_GPU_KERNELS)
-    memory = estimate_memory(shape)[pp_rank]
+    lengths = report.noisy_lengths or [0]
+    memory = estimate_memory(replace(shape, noisy_length=max(lengths)))[pp_rank]
     figures = [
         Compared("peak memory", step.peak, memory.total, "bytes"),
         *(Compared(kind, step.kinds.get(kind, 0), getattr(memory, kind), "bytes") for kind in ("weights", "gradients")),
@@ -52,7 +53,8 @@ def compare(config: RunConfig, report: RankReport) -> list[Compared]:
     planned: dict[tuple[str, str], tuple[int, int]] = {}
     # The plan counts with every position scored; messages of the head hold those that are.
     scored = round(report.scored_positions / (shape.num_microbatches * config.parallel.context_parallel))
-    for item in estimate_pipeline_stage_traffic(replace(shape, num_scored_positions=scored), pp_rank):
+    sent = replace(shape, num_scored_positions=scored, noisy_length=round(mean(lengths)))
+    for item in estimate_pipeline_stage_traffic(sent, pp_rank):
         count, num_bytes = planned.get((item.group, item.operation), (0, 0))
         planned[item.group, item.operation] = count + item.count, num_bytes + item.num_bytes
     simulated = sum_collectives(step, report.groups)
@@ -80,8 +82,7 @@ def plan_flops(config: RunConfig, report: RankReport) -> float:
 
 def _count_narrowed_flops(config: RunConfig, report: RankReport) -> int:
     """Return what the last layer leaves out: it continues with scored positions alone (model/megatron/tri_mode.py)."""
-    model, length = config.model, config.train.micro_batch_size * config.data.sequence_length
-    positions = num_microbatches(config, len(report.groups["world"])) * length * config.stage.positions_per_token
+    model, positions = config.model, report.positions
     if config.parallel.sequence_parallel or report.scored_positions > MAX_LAST_SHARE * positions:
         return 0
     weights = model.query_width * model.hidden_size + 3 * model.ffn_hidden_size * model.hidden_size

@@ -41,8 +41,8 @@ def main() -> None:
     config = load_run_config(arguments.config)
     dist.init_process_group("fake", rank=arguments.rank, world_size=arguments.gpus, store=FakeStore())
     pretend(KINDS[arguments.kind])
+    from launch.plan.step_work import SequenceKind
     from launch.simulate.rank_work import simulate_rank  # megatron-core looks for the libraries when it is imported
-    from launch.simulate.stand_ins import SequenceKind
 
     try:
         report = simulate_rank(config, SequenceKind(arguments.document_tokens, arguments.scored_share))

@@ -87,7 +87,8 @@ class Recording:
 class RankReport:
     """Holds what one rank did. place: its number in each kind of group. groups: ranks of each kind that it belongs to.
 
-    positions, attended_pairs, scored_positions: of the rank's own microbatches, whole sequences. saved_bytes: of the
+    positions (computed), attended_pairs, scored_positions: of the rank's own microbatches, whole sequences.
+    noisy_lengths: noisy positions of a sequence on the rank, by microbatch; none in the AR stage. saved_bytes: of the
     tensors that it writes of a checkpoint. error: what stopped it, with the line of ours; the recordings are missing.
     """
 
@@ -97,6 +98,7 @@ class RankReport:
     groups: dict[str, list[int]] = field(default_factory=dict)
     parameters: int = 0
     positions: int = 0
+    noisy_lengths: list[int] = field(default_factory=list)
     attended_pairs: int = 0
     scored_positions: int = 0
     step: Recording | None = None

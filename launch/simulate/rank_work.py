@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,12 +10,14 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from conf.schema import RunConfig
+from launch.plan.step_work import SequenceKind
 from launch.simulate.adaptations import adapt_to_one_rank
 from launch.simulate.device_tensors import DeviceTensors
 from launch.simulate.hooks import find_hook, replace_hook
 from launch.simulate.rank_report import RankReport, Recording
-from launch.simulate.stand_ins import SequenceKind, build_rank_trainer
+from launch.simulate.stand_ins import build_rank_trainer
 from launch.simulate.step_recorder import StepRecorder
+from model.attention.positions import ForwardPositions
 from pretrain.checkpointing.sharded_state import build_sharded_state, count_bytes
 from pretrain.objective.scoring import StepCounts
 from pretrain.run.model_parallel import model_parallel_groups
@@ -32,7 +35,7 @@ def simulate_rank(config: RunConfig, kind: SequenceKind) -> RankReport:
     with groups, tensors, recorder.watching():
         trainer = build_rank_trainer(config, kind, torch.device("cuda", 0))
         name_lasting(trainer, recorder)
-        counts = record_counts()
+        counts, noisy_lengths = record_counts(), record_noisy_lengths()
         step = record(recorder, trainer.train_step)
         evaluation = record(recorder, trainer.evaluate)
         tensors.fakes_all = True
@@ -42,7 +45,8 @@ def simulate_rank(config: RunConfig, kind: SequenceKind) -> RankReport:
             place=find_place(),
             groups=name_groups(),
             parameters=sum(parameter.numel() for chunk in trainer.model for parameter in chunk.parameters()),
-            positions=counts[0].positions,
+            positions=counts[0].computed_positions,
+            noisy_lengths=noisy_lengths[: len(trainer.loader.microbatches(0))],
             attended_pairs=counts[0].attended_pairs,
             scored_positions=counts[0].clean + counts[0].masked,
             step=step,
@@ -86,6 +90,21 @@ def record_counts() -> list[StepCounts]:
 
     replace_hook(hook, note)
     return counts
+
+
+def record_noisy_lengths() -> list[int]:
+    """Return a list that gets the noisy positions of every forward that is prepared from now on, on this rank."""
+    lengths: list[int] = []
+    hook = "pretrain.step.microbatches:choose_positions"
+    choose = find_hook(hook)
+
+    def note(*args: Any) -> ForwardPositions:
+        positions = choose(*args)
+        lengths.append(positions.noisy.shape[1])
+        return positions
+
+    replace_hook(hook, note)
+    return lengths
 
 
 def find_place() -> dict[str, int]:

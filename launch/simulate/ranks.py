@@ -41,7 +41,8 @@ def find_distinct_ranks(parallel: ParallelConfig, num_gpus: int) -> list[int]:
 class Simulation:
     """Says what is simulated. config: its global batch is that of the simulated step. device: of which kind (KINDS).
 
-    document_tokens, scored_share: see stand_ins.SequenceKind. module: what each process runs, with first arguments.
+    document_tokens, scored_share: see launch.plan.step_work.SequenceKind. module: what each process runs, with first
+    arguments.
     """
 
     config: RunConfig

@@ -17,7 +17,7 @@ from data_pipeline.batch import Batch, stack_batches
 from data_pipeline.dataset import BatchLoader
 from data_pipeline.packing.form import build_sequence_form
 from data_pipeline.packing.sequence import Segments, lay_out
-from launch.plan.step_work import split_into_documents
+from launch.plan.step_work import SequenceKind, split_into_documents
 from model.megatron.build import build_model_chunks
 from pretrain.assemble import build_microbatch_builder, build_plans
 from pretrain.health.guard import LossGuard
@@ -28,17 +28,6 @@ from pretrain.step.optimizer import build_optimizer, wrap_data_parallel
 from pretrain.trainer import Trainer
 
 MASK_TOKEN_ID, BLOCK_PADDING_TOKEN_ID = 0, 1
-
-
-@dataclass(frozen=True)
-class SequenceKind:
-    """Says what sequences hold. document_tokens: of each document, None: one document per sequence.
-
-    scored_share: part of every document, its end, that may be scored; the rest is a prompt, as in chats.
-    """
-
-    document_tokens: int | None = None
-    scored_share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 A sequence of S tokens is cut into 2C equal chunks per round for C ranks; of each round rank r holds chunks r and
 2C - 1 - r, so that early positions (which see little) and late ones (which see much) go together. One round balances
 one document; packed documents take many, and since all clean keys are gathered anyway, rounds cost nothing. In the
-joint stage a rank holds the same chunks of both halves, [noisy | clean]. Chunk edges are block edges, so a rank holds
-the noisy blocks of its noisy positions: only clean keys and values travel, gathered before attention; their gradients
-are summed and scattered after it.
-Shapes: B batch, G key heads, D head_dim, S clean length, N noisy positions of this rank: S / C, or 0.
+joint stage a rank holds whole noisy blocks: those of the same chunks, whose edges are block edges, or its share of the
+live ones (live.py). Only clean keys and values travel, gathered before attention; their gradients are summed and
+scattered after it.
+Shapes: B batch, G key heads, D head_dim, S clean length, N noisy positions of this rank: at most S / C.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-from model.attention.visibility import VisibleKeys
+from model.attention.positions import ForwardPositions
 
 # Whole tiles of FlexAttention (128 positions). Over 16 ranks and 262144 tokens of packed documents the fullest rank
 # computes 1 to 3 % more than the mean; 1 % with chunks of 128, 7 to 15 % with 2048 (tests/bench/joint/balance.py).
@@ -64,18 +64,10 @@ class ContextShard:
         positions = torch.cat([torch.arange(chunk.start, chunk.stop) for chunk in self.find_chunks(sequence_length)])
         return torch.cat([positions, positions + sequence_length]) if doubled else positions
 
-    def take_visible_keys(self, keys: VisibleKeys) -> VisibleKeys:
-        """Return what this rank's positions see among its own noisy keys and the whole sequence's clean ones."""
-        doubled = keys.num_noisy > 0
-        positions = self.find_positions(keys.num_clean, doubled)
-        noisy_start, noisy_stop, clean_start, clean_stop = (table[:, positions] for table in keys.intervals())
-        num_noisy = keys.num_noisy // self.size
-        # A block lies in one chunk, so its noisy keys are as far from their place in the sequence as their queries.
-        moved = torch.zeros_like(noisy_start[0])
-        moved[:num_noisy] = positions[:num_noisy] - torch.arange(num_noisy)
-        return VisibleKeys(
-            noisy_start - moved, noisy_stop - moved, clean_start, clean_stop, num_noisy, keys.num_clean, keys.gaps
-        )
+    def find_whole(self, sequence_length: int, doubled: bool) -> ForwardPositions:
+        """Return this rank's positions of a whole forward: the same chunks of both halves if doubled."""
+        clean = self.find_positions(sequence_length, doubled=False)
+        return ForwardPositions(clean[None, : len(clean) if doubled else 0], clean, sequence_length)
 
     def cuts_a_block(self, block_ids: Tensor) -> bool:
         """Return whether a chunk of this rank begins within a block of [B, S] block_ids."""

@@ -85,19 +85,21 @@ def build_grouped_attention(keys: VisibleKeys, chunk_length: int | None = None) 
     chunk_length: of the chunks that a context-parallel shard holds; None: it is the whole sequence.
     """
     num_positions = keys.clean_start.shape[1] - keys.num_noisy
-    edges = list(_cut_into_groups(num_positions, chunk_length or num_positions))
-    noisy_groups = tuple(_build_group(keys, 0, *edge) for edge in edges) if keys.num_noisy else ()
+    noisy_edges = _cut_into_groups(keys.num_noisy, chunk_length or num_positions)
+    noisy_groups = tuple(_build_group(keys, 0, *edge) for edge in noisy_edges)
     if chunk_length is None:
         return GroupedAttention(keys.num_noisy, noisy_groups, None, _build_clean_mask(keys))
-    clean_groups = tuple(_build_group(keys, keys.num_noisy, *edge) for edge in edges)
+    clean_edges = _cut_into_groups(num_positions, chunk_length)
+    clean_groups = tuple(_build_group(keys, keys.num_noisy, *edge) for edge in clean_edges)
     return GroupedAttention(keys.num_noisy, noisy_groups, clean_groups, None)
 
 
 def _cut_into_groups(num_positions: int, chunk_length: int) -> Iterator[tuple[int, int]]:
     """Yield the first position of every group and the one after its last; no group spans two chunks."""
     for chunk in range(0, num_positions, chunk_length):
-        for start in range(chunk, chunk + chunk_length, GROUP_SIZE):
-            yield start, min(start + GROUP_SIZE, chunk + chunk_length)
+        stop = min(chunk + chunk_length, num_positions)
+        for start in range(chunk, stop, GROUP_SIZE):
+            yield start, min(start + GROUP_SIZE, stop)
 
 
 def _build_clean_mask(keys: VisibleKeys) -> Tensor | None:

@@ -20,6 +20,7 @@ from data_pipeline.batch import SequenceLayout
 from model.attention.context import WHOLE, ContextAttention, ContextShard
 from model.attention.flex import build_flex_attention
 from model.attention.grouped import build_grouped_attention
+from model.attention.positions import ForwardPositions
 from model.attention.rotation import Rotation, RotationBuilder, apply_rotation
 from model.attention.tiled import TiledAttention, fits_tiles
 from model.attention.visibility import find_regular_block_size, find_visible_keys
@@ -109,47 +110,42 @@ class PlanBuilder:
             logger.info("attention of %d context-parallel ranks: %s over gathered clean keys", self.shard.size, kind)
 
     def build(self, layout: SequenceLayout, doubled: bool) -> AttentionPlan:
-        """Return the plan of a forward over [noisy | clean] (doubled) or clean tokens laid out so."""
-        layout = layout.without_repeats()
-        block_size = find_regular_block_size(layout)
+        """Return the plan of a whole forward, over [noisy | clean] (doubled) or clean tokens laid out so."""
+        return self.build_for(layout, self.shard.find_whole(layout.sequence_length, doubled))
+
+    def build_for(self, layout: SequenceLayout, positions: ForwardPositions) -> AttentionPlan:
+        """Return the plan of a forward over these positions of sequences laid out so."""
+        layout, positions = layout.without_repeats(), positions.without_repeats()
+        block_size = find_regular_block_size(layout) if positions.is_whole else None
         if block_size is None:
-            return self._build(layout, doubled, None)
-        key = (layout.sequence_length, block_size, doubled)
+            return self._build(layout, positions, None)
+        key = (layout.sequence_length, block_size, positions.has_noisy)
         if key not in self._regular:
-            self._regular[key] = self._build(layout, doubled, block_size)
+            self._regular[key] = self._build(layout, positions, block_size)
         return self._regular[key]
 
-    def _build(self, layout: SequenceLayout, doubled: bool, block_size: int | None) -> AttentionPlan:
-        position_ids = layout.position_ids.repeat(1, 2) if doubled else layout.position_ids
-        if self.shard.size > 1:
-            assert not (doubled and self.shard.cuts_a_block(layout.block_ids)), "a context shard cuts a block"
-            positions = self.shard.find_positions(layout.sequence_length, doubled)
-            return AttentionPlan(self._rotate(position_ids, positions), self._share(layout, doubled))
-        return AttentionPlan(self._rotate(position_ids), self._choose(layout, doubled, block_size))
+    def _build(self, layout: SequenceLayout, positions: ForwardPositions, block_size: int | None) -> AttentionPlan:
+        cuts = positions.has_noisy and positions.is_whole and self.shard.cuts_a_block(layout.block_ids)
+        assert not cuts, "a context shard cuts a block"
+        return AttentionPlan(self._rotate(layout, positions), self._choose(layout, positions, block_size))
 
-    def _rotate(self, position_ids: Tensor, positions: Tensor | None = None) -> Rotation:
-        """Return the rotation by position_ids [B, R] of whole sequences; positions: those of this rank, None: all."""
+    def _rotate(self, layout: SequenceLayout, positions: ForwardPositions) -> Rotation:
         # Asked on the CPU: a device would have to finish its work before it answers.
-        scales_queries = int(position_ids.max()) >= self.model.rope.original_max_position_embeddings
-        position_ids = (position_ids if positions is None else position_ids[:, positions]).to(self.device)
+        scales_queries = int(layout.position_ids.max()) >= self.model.rope.original_max_position_embeddings
+        position_ids = layout.position_ids.repeat(1, 2) if positions.has_noisy else layout.position_ids
+        position_ids = positions.take(position_ids).to(self.device)
         return self._rotations.build(position_ids, self.dtype, scales_queries=scales_queries)
 
-    def _choose(self, layout: SequenceLayout, doubled: bool, block_size: int | None) -> Attend:
+    def _choose(self, layout: SequenceLayout, positions: ForwardPositions, block_size: int | None) -> Attend:
         """Return the fastest way measured for the device and the layout (tests/bench/joint/attention.py)."""
-        length = layout.sequence_length
+        length, is_shared = layout.sequence_length, self.shard.size > 1
         on_cpu = self.backend is AttentionBackend.cpu and self.device.type == "cpu"
-        if on_cpu and block_size is not None and fits_tiles(length, block_size):
+        if on_cpu and not is_shared and block_size is not None and fits_tiles(length, block_size):
             logger.info("attention of %d tokens in blocks of %d: tiled (one document)", length, block_size)
-            return TiledAttention(length, block_size, doubled)
-        keys = find_visible_keys(layout, doubled).to(self.device)
-        return build_flex_attention(keys) if self.backend is AttentionBackend.flex else build_grouped_attention(keys)
-
-    def _share(self, layout: SequenceLayout, doubled: bool) -> Attend:
-        """Return attention of this context-parallel rank's positions."""
-        length = layout.sequence_length
-        keys = self.shard.take_visible_keys(find_visible_keys(layout, doubled)).to(self.device)
+            return TiledAttention(length, block_size, positions.has_noisy)
+        keys = find_visible_keys(layout, positions.has_noisy).take(positions).to(self.device)
         if self.backend is AttentionBackend.flex:
             attend: Attend = build_flex_attention(keys)
         else:
-            attend = build_grouped_attention(keys, self.shard.find_chunk_length(length))
-        return ContextAttention(self.shard, length // self.shard.size, attend)
+            attend = build_grouped_attention(keys, self.shard.find_chunk_length(length) if is_shared else None)
+        return ContextAttention(self.shard, length // self.shard.size, attend) if is_shared else attend

@@ -15,7 +15,7 @@ from torch import Tensor
 from conf.schema import RopeConfig
 from model.hf.rope import compute_attention_factor, compute_inverse_frequencies, compute_query_scale
 
-MAX_FORMS = 32
+MAX_FORMS = 16 * 8
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _rotate(x: Tensor, rotation: Rotation, scale: bool, forward: bool) -> Tensor
 def _compile_rotation() -> Callable[..., Tensor]:
     """Compile one kernel per form, with fixed sizes.
 
-    Forms are queries or keys, forward or backward, position ids of one sequence or of each, scaled or not: more than
-    the 8 after which torch would compile no more.
+    Forms are queries or keys, forward or backward, position ids of one sequence or of each, scaled or not, of each of 8
+    lengths: more than the 8 after which torch would compile no more, here and in attention (flex.py).
     """
     torch._dynamo.config.recompile_limit = max(MAX_FORMS, torch._dynamo.config.recompile_limit)
     return torch.compile(rotate_heads, dynamic=False)

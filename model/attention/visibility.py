@@ -4,9 +4,9 @@ Rule (arXiv 2503.09573 and the released training code): a noisy position sees it
 and the clean positions of its document before that block; a clean position sees nothing noisy, and its document up to
 itself. Padding and, in the clean half, block padding are seen by no text; what they see themselves is never read.
 
-Masks, attended pairs, FLOPs, context-parallel shards, FlexAttention, grouped attention and the drafter's blocks follow
-from the intervals; tiled.py cuts the same rule into tiles for one document in regular blocks, and its tests compare
-the two.
+Masks, attended pairs, FLOPs, context-parallel shards, live blocks, FlexAttention, grouped attention and the drafter's
+blocks follow from the intervals; tiled.py cuts the same rule into tiles for one document in regular blocks, and its
+tests compare the two.
 Shapes: B batch, S clean length, R positions: S (AR) or 2S (joint: the noisy half, then the clean half), n and m
 positions and keys of a rectangle of the mask.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.batch import SequenceLayout
+from model.attention.positions import ForwardPositions
 
 NO_DOCUMENT = torch.iinfo(torch.int64).max
 
@@ -55,6 +56,20 @@ class VisibleKeys:
     def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return noisy_start, noisy_stop, clean_start, clean_stop."""
         return self.noisy_start, self.noisy_stop, self.clean_start, self.clean_stop
+
+    def take(self, positions: ForwardPositions) -> "VisibleKeys":
+        """Return what a rank's positions see among its own noisy keys and all clean ones, given whole sequences'."""
+        noisy_start, noisy_stop, clean_start, clean_stop = (positions.take(table) for table in self.intervals())
+        batch_size, num_noisy = len(noisy_start), positions.noisy.shape[1]
+        # Noisy blocks are whole, so a noisy key is as far from its place in the sequence as its queries.
+        own = torch.arange(num_noisy)
+        is_padding, moved = positions.noisy < 0, (positions.noisy - own).int()
+        clean_start[:, :num_noisy].masked_fill_(is_padding, 0)
+        clean_stop[:, :num_noisy].masked_fill_(is_padding, 0)
+        noisy_start[:, :num_noisy] = torch.where(is_padding, own.int(), noisy_start[:, :num_noisy] - moved)
+        noisy_stop[:, :num_noisy] = torch.where(is_padding, own.int() + 1, noisy_stop[:, :num_noisy] - moved)
+        gaps = None if self.gaps is None else self.gaps.expand(batch_size, -1)
+        return VisibleKeys(noisy_start, noisy_stop, clean_start, clean_stop, num_noisy, self.num_clean, gaps)
 
     def mask_noisy(self, positions: slice, keys: range) -> Tensor:
         """Return [B, n, m] bool: whether each of these positions sees each of these noisy keys."""

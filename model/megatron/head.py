@@ -67,7 +67,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         needs_grad: bool,
     ) -> tuple[Tensor, Tensor]:
         """Compute what score_rows returns; needs_grad: whether to form gradients."""
-        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = main_gradient = find_main_gradient(weight) if needs_grad else None
         if needs_grad and grad_weight is None:
@@ -103,7 +103,10 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def score_rows(
     hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor, chunk_rows: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """Map hidden [N, H] and weight [V/T, H] to the loss (fp32) and the cross entropy of each row [N] (no gradient)."""
+    """Map hidden [N, H] and weight [V/T, H] to the loss and the cross entropy of each row [N] (no gradient).
+
+    Both are at least fp32.
+    """
     # Asked here: within a Function gradients are always off, and its needs_input_grad knows nothing of no_grad.
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     return ChunkedCrossEntropy.apply(hidden, weight, targets, weights, chunk_rows, group, needs_grad)

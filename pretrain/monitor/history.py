@@ -14,7 +14,7 @@ LOSSES = ("loss", "ar_loss", "diffusion_loss", "acceptance_length")
 NUMBERS = (
     *("step", "tokens_seen", *LOSSES),
     *("grad_norm", "lr", "step_seconds", "data_seconds", "tokens_per_second", "mfu", "memory_bytes", "skipped"),
-    *("slowest_rank", "slowest_ratio"),
+    *("slowest_rank", "slowest_ratio", "useful_positions", "computed_positions"),
 )
 CHUNK_BYTES = 1 << 24
 

@@ -112,6 +112,8 @@ def _describe_speed(summary: Summary) -> str:
     if summary.tokens_per_second is not None:
         parts.append(f"{format_count(summary.tokens_per_second)} tokens/s")
     parts.append("MFU unknown" if summary.mfu is None else f"MFU {summary.mfu:.1%}")
+    if summary.useful_share is not None:
+        parts.append(f"{summary.useful_share:.1%} of positions useful")
     if summary.data_share is not None:
         parts.append(f"{summary.data_share:.1%} waiting for data")
     if summary.memory_bytes is not None:

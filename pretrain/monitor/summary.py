@@ -11,6 +11,7 @@ from pretrain.monitor.history import LOSSES, History
 from pretrain.run.run_status import RunPhase
 
 RECENT_STEPS = 50  # over which speed is measured
+POSITIONS = ("useful_positions", "computed_positions")
 LIVE_SECONDS = 60.0  # of a run without status.json: written to so lately, it is said to be running
 
 
@@ -29,8 +30,8 @@ class Summary:
     """Holds where a run stands. state: a RunPhase's name, or `unknown` for a silent run without status.json.
 
     age_seconds: since the last sign of life. step, tokens_seen: done. progress: 0..1. eta_seconds: at the recent speed.
-    step_seconds: median of recent steps. data_share: of recent steps, waiting for data. save: the newest line of kind
-    checkpoint. restarts: starts but the first.
+    step_seconds: median of recent steps. data_share: of recent steps, waiting for data. useful_share: of the positions
+    that recent steps computed. save: the newest line of kind checkpoint. restarts: starts but the first.
     """
 
     state: str
@@ -43,6 +44,7 @@ class Summary:
     tokens_per_second: float | None
     data_share: float | None
     mfu: float | None
+    useful_share: float | None
     memory_bytes: float | None
     restarts: int
     save: dict[str, Any]
@@ -74,6 +76,7 @@ def summarise(view: RunFolderView, history: History, now: float) -> Summary:
         tokens_per_second=_median(history.train.recent("tokens_per_second", RECENT_STEPS)),
         data_share=sum(data_seconds) / sum(seconds) if data_seconds and sum(seconds) else None,
         mfu=_median(history.train.recent("mfu", RECENT_STEPS)),
+        useful_share=_divide_sums(*(history.train.recent(name, RECENT_STEPS) for name in POSITIONS)),
         memory_bytes=history.train.last("memory_bytes"),
         restarts=max(len(view.starts) - 1, len(history.restores), 0),
         save=history.checkpoints[-1] if history.checkpoints else {},
@@ -113,3 +116,7 @@ def _list_metrics(history: History) -> list[Metric]:
 def _median(values: list[float]) -> float | None:
     known = [value for value in values if math.isfinite(value)]
     return median(known) if known else None
+
+
+def _divide_sums(parts: list[float], wholes: list[float]) -> float | None:
+    return sum(parts) / sum(wholes) if sum(wholes) else None

@@ -4,7 +4,8 @@ With loss_mask in token space, the joint objective scores noisy position s where
 token s), and for every token s that may be scored the clean position of the token before it in the same document:
 position s - 1, or further back where padding lies between. Block padding is scored by the diffusion objective alone:
 autoregressive decoding stops before it.
-Shapes: B batch, S clean length, R positions: S (AR) or 2S (joint, [noisy | clean]), N scored positions.
+Scores and counts are those of whole forwards, [noisy | clean]; take_local finds what a rank computes among them.
+Shapes: B batch, S clean length, R positions: S (AR) or 2S (joint), in take_local those of a rank; N scored positions.
 """
 
 from dataclasses import astuple, dataclass
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoisyBatch
-from model.attention.context import ContextShard
+from model.attention.positions import ForwardPositions
 from model.attention.visibility import count_visible_keys
 from model.megatron.head import ScoredPositions
 
@@ -27,7 +28,9 @@ class StepCounts:
     maskable: tokens that noise could have masked.
     text, prompt, block_padding, padding: tokens of a Batch, each of one kind: those that may be scored, those that may
         not, those that only fill a block, and those that are seen by none.
-    positions, attended_pairs: positions of the forward that are not padding, and pairs of them that see each other.
+    positions, attended_pairs: the useful positions of the forward, and the pairs of them that see each other: clean
+        text, and noisy tokens of live blocks.
+    computed_positions: of the forwards on all ranks, with padding and what only fills up a length.
     """
 
     clean: int = 0
@@ -39,6 +42,7 @@ class StepCounts:
     padding: int = 0
     positions: int = 0
     attended_pairs: int = 0
+    computed_positions: int = 0
 
     def __add__(self, other: "StepCounts") -> "StepCounts":
         return StepCounts(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
@@ -88,9 +92,11 @@ def _unweighted(
     return ScoredPositions(positions, targets, torch.zeros_like(inverse_p), inverse_p, is_noisy, is_text)
 
 
-def count_step(batch: Batch, scored: ScoredPositions, doubled: bool) -> StepCounts:
-    """Count what the forward of one batch holds; doubled: its positions are [noisy | clean] instead of clean alone."""
-    num_masked, visible_keys = int(scored.is_noisy.sum()), count_visible_keys(batch.layout, doubled)
+def count_step(batch: Batch, scored: ScoredPositions, is_live: Tensor | None, computed_positions: int) -> StepCounts:
+    """Count what the forward of one batch holds. is_live: [B, S] of noisy positions; None: there are none (AR)."""
+    num_masked, visible_keys = int(scored.is_noisy.sum()), count_visible_keys(batch.layout, is_live is not None)
+    if is_live is not None:
+        visible_keys[:, : batch.layout.sequence_length] *= is_live
     padding, block_padding = int((batch.document_ids < 0).sum()), int(batch.block_padding.sum())
     text = int((batch.loss_mask & ~batch.block_padding).sum())
     return StepCounts(
@@ -103,17 +109,17 @@ def count_step(batch: Batch, scored: ScoredPositions, doubled: bool) -> StepCoun
         padding=padding,
         positions=int((visible_keys > 0).sum()),
         attended_pairs=int(visible_keys.sum()),
+        computed_positions=computed_positions,
     )
 
 
-def take_local(
-    tokens: Tensor, scored: ScoredPositions, shard: ContextShard, doubled: bool
-) -> tuple[Tensor, ScoredPositions]:
-    """Return a context-parallel rank's tokens [B, R / size], of [B, R], and the scored ones among its positions."""
-    batch_size, num_positions = tokens.shape
-    positions = shard.find_positions(num_positions // 2 if doubled else num_positions, doubled)
-    local = torch.full((num_positions,), -1)
-    local[positions] = torch.arange(len(positions))
-    position, sequence = local[scored.positions // batch_size], scored.positions % batch_size
+def take_local(tokens: Tensor, scored: ScoredPositions, positions: ForwardPositions) -> tuple[Tensor, ScoredPositions]:
+    """Return the tokens [B, R] of a rank's positions, given those of a whole forward, and what of them is scored."""
+    batch_size, num_whole = tokens.shape
+    places = positions.find_in_whole().expand(batch_size, -1)
+    local = torch.full((batch_size, num_whole + 1), -1)  # the last place is for padding
+    local.scatter_(1, torch.where(places < 0, num_whole, places), torch.arange(places.shape[1]).expand_as(places))
+    place, sequence = scored.positions // batch_size, scored.positions % batch_size
+    position = local[sequence, place]
     fields = (position * batch_size + sequence, *scored.fields()[1:])
-    return tokens[:, positions], ScoredPositions(*(field[position >= 0] for field in fields))
+    return positions.take(tokens), ScoredPositions(*(field[position >= 0] for field in fields))

@@ -215,6 +215,8 @@ class RunReport:
             "padding_tokens": counts.padding,
             "padding_share": counts.padding / config.tokens_per_step,
             "masked_tokens": counts.masked,
+            "useful_positions": counts.positions,
+            "computed_positions": counts.computed_positions,
             "grad_norm": outcome.numbers.grad_norm,
             "lr": outcome.learning_rate,
             "step_seconds": seconds,

@@ -11,6 +11,7 @@ from torch import Tensor
 from conf.schema import Objective, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.noise import NoiseSource, add_noise
+from model.attention.live import choose_positions
 from model.attention.plan import AttentionPlan, PlanBuilder
 from model.megatron.head import ScoredPositions
 from pretrain.objective.losses import weigh
@@ -41,13 +42,15 @@ class PreparedStep:
 class MicrobatchBuilder:
     """Applies the stage's objective, to whole sequences first: noise and scores do not depend on context shards.
 
-    noise: of the training or of the held-out split.
+    noise: of the training or of the held-out split. noisy_lengths: of a rank's noisy positions, ascending
+    (RunConfig.noisy_lengths).
     """
 
     stage: StageConfig
     noise: NoiseSource
     mask_token_id: int
     plans: PlanBuilder
+    noisy_lengths: tuple[int, ...]
 
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
         """Prepare a step. All data-parallel ranks take part: their counts are summed."""
@@ -61,16 +64,17 @@ class MicrobatchBuilder:
 
     def _build(self, batch: Batch) -> tuple[Microbatch, StepCounts]:
         """Return the microbatch, on the CPU and without weights, and the counts of its whole sequences."""
-        doubled = self.stage.objective is Objective.joint
-        if doubled:
+        shard, is_live = self.plans.shard, None
+        if self.stage.objective is Objective.joint:
             noisy = add_noise(batch, self.noise, self.mask_token_id)
-            tokens, scored = noisy.doubled_tokens, score_joint(noisy)
+            tokens, scored, is_live = noisy.doubled_tokens, score_joint(noisy), noisy.is_live
+            positions = choose_positions(batch.block_ids, is_live, shard, self.noisy_lengths)
         else:
             tokens, scored = batch.tokens, score_ar(batch)
-        counts = count_step(batch, scored, doubled)
-        if self.plans.shard.size > 1:
-            tokens, scored = take_local(tokens, scored, self.plans.shard, doubled)
-        return Microbatch(tokens, self.plans.build(batch.layout, doubled), scored), counts
+            positions = shard.find_whole(batch.tokens.shape[1], doubled=False)
+        tokens, local = take_local(tokens, scored, positions)
+        counts = count_step(batch, scored, is_live, tokens.numel() * shard.size)
+        return Microbatch(tokens, self.plans.build_for(batch.layout, positions), local), counts
 
     def _finish(self, microbatch: Microbatch, counts: StepCounts) -> Microbatch:
         """Move a microbatch to the device, with the weights that follow from the counts of the global batch."""

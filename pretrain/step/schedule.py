@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pretrain.objective.losses import NUM_SUMS, compute_loss_sums
 from pretrain.step.microbatches import Microbatch, PreparedStep
+from pretrain.step.pipeline import build_pipeline_options
 
 
 def run_schedule(model: list[Any], step: PreparedStep, forward_only: bool) -> Tensor:
@@ -18,17 +19,16 @@ def run_schedule(model: list[Any], step: PreparedStep, forward_only: bool) -> Te
 
     Gradients are left in the gradient buffers, already reduced. `model`: this rank's (wrapped) chunks.
     """
-    batch_size, num_positions = step.microbatches[0].tokens.shape
-    num_positions *= parallel_state.get_context_parallel_world_size()  # megatron-core divides it again
     iterators = [iter(step.microbatches) for _ in model]
     outputs = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model if len(model) > 1 else model[0],
         num_microbatches=len(step.microbatches),
-        seq_length=num_positions,
-        micro_batch_size=batch_size,
+        seq_length=0,  # unused: every microbatch has its own (pretrain/step/pipeline.py)
+        micro_batch_size=len(step.microbatches[0].tokens),
         forward_only=forward_only,
+        **build_pipeline_options(model, [microbatch.tokens for microbatch in step.microbatches]),
     )
     return _sum_over_ranks(outputs, step.microbatches[0].tokens.device)
 

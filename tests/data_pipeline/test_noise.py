@@ -54,6 +54,16 @@ def test_exactly_the_masked_tokens_are_replaced() -> None:
     assert torch.equal(noisy.noisy_tokens[~noisy.masked], batch.tokens[~noisy.masked])
 
 
+def test_a_block_is_live_if_it_holds_a_masked_token_that_may_be_scored() -> None:
+    chats = [[[5, 20, 3, 18], [7, 10]], [[40], [2, 30]]]
+    batch = pack_chats(chats, SequenceForm(128, 16, 16, block_padding_loss=False))
+    noisy = add_noise(batch, SOURCE, MASK)
+    for sequence, blocks in enumerate(batch.block_ids):
+        scored = {int(blocks[s]) for s in range(128) if noisy.masked[sequence, s] and batch.loss_mask[sequence, s]}
+        assert 0 < len(scored) < 8
+        assert noisy.is_live[sequence].tolist() == [int(block) in scored for block in blocks]
+
+
 def test_tokens_without_loss_are_never_noised() -> None:
     batch = make_batch(list(range(8)))
     batch.loss_mask[:, 100:300] = False

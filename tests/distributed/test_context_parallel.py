@@ -23,6 +23,7 @@ from tests.distributed.test_layouts import LOSSES
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2_SP_CP2, TP8_SP_CP4
 from tests.helpers.processes import load_lines, run_ranks, train_many
 from tests.helpers.toy_data import ToyData, prepare_texts
+from tests.helpers.train_jobs import WHOLE
 
 LENGTH, STEPS = 256, 2
 CP4 = ["parallel.context_parallel=4"]
@@ -118,9 +119,11 @@ def job(data: ToyData, root: Path, name: str, case: str, overrides: list[str], s
 
 
 def train_singles(data: ToyData, root: Path, cases: list[tuple[str, str]]) -> None:
-    """Train one run of one process for each case among (layout, case)."""
+    """Train one run of one process, with all noisy blocks, for each case among (layout, case)."""
     chosen = dict.fromkeys(case for _, case in cases)
-    train_many(1, [job(data, root, f"single_{case}", case, ["parallel=single"]) for case in chosen], root, timeout=900)
+    train_many(
+        1, [job(data, root, f"single_{case}", case, ["parallel=single", WHOLE]) for case in chosen], root, timeout=900
+    )
 
 
 def list_jobs(data: ToyData, root: Path, cases: list[tuple[str, str]], num_ranks: int) -> list[list[str]]:

@@ -1,4 +1,7 @@
-"""Every layout trains the same model: losses of every stage against one process, and the noise bit for bit."""
+"""Every layout trains the same model: losses of every stage against one process, and the noise bit for bit.
+
+That one process computes every noisy block; all others leave out those that are not live.
+"""
 
 import json
 from pathlib import Path
@@ -8,8 +11,10 @@ import pytest
 from tests.helpers.layouts import PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
+from tests.helpers.train_jobs import WHOLE
 
 STAGES = ("ar", "joint", "sft")
+SMALL_BLOCKS = "stage.block_size=4"  # in the joint stage: of larger ones nearly all are live
 STEPS = 10
 LAYOUTS = {
     "tp2": (2, TP2),
@@ -31,7 +36,8 @@ LAYOUTS = {
     "tp2_pp2": (4, TP2_PP2),
 }
 SINGLE = {
-    "single": ["parallel=single"],
+    "single": ["parallel=single", WHOLE],
+    "live_blocks": ["parallel=single"],
     "micro_batch_1": ["parallel=single", "train.micro_batch_size=1"],
     "selective_recompute": ["parallel=single", "parallel.recompute=selective"],
     "full_recompute": ["parallel=single", "parallel.recompute=full"],
@@ -42,8 +48,8 @@ SINGLE = {
 def job(data: ToyData, root: Path, name: str, stage: str, overrides: list[str]) -> list[str]:
     """Return the overrides of one run under root/name_stage."""
     where = [f"run.root={root}", f"run.name={name}_{stage}", f"stage={stage}"]
-    chats = stage == "sft"
-    return [*data.overrides(chats), *where, tokens_of(STEPS, chats), *overrides]
+    chats, blocks = stage == "sft", [SMALL_BLOCKS] if stage == "joint" else []
+    return [*data.overrides(chats), *where, *blocks, tokens_of(STEPS, chats), *overrides]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,19 @@ def test_a_layout_trains_like_one_process(runs: Path, layouts: Path, name: str) 
         noise = load_noise(layouts / f"{name}_{stage}")
         assert noise == load_noise(runs / f"single_{stage}")
         assert len(noise) == STEPS * 8 + 6
+
+
+def test_what_is_compared_has_forwards_of_several_lengths(runs: Path) -> None:
+    found = {
+        (name, stage): sorted(map(int, json.loads((runs / f"{name}_{stage}" / "lengths_rank0.json").read_text())))
+        for name in ("single", "live_blocks")
+        for stage in ("joint", "sft")
+    }
+    assert found["single", "joint"] == [64]
+    assert found["single", "sft"] == [192]
+    assert found["live_blocks", "joint"][-1] == 64 > found["live_blocks", "joint"][0]
+    assert 2 <= len(found["live_blocks", "sft"]) <= 8
+    assert found["live_blocks", "sft"][-1] < 192
 
 
 def test_training_lowers_both_losses(runs: Path) -> None:

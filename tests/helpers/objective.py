@@ -24,11 +24,12 @@ class ObjectiveInput:
 
 
 def apply_objective(noisy: NoisyBatch, objective: Objective) -> ObjectiveInput:
-    """Build the input of the objective as pretrain/step/microbatches.py does."""
+    """Build the input of a whole forward, in which no noisy block is left out."""
     doubled = objective is Objective.joint
     tokens = noisy.doubled_tokens if doubled else noisy.batch.tokens
     scored = score_joint(noisy) if doubled else score_ar(noisy.batch)
-    return ObjectiveInput(tokens, noisy.batch.layout, doubled, scored, count_step(noisy.batch, scored, doubled))
+    counts = count_step(noisy.batch, scored, noisy.is_live if doubled else None, tokens.numel())
+    return ObjectiveInput(tokens, noisy.batch.layout, doubled, scored, counts)
 
 
 def score_positions(positions: Tensor, targets: Tensor, weights: Tensor) -> ScoredPositions:

@@ -66,7 +66,9 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
             ranks.device,
             find_context_shard(config.stage.block_size),
         )
-        builder = MicrobatchBuilder(config.stage, NoiseSource(1, "plan", "train", config.stage.noise_epsilon), 3, plans)
+        noise = NoiseSource(1, "plan", "train", config.stage.noise_epsilon)
+        # The plan is of the longest forwards.
+        builder = MicrobatchBuilder(config.stage, noise, 3, plans, config.noisy_lengths[-1:])
         buffers = [buffer for chunk in model for buffer in chunk.buffers]
         gradients = [buffer.grad_data for buffer in buffers]
         known = [*weights, *gradients]

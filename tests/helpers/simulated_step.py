@@ -18,6 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from conf.composition.compose import load_run_config
 from conf.schema import RunConfig
 from conf.system.entry import quiet_libraries
+from launch.plan.step_work import TEXT
 from launch.simulate.adaptations import adapt_to_one_rank, build_stand_in, remember_attended_pairs
 from launch.simulate.device_kind import KINDS
 from launch.simulate.device_tensors import DeviceTensors
@@ -25,7 +26,7 @@ from launch.simulate.fake_device import pretend
 from launch.simulate.hooks import replace_hook
 from launch.simulate.rank_report import Recording
 from launch.simulate.rank_work import name_lasting, record
-from launch.simulate.stand_ins import SequenceKind, build_rank_trainer
+from launch.simulate.stand_ins import build_rank_trainer
 from launch.simulate.step_recorder import StepRecorder
 from model.megatron import cpu
 from pretrain.run.model_parallel import model_parallel_groups
@@ -94,7 +95,7 @@ def record_schedule(config: RunConfig, recorder: StepRecorder, device: torch.dev
     """Build the trainer and record what it does."""
     groups = model_parallel_groups(config.parallel, config.runtime.timeout_minutes, config.train.seed)
     with groups, recorder.watching():
-        trainer = build_rank_trainer(config, SequenceKind(), device)
+        trainer = build_rank_trainer(config, TEXT, device)
         name_lasting(trainer, recorder)
         step = trainer.builder.prepare(trainer.loader.microbatches(0))
         for chunk in trainer.model:

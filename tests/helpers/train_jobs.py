@@ -3,7 +3,10 @@
 <run.dir>/noise_rank<r>.json   {"<split>/<sample index>": digest of noisy tokens and masking probabilities}
 <run.dir>/tokens_rank<r>.json  {"<split>/<sample index>": digest of the clean tokens}
 
-Both over all starts of the run in such a worker; the latest one of a sample.
+A job with the override WHOLE computes all noisy blocks, live or not: what forwards of live ones are compared with.
+<run.dir>/lengths_rank<r>.json {"<noisy positions of a forward>": how many forwards had as many}
+
+All over all starts of the run in such a worker; the latest one of a sample.
 """
 
 import hashlib
@@ -15,6 +18,8 @@ import numpy as np
 
 from tests.helpers.worker import take_jobs
 
+WHOLE = "whole"
+
 
 def main() -> None:
     """Run the jobs of argv[1] in order."""
@@ -22,7 +27,7 @@ def main() -> None:
     from pretrain.assemble import run_training
     from pretrain.step import microbatches
 
-    draw = microbatches.add_noise
+    draw, choose = microbatches.add_noise, microbatches.choose_positions
     for overrides in take_jobs():
         digests: dict[str, str] = {}
         contents: dict[str, str] = {}
@@ -38,9 +43,20 @@ def main() -> None:
                     digests[f"{source.split}/{index}"] = hashlib.sha256(content).hexdigest()
             return noisy
 
-        microbatches.add_noise = recorded
-        config = compose_run_config(overrides)
+        lengths: dict[str, int] = {}
+
+        def choose_recorded(
+            block_ids: Any, is_live: Any, shard: Any, noisy_lengths: Any, lengths: Any = lengths, job: Any = overrides
+        ) -> Any:
+            positions = choose(block_ids, is_live, shard, noisy_lengths[-1:] if WHOLE in job else noisy_lengths)
+            length = str(positions.noisy.shape[1])
+            lengths[length] = lengths.get(length, 0) + 1
+            return positions
+
+        microbatches.add_noise, microbatches.choose_positions = recorded, choose_recorded
+        config = compose_run_config([override for override in overrides if override != WHOLE])
         run_training(config)
+        _write(Path(config.run.dir), "lengths", lengths)
         _write(Path(config.run.dir), "noise", digests)
         _write(Path(config.run.dir), "tokens", contents)
 
@@ -50,7 +66,7 @@ def digest_tokens(tokens: Any) -> str:
     return hashlib.sha256(np.asarray(tokens, dtype=np.int64).tobytes()).hexdigest()
 
 
-def _write(run_dir: Path, kind: str, digests: dict[str, str]) -> None:
+def _write(run_dir: Path, kind: str, digests: dict[str, Any]) -> None:
     import os
 
     path = run_dir / f"{kind}_rank{os.environ['RANK']}.json"

@@ -12,7 +12,8 @@ from pretrain.run.run_status import RunPhase, load_status
 from tests.helpers.toy_data import ToyData, tokens_of
 from tests.trace_step import Trace, list_forms, trace_joint_step, with_trainer
 
-MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 32, 13, 8
+# With the files of status.json, which a step writes only if the last time is some seconds ago.
+MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 38, 16, 8
 # Where the dataclasses live that hold a batch between the data files and the loss.
 WRAPPERS = ("data_pipeline.", "pretrain.step.", "model.attention.plan.", "model.megatron.")
 

@@ -1,4 +1,7 @@
-"""Work without an effect on the loss, from counts alone: the last layer's, left out, and empty blocks', computed."""
+"""Work without an effect on the loss, from counts alone, which we leave out: the last layer's, and that of dead blocks.
+
+Dead blocks are left out in whole eighths of the noisy half (model/attention/live.py).
+"""
 
 from typing import Any
 

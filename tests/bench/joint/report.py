@@ -106,7 +106,7 @@ def _attention(attention: dict[str, Any]) -> Table:
 
 
 def _economies(economies: dict[str, Any]) -> Table:
-    title = "work without an effect, share of the useful FLOPs: left out, and kept"
+    title = "work without an effect that is left out, share of the useful FLOPs"
     table = Table("case", "last layer's positions without loss", "noisy blocks without a masked token", title=title)
     for name, shares in economies.items():
         table.add_row(name, f"{shares['last_layer_positions']:.1%}", f"{shares['empty_blocks']:.1%}")

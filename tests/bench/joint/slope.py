@@ -42,7 +42,7 @@ def predict_transient(case: Case) -> int:
         micro_batch_size=1,
         sequence_length=case.sequence_length,
         block_size=BLOCK_SIZE,
-        doubled=True,
+        noisy_length=case.sequence_length,
         num_scored_positions=counts.clean + counts.masked,
         scored_chunk_size=case.runtime.loss_chunk_rows,
     )

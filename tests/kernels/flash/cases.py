@@ -46,7 +46,7 @@ class FlashCase:
     def find_keys(self) -> VisibleKeys:
         """Return what every position of this rank sees."""
         keys = find_visible_keys(self.layout(), self.doubled)
-        return self.shard.take_visible_keys(keys) if self.shard.size > 1 else keys
+        return keys.take(self.shard.find_whole(keys.num_clean, self.doubled))
 
     def draw(self, draw: Draw) -> Tensors:
         """Return heads and the output's gradient [R or K, B, n, D], positions first as in layers."""

@@ -50,7 +50,8 @@ def find_keys(shard: ContextShard, length: int, doubled: bool) -> torch.Tensor:
 
 
 def take_visible_keys(layout: SequenceLayout, shard: ContextShard, doubled: bool) -> VisibleKeys:
-    return shard.take_visible_keys(find_visible_keys(layout.without_repeats(), doubled))
+    positions = shard.find_whole(layout.sequence_length, doubled)
+    return find_visible_keys(layout.without_repeats(), doubled).take(positions)
 
 
 def attend_grouped(layout: SequenceLayout, shard: ContextShard, doubled: bool) -> GroupedAttention:

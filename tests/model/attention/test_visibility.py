@@ -103,7 +103,7 @@ def test_a_shards_intervals_are_its_part_of_the_dense_mask(doubled: bool) -> Non
         for rank in range(2):
             shard = ContextShard(rank, 2)
             positions = shard.find_positions(LENGTH, doubled)
-            local = shard.take_visible_keys(find_visible_keys(layout, doubled))
+            local = find_visible_keys(layout, doubled).take(shard.find_whole(LENGTH, doubled))
             own = positions[: local.num_noisy]
             clean = torch.arange(LENGTH) + (LENGTH if doubled else 0)
             assert torch.equal(local.mask_noisy(slice(None), range(local.num_noisy)), mask[:, positions][:, :, own])

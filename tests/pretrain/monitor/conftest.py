@@ -31,7 +31,8 @@ class RunFolder:
         for step in steps:
             values = {"loss": 5.0 - step / 50, "ar_loss": 4.0, "diffusion_loss": 6.0, "grad_norm": 1.5, "lr": 1e-3}
             speed = {"step_seconds": 2.0, "data_seconds": 0.1, "tokens_per_second": 256.0, "mfu": 0.41}
-            self.add("train", step, **{**values, **speed, "memory_bytes": 1.5e9, **changes})
+            work = {"useful_positions": 900, "computed_positions": 1000, "memory_bytes": 1.5e9}
+            self.add("train", step, **{**values, **speed, **work, **changes})
 
     def add_checkpoint(self, step: int, num_bytes: int = 1000) -> None:
         folder = self.path / "checkpoints" / f"step_{step:08d}"

@@ -28,8 +28,8 @@ def build_input(objective: Objective) -> ObjectiveInput:
 def test_no_ar_target_crosses_a_document() -> None:
     batch = make_batch([0], length=64, document_length=16)
     scored = score_ar(batch)
-    expected = StepCounts(clean=4 * 15, maskable=64, text=64, positions=64, attended_pairs=4 * 16 * 17 // 2)
-    assert count_step(batch, scored, doubled=False) == expected
+    seen = {"attended_pairs": 4 * 16 * 17 // 2, "computed_positions": 80}
+    assert count_step(batch, scored, None, 80) == StepCounts(4 * 15, maskable=64, text=64, positions=64, **seen)
     assert not set(scored.positions.tolist()) & {15, 31, 47, 63}
 
 
@@ -86,7 +86,7 @@ def test_every_scored_position_is_on_one_rank_with_its_token_and_target(
     found = {}
     for rank in range(4):
         shard = ContextShard(rank, 4, None, 8, min_chunk_length)
-        tokens, scored = take_local(item.tokens, item.scored, shard, item.doubled)
+        tokens, scored = take_local(item.tokens, item.scored, shard.find_whole(LENGTH, item.doubled))
         positions = shard.find_positions(LENGTH, item.doubled)
         for number, *values in zip(*(field.tolist() for field in scored.fields()), strict=True):
             position, sequence = divmod(number, len(tokens))
@@ -100,6 +100,6 @@ def test_every_scored_position_is_on_one_rank_with_its_token_and_target(
 
 def test_a_rank_may_have_nothing_to_score() -> None:
     batch = pack_chats([[[8]]], SequenceForm(LENGTH, 8, 8))
-    _, scored = take_local(batch.tokens, score_ar(batch), ContextShard(1, 2), doubled=False)
+    _, scored = take_local(batch.tokens, score_ar(batch), ContextShard(1, 2).find_whole(LENGTH, doubled=False))
     assert scored.positions.tolist() == []
     assert scored.targets.dtype == torch.int64
