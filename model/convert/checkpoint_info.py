@@ -12,7 +12,7 @@ from conf.schema import DataConfig, ModelConfig, StageConfig
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
-from model.convert.generation import read_stop_ids, select_decoding_defaults
+from model.convert.generation import list_stop_ids, select_decoding_defaults
 from model.convert.hf_config import HfConfig, read_hf_config
 from model.convert.nld_config import DECODING_DEFAULTS, select_preserved_values
 from model.export.shipped_code import CONFIG_NAME
@@ -65,7 +65,7 @@ def read_hf_checkpoint_info(directory: Path, mask_token: str) -> CheckpointInfo:
     config = read_hf_config(directory)
     tokenizer = read_tokenizer_info(directory, mask_token)
     _check_tokenizer(directory, config, tokenizer, mask_token)
-    stop_ids = read_stop_ids(directory, config.eos_token_id, config.model.vocab_size)
+    stop_ids = list_stop_ids(directory, config.eos_token_id, config.model.vocab_size)
     eos_token_id = stop_ids[0] if stop_ids else tokenizer.eos_token_id
     if eos_token_id is None:
         raise UserError(

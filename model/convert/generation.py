@@ -21,7 +21,7 @@ def read_generation_config(directory: Path) -> dict[str, Any]:
     return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}
 
 
-def read_stop_ids(directory: Path, config_value: Any, vocab_size: int) -> list[int]:
+def list_stop_ids(directory: Path, config_value: Any, vocab_size: int) -> list[int]:
     """Return the tokens that end a response, in order; none if neither file names any.
 
     config_value: eos_token_id of config.json, a number or several, or None.
