@@ -51,20 +51,25 @@ def check_mask_token(directory: Path, config: dict[str, Any]) -> tuple[ExportChe
     return ExportCheck.passed(name, f"{text!r} is token {number}, reserved"), info
 
 
-def check_special_ids(tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], stop_ids: set[int]) -> ExportCheck:
-    """Check that the tokenizer has the ids that begin and end text, and that transformers takes one for its end."""
+def check_special_ids(
+    tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], stop_ids: set[int], eos_token_id: int | None
+) -> ExportCheck:
+    """Check that the tokenizer has the ids that begin and end text, and that its files agree on its own end of text.
+
+    eos_token_id: of tokenizer_config.json; transformers goes by special_tokens_map.json where that is there.
+    """
     name = "bos and eos"
     ids = {f"eos_token_id {number}": number for number in sorted(stop_ids)}
     if isinstance(bos := config.get("bos_token_id"), int):
         ids[f"bos_token_id {bos}"] = bos
     if unknown := [what for what, number in ids.items() if not _text(tokenizer, number)]:
         return ExportCheck.failed(name, f"the tokenizer has no {unknown[0]}", REPLACE_TOKENIZER)
-    if stop_ids and tokenizer.eos_token_id not in {None, *stop_ids}:
+    if eos_token_id is not None and tokenizer.eos_token_id != eos_token_id:
         return ExportCheck.warned(
             name,
             f"transformers takes {tokenizer.eos_token!r} ({tokenizer.eos_token_id}) for the tokenizer's eos_token, "
-            f"which is none of eos_token_id {sorted(stop_ids)}",
-            "let tokenizer_config.json and special_tokens_map.json name the same token, one that ends a response",
+            f"tokenizer_config.json names token {eos_token_id}",
+            "let tokenizer_config.json and special_tokens_map.json name the same token",
         )
     texts = ", ".join(f"{number} {_text(tokenizer, number)}" for number in sorted({*ids.values()}))
     return ExportCheck.passed(name, texts or "none are named")

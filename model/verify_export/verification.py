@@ -129,7 +129,8 @@ def _check_tokenizer(result: ExportVerification, export: Path, config: dict[str,
     if info is not None:
         result.properties |= {"mask_token_id": info.mask_token_id, "tokenizer_fingerprint": info.fingerprint}
     stop_ids = configuration.read_stop_ids(export, config)
-    yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config))
+    eos_token_id = None if info is None else info.eos_token_id
+    yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config), eos_token_id)
     yield tokenizer.check_chat_template(loaded, stop_ids)
     code = remote_code.check_tokenizer_code(_read_tokenizer_config(export))
     if code is not None:

@@ -124,8 +124,11 @@ def _with_first_cause(write: Callable[[], object]) -> None:
 
 
 def _describe_room(directory: Path) -> str:
-    """Return a remark on the free space; none if the folder is gone, which must not hide why saving failed."""
+    """Return a remark on the free space; none if the folder is gone, which must not hide why saving failed.
+
+    It is rounded, for ranks look at different moments and say the same.
+    """
     try:
-        return f" ({shutil.disk_usage(directory).free / 1e6:.0f} MB were free)"
+        return f" (about {shutil.disk_usage(directory).free / 1e9:.0f} GB were free)"
     except OSError:
         return ""

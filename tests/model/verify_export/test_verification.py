@@ -149,7 +149,7 @@ SURPRISES: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "bos and eos",
         lambda d: (d / "special_tokens_map.json").write_text('{"eos_token": "</s>"}'),
-        "transformers takes '</s>' (2) for the tokenizer's eos_token, which is none of eos_token_id [11]",
+        "transformers takes '</s>' (2) for the tokenizer's eos_token, tokenizer_config.json names token 11",
     ),
     ("tensor formats", lambda d: edit_json(d / "config.json", torch_dtype="float32"), "config.json says float32"),
     (

@@ -1,5 +1,7 @@
 """What ranks exchange reaches every rank; slow ranks are named."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import Tensor
@@ -55,7 +57,8 @@ def test_a_rank_is_compared_with_the_peers_of_its_pipeline_stage(build) -> None:
 
 
 def test_everything_is_exchanged_in_one_collective(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = StepCounts(*(torch.tensor(value) for value in range(9)))  # pyright: ignore[reportArgumentType]
+    num_counts = len(fields(StepCounts))
+    counts = StepCounts(*(torch.tensor(value) for value in range(num_counts)))  # pyright: ignore[reportArgumentType]
     numbers = join_numbers(torch.arange(5.0, dtype=torch.float64), counts, torch.tensor([7.0]))
     others = [torch.cat([torch.tensor(own, dtype=torch.float64), numbers + 1]) for own in ([0, 2.0, 3], [15, 1.0, 0])]
 
@@ -67,5 +70,5 @@ def test_everything_is_exchanged_in_one_collective(monkeypatch: pytest.MonkeyPat
     beat = Heartbeat(torch.device("cpu")).exchange(0, 0.5, 1, numbers)
     assert (beat.signal, beat.recompiled) == (15, [1, 3, 0])
     assert beat.seconds == [pytest.approx(0.5, abs=0.1), 2.0, 1.0]
-    assert beat.numbers[0] == StepNumbers([0.0, 1.0, 2.0, 3.0, 4.0], StepCounts(*range(9)), 7.0)
+    assert beat.numbers[0] == StepNumbers([0.0, 1.0, 2.0, 3.0, 4.0], StepCounts(*range(num_counts)), 7.0)
     assert [one.loss for one in beat.numbers] == [0.0, 1.0, 1.0]
