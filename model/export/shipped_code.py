@@ -10,17 +10,26 @@ from pathlib import Path
 CONFIG_NAME = "config.json"
 VERSION_KEY = "transformers_version"  # of config.json: which one wrote it
 GENERATION_CONFIG_NAME = "generation_config.json"
-NLD_TYPE = "nemotron_labs_diffusion"  # model_type in config.json
+# model_type in config.json: of the text model, and of the one that reads images
+NLD_TYPE, VLM_TYPE = "nemotron_labs_diffusion", "nemotron_labs_diffusion_vlm"
 # Of config.json: what exports have, and what older ones of the same weights have; loading goes by auto_map.
 ARCHITECTURE, OLDER_ARCHITECTURE = "NemotronLabsDiffusionModel", "NemotronLabsDiffusionEncoderModel"
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
-# The files that auto_map in config.json names; they import the others.
+# The files that auto_map names, in config.json and in the processors' files; they import the others.
 CONFIGURATION_MODULE, MODELING_MODULE = f"configuration_{NLD_TYPE}", f"modeling_{NLD_TYPE}"
+FIRST_FILES = {
+    NLD_TYPE: (f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py"),
+    VLM_TYPE: tuple(
+        f"{part}_{VLM_TYPE}.py" for part in ("configuration", "modeling", "image_processing", "processing")
+    ),
+}
 
 
-def list_code_files() -> list[Path]:
-    """List the files of model/hf that go into an export, sorted."""
-    return sorted(path for path in CODE_FOLDER.glob("*.py") if path.name != "__init__.py")
+def list_code_files(model_type: str = NLD_TYPE) -> list[Path]:
+    """List the files of model/hf that go into an export of a model_type, sorted."""
+    found, missing = find_needed_files(CODE_FOLDER, FIRST_FILES[model_type])
+    assert not missing, f"{CODE_FOLDER} lacks {missing}"
+    return sorted(CODE_FOLDER / name for name in found)
 
 
 def find_needed_files(folder: Path, first: Iterable[str]) -> tuple[set[str], set[str]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -148,14 +149,58 @@ def needs_fixed_shapes(device: torch.device) -> bool:
     return device.type == "cuda"  # elsewhere computing only what is needed is faster
 
 
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """What the first tokens of a decode are embedded as, where token ids alone do not say it (images).
+
+    Attributes:
+        values: [B, P, hidden], padded on the right.
+        counted: [B, P] bool, false on padding.
+    """
+
+    values: Tensor
+    counted: Tensor
+
+    def put_into(self, embedded: Tensor) -> None:
+        """Replace the first tokens of embedded [B, N >= P, hidden], those that count."""
+        first = embedded[:, : self.counted.shape[1]]
+        first.copy_(torch.where(self.counted[..., None], self.values, first))
+
+
+def align_embeddings(inputs_embeds: Tensor, slots: Tensor, width: int, weight: Tensor) -> PromptEmbeddings:
+    """Move the embeddings of prompts padded on the left to the front.
+
+    Args:
+        inputs_embeds: [B, P, hidden].
+        slots: [B, longest prompt], where each token of a prompt stands; P or more on padding.
+        width: P.
+        weight: of the token embedding [vocab, hidden], whose dtype and device the model computes in.
+
+    Raises:
+        ValueError: embeddings of another shape.
+    """
+    shape = (len(slots), width, weight.shape[1])
+    if inputs_embeds.shape != shape:
+        raise ValueError(f"inputs_embeds is {list(inputs_embeds.shape)}, prompts and model need {list(shape)}")
+    index = slots.to(inputs_embeds.device)[..., None].clamp(max=width - 1).expand(-1, -1, shape[2])
+    return PromptEmbeddings(inputs_embeds.gather(1, index).to(weight), (slots < width).to(weight.device))
+
+
 class CachedModel:
     """A model with the cache of one decode. Every forward of the decode runs here and is counted.
 
     `forwards` (by kind) and `num_positions` (token positions that went through the layers) grow with each forward.
     """
 
-    def __init__(self, model: Any, capacity: int, mask_token_id: int):
-        """Begin with an empty cache that has room for `capacity` tokens; mask_token_id is never predicted."""
+    def __init__(self, model: Any, capacity: int, mask_token_id: int, prompt: PromptEmbeddings | None = None):
+        """Begin with an empty cache.
+
+        Args:
+            model: a NemotronLabsDiffusionModel.
+            capacity: tokens to make room for.
+            mask_token_id: never predicted.
+            prompt: replaces the embeddings of the first tokens in the first forward.
+        """
         weight = model.get_input_embeddings().weight
         config = model.config
         self.device: torch.device = weight.device
@@ -166,6 +211,7 @@ class CachedModel:
         self.forwards: Counter[str] = Counter()
         self.num_positions = 0
         self._model = model
+        self._prompt = prompt
         self._masks = MaskBuilder(config.num_attention_heads // config.num_key_value_heads, weight.dtype)
         self._table = model.rotary.build_table(capacity, weight.dtype, self.device)
         self._adapter = DraftAdapter(model)
@@ -193,8 +239,10 @@ class CachedModel:
         lengths = self.cache.begin(layout.num_tokens, self.device)
         visibility = self._masks.build(layout, lengths, self.cache.num_visible, self.cache.capacity)
         encoding = self._encode_positions(layout, lengths, start)
-        encoder = self._model.encoder
-        return encoder(encoder.embed_tokens(tokens), encoding, visibility, self.cache, self._adapter.on(drafting))
+        embedded = self._model.encoder.embed_tokens(tokens)
+        if self._prompt is not None and start == 0:
+            self._prompt.put_into(embedded)
+        return self._model.encoder(embedded, encoding, visibility, self.cache, self._adapter.on(drafting))
 
     def encode_context(
         self, kind: str, tokens: Tensor, counts: Sequence[int] | None = None, *, bidirectional: bool = False

@@ -26,6 +26,7 @@ def score_masked_tokens(
     block_length: int | None = None,
     *,
     attention_mask: Tensor | None = None,
+    **images: Tensor | None,
 ) -> Tensor:
     """Compute log-probabilities of candidates at the masks of a canvas that follows the prompt, in one forward.
 
@@ -44,6 +45,7 @@ def score_masked_tokens(
         block_length: tokens of the longest canvas; None takes the config's block_size. In training tokens see each
             other both ways within blocks of that size alone: what comes before the first mask fits into the prompt.
         attention_mask: [B, P], zero on left padding.
+        images: pixel_values and image_sizes of a prompt with images, as the model's embed_prompt takes them.
 
     Returns:
         Natural logarithms [B, M, K], masks in the order of the canvas; fp32, of a float64 model float64.
@@ -53,13 +55,14 @@ def score_masked_tokens(
             block or than the positions left; no candidates, or ids that cannot be predicted; shapes that do not fit.
     """
     config, mask_token_id = model.config, resolve_mask_token_id(model.config)
-    prompt = prepare_prompts(model, prompt_ids, attention_mask, mask_token_id=mask_token_id, max_new_tokens=0)
+    embeds = model.embed_prompt(prompt_ids, attention_mask, **images)
+    prompt = prepare_prompts(model, prompt_ids, attention_mask, embeds, mask_token_id=mask_token_id, max_new_tokens=0)
     tokens = _read_canvas(canvas, prompt, config.vocab_size)
     _check_length(config, tokens.shape[1], config.block_size if block_length is None else block_length, prompt)
     masks = _find_masks(tokens, mask_token_id)
     chosen = _read_candidates(candidates, masks, config.vocab_size, mask_token_id)
     capacity = prompt.tokens.shape[1] + tokens.shape[1]
-    logits = _predict(CachedModel(model, capacity, mask_token_id), prompt, tokens, masks)
+    logits = _predict(CachedModel(model, capacity, mask_token_id, prompt.embeddings), prompt, tokens, masks)
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).gather(-1, chosen)
 
 

@@ -14,16 +14,23 @@ from .options import (
     QUADRATIC,
     DecodeOptions,
     DecodeResult,
+    make_options,
 )
 from .quadratic import decode_quadratic_speculation
 from .sampling import compute_confidence
 from .session import DecodeSession, open_session
 from .speculation import decode_linear_speculation
 
+IMAGES = ("pixel_values", "image_sizes")  # as a processor returns them
+
 
 @torch.no_grad()
 def decode_ar(
-    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+    model: Any,
+    prompt_ids: Tensor,
+    options: DecodeOptions,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> DecodeResult:
     """Decode one token per forward, the first one in the prefill. A draft adapter, if attached, is not used.
 
@@ -32,7 +39,7 @@ def decode_ar(
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    session = open_session(model, AR, prompt_ids, attention_mask, options)
+    session = open_session(model, AR, prompt_ids, attention_mask, options, inputs_embeds)
     tokens = session.prefill()
     new_tokens = [tokens]
     session.stream.put(tokens)
@@ -48,7 +55,11 @@ def decode_ar(
 
 @torch.no_grad()
 def decode_block_diffusion(
-    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+    model: Any,
+    prompt_ids: Tensor,
+    options: DecodeOptions,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> DecodeResult:
     """Denoise one block after another, several tokens per forward. A draft adapter, if attached, is not used.
 
@@ -64,7 +75,7 @@ def decode_block_diffusion(
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    session = open_session(model, BLOCK_DIFFUSION, prompt_ids, attention_mask, options)
+    session = open_session(model, BLOCK_DIFFUSION, prompt_ids, attention_mask, options, inputs_embeds)
     finished = torch.zeros(len(prompt_ids), 1, dtype=torch.bool, device=session.model.device)
     seed = _encode(session, "prefill", session.prompt.tokens, session.prompt.lengths)
     blocks: list[Tensor] = []
@@ -163,7 +174,8 @@ def _find_after_stop(session: DecodeSession, block: Tensor) -> Tensor:
     return session.is_stop(block).cumsum(1) > 0
 
 
-DECODERS: dict[str, Callable[..., DecodeResult]] = {
+Decoder = Callable[..., DecodeResult]
+DECODERS: dict[str, Decoder] = {
     AR: decode_ar,
     BLOCK_DIFFUSION: decode_block_diffusion,
     LINEAR: decode_linear_speculation,
@@ -171,14 +183,46 @@ DECODERS: dict[str, Callable[..., DecodeResult]] = {
 }
 
 
+def find_decoder(mode: str) -> Decoder:
+    """Return the function that decodes in one of MODES. Raises: ValueError for an unknown one."""
+    if mode not in DECODERS:
+        raise ValueError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
+    return DECODERS[mode]
+
+
 def decode(
-    model: Any, mode: str, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+    model: Any,
+    mode: str,
+    prompt_ids: Tensor,
+    options: DecodeOptions,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> DecodeResult:
     """Decode prompt_ids [B, P] in one of MODES; attention_mask [B, P], zero on left padding.
+
+    inputs_embeds: [B, P, hidden] in place of the embeddings of prompt_ids, or None. Of prompts with images they are
+    what the model's embed_prompt returns.
 
     Raises:
         ValueError: an unknown mode, prompts or options that cannot be decoded, or options without effect in the mode.
     """
-    if mode not in DECODERS:
-        raise ValueError(f"there is no mode {mode!r}: choose {', '.join(MODES)}")
-    return DECODERS[mode](model, prompt_ids, options, attention_mask)
+    return find_decoder(mode)(model, prompt_ids, options, attention_mask, inputs_embeds)
+
+
+@torch.no_grad()
+def decode_request(
+    model: Any, decoder: Decoder, prompt_ids: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
+) -> DecodeResult:
+    """Decode as an entry point of the model was called.
+
+    given: fields of DecodeOptions and, for prompts with images, pixel_values and image_sizes. prompt_ids [B, P];
+    attention_mask [B, P], zero on left padding.
+
+    Raises:
+        ValueError: as the decoder, or images that the model cannot read.
+        TypeError: other options.
+    """
+    images = {name: given.pop(name) for name in IMAGES if name in given}
+    options = make_options(given)
+    embeds = model.embed_prompt(prompt_ids, attention_mask, **images)
+    return decoder(model, prompt_ids, options, attention_mask, embeds)

@@ -185,13 +185,15 @@ class NemotronLabsDiffusionEncoder(nn.Module):
 
 
 def _find_adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Return the layers of any PEFT adapter by name; empty without one."""
+    """Return the layers of any PEFT adapter on the text model by name; empty without one."""
     # An attached adapter implies that peft is loaded. It is not imported here because a checkpoint does not need it,
     # and transformers demands every package that a shipped file imports.
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     if tuners is None:
         return {}
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, tuners.BaseTunerLayer)}
+    # A vision tower has modules called o_proj too; PEFT finds them for a drafter, whose file has no weights for them.
+    modules = ((name, layer) for name, layer in model.named_modules() if "vision_tower." not in name)
+    return {name: layer for name, layer in modules if isinstance(layer, tuners.BaseTunerLayer)}
 
 
 def _is_active(layer: Any, adapter: str) -> bool:

@@ -15,9 +15,9 @@ from .attention_mask import build_visibility
 from .cache import PrefixCache
 from .configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from .decision import score_masked_tokens
-from .decoding import decode, decode_ar
+from .decoding import decode_ar, decode_request, find_decoder
 from .layers import NemotronLabsDiffusionEncoder
-from .options import BLOCK_DIFFUSION, DecodeOptions, make_options
+from .options import BLOCK_DIFFUSION, DecodeOptions
 from .quadratic import decode_quadratic_speculation
 from .rope import RotaryEmbedding
 from .sampling import resolve_temperature
@@ -32,11 +32,12 @@ IGNORED = ("token_type_ids", "pad_token_id", "use_cache")
 class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A Ministral 3 decoder with an untied head that decodes token by token, by blocks, or by self-speculation.
 
-    The methods named `*generate` take the released models' arguments in order, further fields of DecodeOptions by
-    keyword. They raise ValueError for what cannot be decoded or has no effect, TypeError for unknown options.
+    The methods named `*generate` take the released models' arguments in order, other fields of DecodeOptions by name.
+    They raise ValueError for what cannot be decoded or has no effect, TypeError for unknown options.
     """
 
     config_class = NemotronLabsDiffusionConfig
+    encoder_class = NemotronLabsDiffusionEncoder
     base_model_prefix = "encoder"
     supports_gradient_checkpointing = True
     _no_split_modules = ["NemotronLabsDiffusionLayer"]  # noqa: RUF012 (declared so by the base class)
@@ -45,7 +46,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
 
     def __init__(self, config: NemotronLabsDiffusionConfig):
         super().__init__(config)
-        self.encoder = NemotronLabsDiffusionEncoder(config)
+        self.encoder = self.encoder_class(config)
         self.rotary = RotaryEmbedding(config.rope_parameters, config.head_dim)
         self.diffusion_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -54,9 +55,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (the same signature, abbreviated)
         cls, pretrained_model_name_or_path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
-        """Load a checkpoint as PreTrainedModel does, but refuse one that lacks tensors of the model.
-
-        PreTrainedModel fills missing tensors with random numbers.
+        """Load a checkpoint as PreTrainedModel does, but refuse one with missing tensors, which it would make up.
 
         Raises:
             ValueError: the checkpoint lacks tensors; the message names one.
@@ -75,10 +74,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     def load_adapter(
         self, peft_model_id: Any = None, adapter_name: str | None = None, *rest: Any, **kwargs: Any
     ) -> Any:
-        """Load a PEFT adapter as PreTrainedModel does, but refuse one that changes nothing. Raises: ValueError.
-
-        By how much a draft adapter changes a draft is logged (level info).
-        """
+        """Load a PEFT adapter; log by how much it changes a draft, and raise ValueError if it changes nothing."""
         loaded = super().load_adapter(peft_model_id, adapter_name, *rest, **kwargs)
         check_adapter_effect(self, adapter_name or "default")
         return loaded
@@ -98,6 +94,12 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the vocabulary head."""
         self.diffusion_head = new_embeddings
+
+    def embed_prompt(self, prompt_ids: Tensor, attention_mask: Tensor | None = None, **images: Any) -> Tensor | None:
+        """Return the embeddings [B, P, hidden] of prompts with images, None without; raise ValueError for any here."""
+        if given := [name for name, value in images.items() if value is not None]:
+            raise ValueError(f"this checkpoint reads text alone, no images: leave {' and '.join(given)} out")
+        return None
 
     def forward(
         self,
@@ -188,7 +190,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         """Decode one token per forward (see decode_ar); return (output_ids with the prompt, number of forwards)."""
         options |= {"max_new_tokens": max_new_tokens, "temperature": temperature, "eos_token_id": eos_token_id}
         options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
-        return decode_ar(self, prompt_ids, make_options(options), attention_mask).as_pair()
+        return decode_request(self, decode_ar, prompt_ids, attention_mask, options).as_pair()
 
     def generate(
         self,
@@ -215,17 +217,13 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         temperature: None is 0, or 1 with do_sample=True; do_sample must agree with one that is given.
         return_dict_in_generate: return the DecodeResult instead.
         """
-        given = {name: value for name, value in options.items() if name not in IGNORED} | {
-            "max_new_tokens": max_new_tokens,
-            "block_length": block_length,
-            "threshold": threshold,
-            "causal_context": causal_context,
-            "temperature": resolve_temperature(temperature, do_sample),
-            "eos_token_id": eos_token_id,
-            "max_thinking_tokens": max_thinking_tokens,
-            "end_think_token_id": end_think_token_id,
-        }
-        result = decode(self, mode, select_prompts(prompt_ids, input_ids), make_options(given), attention_mask)
+        options = {name: value for name, value in options.items() if name not in IGNORED}
+        options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "threshold": threshold}
+        options |= {"causal_context": causal_context, "temperature": resolve_temperature(temperature, do_sample)}
+        options |= {"eos_token_id": eos_token_id, "max_thinking_tokens": max_thinking_tokens}
+        options |= {"end_think_token_id": end_think_token_id}
+        prompt_ids = select_prompts(prompt_ids, input_ids)
+        result = decode_request(self, find_decoder(mode), prompt_ids, attention_mask, options)
         return result if return_dict_in_generate else result.as_pair()
 
     def linear_spec_generate(
@@ -247,7 +245,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
         options |= {"mask_token_id": mask_token_id, "eos_token_id": eos_token_id, "threshold": threshold}
         options |= {"max_thinking_tokens": max_thinking_tokens, "end_think_token_id": end_think_token_id}
-        return decode_linear_speculation(self, prompt_ids, make_options(options), attention_mask).as_pair()
+        return decode_request(self, decode_linear_speculation, prompt_ids, attention_mask, options).as_pair()
 
     def quadratic_spec_generate(
         self,
@@ -261,7 +259,7 @@ class NemotronLabsDiffusionModel(PreTrainedModel, GenerationMixin):  # pyright: 
     ) -> tuple[Tensor, int]:
         """Decode by quadratic self-speculation (see decode_quadratic_speculation); return as ar_generate does."""
         options |= {"max_new_tokens": max_new_tokens, "block_length": block_length, "temperature": temperature}
-        return decode_quadratic_speculation(self, prompt_ids, make_options(options), attention_mask).as_pair()
+        return decode_request(self, decode_quadratic_speculation, prompt_ids, attention_mask, options).as_pair()
 
     score_masked = score_masked_tokens  # a method like those above
 

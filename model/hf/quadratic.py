@@ -23,7 +23,11 @@ MAX_POSITIONS = 1 << 13  # of a forward: its mask grows with their square
 
 @torch.no_grad()
 def decode_quadratic_speculation(
-    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+    model: Any,
+    prompt_ids: Tensor,
+    options: DecodeOptions,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> DecodeResult:
     """Verify a draft of block_length - 1 tokens and make the next one in one forward; emit 1..block_length per forward.
 
@@ -51,7 +55,9 @@ def decode_quadratic_speculation(
             f"positions, more than {MAX_POSITIONS}: lower block_length or mask_groups"
         )
     options = replace(options, block_length=block_length)
-    session = open_session(model, QUADRATIC, prompt_ids, attention_mask, options, largest_forward=num_positions)
+    session = open_session(
+        model, QUADRATIC, prompt_ids, attention_mask, options, inputs_embeds, largest_forward=num_positions
+    )
     cycles = _QuadraticCycles(session, num_groups)
     return run_cycles(session, cycles.prefill, cycles.run)
 

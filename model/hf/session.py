@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from .cache import CachedModel
+from .cache import CachedModel, PromptEmbeddings, align_embeddings
 from .options import (
     DecodeOptions,
     DecodeResult,
@@ -37,11 +37,13 @@ class PromptBatch:
         tokens: [B, P without common padding], padded on the right with the sequence's last token. A sequence then
             begins at slot 0 of the cache, and its padding lies where its first new tokens will be written.
         lengths: of each sequence without padding, at least 1.
+        embeddings: of `tokens`, where they are not those of the ids.
     """
 
     given: Tensor
     tokens: Tensor
     lengths: list[int]
+    embeddings: PromptEmbeddings | None = None
 
     @property
     def is_ragged(self) -> bool:
@@ -59,34 +61,38 @@ def select_prompts(prompt_ids: Tensor | None, input_ids: Tensor | None) -> Tenso
 
 
 def prepare_prompts(
-    model: Any, prompt_ids: Tensor, attention_mask: Tensor | None, *, mask_token_id: int, max_new_tokens: int
+    model: Any,
+    prompt_ids: Tensor,
+    attention_mask: Tensor | None,
+    inputs_embeds: Tensor | None = None,
+    *,
+    mask_token_id: int,
+    max_new_tokens: int,
 ) -> PromptBatch:
-    """Check prompt_ids [B, P] and attention_mask [B, P], zero on left padding, or None.
+    """Check prompt_ids [B, P], attention_mask [B, P], zero on left padding, and inputs_embeds [B, P, hidden].
 
     Raises:
         ValueError: no token ids of the vocabulary, a mask token among them, an empty prompt, padding elsewhere than on
-            the left, or a context that prompt and new tokens overflow.
+            the left, embeddings of another shape, or a context that prompt and new tokens overflow.
     """
-    _check_ids(prompt_ids)
-    mask = torch.ones_like(prompt_ids, dtype=torch.bool) if attention_mask is None else attention_mask != 0
-    mask = mask.to(prompt_ids.device)
-    _check_padding(prompt_ids, mask)
+    mask = read_padding_mask(prompt_ids, attention_mask)
     lengths: list[int] = mask.sum(1).tolist()
     _check_tokens(prompt_ids, mask, model.config.vocab_size, mask_token_id)
-    longest, limit = max(lengths), model.config.max_position_embeddings
+    longest, limit, width = max(lengths), model.config.max_position_embeddings, prompt_ids.shape[1]
     if longest + max_new_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and max_new_tokens {max_new_tokens} exceed the model's {limit} positions: "
             "shorten the prompt or lower max_new_tokens"
         )
-    width = prompt_ids.shape[1]
     slots = torch.arange(longest, device=prompt_ids.device) + (width - mask.sum(1, keepdim=True))
     tokens = prompt_ids.gather(1, slots.clamp(max=width - 1))
-    device = model.get_input_embeddings().weight.device
-    return PromptBatch(prompt_ids.to(device), tokens.to(device), lengths)
+    weight = model.get_input_embeddings().weight
+    embeddings = None if inputs_embeds is None else align_embeddings(inputs_embeds, slots, width, weight)
+    return PromptBatch(prompt_ids.to(weight.device), tokens.to(weight.device), lengths, embeddings)
 
 
-def _check_ids(prompt_ids: Tensor) -> None:
+def read_padding_mask(prompt_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Return where prompt_ids [B, P] hold tokens [B, P]. Raises: ValueError, as prepare_prompts."""
     if not isinstance(prompt_ids, Tensor) or prompt_ids.dim() != 2 or prompt_ids.is_floating_point():
         got = f"{prompt_ids.dtype} {list(prompt_ids.shape)}" if isinstance(prompt_ids, Tensor) else type(prompt_ids)
         raise ValueError(f"prompt_ids must be token ids [batch, length], got {got}")
@@ -94,6 +100,9 @@ def _check_ids(prompt_ids: Tensor) -> None:
         raise ValueError(
             f"prompt_ids is empty {list(prompt_ids.shape)}: give at least one token, such as the bos token"
         )
+    mask = torch.ones_like(prompt_ids) if attention_mask is None else attention_mask.to(prompt_ids.device)
+    _check_padding(prompt_ids, mask != 0)
+    return mask != 0
 
 
 def _check_padding(prompt_ids: Tensor, mask: Tensor) -> None:
@@ -242,6 +251,7 @@ def open_session(
     prompt_ids: Tensor,
     attention_mask: Tensor | None,
     options: DecodeOptions,
+    inputs_embeds: Tensor | None = None,
     largest_forward: int | None = None,
 ) -> DecodeSession:
     """Check everything that was asked for and open a decode; the prompt is streamed.
@@ -252,6 +262,7 @@ def open_session(
         prompt_ids: [B, P].
         attention_mask: [B, P] with zeros on left padding, or None.
         options: of the decode.
+        inputs_embeds: [B, P, hidden] in place of the embeddings of prompt_ids, or None.
         largest_forward: tokens that need room after the cached ones; None: a block.
 
     Raises:
@@ -263,20 +274,18 @@ def open_session(
     mask_token_id = resolve_mask_token_id(config, options.mask_token_id)
     stop_ids = resolve_stop_ids(model, options.eos_token_id)
     check_stop_ids(stop_ids, config.vocab_size, mask_token_id)
-    prompt = prepare_prompts(
-        model, prompt_ids, attention_mask, mask_token_id=mask_token_id, max_new_tokens=options.max_new_tokens
-    )
+    limits = {"mask_token_id": mask_token_id, "max_new_tokens": options.max_new_tokens}
+    prompt = prepare_prompts(model, prompt_ids, attention_mask, inputs_embeds, **limits)
     block_length = resolve_block_length(config, options)
     room = min(options.max_new_tokens, FIRST_CAPACITY) + (largest_forward or block_length)
-    cached_model = CachedModel(model, prompt.tokens.shape[1] + room, mask_token_id)
-    generator = make_generator(options.seed, cached_model.device)
+    cached_model = CachedModel(model, prompt.tokens.shape[1] + room, mask_token_id, prompt.embeddings)
     return DecodeSession(
         options,
         prompt,
         block_length,
         stop_ids,
         cached_model,
-        Sampler(options.temperature, options.top_k, options.top_p, generator),
+        Sampler(options.temperature, options.top_k, options.top_p, make_generator(options.seed, cached_model.device)),
         _open_thinking(options, prompt),
         TokenStream(options.streamer, prompt.given, stop_ids),
     )

@@ -27,7 +27,11 @@ Cycle = Callable[[Tensor, int], tuple[DraftVerification, Tensor]]
 
 @torch.no_grad()
 def decode_linear_speculation(
-    model: Any, prompt_ids: Tensor, options: DecodeOptions, attention_mask: Tensor | None = None
+    model: Any,
+    prompt_ids: Tensor,
+    options: DecodeOptions,
+    attention_mask: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> DecodeResult:
     """Draft up to block_length - 1 tokens in one forward, verify them causally in another, emit 1..block_length.
 
@@ -42,7 +46,7 @@ def decode_linear_speculation(
     Raises:
         ValueError: prompts or options that cannot be decoded, or several prompts for one streamer.
     """
-    session = open_session(model, LINEAR, prompt_ids, attention_mask, options)
+    session = open_session(model, LINEAR, prompt_ids, attention_mask, options, inputs_embeds)
     return run_cycles(session, session.prefill, lambda seed, length: run_linear_cycle(session, seed, length))
 
 

@@ -6,39 +6,51 @@ import pytest
 
 from model.export.shipped_code import (
     CODE_FOLDER,
-    CONFIGURATION_MODULE,
-    MODELING_MODULE,
+    FIRST_FILES,
     NLD_TYPE,
+    VLM_TYPE,
     defines_class,
     find_indirect_files,
     find_needed_files,
     list_code_files,
 )
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
+from model.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 
-FIRST = (f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py")
-
-
-def test_every_shipped_file_is_needed_and_every_needed_file_is_shipped() -> None:
-    there, missing = find_needed_files(CODE_FOLDER, FIRST)
-    assert there == {path.name for path in list_code_files()}
-    assert not missing
+MOST_FILES = {NLD_TYPE: 13, VLM_TYPE: 18}  # the text model's, and those about images
 
 
-@pytest.mark.parametrize("file", FIRST)
+def list_names(model_type: str) -> set[str]:
+    return {path.name for path in list_code_files(model_type)}
+
+
+def test_every_file_of_the_folder_is_shipped_with_a_variant() -> None:
+    there = {path.name for path in CODE_FOLDER.glob("*.py")} - {"__init__.py"}
+    assert list_names(NLD_TYPE) | list_names(VLM_TYPE) == there
+
+
+def test_a_text_model_ships_nothing_about_images_and_the_other_all_of_the_text_model() -> None:
+    more = list_names(VLM_TYPE) - list_names(NLD_TYPE)
+    assert list_names(NLD_TYPE) < list_names(VLM_TYPE)
+    assert more == {"image_tokens.py", *FIRST_FILES[VLM_TYPE]}
+
+
+@pytest.mark.parametrize("file", [*FIRST_FILES[NLD_TYPE], *FIRST_FILES[VLM_TYPE]])
 def test_a_file_in_auto_map_imports_itself_whatever_it_needs(file: str) -> None:
     """Older versions of transformers copy nothing else (slow: tests/model/hf/versions)."""
     assert find_indirect_files(CODE_FOLDER, file) == []
 
 
-def test_whoever_trusts_the_shipped_code_has_few_short_files_to_read() -> None:
-    files = list_code_files()
-    assert len(files) <= 13
+@pytest.mark.parametrize("model_type", MOST_FILES)
+def test_whoever_trusts_the_shipped_code_has_few_short_files_to_read(model_type: str) -> None:
+    files = list_code_files(model_type)
+    assert len(files) <= MOST_FILES[model_type]
     assert max(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 300
 
 
 def test_the_model_type_is_that_of_the_shipped_configuration() -> None:
     assert NemotronLabsDiffusionConfig.model_type == NLD_TYPE
+    assert NemotronLabsDiffusionVLMConfig.model_type == VLM_TYPE
 
 
 def test_imports_are_followed_wherever_they_stand(tmp_path: Path) -> None:
