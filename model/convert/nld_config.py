@@ -49,7 +49,7 @@ def build_generation_config(config: dict[str, Any], imported: dict[str, Any]) ->
     """
     ids = {key: config[key] for key in ("bos_token_id", "eos_token_id") if config.get(key) is not None}
     return ids | {
-        "max_denoising_steps": config["block_size"],
+        "max_denoising_steps": config.get("block_size", StageConfig.block_size),
         "diffusion_selection_policy": "confidence_threshold",
         "diffusion_confidence_threshold": BLOCK_DIFFUSION_THRESHOLD,
         **imported,

@@ -139,7 +139,7 @@ def _run(options: argparse.Namespace) -> int:
 def check_together(options: argparse.Namespace) -> None:
     """Refuse options that contradict each other or have no effect. Raises: UserError."""
     check_sampling(options)
-    check_modes(options, options.modes, "sweep", *([] if options.speed_of_light else ["block_length"]))
+    check_modes(options, options.modes, "sweep")
     if options.speed_of_light and options.temperature > 0:
         raise UserError("--speed-of-light follows greedy AR's text: leave --temperature out")
     if options.speed_of_light and options.thinking_budget is not None:
@@ -158,6 +158,10 @@ def _evaluate(options: argparse.Namespace, adapter: Path | None) -> "Evaluation"
     from model.evaluate.evaluation import evaluate_modes
 
     loaded = command_line.load(options, adapter)
+    if not (
+        options.speed_of_light or any(prompt.choices for prompt in loaded.prompts)
+    ):  # what uses blocks even with AR
+        check_modes(options, options.modes, "block_length")
     variants = choose_variants(
         options.modes,
         has_adapter=adapter is not None,

@@ -5,6 +5,8 @@ Imports no torch, so that command lines can start with it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from numbers import Real
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -154,7 +156,14 @@ def make_options(given: dict[str, Any]) -> DecodeOptions:
     known = DecodeOptions.__dataclass_fields__
     if unknown := sorted(given.keys() - known.keys()):
         raise TypeError(f"there is no option {', '.join(unknown)}: these models take {', '.join(known)}")
-    return DecodeOptions(**given)
+    return DecodeOptions(**{name: _to_plain(name, value) for name, value in given.items()})
+
+
+def _to_plain(name: str, value: Any) -> Any:
+    """Return Python's own number for one of another library, such as numpy's; other values as they are."""
+    if name in WHOLE_NUMBERS and _is_whole(value):
+        return index(value)
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool | int) else value
 
 
 def check_options(config: Any, options: DecodeOptions) -> None:
@@ -222,6 +231,8 @@ def _check_thinking(config: Any, options: DecodeOptions) -> None:
         raise ValueError(
             "thinking_budget and max_thinking_tokens count thinking differently: give one of them (see DecodeOptions)"
         )
+    if options.thinking_budget is not None and options.end_think_token_id is not None:
+        raise ValueError("end_think_token_id belongs to max_thinking_tokens: with thinking_budget give think_token_ids")
     for name in ("thinking_budget", "max_thinking_tokens"):
         budget = getattr(options, name)
         if budget is not None and budget < 0:
@@ -269,8 +280,15 @@ def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
         return ()
     if hasattr(eos, "tolist"):
         eos = eos.tolist()
-    stop_ids = (eos,) if isinstance(eos, int) else tuple(int(token_id) for token_id in eos)
+    ids = list(eos) if isinstance(eos, Iterable) and not isinstance(eos, str) else [eos]
+    if not all(_is_whole(token_id) for token_id in ids):
+        raise ValueError(f"eos_token_id is {eos!r}; it must be one or several token ids, or -1 to never stop")
+    stop_ids = tuple(index(token_id) for token_id in ids)
     return () if stop_ids == (NEVER_STOP,) else stop_ids
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def check_stop_ids(stop_ids: tuple[int, ...], vocab_size: int, mask_token_id: int) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 NOT_THINKING = -1
 NO_TOKEN = -1
+LARGEST_BUDGET = 1 << 40  # beyond every context, and small enough to be counted in int64
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class ThinkingBudget:
             tokens: [B, P], the prompts, whose thoughts go on.
             lengths: how many tokens of each prompt count, from its first one.
         """
-        self._budget = budget
+        self._budget = None if budget is None else min(budget, LARGEST_BUDGET)
         self._open_id = NO_TOKEN if open_id is None else open_id
         self.close_id = close_id
         self._spent = tokens.new_full((len(tokens), 1), NOT_THINKING)

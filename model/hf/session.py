@@ -88,7 +88,7 @@ def prepare_prompts(
     tokens = prompt_ids.gather(1, slots.clamp(max=width - 1))
     weight = model.get_input_embeddings().weight
     embeddings = None if inputs_embeds is None else align_embeddings(inputs_embeds, slots, width, weight)
-    return PromptBatch(prompt_ids.to(weight.device), tokens.to(weight.device), lengths, embeddings)
+    return PromptBatch(prompt_ids.to(weight.device), tokens.to(weight.device).long(), lengths, embeddings)
 
 
 def read_padding_mask(prompt_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Options that no mode can serve are refused in one sentence."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,7 @@ PROMPT = torch.tensor([[3, 4, 5]])
         ({"max_thinking_tokens": 2.5}, "max_thinking_tokens is 2.5; it must be a whole number"),
         ({"max_thinking_tokens": 3, "end_think_token_id": 64}, "end_think_token_id holds 64"),
         ({"max_thinking_tokens": 3, "end_think_token_id": 60}, "end_think_token_id holds 60"),
+        ({"thinking_budget": 3, "end_think_token_id": 13}, "end_think_token_id belongs to max_thinking_tokens"),
         ({"max_thinking_tokens": 3, "thinking_budget": 3}, "count thinking differently: give one of them"),
         ({"verifier_weight": 1.01}, "verifier_weight is 1.01; it must be from 0 to 1"),
         ({"verifier_weight": -0.1}, "verifier_weight is -0.1"),
@@ -98,6 +100,40 @@ def test_stop_ids_are_one_several_or_none(tiny):
     assert resolve_stop_ids(model, -1) == ()
     assert resolve_stop_ids(model, torch.tensor([-1])) == ()
     assert resolve_stop_ids(tiny.model(eos_token_id=None), None) == ()
+
+
+@pytest.mark.parametrize(
+    "eos", ["2", [2.7], True, 2.0, float("nan"), "abc", [None], torch.tensor([[2, 11]]), [[2]]], ids=str
+)
+def test_stop_ids_of_another_type_are_refused_in_one_message(tiny, eos):
+    with pytest.raises(ValueError, match=r"eos_token_id is .*; it must be one or several token ids"):
+        tiny.model().ar_generate(PROMPT, 4, eos_token_id=eos)
+
+
+def test_numbers_of_other_libraries_are_numbers(tiny):
+    model = tiny.model()
+    expected, _ = model.linear_spec_generate(PROMPT, 6, 4, eos_token_id=[5])
+    given = {"temperature": np.float32(0), "eos_token_id": np.array([5])}
+    for six in (np.int64(6), torch.tensor(6)):
+        assert torch.equal(model.linear_spec_generate(PROMPT, six, np.int32(4), **given)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_prompts_of_narrower_integers_decode_alike(tiny, dtype):
+    model = tiny.model()
+    for mode in MODES:
+        for extra in ({}, {"causal_context": False}) if mode == "block_diffusion" else ({},):
+            options = DecodeOptions(5, eos_token_id=[], **extra)
+            expected = decode(model, mode, PROMPT, options).output_ids
+            assert decode(model, mode, PROMPT.to(dtype), options).output_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("budget", [1 << 40, (1 << 63) - 1, 1 << 63, 1 << 70])
+def test_a_budget_beyond_every_context_is_no_limit(tiny, budget):
+    model = tiny.model()
+    expected, _ = model.ar_generate(PROMPT, 6, eos_token_id=-1)
+    assert torch.equal(model.ar_generate(PROMPT, 6, 0.0, -1, budget, 13)[0], expected)
+    assert torch.equal(model.ar_generate(PROMPT, 6, 0.0, -1, thinking_budget=budget)[0], expected)
 
 
 def test_stop_ids_of_generation_config_go_before_those_of_config(tiny):
