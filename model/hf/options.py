@@ -280,7 +280,7 @@ def resolve_stop_ids(model: Any, eos_token_id: Any) -> tuple[int, ...]:
         return ()
     if hasattr(eos, "tolist"):
         eos = eos.tolist()
-    ids = list(eos) if isinstance(eos, Iterable) and not isinstance(eos, str) else [eos]
+    ids: list[Any] = list(eos) if isinstance(eos, Iterable) and not isinstance(eos, str) else [eos]
     if not all(_is_whole(token_id) for token_id in ids):
         raise ValueError(f"eos_token_id is {eos!r}; it must be one or several token ids, or -1 to never stop")
     stop_ids = tuple(index(token_id) for token_id in ids)

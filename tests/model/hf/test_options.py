@@ -122,8 +122,8 @@ def test_numbers_of_other_libraries_are_numbers(tiny):
 def test_prompts_of_narrower_integers_decode_alike(tiny, dtype):
     model = tiny.model()
     for mode in MODES:
-        for extra in ({}, {"causal_context": False}) if mode == "block_diffusion" else ({},):
-            options = DecodeOptions(5, eos_token_id=[], **extra)
+        for causal_context in (True, False) if mode == "block_diffusion" else (True,):
+            options = DecodeOptions(5, eos_token_id=[], causal_context=causal_context)
             expected = decode(model, mode, PROMPT, options).output_ids
             assert decode(model, mode, PROMPT.to(dtype), options).output_ids.tolist() == expected.tolist()
 
