@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.system.errors import UserError
-from conf.system.json_file import read_json_object
+from conf.system.json_file import read_json_object, read_optional_json
 
 # Settings of a call (how far to pad, where to cut), which libraries write into the file as a side effect.
 _CALL_SETTINGS = ("padding", "truncation")
@@ -55,7 +55,7 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
             f"the mask token {mask_token!r} is an ordinary entry of the vocabulary in {directory}, so text may contain "
             "it: give the text of one of its reserved (added) tokens as data.mask_token (converter: --mask-token)"
         )
-    config = _optional_json(directory / "tokenizer_config.json")
+    config = read_optional_json(directory / "tokenizer_config.json")
     return TokenizerInfo(
         fingerprint=_fingerprint(content),
         vocab_size=max(ids.values()) + 1,
@@ -100,10 +100,6 @@ def _special_id(config: dict[str, Any], name: str, ids: dict[str, int]) -> int |
     token = config.get(name)
     text = token.get("content") if isinstance(token, dict) else token
     return ids.get(text) if isinstance(text, str) else None
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}
 
 
 def _read_tokenizer_json(directory: Path) -> dict[str, Any]:

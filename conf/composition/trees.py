@@ -35,9 +35,14 @@ class ConfigTree[Config]:
         return Path(__file__).parents[2] / self.module.replace(".", "/")
 
     @cached_property
+    def fields(self) -> dict[str, dataclasses.Field | None]:
+        """The field of the schema at each dotted key that a user may set, in order; None for a name of the user's."""
+        return dict(_schema_fields(self.schema))
+
+    @property
     def keys(self) -> list[str]:
         """All dotted keys that a user may set, in schema order."""
-        return list(_schema_keys(self.schema))
+        return list(self.fields)
 
     @cached_property
     def groups(self) -> list[str]:
@@ -59,13 +64,13 @@ def nested_schemas(field: dataclasses.Field) -> Iterator[tuple[str, type]]:
         yield f".{ANY_NAME}", field.metadata["values"]
 
 
-def _schema_keys(schema: type, prefix: str = "") -> Iterator[str]:
+def _schema_fields(schema: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field | None]]:
     for field in dataclasses.fields(schema):
-        yield prefix + field.name
+        yield prefix + field.name, field
         for suffix, nested in nested_schemas(field):
             if suffix:
-                yield prefix + field.name + suffix
-            yield from _schema_keys(nested, f"{prefix}{field.name}{suffix}.")
+                yield prefix + field.name + suffix, None
+            yield from _schema_fields(nested, f"{prefix}{field.name}{suffix}.")
 
 
 RUN_TREE = ConfigTree(RunConfig, "run_config", "conf", RUN_RENAMES, has_blends=True)

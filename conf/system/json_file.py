@@ -23,3 +23,8 @@ def read_json_object(path: Path, if_missing: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: not a JSON object")
     return content
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """Read the object in `path`; empty if there is no such file. Raises: UserError if the file is damaged."""
+    return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}

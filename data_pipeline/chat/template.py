@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.system.errors import UserError
-from conf.system.json_file import read_json_object
+from conf.system.json_file import read_optional_json
 
 CHATML = "chatml"
 CHATML_PATH = Path(__file__).with_name("chatml.jinja")
@@ -66,8 +66,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_config(tokenizer_dir: Path) -> dict[str, Any]:
-    path = tokenizer_dir / "tokenizer_config.json"
-    return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}
+    return read_optional_json(tokenizer_dir / "tokenizer_config.json")
 
 
 def _text_of_token(token: object) -> str | None:

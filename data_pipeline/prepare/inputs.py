@@ -107,7 +107,8 @@ def _find(files: str) -> tuple[Path, list[Path]]:
     if not GLOB_CHARACTERS.intersection(files):
         raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(SUFFIXES)}")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-    matches = [match for match in matches if not any(map(_is_cycle, match.parents))]
+    cycles = {folder for folder in {parent for match in matches for parent in match.parents} if _is_cycle(folder)}
+    matches = [match for match in matches if cycles.isdisjoint(match.parents)]
     _refuse_saved_datasets(filter(Path.is_dir, matches))
     found = filter(Path.is_file, matches)
     root = Path(*_before_wildcard(path))

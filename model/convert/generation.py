@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.system.errors import UserError
-from conf.system.json_file import read_json_object
+from conf.system.json_file import read_optional_json
 from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 # Of generation_config.json; an import hands them on to the exports that follow.
@@ -17,8 +17,7 @@ DECODING_KEYS = (*SAMPLING_KEYS, "diffusion_selection_policy", "diffusion_confid
 
 def read_generation_config(directory: Path) -> dict[str, Any]:
     """Read generation_config.json; empty if there is none. Raises: UserError if it is damaged."""
-    path = directory / GENERATION_CONFIG_NAME
-    return read_json_object(path, f"{path} has disappeared") if path.is_file() else {}
+    return read_optional_json(directory / GENERATION_CONFIG_NAME)
 
 
 def list_stop_ids(directory: Path, config_value: Any, vocab_size: int) -> list[int]:

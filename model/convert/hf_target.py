@@ -15,7 +15,7 @@ from torch import Tensor
 from conf.schema import ModelConfig
 from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
-from conf.system.json_file import read_json_object
+from conf.system.json_file import read_optional_json
 from conf.tokenizer_info import token_text
 from model.checkpoint.layout import CheckpointManifest
 from model.convert.mapping import NLD, TensorEntry, split_views
@@ -100,8 +100,7 @@ def write_portable_tokenizer_config(directory: Path) -> None:
 
 def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     """Read tokenizer_config.json; empty if there is none. Raises: UserError if it is damaged."""
-    path = directory / TOKENIZER_CONFIG_NAME
-    return read_json_object(path, f"{path} is missing") if path.is_file() else {}
+    return read_optional_json(directory / TOKENIZER_CONFIG_NAME)
 
 
 def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> None:
@@ -116,7 +115,7 @@ def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> No
     _write_json(directory / TOKENIZER_CONFIG_NAME, config | {"eos_token": eos_token})
     named = directory / SPECIAL_TOKENS_NAME
     if named.is_file():  # transformers goes by it where it is there
-        _write_json(named, read_json_object(named, f"{named} has disappeared") | {"eos_token": eos_token})
+        _write_json(named, read_optional_json(named) | {"eos_token": eos_token})
     atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 

@@ -16,6 +16,7 @@ from conf.system.json_file import read_json_object
 from conf.system.lock import locking_directory
 from model.checkpoint.checksums import SUMS_NAME, find_changed, hash_files, read_sums, save_sums
 from model.convert import hf_target
+from model.convert.generation import read_generation_config
 from model.convert.nld_config import ABSENT, AUTO_MAP, build_generation_config, read_transformers_version
 from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.shipped_code import (
@@ -132,10 +133,9 @@ def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]
     if _read(directory / CONFIG_NAME) == hf_target.format_json(config).encode():
         complete = {VERSION_KEY: read_transformers_version()} | ABSENT | config
         contents[CONFIG_NAME] = hf_target.format_json(complete).encode()
-    path = directory / GENERATION_CONFIG_NAME
-    generation = read_json_object(path, f"{path} is missing") if path.is_file() else {}
+    generation = read_generation_config(directory)
     if (complete := build_generation_config(config, {}) | generation) != generation:
-        contents[path.name] = hf_target.format_json(complete).encode()
+        contents[GENERATION_CONFIG_NAME] = hf_target.format_json(complete).encode()
     return contents
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .attention_mask import make_canvas_layout
 from .cache import CachedModel
-from .options import resolve_mask_token_id
+from .options import DecodeOptions, check_options, resolve_block_length, resolve_mask_token_id
 from .session import PromptBatch, prepare_prompts
 
 TokenIds = Tensor | Sequence[Any]
@@ -55,10 +55,12 @@ def score_masked_tokens(
             block or than the positions left; no candidates, or ids that cannot be predicted; shapes that do not fit.
     """
     config, mask_token_id = model.config, resolve_mask_token_id(model.config)
+    options = DecodeOptions(block_length=block_length)
+    check_options(config, options)
     embeds = model.embed_prompt(prompt_ids, attention_mask, **images)
     prompt = prepare_prompts(model, prompt_ids, attention_mask, embeds, mask_token_id=mask_token_id, max_new_tokens=0)
     tokens = _read_canvas(canvas, prompt, config.vocab_size)
-    _check_length(config, tokens.shape[1], config.block_size if block_length is None else block_length, prompt)
+    _check_length(config, tokens.shape[1], resolve_block_length(config, options), prompt)
     masks = _find_masks(tokens, mask_token_id)
     chosen = _read_candidates(candidates, masks, config.vocab_size, mask_token_id)
     capacity = prompt.tokens.shape[1] + tokens.shape[1]

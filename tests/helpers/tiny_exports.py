@@ -15,6 +15,36 @@ TEXT = "Tell me a story about the sea. The sea is wide and blue, and the ships g
 VOCAB_SIZE = 380
 REPEATED_TOKEN = 200
 MAX_POSITIONS = 256
+# Of all tiny models: head_dim is not hidden / heads, and weights are wide enough for lively greedy decoding.
+TINY: dict[str, Any] = {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "block_size": 8,
+}
+TINY_ROPE: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 16.0,
+    "original_max_position_embeddings": 24,
+    "beta_fast": 4.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
+
+def spread_norms(model: Any) -> None:
+    """Randomise the norms of a model, which begin at one: else two of them could be exchanged unnoticed."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "ln_pre" in name:
+                parameter.uniform_(0.5, 1.5)
 
 
 def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
@@ -24,16 +54,9 @@ def make_tiny_model(**changes: Any) -> NemotronLabsDiffusionModel:
     """
     torch.manual_seed(0)
     values: dict[str, Any] = {
+        **TINY,
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
         "max_position_embeddings": MAX_POSITIONS,
-        "initializer_range": 0.3,
-        "block_size": 8,
         "eos_token_id": 11,
         "rope_parameters": {**default_rope_parameters(), "original_max_position_embeddings": 32},
     }

@@ -11,21 +11,11 @@ from transformers import Ministral3Config, Mistral3Config, Mistral3ForConditiona
 from model.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from model.hf.image_tokens import Grid, list_image_tokens
 from model.hf.modeling_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMModel
+from tests.helpers.tiny_exports import TINY, TINY_ROPE, spread_norms
 
 PIXELS = 28  # along each side of a feature
 LONGEST_EDGE = 168  # of the tiny tower: 6 features
-ROPE = {
-    "rope_type": "yarn",
-    "type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 16.0,
-    "original_max_position_embeddings": 24,
-    "beta_fast": 4.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
+ROPE = {**TINY_ROPE, "type": "yarn"}
 VISION = {
     "model_type": "pixtral",
     "hidden_size": 32,
@@ -45,17 +35,10 @@ VISION = {
 def make_vlm_config(vision: dict[str, Any] | None = None, **changes: Any) -> NemotronLabsDiffusionVLMConfig:
     """Make a config of two text and two vision layers; changes of the text model's keys, `vision` of the tower's."""
     values: dict[str, Any] = {
+        **TINY,
         "vocab_size": 64,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
         "max_position_embeddings": 384,
-        "initializer_range": 0.3,
         "mask_token_id": 60,
-        "block_size": 8,
         "eos_token_id": 2,
         "rope_parameters": ROPE,
     }
@@ -67,10 +50,7 @@ def make_vlm(dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) 
     torch.manual_seed(seed)
     model: Any = NemotronLabsDiffusionVLMModel(make_vlm_config(**changes))
     model = model.to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or "ln_pre" in name:
-                parameter.uniform_(0.5, 1.5)
+    spread_norms(model)
     return model
 
 

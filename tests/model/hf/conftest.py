@@ -8,38 +8,20 @@ from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from tests.helpers.tiny_exports import TINY, TINY_ROPE, spread_norms
 from tests.model.hf.trained_models import Trained
-
-ROPE = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 16.0,
-    "original_max_position_embeddings": 24,
-    "beta_fast": 4.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.1,
-}
 
 
 def make_config(rope=None, **overrides):
     """Make a config of 2 layers with head_dim != hidden / heads and weights wide enough for lively decoding."""
     values = {
+        **TINY,
         "vocab_size": 64,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
         "max_position_embeddings": 384,
-        "initializer_range": 0.3,
         "mask_token_id": 60,
-        "block_size": 8,
         "eos_token_id": 2,
     }
-    return NemotronLabsDiffusionConfig(rope_parameters={**ROPE, **(rope or {})}, **{**values, **overrides})
+    return NemotronLabsDiffusionConfig(rope_parameters={**TINY_ROPE, **(rope or {})}, **{**values, **overrides})
 
 
 def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
@@ -47,10 +29,7 @@ def make_model(dtype=torch.float64, seed=0, rope=None, **overrides):
     torch.manual_seed(seed)
     model: Any = NemotronLabsDiffusionModel(make_config(rope, **overrides))
     model = model.to(dtype).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
+    spread_norms(model)
     return model
 
 

@@ -167,3 +167,18 @@ def test_what_cannot_be_scored_is_named(tiny, canvas, candidates, message):
 def test_a_prompt_with_the_mask_is_refused(tiny):
     with pytest.raises(ValueError, match=r"prompt_ids holds the mask token \(id 60\) in prompt 0 at index 1"):
         tiny.model().score_masked(torch.tensor([[4, MASK]]), [MASK], [4])
+
+
+@pytest.mark.parametrize(
+    ("block_length", "message"),
+    [
+        ("8", "block_length is '8'; it must be a whole number"),
+        (8.5, "block_length is 8.5; it must be a whole number"),
+        (True, "block_length is True; it must be a whole number"),
+        (0, "block_length is 0; it must be at least 1"),
+        (10**9, "the model has no more than 384 positions"),
+    ],
+)
+def test_a_block_length_is_checked_as_in_decoding(tiny, block_length, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.model().score_masked(torch.tensor([[3, 4]]), [60], [5], block_length)
