@@ -42,6 +42,8 @@ POSITIVE = (
     "model.rope.original_max_position_embeddings",
     "model.rope.beta_fast",
     "model.rope.beta_slow",
+    *(f"model.vision.{name}" for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads")),
+    *(f"model.vision.{name}" for name in ("patch_size", "merge_size", "image_size", "rope_theta")),
     "data.sequence_length",
     "data.prepare.shard_bytes",
     "data.prepare.heldout_every",
@@ -110,5 +112,5 @@ def broken_ranges(config: Any, ranges: Ranges) -> Iterator[str]:
 
 
 def read_key(config: Any, dotted: str) -> Any:
-    """Return the value at a dotted key."""
-    return reduce(getattr, dotted.split("."), config)
+    """Return the value at a dotted key; None where a part of it is."""
+    return reduce(lambda value, name: None if value is None else getattr(value, name), dotted.split("."), config)

@@ -9,7 +9,7 @@ from conf.schema.data import (
     SourceConfig,
     Split,
 )
-from conf.schema.model import ModelConfig, RopeConfig
+from conf.schema.model import ModelConfig, RopeConfig, VisionConfig
 from conf.schema.optimization import (
     DecayShape,
     Dtype,
@@ -72,4 +72,5 @@ __all__ = [
     "Split",
     "StageConfig",
     "TrainConfig",
+    "VisionConfig",
 ]

@@ -1,6 +1,7 @@
-"""Dimensions of the decoder and its rotary embedding. Numbers of the released sizes: conf/model/*.yaml."""
+"""Dimensions of the decoder, its rotary embedding and its vision tower; those of the releases: conf/model/*.yaml."""
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 from omegaconf import MISSING
 
@@ -30,8 +31,59 @@ class RopeConfig:
 
 
 @dataclass
+class VisionConfig:
+    """A Pixtral vision tower, and the projector of its features into the decoder. The defaults are the released tower.
+
+    num_layers, hidden_size, ffn_hidden_size, num_attention_heads: counts and widths of the tower.
+    patch_size: pixels along each side of a patch.
+    merge_size: patches along each side of a feature.
+    image_size: pixels; longest side of an image.
+    rope_theta: base of the tower's rotary frequencies (no unit).
+    """
+
+    num_layers: int = 24
+    hidden_size: int = 1024
+    ffn_hidden_size: int = 4096
+    num_attention_heads: int = 16
+    patch_size: int = 14
+    merge_size: int = 2
+    image_size: int = 1540
+    rope_theta: float = 1e4
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def pixels_per_feature(self) -> int:
+        """Pixels along each side of a feature."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers that a patch consists of, in three colours."""
+        return 3 * self.patch_size**2
+
+    @property
+    def merged_width(self) -> int:
+        """Width of the patches of a feature together."""
+        return self.hidden_size * self.merge_size**2
+
+    @property
+    def num_tower_parameters(self) -> int:
+        """Weights of the tower."""
+        layer = 4 * self.hidden_size**2 + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
+        return self.num_layers * layer + self.hidden_size * (self.patch_width + 1)
+
+    def count_projector_parameters(self, hidden_size: int) -> int:
+        """Return the weights of the projector into a decoder of this hidden size."""
+        return self.hidden_size * (1 + self.merged_width) + hidden_size * (self.hidden_size + hidden_size)
+
+
+@dataclass
 class ModelConfig:
-    """A dense Ministral 3 decoder with an untied head.
+    """A dense Ministral 3 decoder with an untied head, and perhaps a vision tower.
 
     name: label written into checkpoints and exports.
     num_layers, hidden_size, ffn_hidden_size: counts and widths of the decoder.
@@ -41,6 +93,7 @@ class ModelConfig:
     rms_norm_eps: added to the mean square before the root.
     max_position_embeddings: tokens; longest position the export claims.
     init_std: standard deviation of fresh weights (runs without `init_from`).
+    vision: see VisionConfig; null is a model of text alone.
     """
 
     name: str = MISSING
@@ -55,6 +108,7 @@ class ModelConfig:
     max_position_embeddings: int = 262144
     init_std: float = 0.02
     rope: RopeConfig = field(default_factory=RopeConfig)
+    vision: Optional[VisionConfig] = None
 
     @property
     def query_width(self) -> int:
@@ -74,6 +128,14 @@ class ModelConfig:
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the whole model: layers, norms, embedding and head."""
+        """Weights of the whole model: layers, norms, embedding and head, tower and projector."""
         norms = (2 * self.num_layers + 1) * self.hidden_size
-        return self.num_layer_parameters + norms + 2 * self.vocab_size * self.hidden_size
+        text = self.num_layer_parameters + norms + 2 * self.vocab_size * self.hidden_size
+        return text + self.num_vision_parameters
+
+    @property
+    def num_vision_parameters(self) -> int:
+        """Weights of tower and projector; 0 without them."""
+        if self.vision is None:
+            return 0
+        return self.vision.num_tower_parameters + self.vision.count_projector_parameters(self.hidden_size)

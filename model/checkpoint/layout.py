@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from conf.schema import ModelConfig, RopeConfig
+from conf.schema import ModelConfig, RopeConfig, VisionConfig
 from conf.system.atomic import PARTIAL_SUFFIX, atomic_write_text, fsync_tree, partial_path, publish_directory
 from conf.system.errors import UserError
 from model.checkpoint.checksums import SUMS_NAME, find_damage, write_sums
@@ -224,9 +224,14 @@ def model_config_from(values: dict[str, Any], where: str) -> ModelConfig:
 
     where: the source of the values, for the message.
     """
+    if isinstance(values, dict):
+        values = {"vision": None} | values  # manifests from before there were images do not name it
     values = dict(_exact_fields(ModelConfig, values, f"model of {where}"))
-    rope = _exact_fields(RopeConfig, values.pop("rope"), f"model.rope of {where}")
-    return ModelConfig(**values, rope=RopeConfig(**rope))
+    rope = RopeConfig(**_exact_fields(RopeConfig, values.pop("rope"), f"model.rope of {where}"))
+    vision = values.pop("vision")
+    if vision is not None:
+        vision = VisionConfig(**_exact_fields(VisionConfig, vision, f"model.vision of {where}"))
+    return ModelConfig(**values, rope=rope, vision=vision)
 
 
 def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str) -> None:
@@ -241,7 +246,11 @@ def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str
         UserError: lists every field that differs, with both values.
     """
     ours, theirs = _flat(requested), _flat(checkpoint)
-    differing = [f"  {key}: {theirs[key]} there, {ours[key]} requested" for key in ours if ours[key] != theirs[key]]
+    differing = [
+        f"  {key}: {theirs[key]} there, {ours[key]} requested"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key]
+    ]
     if differing:
         listing = "\n".join(differing)
         raise UserError(
@@ -253,8 +262,11 @@ def check_same_model(checkpoint: ModelConfig, requested: ModelConfig, where: str
 def _flat(model: ModelConfig) -> dict[str, Any]:
     """Return the fields that decide what the model computes, by their names in overrides."""
     values = {f"model.{key}": value for key, value in asdict(model).items() if key not in _NOT_THE_MODEL}
-    rope = values.pop("model.rope")
-    return values | {f"model.rope.{key}": value for key, value in rope.items()}
+    nested = {name: values.pop(f"model.{name}") or {} for name in ("rope", "vision")}
+    has_vision = {"model.vision": "given" if model.vision else None}
+    return (
+        values | has_vision | {f"model.{name}.{key}": value for name in nested for key, value in nested[name].items()}
+    )
 
 
 def _exact_fields(cls: type, values: Any, where: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from conf.composition.trees import RUN_TREE
 from conf.rules.layout import data_parallel_size
 from conf.rules.ranges import RUN_RANGES, read_key
 from conf.rules.run import check_rules
-from conf.schema import RunConfig
+from conf.schema import RunConfig, VisionConfig
 from conf.system.errors import ConfigError
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP_CP2, TP4, TP8
 
@@ -33,6 +33,7 @@ def default_config() -> RunConfig:
 def out_of_range(key: str, value: Any) -> str:
     """Return the error message for the default configuration with one value replaced (composing anew would be slow)."""
     config = copy.deepcopy(default_config())
+    config.model.vision = VisionConfig()
     parent, _, name = key.rpartition(".")
     setattr(read_key(config, parent), name, value)
     with pytest.raises(ConfigError) as caught:
@@ -143,7 +144,9 @@ def test_a_number_must_be_finite(value: float) -> None:
 
 
 def test_every_number_of_the_schema_has_a_range() -> None:
-    values = {key: read_key(default_config(), key) for key in RUN_TREE.keys if ANY_NAME not in key}
+    config = default_config()
+    config.model.vision = VisionConfig()
+    values = {key: read_key(config, key) for key in RUN_TREE.keys if ANY_NAME not in key}
     numbers = {key for key, value in values.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     unset = {"parallel.bucket_parameters"}  # a number, null by default
     assert sorted(numbers | unset) == sorted(RUN_RANGES.keys)
