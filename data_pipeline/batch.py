@@ -2,7 +2,7 @@
 
     Segments          tokens of one sequence, document by document    data_pipeline/packing/sequence.py
     SequenceLayout    what each token of a batch belongs to           data_pipeline/batch.py
-    Batch             B sequences, laid out                           data_pipeline/batch.py
+    Batch             B sequences, laid out, and their images         data_pipeline/batch.py
     NoisyBatch        a batch and what is masked in it                data_pipeline/noise.py
     ScoredPositions   positions with a target and a weight            model/megatron/head.py
     AttentionPlan     rotation and attention of the forward           model/attention/plan.py
@@ -14,7 +14,8 @@ Counts of a step are StepCounts (pretrain/objective/scoring.py), its logged loss
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +63,30 @@ class SequenceLayout:
         return SequenceLayout(*(field[:1] for field in self.fields()))
 
 
+class ImageFile(Protocol):
+    """Names a stored picture; small, and pickled by name."""
+
+    def read(self) -> bytes:
+        """Return the file of the picture as it was given. Raises: UserError if it is not what was stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """Says where an image is in a batch.
+
+    sequence: of the batch, 0..B-1. first: position of its <|image_start|> in the sequence; its tokens follow.
+    grid: features (height h, width w), so that it has 1 + h (w + 1) tokens. stored: its file.
+    pixels: [3, 28 h, 28 w] fp32, once it is decoded.
+    """
+
+    sequence: int
+    first: int
+    grid: tuple[int, int]
+    stored: ImageFile
+    pixels: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """Holds B packed sequences of S clean tokens; all tensors are on one device.
@@ -71,12 +96,14 @@ class Batch:
     loss_mask: [B, S] bool; True where token s may be scored (in token space: the position that predicts it comes
         before it).
     sample_indices: [B] int64 global sample index of each sequence; seeds its noise.
+    images: of its prompts, in the order of their tokens.
     """
 
     tokens: Tensor
     layout: SequenceLayout
     loss_mask: Tensor
     sample_indices: Tensor
+    images: tuple[PlacedImage, ...] = ()
 
     @property
     def document_ids(self) -> Tensor:
@@ -104,15 +131,24 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on another device."""
-        return _from_tensors(tensor.to(device) for tensor in self.tensors())
+        return _from_tensors((tensor.to(device) for tensor in self.tensors()), _move(self.images, device))
 
 
 def stack_batches(batches: Sequence[Batch]) -> Batch:
     """Return one batch with the sequences of several, in order."""
     fields = zip(*(batch.tensors() for batch in batches), strict=True)
-    return _from_tensors(torch.cat(field) for field in fields)
+    images: list[PlacedImage] = []
+    num_before = 0
+    for batch in batches:
+        images += (replace(image, sequence=num_before + image.sequence) for image in batch.images)
+        num_before += len(batch.tokens)
+    return _from_tensors((torch.cat(field) for field in fields), tuple(images))
 
 
-def _from_tensors(tensors: Iterable[Tensor]) -> Batch:
+def _from_tensors(tensors: Iterable[Tensor], images: tuple[PlacedImage, ...]) -> Batch:
     tokens, *layout, loss_mask, sample_indices = tensors
-    return Batch(tokens, SequenceLayout(*layout), loss_mask, sample_indices)
+    return Batch(tokens, SequenceLayout(*layout), loss_mask, sample_indices, images)
+
+
+def _move(images: tuple[PlacedImage, ...], device: torch.device | str) -> tuple[PlacedImage, ...]:
+    return tuple(image if image.pixels is None else replace(image, pixels=image.pixels.to(device)) for image in images)

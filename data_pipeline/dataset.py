@@ -5,7 +5,7 @@ epoch n // num_sequences; within an epoch a seeded permutation says which packed
 found in constant time, whatever was read before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -233,6 +233,7 @@ class BatchLoader:
     data_parallel_rank, data_parallel_size: this rank's place.
     prefetch_steps: steps read ahead in the background; they change nothing but the time spent waiting.
     num_samples: of the whole run; nothing after them is read ahead. None: there is no end. It may be raised later.
+    decode: is applied to every microbatch when it is built (images/decode.py); None where there are no images.
     """
 
     blend: Blend
@@ -242,6 +243,7 @@ class BatchLoader:
     data_parallel_size: int
     prefetch_steps: int = 0
     num_samples: int | None = None
+    decode: Callable[[Batch], Batch] | None = None
     _ahead: dict[int, Future[list[Batch]]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -282,4 +284,6 @@ class BatchLoader:
         return future
 
     def _build(self, samples_seen: int) -> list[Batch]:
-        return [self.blend.build_batch(self.sample_indices(samples_seen, m)) for m in range(self.num_microbatches)]
+        places = (self.sample_indices(samples_seen, microbatch) for microbatch in range(self.num_microbatches))
+        batches = [self.blend.build_batch(indices) for indices in places]
+        return batches if self.decode is None else [self.decode(batch) for batch in batches]

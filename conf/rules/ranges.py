@@ -78,6 +78,7 @@ NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "schedule.final_lr",
     "data.prefetch_steps",
+    "data.image_workers",
     "data.prepare.workers",
     "train.seed",
     "evaluation.every_steps",

@@ -105,6 +105,7 @@ class DataConfig:
     block_padding_loss: score the end-of-turn tokens that complete a document's last block (joint stages).
     overlong_chats: see OverlongChat.
     prefetch_steps: steps whose batches are read ahead, in the background; 0 reads when they are needed.
+    image_workers: threads of each process that decode images; 0 decodes one after another.
     """
 
     folder: Optional[str] = None
@@ -117,4 +118,5 @@ class DataConfig:
     block_padding_loss: bool = True
     overlong_chats: OverlongChat = OverlongChat.truncate
     prefetch_steps: int = 1
+    image_workers: int = 4
     prepare: PrepareConfig = field(default_factory=PrepareConfig)

@@ -1,61 +1,25 @@
 """Turns pictures into what the vision tower reads, by the rules that the released models were trained with.
 
-They are mistral-common's: the longest edge is at most 1400 pixels, both sides then go up to multiples of 28, and the
-picture is resized by bicubic interpolation without antialiasing. transformers' Pixtral rules are there to compare with.
+They are mistral-common's: image_loading.py says which size a picture gets; it is resized to that by bicubic
+interpolation without antialiasing. transformers' Pixtral rules are there to compare with.
 """
 
-import base64
-import binascii
 from collections.abc import Iterable
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import load_image as load_from_address
 
+from .image_loading import LONGEST_EDGE, PIXELS_PER_FEATURE, Source, fit_grid, list_images, load_image
 from .image_tokens import Grid
 
 RULES = MISTRAL, TRANSFORMERS = "mistral", "transformers"
-LONGEST_EDGE = 1400  # pixels
-PIXELS_PER_FEATURE = 28  # a patch is 14 pixels wide, a feature 2 patches
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # red, green, blue
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-Source = Any  # a PIL image, an array [height, width, 3] of bytes, a path, an address, bytes, or base64 text
-
-
-def load_image(source: Source) -> Image.Image:
-    """Open a picture in RGB: turned as its EXIF data say, transparency over white, the first frame of several.
-
-    source: a PIL image, a uint8 array [H, W] or [H, W, 3 or 4], a path, bytes, base64 text (also as a data: address),
-    or an http(s) address.
-
-    Raises:
-        ValueError: it cannot be read as a picture.
-    """
-    try:
-        image = _open(source)
-        image = ImageOps.exif_transpose(image)
-        return _convert_to_rgb(image)
-    except (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, binascii.Error) as error:
-        name = f"{source!r}"
-        name = name if len(name) <= 80 else f"{name[:77]}..."
-        raise ValueError(f"the image {name} cannot be read: {error}") from None
-
-
-def fit_grid(width: int, height: int, longest_edge: int = LONGEST_EDGE) -> Grid:
-    """Return the features (height, width) of a picture of `width` x `height` pixels, as mistral-common counts them."""
-    ratio = max(width, height) / longest_edge
-    if ratio > 1:  # round() goes to the even number; a very long picture keeps one pixel
-        width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
-    return (height - 1) // PIXELS_PER_FEATURE + 1, (width - 1) // PIXELS_PER_FEATURE + 1
 
 
 def encode_image(source: Source, longest_edge: int = LONGEST_EDGE) -> Tensor:
@@ -134,52 +98,6 @@ class NemotronLabsDiffusionVLMImageProcessor(BaseImageProcessor):
         processor = PixtralImageProcessorPil(patch_size=side, size={"longest_edge": self.longest_edge})
         encoded = (processor(load_image(source), return_tensors="pt") for source in sources)
         return [image["pixel_values"][0] for image in encoded]
-
-
-def list_images(images: Any) -> list[Source]:
-    """Return the pictures of nested lists in their order, or of a single one."""
-    if images is None:
-        return []
-    if isinstance(images, (list, tuple)):
-        return [image for part in images for image in list_images(part)]
-    return [images]
-
-
-def _open(source: Source) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, bytes):
-        return Image.open(BytesIO(source))
-    if isinstance(source, np.ndarray) and source.dtype == np.uint8:
-        return Image.fromarray(source)
-    if isinstance(source, Path):
-        return Image.open(source)
-    if not isinstance(source, str):
-        raise ValueError(f"an image is a PIL image, an array of bytes, a path, or text, not {type(source).__name__}")
-    if source.startswith(("http://", "https://")):
-        return load_from_address(source)
-    if source.startswith("data:"):
-        return Image.open(BytesIO(base64.b64decode(source.partition(",")[2], validate=True)))
-    try:
-        if Path(source.removeprefix("file://")).is_file():
-            return Image.open(source.removeprefix("file://"))
-    except OSError:  # a name too long to be a path
-        pass
-    try:
-        return Image.open(BytesIO(base64.b64decode(source, validate=True)))
-    except (binascii.Error, UnidentifiedImageError):
-        raise FileNotFoundError("it is no file, no address and no base64 of a picture") from None
-
-
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB with white where a picture is transparent, as mistral-common does."""
-    if image.mode == "RGB":
-        image.load()
-        return image
-    image = image.convert("RGBA")
-    background = Image.new("RGBA", image.size, "WHITE")
-    background.paste(image, (0, 0), image)
-    return background.convert("RGB")
 
 
 NemotronLabsDiffusionVLMImageProcessor.register_for_auto_class("AutoImageProcessor")

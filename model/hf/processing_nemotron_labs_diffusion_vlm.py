@@ -6,7 +6,7 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .image_processing_nemotron_labs_diffusion_vlm import list_images
+from .image_loading import list_images
 from .image_tokens import IMAGE_START, IMAGE_TOKENS, expand_image_tokens
 
 

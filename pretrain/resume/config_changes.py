@@ -13,7 +13,7 @@ ABSENT = "(absent)"
 # Where, in which layout and how watched a run happens. Whatever else changed is about what is learned.
 _ABOUT_RUNNING = re.compile(
     r"(run|runtime|resume|parallel|checkpoint|evaluation)\..*|init_from|experiment|model\.name"
-    r"|data\.(folder|tokenizer|prefetch_steps|heldout\..*|prepare\..*|train\.[^.]+\.(path|input\b.*))"
+    r"|data\.(folder|tokenizer|prefetch_steps|image_workers|heldout\..*|prepare\..*|train\.[^.]+\.(path|input\b.*))"
 )
 
 

@@ -1,5 +1,6 @@
 """The sequences of a step are the same in every layout, and any step can be built first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,21 @@ def test_what_fails_ahead_fails_when_it_is_asked_for(dataset_dir: Path, monkeypa
     loader.microbatches(GLOBAL)
     with pytest.raises(ZeroDivisionError):
         loader.microbatches(2 * GLOBAL)
+
+
+@pytest.mark.parametrize("prefetch_steps", [0, 1])
+def test_every_microbatch_is_decoded_where_it_is_built(dataset_dir: Path, prefetch_steps: int) -> None:
+    decoded: list[Batch] = []
+
+    def decode(batch: Batch) -> Batch:
+        decoded.append(replace(batch, loss_mask=~batch.loss_mask))
+        return decoded[-1]
+
+    plain = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1)
+    loader = BatchLoader(open_blend(dataset_dir), GLOBAL, 4, 0, 1, prefetch_steps, decode=decode)
+    for step in range(3):
+        batches = loader.microbatches(step * GLOBAL)
+        assert all(batch is one for batch, one in zip(batches, decoded[4 * step :], strict=False))
+        assert [batch.tokens.tolist() for batch in batches] == [
+            batch.tokens.tolist() for batch in plain.microbatches(step * GLOBAL)
+        ]
