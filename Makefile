@@ -49,9 +49,9 @@ format: setup  ## Rewrite the sources the way `make check` wants them
 	$(PYTHON_OF_VENV) -m ruff format .
 
 .PHONY: convert-checkpoint
-convert-checkpoint: setup  ## FROM=... TO=... [PARALLEL=tensor_parallel=2]: Hugging Face <-> Megatron, whichever FROM is
-	@[ -n "$(FROM)" ] && [ -n "$(TO)" ] || { echo "give FROM=<checkpoint> TO=<new directory> [PARALLEL=tensor_parallel=2]" >&2; exit 2; }
-	$(PYTHON_OF_VENV) -m model.convert --from "$(FROM)" --to "$(TO)" $(if $(PARALLEL),--parallel $(PARALLEL))
+convert-checkpoint: setup  ## FROM=... TO=... [PARALLEL=tensor_parallel=2] [VISION=...]: Hugging Face <-> Megatron, whichever FROM is; VISION: give it a tower
+	@[ -n "$(FROM)" ] && [ -n "$(TO)" ] || { echo "give FROM=<checkpoint> TO=<new directory> [PARALLEL=tensor_parallel=2] [VISION=<Ministral 3>]" >&2; exit 2; }
+	$(PYTHON_OF_VENV) -m model.convert --from "$(FROM)" --to "$(TO)" $(if $(PARALLEL),--parallel $(PARALLEL)) $(if $(VISION),--vision "$(VISION)")
 
 .PHONY: prepare-data
 prepare-data: setup  ## CONFIG=<option of conf/data> [ARGS="data.tokenizer=..."]: tokenise its sources on all cores

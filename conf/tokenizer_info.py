@@ -67,12 +67,16 @@ def read_tokenizer_info(directory: Path | str, mask_token: str) -> TokenizerInfo
 
 def token_text(directory: Path | str, token_id: int) -> str:
     """Return the text of a token. Raises: UserError if the tokenizer has no such id or cannot be read."""
-    path = Path(directory) / "tokenizer.json"
-    ids = _token_ids(_read_tokenizer_json(Path(directory)), path)
-    for text, number in ids.items():
+    for text, number in read_token_ids(directory).items():
         if number == token_id:
             return text
+    path = Path(directory) / "tokenizer.json"
     raise UserError(f"{path} has no token with id {token_id}: the tokenizer is not the one of the checkpoint")
+
+
+def read_token_ids(directory: Path | str) -> dict[str, int]:
+    """Return {token text: id} of a tokenizer, added tokens included. Raises: UserError if it cannot be read."""
+    return _token_ids(_read_tokenizer_json(Path(directory)), Path(directory) / "tokenizer.json")
 
 
 def _fingerprint(content: dict[str, Any]) -> str:

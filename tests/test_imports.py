@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "model/convert": (
         *("conf", "model.checkpoint", "model.convert", "model.export", "model.megatron.shards"),
         *("model.hf.options", "model.hf.rope"),  # defaults and the maths of YaRN, without transformers
+        *("model.hf.image_loading", "model.hf.image_tokens"),
     ),
     "model/commands": ("conf", "model.commands", "model.hf.options"),
     "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "model/harness": ("conf", "model.commands", "model.export", "model.harness", "model.hf"),
     "model/verify_export": (
         *("conf", "model.checkpoint", "model.convert", "model.export"),
-        *("model.hf.configuration_nemotron_labs_diffusion", "model.verify_export"),
+        *("model.hf.configuration_nemotron_labs_diffusion", "model.hf.configuration_nemotron_labs_diffusion_vlm"),
+        "model.verify_export",
     ),
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (

@@ -51,6 +51,11 @@ class VisionConfig:
     rope_theta: float = 1e4
 
     @property
+    def num_channels(self) -> int:
+        """Colours of a pixel: red, green, blue."""
+        return 3
+
+    @property
     def head_dim(self) -> int:
         """Width of one head."""
         return self.hidden_size // self.num_attention_heads
@@ -63,7 +68,7 @@ class VisionConfig:
     @property
     def patch_width(self) -> int:
         """Numbers that a patch consists of, in three colours."""
-        return 3 * self.patch_size**2
+        return self.num_channels * self.patch_size**2
 
     @property
     def merged_width(self) -> int:

@@ -3,6 +3,9 @@
 The direction follows from what FROM is: a Hugging Face directory (Ministral 3 or tri-mode) becomes a run folder with
 one checkpoint and its tokenizer; a run folder or step directory becomes a tri-mode Hugging Face directory.
 
+`python -m model.convert --from X --vision V --to Y` gives the text model in X the vision tower of the Ministral 3
+checkpoint V: Y becomes a tri-mode Hugging Face directory that reads images, for the stage that trains it.
+
 `python -m model.convert --refresh DIR` brings an export that an earlier version wrote up to date: its code, what
 tokenizer_config.json says to other versions of transformers, and SHA256SUMS. The weights stay.
 """
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m model.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--from", dest="source", help="Hugging Face directory, run folder or step")
+    parser.add_argument("--vision", type=Path, help="Ministral 3 directory whose vision tower the text model gets")
     parser.add_argument("--to", dest="target", help="directory to create")
     parser.add_argument("--refresh", type=Path, metavar="DIR", help="instead of --from and --to: an export to refresh")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier conversion at --to")
@@ -90,7 +94,11 @@ def _convert(options: argparse.Namespace) -> None:
         check_target(source, target, options.overwrite)
         # Weights without a config.json are a damaged Hugging Face directory, which the import reports.
         is_import = is_hf_directory(source) or any(source.glob("*.safetensors"))
-        converted = _import(options, console) if is_import else _export(options, console)
+        if options.vision is not None:
+            check_target(options.vision, target, options.overwrite)
+            converted = _merge(options, console, is_import)
+        else:
+            converted = _import(options, console) if is_import else _export(options, console)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error}; partial results were removed") from error
     console.print(_summary(source, target, converted, time.monotonic() - begin))
@@ -104,8 +112,7 @@ def _import(options: argparse.Namespace, console: Console) -> "Converted":
     mask_token = options.mask_token or DataConfig.mask_token
     parallel = read_layout(options.parallel) if options.parallel else ParallelConfig()
     check_layout(read_hf_config(options.source).model, parallel)
-    if (Path(options.source) / ADAPTER_FOLDER).is_dir():
-        console.print(f"note: the draft adapter in {ADAPTER_FOLDER}/ is not converted; it only fits the export")
+    _note_adapter(options, console)
     with show_progress(console) as progress:
         return import_checkpoint(
             Path(options.source),
@@ -132,6 +139,35 @@ def _export(options: argparse.Namespace, console: Console) -> "Converted":
             max_shard_bytes=parse_size(options.max_shard_size or DEFAULT_SHARD_SIZE),
             replace=options.overwrite,
         )
+
+
+def _merge(options: argparse.Namespace, console: Console, is_hf: bool) -> "Converted":
+    from model.convert.conversion import DTYPES
+    from model.convert.merge import merge_checkpoints
+
+    if not is_hf:
+        raise UserError(
+            f"--vision needs a Hugging Face directory as --from: export {options.source} first "
+            f"(python -m model.convert --from {options.source} --to DIR)"
+        )
+    _refuse_options(options, "parallel", "the result is a Hugging Face directory, which has no layout")
+    _note_adapter(options, console)
+    with show_progress(console) as progress:
+        return merge_checkpoints(
+            Path(options.source),
+            options.vision,
+            Path(options.target),
+            options.mask_token or DataConfig.mask_token,
+            progress,
+            dtype=DTYPES[options.dtype or "bf16"],
+            max_shard_bytes=parse_size(options.max_shard_size or DEFAULT_SHARD_SIZE),
+            replace_target=options.overwrite,
+        )
+
+
+def _note_adapter(options: argparse.Namespace, console: Console) -> None:
+    if (Path(options.source) / ADAPTER_FOLDER).is_dir():
+        console.print(f"note: the draft adapter in {ADAPTER_FOLDER}/ is not converted; it only fits the export")
 
 
 def _refuse_options(options: argparse.Namespace, name: str, reason: str) -> None:

@@ -14,7 +14,9 @@ from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from model.checkpoint.layout import load_checkpoint_manifest, model_config_from, resolve_checkpoint
 from model.convert.generation import list_stop_ids, select_decoding_defaults
 from model.convert.hf_config import HfConfig, read_hf_config
+from model.convert.image_vocabulary import check_image_vocabulary
 from model.convert.nld_config import DECODING_DEFAULTS, select_preserved_values
+from model.convert.processor_config import IMAGE_SETTINGS, read_image_settings
 from model.export.shipped_code import CONFIG_NAME
 
 
@@ -65,6 +67,8 @@ def read_hf_checkpoint_info(directory: Path, mask_token: str) -> CheckpointInfo:
     config = read_hf_config(directory)
     tokenizer = read_tokenizer_info(directory, mask_token)
     _check_tokenizer(directory, config, tokenizer, mask_token)
+    if config.model.vision is not None:
+        check_image_vocabulary(directory)
     stop_ids = list_stop_ids(directory, config.eos_token_id, config.model.vocab_size)
     eos_token_id = stop_ids[0] if stop_ids else tokenizer.eos_token_id
     if eos_token_id is None:
@@ -108,4 +112,7 @@ def _select_export_values(directory: Path, config: HfConfig, stop_ids: list[int]
         values["eos_token_id"] = stop_ids
     if defaults := select_decoding_defaults(directory):
         values[DECODING_DEFAULTS] = defaults
+    vision = config.model.vision
+    if vision is not None and (settings := read_image_settings(directory, vision)):
+        values[IMAGE_SETTINGS] = settings
     return values

@@ -23,6 +23,7 @@ from model.convert.dist_writer import DistWriter
 from model.convert.hf_config import read_hf_config
 from model.convert.hf_source import HfSource
 from model.convert.mapping import TensorEntry, build_tensor_table, count_table_parameters
+from model.convert.nld_config import get_model_type
 from model.convert.progress import Progress
 from model.convert.safetensors_reader import DTYPES as STORED_DTYPES
 from model.convert.safetensors_reader import SafetensorsReader, compute_checksum
@@ -118,12 +119,13 @@ def import_checkpoint(
                 progress.advance("writing", tensor.nbytes)
                 del tensor  # before the next one is read
         verify_written_step(step, table, dtype, writer.checksums, progress)
-        layout.save_checkpoint_manifest(step, _import_manifest(info, dtype))
+        layout.save_checkpoint_manifest(step, build_import_manifest(info, dtype))
         write_sums(step)
         return Converted(len(table), parameters, parameters * dtype.itemsize, source.num_skipped)
 
 
-def _import_manifest(info: CheckpointInfo, dtype: torch.dtype) -> CheckpointManifest:
+def build_import_manifest(info: CheckpointInfo, dtype: torch.dtype) -> CheckpointManifest:
+    """Build what a converted checkpoint says about itself."""
     return CheckpointManifest(
         step=0,
         tokens_seen=0,
@@ -189,7 +191,7 @@ def export_checkpoint(
     with atomic_directory(target, replace=replace) as partial:
         hf_target.copy_tokenizer_files(tokenizer, partial)
         hf_target.write_portable_tokenizer_config(partial)
-        hf_target.copy_code(partial)
+        hf_target.copy_code(partial, get_model_type(model))
         hf_target.write_config_files(partial, manifest, model, dtype)
         checksums = _write_tensors(partial, reader, table, specs, model, max_shard_bytes, progress)
         verify_written_export(partial, specs, checksums, progress)

@@ -16,11 +16,11 @@ from torch.distributed.checkpoint import FileSystemReader, Metadata, TensorStora
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 
 from conf.system.errors import UserError
-from model.convert.mapping import TensorEntry
+from model.convert.mapping import VISION_PARTS, TensorEntry
 from model.convert.safetensors_reader import some
 
 # Keys under these modules are weights; everything else in a checkpoint is training state (optimizer, RNG, ...).
-_WEIGHT_PREFIXES = ("embedding.", "decoder.", "output_layer.")
+_WEIGHT_PREFIXES = ("embedding.", "decoder.", "output_layer.", *VISION_PARTS.values())
 COMMON_KEY = "common_state/shard_0_1"  # megatron-core's dictionary of everything that is not sharded
 _EXTRA_STATE = "_extra_state"  # Transformer Engine's FP8 scales; empty otherwise
 

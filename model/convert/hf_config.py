@@ -1,8 +1,8 @@
 """Reads config.json of a Hugging Face checkpoint into ModelConfig.
 
 Accepted: the vision-language wrapper of Ministral 3 (`mistral3`, decoder in text_config), its text model
-(`ministral3`) and the tri-mode export (`nemotron_labs_diffusion`). Read without transformers; a test compares every
-spelling of the rotary parameters with what transformers makes of it.
+(`ministral3`) and the tri-mode exports, of text (`nemotron_labs_diffusion`) or with images (`..._vlm`). Read without
+transformers; a test compares every spelling of the rotary parameters with what transformers makes of it.
 """
 
 import math
@@ -14,7 +14,8 @@ from conf.schema import ModelConfig, RopeConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.convert.fp8 import read_block_shape
-from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
+from model.convert.vision_config import read_vision_config
+from model.export.shipped_code import CONFIG_NAME, NLD_TYPE, VLM_TYPE
 from model.hf.rope import compute_attention_factor
 
 _VISION_TYPE, _TEXT_TYPE = "mistral3", "ministral3"
@@ -67,8 +68,8 @@ class HfConfig:
     """The content of config.json.
 
     Attributes:
-        model: dimensions of the text decoder.
-        is_nld: whether this is a tri-mode export and not Ministral 3.
+        model: dimensions of the text decoder; of an export with images also of its tower. Ministral 3's is left out.
+        is_nld: whether this is a tri-mode export, with or without images, and not Ministral 3.
         tied: whether the head is the embedding.
         bos_token_id: the first, if there are several.
         eos_token_id: as the file has it: a number, a list or None (generation.py says which count).
@@ -98,17 +99,21 @@ def read_hf_config(directory: Path | str) -> HfConfig:
     top = _load(path)
     kind = top.get("model_type")
     quantization = _find_quantization(top)
-    if quantization and kind == NLD_TYPE:
+    is_nld = kind in (NLD_TYPE, VLM_TYPE)
+    if quantization and is_nld:
         raise UserError(f"{path} describes quantised weights: exports are read in bf16 or fp32")
     values = _text_config(top, path) if kind == _VISION_TYPE else top
-    if kind not in (_VISION_TYPE, _TEXT_TYPE, NLD_TYPE):
+    if kind not in (_VISION_TYPE, _TEXT_TYPE) and not is_nld:
         raise UserError(
-            f"{path} has model_type {kind!r}: only {_VISION_TYPE} or {_TEXT_TYPE} (Ministral 3) and {NLD_TYPE} (its "
-            "tri-mode export) can be converted"
+            f"{path} has model_type {kind!r}: only {_VISION_TYPE} or {_TEXT_TYPE} (Ministral 3) and {NLD_TYPE} or "
+            f"{VLM_TYPE} (its tri-mode exports) can be converted"
         )
+    model = _model_config(values, path)
+    if kind == VLM_TYPE:
+        model.vision = read_vision_config(top, path)
     return HfConfig(
-        model=_model_config(values, path),
-        is_nld=kind == NLD_TYPE,
+        model=model,
+        is_nld=is_nld,
         tied=bool(values.get("tie_word_embeddings", False)),
         bos_token_id=_first_id(values.get("bos_token_id", top.get("bos_token_id"))),
         eos_token_id=values.get("eos_token_id", top.get("eos_token_id")),

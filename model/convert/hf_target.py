@@ -20,17 +20,19 @@ from conf.tokenizer_info import token_text
 from model.checkpoint.layout import CheckpointManifest
 from model.convert.mapping import NLD, TensorEntry, split_views
 from model.convert.nld_config import DECODING_DEFAULTS, build_generation_config, build_nld_config
+from model.convert.processor_config import IMAGE_SETTINGS, build_processor_config
 from model.convert.safetensors_writer import SafetensorsWriter, TensorSpec
-from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME, list_code_files
+from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_CONFIG_NAME, list_code_files
 
 DTYPE_WORDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
+TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 SPECIAL_TOKENS_NAME = "special_tokens_map.json"
 # The files of a tokenizer; nothing else is copied.
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    TOKENIZER_NAME,
     TOKENIZER_CONFIG_NAME,
     SPECIAL_TOKENS_NAME,
     "added_tokens.json",
@@ -44,7 +46,7 @@ TOKENIZER_FILES = (
 
 
 def build_specs(table: list[TensorEntry], dtype: torch.dtype) -> list[TensorSpec]:
-    """List the export's tensors in file order: 9 per layer and 3 more."""
+    """List the export's tensors in file order: 9 per layer and 3 more, then those of tower and projector."""
     return [TensorSpec(NLD.name(suffix), shape, dtype) for entry in table for suffix, shape in entry.hf.items()]
 
 
@@ -60,17 +62,20 @@ def add_entry(
 
 
 def write_config_files(directory: Path, manifest: CheckpointManifest, model: ModelConfig, dtype: torch.dtype) -> None:
-    """Write config.json and generation_config.json."""
+    """Write config.json, generation_config.json and, of a model that reads images, processor_config.json."""
     config = build_nld_config(manifest, model, DTYPE_WORDS[dtype])
     _write_json(directory / CONFIG_NAME, config)
     generation = build_generation_config(config, manifest.export.get(DECODING_DEFAULTS, {}))
     _write_json(directory / GENERATION_CONFIG_NAME, generation)
+    if model.vision is not None:
+        processor = build_processor_config(model.vision, manifest.export.get(IMAGE_SETTINGS, {}))
+        _write_json(directory / PROCESSOR_CONFIG_NAME, processor)
 
 
 def copy_tokenizer_files(source: Path, directory: Path) -> None:
     """Copy the tokenizer's files. Raises: UserError if there is no tokenizer.json."""
-    if not (source / "tokenizer.json").is_file():
-        raise UserError(f"{source} has no tokenizer.json: put the tokenizer's files there")
+    if not (source / TOKENIZER_NAME).is_file():
+        raise UserError(f"{source} has no {TOKENIZER_NAME}: put the tokenizer's files there")
     directory.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
@@ -119,9 +124,9 @@ def write_chat_format(directory: Path, template: str, end_of_turn_id: int) -> No
     atomic_write_text(directory / CHAT_TEMPLATE_NAME, template)
 
 
-def copy_code(directory: Path) -> None:
-    """Copy the files that auto_map in config.json names and every sibling they import."""
-    for path in list_code_files():
+def copy_code(directory: Path, model_type: str) -> None:
+    """Copy the files that auto_map in an export's files names and every sibling they import."""
+    for path in list_code_files(model_type):
         shutil.copyfile(path, directory / path.name)
 
 

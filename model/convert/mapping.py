@@ -4,13 +4,15 @@ A TensorMapping states which Hugging Face tensors make up one Megatron tensor an
 else follows from it: names, shapes, the order of tensors in files, what is missing and what is left over.
 
 Hugging Face names differ only in their prefix (see Spelling); a mapping holds the suffix. Megatron keys are those of
-the distributed checkpoint: Transformer Engine names, onto which megatron-core maps its local layers, too.
+the distributed checkpoint: Transformer Engine names, onto which megatron-core maps its local layers, too. Tower and
+projector of a model that reads images are transformers' own modules in both: `vision.tower` and `vision.projector`.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from operator import attrgetter
 
 from torch import Tensor
 
@@ -35,7 +37,7 @@ EMBEDDING = "embed_tokens.weight"
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One line of the table, for all layers and sizes. Dimensions are names of ModelConfig properties.
+    """One line of the table, for all layers and sizes. Dimensions are (dotted) names of ModelConfig properties.
 
     tensor_parallel_axis: the axis that megatron-core splits over tensor-parallel ranks; None if replicated.
     """
@@ -95,33 +97,71 @@ LAST_TENSORS = (
     TensorMapping("output_layer.weight", {HEAD: ("vocab_size", "hidden_size")}, 0),
 )
 
+TOWER, PROJECTOR = "vision_tower.", "multi_modal_projector."
+VISION_PARTS = {TOWER: "vision.tower.", PROJECTOR: "vision.projector."}  # Hugging Face -> Megatron
+
+
+def _vision_tensors(names: dict[str, tuple[str, ...]]) -> tuple[TensorMapping, ...]:
+    """Return the mappings of tensors that are the same in both formats, and whole on every tensor-parallel rank."""
+    parts = {name: next(part for part in VISION_PARTS if name.startswith(part)) for name in names}
+    return tuple(
+        TensorMapping(VISION_PARTS[parts[name]] + name.removeprefix(parts[name]), {name: dims}, None)
+        for name, dims in names.items()
+    )
+
+
+_WIDTH = "vision.hidden_size"
+_TOWER_LAYER = TOWER + "transformer.layers.{layer}."
+FIRST_VISION_TENSORS = _vision_tensors(
+    {
+        TOWER + "patch_conv.weight": (_WIDTH, "vision.num_channels", "vision.patch_size", "vision.patch_size"),
+        TOWER + "ln_pre.weight": (_WIDTH,),
+    }
+)
+VISION_LAYER_TENSORS = _vision_tensors(
+    {
+        _TOWER_LAYER + "attention_norm.weight": (_WIDTH,),
+        **{_TOWER_LAYER + f"attention.{one}_proj.weight": (_WIDTH, _WIDTH) for one in "qkvo"},
+        _TOWER_LAYER + "ffn_norm.weight": (_WIDTH,),
+        _TOWER_LAYER + "feed_forward.gate_proj.weight": ("vision.ffn_hidden_size", _WIDTH),
+        _TOWER_LAYER + "feed_forward.up_proj.weight": ("vision.ffn_hidden_size", _WIDTH),
+        _TOWER_LAYER + "feed_forward.down_proj.weight": (_WIDTH, "vision.ffn_hidden_size"),
+    }
+)
+LAST_VISION_TENSORS = _vision_tensors(
+    {
+        PROJECTOR + "norm.weight": (_WIDTH,),
+        PROJECTOR + "patch_merger.merging_layer.weight": (_WIDTH, "vision.merged_width"),
+        PROJECTOR + "linear_1.weight": ("hidden_size", _WIDTH),
+        PROJECTOR + "linear_2.weight": ("hidden_size", "hidden_size"),
+    }
+)
+
 
 @dataclass(frozen=True)
 class Spelling:
-    """How one kind of Hugging Face checkpoint names the text decoder: `body` + suffix, and `head`."""
+    """How one kind of Hugging Face checkpoint names its tensors: `body` + suffix, or `vision` + suffix, and `head`."""
 
     kind: str
     body: str
     head: str
+    vision: str
 
     def name(self, suffix: str) -> str:
         """Return the full tensor name for a suffix of the table."""
+        if suffix.startswith(tuple(VISION_PARTS)):
+            return self.vision + suffix
         return self.head if suffix == HEAD else self.body + suffix
 
 
-NLD = Spelling("tri-mode (NLD)", "encoder.", "diffusion_head.weight")
+NLD = Spelling("tri-mode (NLD)", "encoder.", "diffusion_head.weight", "encoder.")
 MINISTRAL_SPELLINGS = (
-    Spelling("Ministral 3 with vision", "language_model.model.", "language_model.lm_head.weight"),
-    Spelling("Ministral 3 with vision (transformers 5)", "model.language_model.", "lm_head.weight"),
-    Spelling("Ministral 3 text", "model.", "lm_head.weight"),
+    Spelling("Ministral 3 with vision", "language_model.model.", "language_model.lm_head.weight", ""),
+    Spelling("Ministral 3 with vision (transformers 5)", "model.language_model.", "lm_head.weight", "model."),
+    Spelling("Ministral 3 text", "model.", "lm_head.weight", ""),
 )
-# The image encoder of the vision-language wrapper: not part of the text model, skipped and counted.
-VISION_PREFIXES = (
-    "vision_tower.",
-    "multi_modal_projector.",
-    "model.vision_tower.",
-    "model.multi_modal_projector.",
-)
+# Tower and projector of Ministral 3, in any spelling: not part of the text model, skipped and counted.
+VISION_PREFIXES = tuple(prefix + part for prefix in ("", "model.") for part in VISION_PARTS)
 
 
 @dataclass(frozen=True)
@@ -148,11 +188,22 @@ def _entries(model: ModelConfig) -> Iterator[TensorEntry]:
     for layer in range(model.num_layers):
         yield from (_entry(mapping, model, str(layer)) for mapping in LAYER_TENSORS)
     yield from (_entry(mapping, model, "") for mapping in LAST_TENSORS)
+    if model.vision is not None:
+        yield from list_vision_entries(model)
+
+
+def list_vision_entries(model: ModelConfig) -> Iterator[TensorEntry]:
+    """List the tensors of the vision tower and of its projector in their order."""
+    assert model.vision is not None
+    yield from (_entry(mapping, model, "") for mapping in FIRST_VISION_TENSORS)
+    for layer in range(model.vision.num_layers):
+        yield from (_entry(mapping, model, str(layer)) for mapping in VISION_LAYER_TENSORS)
+    yield from (_entry(mapping, model, "") for mapping in LAST_VISION_TENSORS)
 
 
 def _entry(mapping: TensorMapping, model: ModelConfig, layer: str) -> TensorEntry:
     shapes = {
-        suffix.replace("{layer}", layer): tuple(getattr(model, dim) for dim in dims)
+        suffix.replace("{layer}", layer): tuple(attrgetter(dim)(model) for dim in dims)
         for suffix, dims in mapping.hf.items()
     }
     first = next(iter(shapes.values()))

@@ -4,15 +4,13 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
-from conf.schema import ModelConfig, RopeConfig, StageConfig
+from conf.schema import ModelConfig, StageConfig
 from model.checkpoint.layout import CheckpointManifest
-from model.export.shipped_code import ARCHITECTURE, CONFIGURATION_MODULE, MODELING_MODULE, NLD_TYPE, VERSION_KEY
+from model.convert.processor_config import IMAGE_SETTINGS
+from model.convert.vision_config import describe_vision
+from model.export.shipped_code import ARCHITECTURES, NLD_TYPE, VERSION_KEY, VLM_TYPE, build_auto_map
 from model.hf.options import BLOCK_DIFFUSION_THRESHOLD
 
-AUTO_MAP = {
-    "AutoConfig": f"{CONFIGURATION_MODULE}.NemotronLabsDiffusionConfig",
-    "AutoModel": f"{MODELING_MODULE}.NemotronLabsDiffusionModel",
-}
 # Keys of the released format that no field of the manifest decides. An imported export keeps its own values.
 _RELEASED_VALUES: dict[str, Any] = {
     "dlm_paradigm": "bidirectional",  # how a block is decoded; training is block-causal
@@ -21,12 +19,15 @@ _RELEASED_VALUES: dict[str, Any] = {
     "dp_varying_mask_ratio": True,  # every document has its own noise level
     "bos_token_id": 1,
 }
+# The same of models that read images.
+_RELEASED_VLM_VALUES = {"dlm_type": "llada", "dlm_arch": "encoder"}
 # What this model has not, said explicitly: a reader may take a default of its own for a key that is not there.
 ABSENT: dict[str, Any] = {
     "sliding_window": None,
     "pad_token_id": None,  # the start checkpoints' (11) is the instruct model's end of turn
 }
 DECODING_DEFAULTS = "decoding_defaults"  # in a manifest's `export`: for generation_config.json, not for config.json
+_OF_OTHER_FILES = (DECODING_DEFAULTS, IMAGE_SETTINGS)
 _DROPPED = {VERSION_KEY, "_name_or_path", "dtype"}  # written by transformers on every save
 
 
@@ -35,8 +36,9 @@ def build_nld_config(manifest: CheckpointManifest, model: ModelConfig, dtype: st
     mask_token_id = manifest.tokenizer["mask_token_id"]
     eos = _stop_ids(manifest.export.get("eos_token_id"), manifest.eos_token_id)
     decided = describe_model(model, dtype, mask_token_id, manifest.block_size, eos)
-    values = {key: value for key, value in manifest.export.items() if key != DECODING_DEFAULTS}
-    return _RELEASED_VALUES | values | decided | {VERSION_KEY: read_transformers_version()}
+    values = {key: value for key, value in manifest.export.items() if key not in _OF_OTHER_FILES}
+    released = _RELEASED_VALUES | (_RELEASED_VLM_VALUES if model.vision else {})
+    return released | values | decided | {VERSION_KEY: read_transformers_version()}
 
 
 def build_generation_config(config: dict[str, Any], imported: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +81,11 @@ def describe_model(
     model: ModelConfig, dtype: str, mask_token_id: int, block_size: int, eos_token_id: int | list[int]
 ) -> dict[str, Any]:
     """Return the keys of config.json that follow from the model; dtype: `bfloat16` or `float32`."""
+    model_type = get_model_type(model)
     return {
-        "architectures": [ARCHITECTURE],
-        "model_type": NLD_TYPE,
-        "auto_map": AUTO_MAP,
+        "architectures": [ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        "auto_map": build_auto_map(model_type),
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
         "intermediate_size": model.ffn_hidden_size,
@@ -96,18 +99,26 @@ def describe_model(
         "rms_norm_eps": model.rms_norm_eps,
         "initializer_range": model.init_std,
         "max_position_embeddings": model.max_position_embeddings,
-        "rope_parameters": _rope_parameters(model.rope),
+        "rope_parameters": _rope_parameters(model),
         "tie_word_embeddings": False,
         "torch_dtype": dtype,
         "mask_token_id": mask_token_id,
         "block_size": block_size,
         "eos_token_id": eos_token_id,
         **ABSENT,
+        **(describe_vision(model.vision) if model.vision else {}),
     }
 
 
-def _rope_parameters(rope: RopeConfig) -> dict[str, Any]:
-    values = {"rope_type": "yarn", **asdict(rope)}
+def get_model_type(model: ModelConfig) -> str:
+    """Return the model_type of an export of `model`."""
+    return VLM_TYPE if model.vision else NLD_TYPE
+
+
+def _rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    values = {"rope_type": "yarn", **asdict(model.rope)}
+    if model.vision:  # as released
+        values["type"] = "yarn"
     values["rope_theta"] = values.pop("theta")
     if values["truncate"]:  # the released files leave out transformers' default
         del values["truncate"]

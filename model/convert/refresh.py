@@ -17,14 +17,16 @@ from conf.system.lock import locking_directory
 from model.checkpoint.checksums import SUMS_NAME, find_changed, hash_files, read_sums, save_sums
 from model.convert import hf_target
 from model.convert.generation import read_generation_config
-from model.convert.nld_config import ABSENT, AUTO_MAP, build_generation_config, read_transformers_version
+from model.convert.nld_config import ABSENT, build_generation_config, read_transformers_version
 from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.shipped_code import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
     VERSION_KEY,
+    find_model_type,
     find_needed_files,
     list_code_files,
+    list_first_files,
 )
 
 
@@ -54,7 +56,7 @@ def refresh_export(directory: Path) -> Refreshed:
             _refuse_damage(folder)
         contents = _build_contents(directory, config)
         written = sorted(name for name, content in contents.items() if _read(directory / name) != content)
-        removed = sorted(_find_code(directory) - contents.keys())
+        removed = sorted(_find_code(directory, config) - contents.keys())
         if written or removed:
             _replace(directory, {name: contents[name] for name in written}, removed)
         return Refreshed(written, removed)
@@ -92,7 +94,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} is a mount point, whose name cannot be exchanged: refresh a copy of it")
     path = directory / CONFIG_NAME
     config = read_json_object(path, f"{directory} is not an export: it has no {CONFIG_NAME}")
-    if config.get("auto_map") != AUTO_MAP:
+    if find_model_type(config) is None:
         raise UserError(
             f"{directory} is not an export of this project: auto_map in {CONFIG_NAME} names other classes. To get one, "
             "import it and export the result (python -m model.convert --from ... --to ...)"
@@ -124,7 +126,7 @@ def _refuse_damage(folder: Path) -> None:
 
 def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]:
     """Build the files, other than weights, of an export of today; configurations keep every value that they have."""
-    contents = {path.name: path.read_bytes() for path in list_code_files()}
+    contents = {path.name: path.read_bytes() for path in list_code_files(config["model_type"])}
     tokenizer = hf_target.read_tokenizer_config(directory)
     portable = hf_target.build_portable_tokenizer_config(tokenizer)
     if portable != tokenizer:
@@ -139,11 +141,10 @@ def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]
     return contents
 
 
-def _find_code(directory: Path) -> set[str]:
+def _find_code(directory: Path, config: dict[str, Any]) -> set[str]:
     """Return the Python files that loading uses today; others are somebody else's and stay."""
-    first = {f"{target.partition('.')[0]}.py" for target in AUTO_MAP.values()}
     try:
-        return find_needed_files(directory, first)[0]
+        return find_needed_files(directory, list_first_files(config["model_type"]))[0]
     except SyntaxError as error:
         raise UserError(f"{directory}: {error.filename} is not Python: {error.msg}. Export it again") from None
     except ValueError as error:

@@ -6,6 +6,7 @@ Standard library only. Code is read as text here, never executed.
 import ast
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 CONFIG_NAME = "config.json"
 VERSION_KEY = "transformers_version"  # of config.json: which one wrote it
@@ -13,21 +14,43 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 # model_type in config.json: of the text model, and of the one that reads images
 NLD_TYPE, VLM_TYPE = "nemotron_labs_diffusion", "nemotron_labs_diffusion_vlm"
 # Of config.json: what exports have, and what older ones of the same weights have; loading goes by auto_map.
-ARCHITECTURE, OLDER_ARCHITECTURE = "NemotronLabsDiffusionModel", "NemotronLabsDiffusionEncoderModel"
+CLASS_PREFIXES = {NLD_TYPE: "NemotronLabsDiffusion", VLM_TYPE: "NemotronLabsDiffusionVLM"}
+ARCHITECTURES = {model_type: f"{prefix}Model" for model_type, prefix in CLASS_PREFIXES.items()}
+OLDER_ARCHITECTURE = "NemotronLabsDiffusionEncoderModel"
 CODE_FOLDER = Path(__file__).parents[1] / "hf"
-# The files that auto_map names, in config.json and in the processors' files; they import the others.
-CONFIGURATION_MODULE, MODELING_MODULE = f"configuration_{NLD_TYPE}", f"modeling_{NLD_TYPE}"
-FIRST_FILES = {
-    NLD_TYPE: (f"{CONFIGURATION_MODULE}.py", f"{MODELING_MODULE}.py"),
-    VLM_TYPE: tuple(
-        f"{part}_{VLM_TYPE}.py" for part in ("configuration", "modeling", "image_processing", "processing")
-    ),
-}
+
+
+def build_auto_map(model_type: str) -> dict[str, str]:
+    """Return what config.json says of its classes, as file and name."""
+    prefix = CLASS_PREFIXES[model_type]
+    return {
+        "AutoConfig": f"configuration_{model_type}.{prefix}Config",
+        "AutoModel": f"modeling_{model_type}.{prefix}Model",
+    }
+
+
+def find_model_type(config: dict[str, Any]) -> str | None:
+    """Return the model_type of an export whose config.json names the classes that this project ships, else None."""
+    model_type = config.get("model_type")
+    is_ours = model_type in CLASS_PREFIXES and config.get("auto_map") == build_auto_map(str(model_type))
+    return model_type if is_ours else None
+
+
+PROCESSOR_CONFIG_NAME = "processor_config.json"
+# What the file of the processors, of exports with images alone, says of their classes.
+PROCESSOR_MAP = {"AutoProcessor": f"processing_{VLM_TYPE}.{CLASS_PREFIXES[VLM_TYPE]}Processor"}
+IMAGE_PROCESSOR_MAP = {"AutoImageProcessor": f"image_processing_{VLM_TYPE}.{CLASS_PREFIXES[VLM_TYPE]}ImageProcessor"}
+
+
+def list_first_files(model_type: str) -> list[str]:
+    """List the files that auto_map names, in config.json and in the processors' file; they import the others."""
+    maps = [build_auto_map(model_type), *([PROCESSOR_MAP, IMAGE_PROCESSOR_MAP] if model_type == VLM_TYPE else [])]
+    return [f"{target.partition('.')[0]}.py" for targets in maps for target in targets.values()]
 
 
 def list_code_files(model_type: str = NLD_TYPE) -> list[Path]:
     """List the files of model/hf that go into an export of a model_type, sorted."""
-    found, missing = find_needed_files(CODE_FOLDER, FIRST_FILES[model_type])
+    found, missing = find_needed_files(CODE_FOLDER, list_first_files(model_type))
     assert not missing, f"{CODE_FOLDER} lacks {missing}"
     return sorted(CODE_FOLDER / name for name in found)
 

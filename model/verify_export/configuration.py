@@ -10,10 +10,19 @@ from transformers import GenerationConfig
 from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.convert.hf_config import HfConfig, read_hf_config
-from model.convert.nld_config import ABSENT, AUTO_MAP
+from model.convert.nld_config import ABSENT
 from model.convert.safetensors_reader import some
-from model.export.shipped_code import ARCHITECTURE, CONFIG_NAME, GENERATION_CONFIG_NAME, OLDER_ARCHITECTURE
+from model.export.shipped_code import (
+    ARCHITECTURES,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    NLD_TYPE,
+    OLDER_ARCHITECTURE,
+    VLM_TYPE,
+    find_model_type,
+)
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig, default_rope_parameters
+from model.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from model.verify_export.check import ExportCheck
 
 COPY = "copy it from the release, or from an export of python -m model.convert"
@@ -24,6 +33,11 @@ REQUIRED_KEYS = (
     *("architectures", "model_type", "auto_map", "tie_word_embeddings", "vocab_size", "hidden_size"),
     *("intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("rms_norm_eps", "max_position_embeddings", "rope_parameters", "mask_token_id", "block_size", "eos_token_id"),
+)
+# The same of a model that reads images.
+VISION_KEYS = (
+    *("vision_config", "spatial_merge_size", "projector_hidden_act", "multimodal_projector_bias"),
+    "vision_feature_layer",
 )
 # Of generation_config.json: how servers denoise a block.
 DENOISING_KEYS = ("diffusion_selection_policy", "max_denoising_steps", "diffusion_confidence_threshold")
@@ -43,12 +57,15 @@ def read_config(directory: Path) -> dict[str, Any]:
 def check_keys(config: dict[str, Any]) -> ExportCheck:
     """Check that config.json has the keys of the format; further keys are fine."""
     name = "config keys"
-    missing = [key for key in REQUIRED_KEYS if config.get(key) is None]
+    is_vlm = config.get("model_type") == VLM_TYPE
+    required = REQUIRED_KEYS + (VISION_KEYS if is_vlm else ())
+    missing = [key for key in required if config.get(key) is None]
     rope = config.get("rope_parameters")
     missing += [f"rope_parameters.{key}" for key in default_rope_parameters() if not _has(rope, key)]
     if missing:
         return ExportCheck.failed(name, f"{CONFIG_NAME} lacks {some(missing, 20)}", COPY)
-    if config["architectures"] not in ([ARCHITECTURE], [OLDER_ARCHITECTURE]):
+    accepted = [ARCHITECTURES[VLM_TYPE]] if is_vlm else [ARCHITECTURES[NLD_TYPE], OLDER_ARCHITECTURE]
+    if config["architectures"] not in [[name] for name in accepted]:
         return ExportCheck.failed(name, f"{CONFIG_NAME} has architectures {config['architectures']}", COPY)
     expected = [key for key in EXPECTED_KEYS if config.get(key) is None]
     if not (config.get("torch_dtype") or config.get("dtype")):
@@ -62,7 +79,7 @@ def check_keys(config: dict[str, Any]) -> ExportCheck:
         return ExportCheck.warned(
             name, f"pad_token_id is {config['pad_token_id']}", "this format has none: that token may be in use"
         )
-    number = len(REQUIRED_KEYS) + len(EXPECTED_KEYS) + len(ABSENT)
+    number = len(required) + len(EXPECTED_KEYS) + len(ABSENT)
     return ExportCheck.passed(name, f"all {number} there, rope_parameters complete")
 
 
@@ -96,8 +113,9 @@ def _refuse_attention_code(config: dict[str, Any]) -> None:
 
 def _build_shipped_config(config: dict[str, Any]) -> None:
     """Build the shipped configuration class. Raises: UserError with the reason why AutoConfig would refuse it."""
+    kind = NemotronLabsDiffusionVLMConfig if config.get("model_type") == VLM_TYPE else NemotronLabsDiffusionConfig
     try:
-        NemotronLabsDiffusionConfig(**{key: value for key, value in config.items() if key != "model_type"})
+        kind(**{key: value for key, value in config.items() if key != "model_type"})
     except Exception as error:  # transformers checks types with other packages' exceptions
         raise _refusal(CONFIG_NAME, error) from None
 
@@ -145,7 +163,7 @@ def check_denoising(directory: Path, config: dict[str, Any]) -> ExportCheck:
     name, values = "denoising", read_if_there(directory / GENERATION_CONFIG_NAME)
     if missing := [key for key in DENOISING_KEYS if values.get(key) is None]:
         remedy = COPY
-        if config.get("auto_map") == AUTO_MAP:
+        if find_model_type(config) is not None:
             remedy = f"python -m model.convert --refresh {shlex.quote(str(directory))}"
         return ExportCheck.warned(
             name, f"{GENERATION_CONFIG_NAME} lacks {some(missing)}: servers take their own", remedy

@@ -7,13 +7,13 @@ from typing import Any
 
 from model.checkpoint.checksums import hash_file
 from model.convert.hf_target import TOKENIZER_CONFIG_NAME, build_portable_tokenizer_config
-from model.convert.nld_config import AUTO_MAP
 from model.convert.safetensors_reader import some
 from model.export.shipped_code import (
     CONFIG_NAME,
     VERSION_KEY,
     defines_class,
     find_indirect_files,
+    find_model_type,
     find_needed_files,
     list_code_files,
 )
@@ -88,7 +88,7 @@ def check_versions(directory: Path, config: dict[str, Any], tokenizer_config: di
         return ExportCheck.passed(name, f"loads from this folder in {OLDEST_TRANSFORMERS} and newer")
     detail = f"does not load, or not alike, in every version from {OLDEST_TRANSFORMERS} on: {'; '.join(limits)}"
     refresh = f"python -m model.convert --refresh {shlex.quote(str(directory))}"
-    return ExportCheck.warned(name, detail, refresh if config["auto_map"] == AUTO_MAP else "ask who made it")
+    return ExportCheck.warned(name, detail, refresh if find_model_type(config) else "ask who made it")
 
 
 def _find_tokenizer_limits(config: dict[str, Any]) -> Iterator[str]:

@@ -128,6 +128,7 @@ def _wrap(text_config: Ministral3Config, tied: bool) -> Mistral3Config:
         head_dim=16,
         patch_size=14,
         image_size=56,
+        hidden_act="silu",
     )
     return Mistral3Config(
         text_config=text_config.to_dict(),

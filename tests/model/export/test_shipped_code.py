@@ -6,13 +6,13 @@ import pytest
 
 from model.export.shipped_code import (
     CODE_FOLDER,
-    FIRST_FILES,
     NLD_TYPE,
     VLM_TYPE,
     defines_class,
     find_indirect_files,
     find_needed_files,
     list_code_files,
+    list_first_files,
 )
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
@@ -32,10 +32,10 @@ def test_every_file_of_the_folder_is_shipped_with_a_variant() -> None:
 def test_a_text_model_ships_nothing_about_images_and_the_other_all_of_the_text_model() -> None:
     more = list_names(VLM_TYPE) - list_names(NLD_TYPE)
     assert list_names(NLD_TYPE) < list_names(VLM_TYPE)
-    assert more == {"image_loading.py", "image_tokens.py", *FIRST_FILES[VLM_TYPE]}
+    assert more == {"image_loading.py", "image_tokens.py", *list_first_files(VLM_TYPE)}
 
 
-@pytest.mark.parametrize("file", [*FIRST_FILES[NLD_TYPE], *FIRST_FILES[VLM_TYPE]])
+@pytest.mark.parametrize("file", [*list_first_files(NLD_TYPE), *list_first_files(VLM_TYPE)])
 def test_a_file_in_auto_map_imports_itself_whatever_it_needs(file: str) -> None:
     """Older versions of transformers copy nothing else (slow: tests/model/hf/versions)."""
     assert find_indirect_files(CODE_FOLDER, file) == []
