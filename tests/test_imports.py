@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "model/verify_export": (
         *("conf", "model.checkpoint", "model.convert", "model.export"),
         *("model.hf.configuration_nemotron_labs_diffusion", "model.hf.configuration_nemotron_labs_diffusion_vlm"),
-        "model.verify_export",
+        *("model.hf.image_tokens", "model.verify_export"),
     ),
     "pretrain": ("conf", "data_pipeline", "model", "pretrain"),
     "lora": (

@@ -18,11 +18,15 @@ from model.checkpoint.checksums import SUMS_NAME, find_changed, hash_files, read
 from model.convert import hf_target
 from model.convert.generation import read_generation_config
 from model.convert.nld_config import ABSENT, build_generation_config, read_transformers_version
+from model.convert.processor_config import build_processor_config
+from model.convert.vision_config import read_vision_config
 from model.export.draft_adapter import ADAPTER_FOLDER
 from model.export.shipped_code import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
+    PROCESSOR_CONFIG_NAME,
     VERSION_KEY,
+    VLM_TYPE,
     find_model_type,
     find_needed_files,
     list_code_files,
@@ -138,6 +142,10 @@ def _build_contents(directory: Path, config: dict[str, Any]) -> dict[str, bytes]
     generation = read_generation_config(directory)
     if (complete := build_generation_config(config, {}) | generation) != generation:
         contents[GENERATION_CONFIG_NAME] = hf_target.format_json(complete).encode()
+    processor = directory / PROCESSOR_CONFIG_NAME
+    if config["model_type"] == VLM_TYPE and not processor.is_file():
+        vision = read_vision_config(config, directory / CONFIG_NAME)
+        contents[processor.name] = hf_target.format_json(build_processor_config(vision, {})).encode()
     return contents
 
 

@@ -15,13 +15,18 @@ from conf.system.errors import UserError
 from conf.system.json_file import read_json_object
 from model.export.adapter_weights import KEY_PREFIX, read_tensors
 from model.export.draft_adapter import check_adapter
-from model.export.shipped_code import CONFIG_NAME, NLD_TYPE
+from model.export.shipped_code import CONFIG_NAME, NLD_TYPE, VLM_TYPE
 from model.hf.configuration_nemotron_labs_diffusion import NemotronLabsDiffusionConfig
 from model.hf.layers import DraftAdapter
 from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
+from model.hf.modeling_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMModel
 from model.hf.options import resolve_stop_ids
 from model.hf.speculation import measure_adapter_effect
 
+MODELS: dict[str, type[NemotronLabsDiffusionModel]] = {
+    NLD_TYPE: NemotronLabsDiffusionModel,
+    VLM_TYPE: NemotronLabsDiffusionVLMModel,
+}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 THINK_TOKENS = ("<think>", "</think>")
 logger = logging.getLogger(__name__)
@@ -30,6 +35,8 @@ ATTENTION = "sdpa"  # config.json must not choose: for the name of a hub reposit
 
 def load_export(directory: Path, *, dtype: str | None = None, device: str | None = None) -> NemotronLabsDiffusionModel:
     """Load the model of an export, ours or a released one, in eval mode and without an adapter.
+
+    One that reads images is a NemotronLabsDiffusionVLMModel, whose tower computes in fp32.
 
     Args:
         directory: folder in the exported format.
@@ -56,25 +63,31 @@ def check_export(directory: Path) -> None:
         raise UserError(f"{directory} is not a directory: give the folder of an export")
     if (directory / "checkpoints").is_dir():
         raise UserError(f"{directory} is a run: export it first, python -m model.convert --from {directory} --to DIR")
-    config = read_json_object(
-        directory / CONFIG_NAME, f"{directory} is not an exported checkpoint: it has no {CONFIG_NAME}"
-    )
-    if config.get("model_type") != NLD_TYPE:
-        raise UserError(
-            f"{directory} is not a tri-mode checkpoint: {CONFIG_NAME} has model_type {config.get('model_type')!r}, "
-            f"not {NLD_TYPE!r}"
-        )
+    read_model_type(directory)
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{directory} has no weights (*.safetensors): copy or export them again")
     if not (directory / "tokenizer.json").is_file():
         raise UserError(f"{directory} has no tokenizer.json: put the tokenizer's files there")
 
 
+def read_model_type(directory: Path) -> str:
+    """Read from config.json which of MODELS an export holds. Raises: UserError if it is none of them."""
+    path = directory / CONFIG_NAME
+    found = read_json_object(path, f"{directory} is not an exported checkpoint: it has no {CONFIG_NAME}")
+    if (model_type := found.get("model_type")) not in MODELS:
+        raise UserError(
+            f"{directory} is not a tri-mode checkpoint: {CONFIG_NAME} has model_type {model_type!r}, "
+            f"not {' or '.join(map(repr, MODELS))}"
+        )
+    return model_type
+
+
 def load_config(directory: Path) -> NemotronLabsDiffusionConfig:
     """Load config.json of an export without its weights. Raises: UserError if it does not describe such a model."""
     quiet_transformers()
+    config_class: Any = MODELS[read_model_type(directory)].config_class
     try:
-        return NemotronLabsDiffusionConfig.from_pretrained(directory, local_files_only=True)
+        return config_class.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError, AttributeError, TypeError, ZeroDivisionError) as error:
         raise UserError(f"the checkpoint in {directory} cannot be read: {_first_line(error)}") from None
 
@@ -166,7 +179,7 @@ def quiet_transformers() -> None:
 def _load_model(directory: Path, dtype: torch.dtype) -> NemotronLabsDiffusionModel:
     quiet_transformers()
     try:
-        loaded: Any = NemotronLabsDiffusionModel.from_pretrained(
+        loaded: Any = MODELS[read_model_type(directory)].from_pretrained(
             directory,
             dtype=dtype,
             attn_implementation=ATTENTION,

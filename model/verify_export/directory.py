@@ -11,7 +11,7 @@ from model.convert.hf_target import TOKENIZER_FILES
 from model.convert.safetensors_reader import INDEX_NAME, some
 from model.export.adapter_weights import WEIGHTS_FILE
 from model.export.draft_adapter import ADAPTER_FOLDER, CONFIG_FILE
-from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME
+from model.export.shipped_code import CONFIG_NAME, GENERATION_CONFIG_NAME, PROCESSOR_CONFIG_NAME
 from model.verify_export.check import ExportCheck
 
 # Folders that git and huggingface_hub add when they fetch an export.
@@ -19,7 +19,16 @@ BOOKKEEPING = (".git", ".cache/huggingface")
 # Formats that can execute code when they are loaded.
 EXECUTABLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".so", ".pyc", ".dll")
 KNOWN_NAMES = {CONFIG_NAME, GENERATION_CONFIG_NAME, INDEX_NAME, SUMS_NAME, CONFIG_FILE, WEIGHTS_FILE, "drafter.json"}
-KNOWN_NAMES |= {*TOKENIZER_FILES, ".gitattributes", ".gitignore", "LICENSE", "LICENSE.txt", "NOTICE", "NOTICE.txt"}
+KNOWN_NAMES |= {
+    PROCESSOR_CONFIG_NAME,
+    *TOKENIZER_FILES,
+    ".gitattributes",
+    ".gitignore",
+    "LICENSE",
+    "LICENSE.txt",
+    "NOTICE",
+    "NOTICE.txt",
+}
 KNOWN_SUFFIXES = (".safetensors", ".py", ".md", ".png", ".jpg", ".jpeg", ".svg", ".gif", ".pdf")
 
 

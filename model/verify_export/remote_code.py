@@ -9,8 +9,11 @@ from model.checkpoint.checksums import hash_file
 from model.convert.hf_target import TOKENIZER_CONFIG_NAME, build_portable_tokenizer_config
 from model.convert.safetensors_reader import some
 from model.export.shipped_code import (
+    CLASS_PREFIXES,
     CONFIG_NAME,
+    PROCESSOR_CONFIG_NAME,
     VERSION_KEY,
+    VLM_TYPE,
     defines_class,
     find_indirect_files,
     find_model_type,
@@ -19,6 +22,7 @@ from model.export.shipped_code import (
 )
 from model.hf.configuration_nemotron_labs_diffusion import OLDEST_VERSIONS
 from model.verify_export.check import ExportCheck
+from model.verify_export.configuration import read_if_there
 
 COMPLETE = "code is complete"
 REQUIRED_CLASSES = ("AutoConfig", "AutoModel")
@@ -33,7 +37,7 @@ def check_auto_map(directory: Path, config: dict[str, Any]) -> ExportCheck:
             COMPLETE, f"{CUSTOM_GENERATE} would run on loading and replace generate()", "remove it"
         )
     try:
-        targets = _read_targets(config.get("auto_map"))
+        targets = _read_targets(config.get("auto_map")) | _read_processor_targets(directory)
         files = [f"{module}.py" for module, _ in targets.values()]
         needed, missing = find_needed_files(directory, files)
         undefined = [
@@ -56,10 +60,22 @@ def check_auto_map(directory: Path, config: dict[str, Any]) -> ExportCheck:
     return ExportCheck.passed(COMPLETE, f"auto_map needs {len(needed)} files of this folder, all there")
 
 
+def _read_processor_targets(directory: Path) -> dict[str, tuple[str, str]]:
+    """Read the auto_maps of processor_config.json, {} where there is none. Raises: ValueError."""
+    processor = read_if_there(directory / PROCESSOR_CONFIG_NAME)
+    parts = [part for part in (processor, processor.get("image_processor")) if isinstance(part, dict)]
+    maps = [part["auto_map"] for part in parts if isinstance(part.get("auto_map"), dict)]
+    return _parse_targets({key: value for auto_map in maps for key, value in auto_map.items()})
+
+
 def _read_targets(auto_map: Any) -> dict[str, tuple[str, str]]:
     """Read auto_map as AutoConfig and so on -> (module, class). Raises: ValueError."""
     if not isinstance(auto_map, dict) or any(key not in auto_map for key in REQUIRED_CLASSES):
         raise ValueError(f"config.json has no auto_map with {' and '.join(REQUIRED_CLASSES)}")
+    return _parse_targets(auto_map)
+
+
+def _parse_targets(auto_map: dict[str, Any]) -> dict[str, tuple[str, str]]:
     targets = {}
     for key, value in auto_map.items():
         module, _, name = value.rpartition(".") if isinstance(value, str) else ("", "", "")
@@ -84,6 +100,8 @@ def check_versions(directory: Path, config: dict[str, Any], tokenizer_config: di
         limits.append(f"the files in auto_map do not import {some(indirect)} themselves, which needs 5.11")
     if config.get(VERSION_KEY) is None:
         limits.append(f"{CONFIG_NAME} has no {VERSION_KEY}, which 4.57.3 to 5.0 take for a broken tokenizer")
+    if not limits and config.get("model_type") == VLM_TYPE:
+        return ExportCheck.passed(name, "loads from this folder; models with images were tried in 5.23 alone")
     if not limits:
         return ExportCheck.passed(name, f"loads from this folder in {OLDEST_TRANSFORMERS} and newer")
     detail = f"does not load, or not alike, in every version from {OLDEST_TRANSFORMERS} on: {'; '.join(limits)}"
@@ -102,7 +120,7 @@ def _find_tokenizer_limits(config: dict[str, Any]) -> Iterator[str]:
 def check_origin(directory: Path, names: list[str]) -> ExportCheck:
     """Check that every Python file equals one that this project ships."""
     name = "code is known"
-    shipped = {path.name: path for path in list_code_files()}
+    shipped = {path.name: path for model_type in CLASS_PREFIXES for path in list_code_files(model_type)}
     code = [file for file in names if file.endswith(".py")]
     foreign = [file for file in code if file not in shipped]
     changed = [file for file in code if file in shipped and not _is_same(directory / file, shipped[file])]

@@ -11,8 +11,8 @@ from model.convert.hf_config import HfConfig
 from model.convert.hf_target import TOKENIZER_CONFIG_NAME
 from model.export.adapter_weights import WEIGHTS_FILE
 from model.export.draft_adapter import ADAPTER_FOLDER
-from model.export.shipped_code import NLD_TYPE
-from model.verify_export import configuration, directory, remote_code, tokenizer, weights
+from model.export.shipped_code import CLASS_PREFIXES, VLM_TYPE
+from model.verify_export import configuration, directory, images, remote_code, tokenizer, weights
 from model.verify_export.check import CheckOutcome, ExportCheck
 
 NO_CONFIG = "config.json cannot be used"
@@ -89,7 +89,7 @@ def _check_content(result: ExportVerification, files: directory.Files, read_valu
     except UserError as error:
         yield ExportCheck.failed("config keys", str(error))
         config = {}
-    if config and config.get("model_type") != NLD_TYPE:
+    if config and config.get("model_type") not in CLASS_PREFIXES:
         raise UserError(f"{files.directory} is not a tri-mode checkpoint: model_type is {config.get('model_type')!r}")
     hf = None
     if config:
@@ -132,6 +132,9 @@ def _check_tokenizer(result: ExportVerification, export: Path, config: dict[str,
     eos_token_id = None if info is None else info.eos_token_id
     yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config), eos_token_id)
     yield tokenizer.check_chat_template(loaded, stop_ids)
+    if config.get("model_type") == VLM_TYPE:
+        yield images.check_image_tokens(export, loaded)
+        yield images.check_processor(export, config)
     code = remote_code.check_tokenizer_code(_read_tokenizer_config(export))
     if code is not None:
         yield code

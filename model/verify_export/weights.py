@@ -29,6 +29,7 @@ from model.verify_export.check import ExportCheck
 Records = dict[str, TensorRecord]
 CHUNK_BYTES = 4 * 2**20
 PER_LAYER, BESIDE_LAYERS = 9, 3
+BESIDE_VISION_LAYERS = 6  # of a model that reads images: its tower has as many tensors in a layer
 MOST_MISSING = 1000  # tensors; beyond this none are listed, since config.json can name any number of layers
 FILES = "weight files"
 ADAPTER_FORMAT = "F32"  # of released adapters
@@ -79,26 +80,36 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return name -> shape of every tensor of the format: 9 per layer and 3 more."""
+    """Return name -> shape of every tensor of the format: 9 per layer and 3 more, and those of a vision tower."""
     return {NLD.name(suffix): shape for entry in build_tensor_table(model) for suffix, shape in entry.hf.items()}
 
 
+def _count(model: ModelConfig) -> tuple[int, str]:
+    """Return the number of tensors, and how it comes about."""
+    number, text = PER_LAYER * model.num_layers + BESIDE_LAYERS, f"{PER_LAYER} x {model.num_layers} + {BESIDE_LAYERS}"
+    if model.vision is None:
+        return number, text
+    vision = f"{PER_LAYER} x {model.vision.num_layers} + {BESIDE_VISION_LAYERS} of the vision tower and projector"
+    return number + PER_LAYER * model.vision.num_layers + BESIDE_VISION_LAYERS, f"{text} + {vision}"
+
+
 def _lacks_most(records: Records, model: ModelConfig) -> bool:
-    return PER_LAYER * model.num_layers + BESIDE_LAYERS - len(records) > MOST_MISSING
+    return _count(model)[0] - len(records) > MOST_MISSING
 
 
 def check_names(records: Records, model: ModelConfig) -> ExportCheck:
-    """Check that there are exactly 9 * layers + 3 tensors with the names of the format."""
+    """Check that there are exactly the tensors of the format: 9 * layers + 3, and those of a vision tower."""
     name = "tensor names"
     if _lacks_most(records, model):
-        detail = f"config.json has {model.num_layers} layers, the weights {len(records)} tensors"
+        layers = model.num_layers + (model.vision.num_layers if model.vision else 0)
+        detail = f"config.json has {layers} layers, the weights {len(records)} tensors"
         return ExportCheck.failed(name, detail, "config.json or the weights belong to another model: fetch both again")
     expected = expected_shapes(model)
     missing, extra = sorted(expected.keys() - records.keys()), sorted(records.keys() - expected.keys())
     groups = ((f"{len(missing)} missing", missing), (f"{len(extra)} unknown", extra))
     if problems := [f"{what}: {some(found)}" for what, found in groups if found]:
         return ExportCheck.failed(name, "; ".join(problems), f"export or fetch it again: {SILENCE}")
-    return ExportCheck.passed(name, f"{len(records)} = 9 x {model.num_layers} + 3, none missing, none unknown")
+    return ExportCheck.passed(name, f"{len(records)} = {_count(model)[1]}, none missing, none unknown")
 
 
 def check_shapes(records: Records, model: ModelConfig) -> ExportCheck:

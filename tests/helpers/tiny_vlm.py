@@ -1,17 +1,27 @@
 """Tiny vision-language models, transformers' Mistral 3 with their weights, and prompts with images."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import Ministral3Config, Mistral3Config, Mistral3ForConditionalGeneration
 
+from model.convert.hf_target import copy_code
+from model.convert.image_vocabulary import name_image_tokens
+from model.convert.processor_config import build_processor_config
+from model.convert.vision_config import read_vision_config
+from model.export.shipped_code import VLM_TYPE
 from model.hf.configuration_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMConfig
 from model.hf.image_tokens import Grid, list_image_tokens
 from model.hf.modeling_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMModel
-from tests.helpers.tiny_exports import TINY, TINY_ROPE, spread_norms
+from tests.helpers.tiny_checkpoints import MASK_TOKEN_ID
+from tests.helpers.tiny_exports import TINY, TINY_ROPE, VOCAB_SIZE, save_tiny_export, spread_norms
 
 PIXELS = 28  # along each side of a feature
 LONGEST_EDGE = 168  # of the tiny tower: 6 features
@@ -124,3 +134,22 @@ def _stack(pixels: list[Tensor]) -> dict[str, Tensor]:
     for index, image in enumerate(pixels):
         stacked[index, :, : image.shape[1], : image.shape[2]] = image
     return {"pixel_values": stacked, "image_sizes": torch.tensor([image.shape[1:] for image in pixels])}
+
+
+def save_vlm_export(directory: Path, model: Any = None, *, chat_template: bool = True) -> Path:
+    """Save weights, code, tokenizer and processor of a model with images (by default a random one) and a template."""
+    if model is None:
+        model = make_vlm(torch.float32, vocab_size=VOCAB_SIZE, mask_token_id=MASK_TOKEN_ID, eos_token_id=11)
+    save_tiny_export(directory, model=model, chat_template=chat_template)
+    copy_code(directory, VLM_TYPE)
+    name_image_tokens(directory)
+    vision = read_vision_config(json.loads((directory / "config.json").read_text()), directory)
+    (directory / "processor_config.json").write_text(json.dumps(build_processor_config(vision, {})))
+    return directory
+
+
+def draw_picture(path: Path, width: int, height: int, seed: int = 0) -> Path:
+    """Save a picture of noise, which no two seeds share."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
