@@ -18,6 +18,7 @@ from conf.schema import DocumentKind, OverlongChat, SourceConfig
 from conf.system.errors import UserError
 from data_pipeline import order as sample_order
 from data_pipeline.batch import Batch, stack_batches
+from data_pipeline.images.place import place_images
 from data_pipeline.order import BlendOrder, SourceOrder, derive_key, permute
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.index import PackingIndexBuilder
@@ -83,7 +84,10 @@ class TokenDataset:
     def build_sequence(self, number: int, sample_index: int = 0) -> Batch:
         """Return sequence `number` of this source, laid out, as a batch of one; sample_index: of it in the run."""
         segments = self.read_segments(self.place(number))
-        return lay_out(segments, self.form, self.block_padding_token_id, sample_index)
+        batch = lay_out(segments, self.form, self.block_padding_token_id, sample_index)
+        if segments.images is None:
+            return batch
+        return place_images(batch, self.stored.list_images(segments.images), segments.images)
 
     def check_vocabulary(self, vocab_size: int, mask_token_id: int) -> None:
         """Raise UserError if a token id does not fit a model of `vocab_size`, or is the mask token, which is no text.

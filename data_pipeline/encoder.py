@@ -18,6 +18,29 @@ DocumentTokens = list[list[int]]
 
 
 @dataclass(frozen=True)
+class EncodedImage:
+    """Holds an image of a document.
+
+    data: the file of the picture. sha256: of it, in hexadecimal. grid: features (height, width). segment: of the
+    document, the prompt that it is in. fixes: what is done to show it (images/check.py).
+    """
+
+    data: bytes
+    sha256: str
+    grid: tuple[int, int]
+    segment: int
+    fixes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PicturedDocument:
+    """Holds a chat with images. segments: tokens, those of images included. images: in the order of their tokens."""
+
+    segments: DocumentTokens
+    images: list[EncodedImage]
+
+
+@dataclass(frozen=True)
 class Skip:
     """Says why a record gives no document.
 
@@ -40,7 +63,7 @@ class RecordEncoder(Protocol):
 
     block_padding_token_id: int
 
-    def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
+    def encode(self, values: Sequence[object]) -> Sequence[DocumentTokens | PicturedDocument | Skip]:
         """Return one document or reason per value, in order; values are the column's content as read."""
         ...
 

@@ -8,16 +8,25 @@ from omegaconf import MISSING
 
 
 class DocumentKind(Enum):
-    """text: one string per document, every token scored. chat: messages, the assistant's tokens scored."""
+    """text: one string per document, every token scored. chat: messages, the assistant's tokens scored.
+
+    image_chat: chats whose prompts may hold images.
+    """
 
     text = "text"
     chat = "chat"
+    image_chat = "image_chat"
+
+    @property
+    def is_chat(self) -> bool:
+        """Return whether the segments of a document alternate: prompt, response, prompt, response, ..."""
+        return self is not DocumentKind.text
 
 
 class Split(Enum):
     """Records that prepare takes of an input: all, heldout (one in `data.prepare.heldout_every`) or train (the others).
 
-    The hash of a record's content decides (of the line in .jsonl, of the column's content elsewhere).
+    The hash of what is trained on decides, images included.
     """
 
     all = "all"
@@ -39,10 +48,11 @@ class OverlongChat(Enum):
 class InputConfig:
     """Input that `data_pipeline.prepare` reads. Give either `files` or `dataset`.
 
-    files: a file, a folder or a glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet, or a folder that `datasets` wrote
-        with save_to_disk.
+    files: a file, a folder or a glob of .jsonl, .jsonl.gz, .jsonl.zst or .parquet (of image chats also .tar, as
+        WebDataset writes them), or a folder that `datasets` wrote with save_to_disk.
     dataset, subset, split, revision: a dataset of the Hugging Face hub, read as it streams.
-    column: of the text or the messages; null means `text` or `messages`.
+    column: of the text or the messages; null means `text` or `messages`. FineVision's is `texts`.
+    images: column of the images of image chats, where a record's messages do not hold them; null means `images`.
     records: which records are taken.
     licence: of the data, for the record.
     """
@@ -54,6 +64,7 @@ class InputConfig:
     split: str = "train"
     revision: Optional[str] = None
     column: Optional[str] = None
+    images: Optional[str] = None
     records: Split = Split.all
     licence: Optional[str] = None
 
@@ -79,7 +90,7 @@ class PrepareConfig:
     """Preparation of inputs as tokens. Nothing here but heldout_every and chat_template changes which tokens there are.
 
     workers: processes; 0 means one per core.
-    shard_bytes: of input text per shard; a shard is what an interrupted run may have to do again.
+    shard_bytes: of input per shard, images included; a shard is what an interrupted run may have to do again.
     heldout_every: `input.records: heldout` takes about one record in so many, by its hash; `train` takes the others.
     max_skipped_share: of a source's records, 0..1; more unusable records than this are an error.
     chat_template: of chats: null is the tokenizer's own, `chatml` the one of the model family, else a jinja file.

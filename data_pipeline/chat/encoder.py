@@ -6,10 +6,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from conf.tokenizer_info import read_tokenizer_info
-from data_pipeline.chat.messages import find_reserved_tokens, read_chat, read_tools
+from data_pipeline.chat.messages import Message, Tool, find_reserved_tokens, read_chat, read_tools
 from data_pipeline.chat.render import ChatRenderer, check_template
 from data_pipeline.chat.template import describe_chat_template, load_chat_template, read_template_tokens
-from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, load_tokenizer
+from data_pipeline.encoder import DocumentTokens, Skip, load_tokenizer
 
 
 class ChatEncoder:
@@ -37,9 +37,23 @@ class ChatEncoder:
     def encode(self, values: Sequence[object]) -> list[DocumentTokens | Skip]:
         """Encode chats; see RecordEncoder."""
         chats = [self._split(value) for value in values]
-        texts = [text for chat in chats if not isinstance(chat, Skip) for text in chat]
-        encodings = iter(self._tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-        return [chat if isinstance(chat, Skip) else [next(encodings).ids for _ in chat] for chat in chats]
+        segments = iter(self.tokenize([text for chat in chats if not isinstance(chat, Skip) for text in chat]))
+        return [chat if isinstance(chat, Skip) else [next(segments) for _ in chat] for chat in chats]
+
+    def read(self, value: object) -> tuple[list[Message], list[Tool]] | Skip:
+        """Return the checked messages and tools of a record's value; see read_chat and read_tools."""
+        messages, tools = read_chat(value, self._reserved), read_tools(value, self._reserved)
+        if isinstance(messages, Skip):
+            return messages
+        return tools if isinstance(tools, Skip) else (messages, tools)
+
+    def render(self, messages: list[Message], tools: Sequence[Tool]) -> list[str] | Skip:
+        """Return the texts of prompt, response, prompt, response, ...; see ChatRenderer.split."""
+        return self._renderer.split(messages, tools)
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def settings(self) -> dict:
         """Return the settings; see RecordEncoder.
@@ -50,13 +64,11 @@ class ChatEncoder:
         return {"chat_template": self._template, "template_tokens": self._template_tokens}
 
     def _split(self, value: object) -> list[str] | Skip:
-        messages, tools = read_chat(value, self._reserved), read_tools(value, self._reserved)
-        if isinstance(messages, Skip):
-            return messages
-        return tools if isinstance(tools, Skip) else self._renderer.split(messages, tools)
+        chat = self.read(value)
+        return chat if isinstance(chat, Skip) else self.render(*chat)
 
 
-def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> RecordEncoder:
+def build_chat_encoder(tokenizer_dir: Path, mask_token: str, chat_template: str | None) -> ChatEncoder:
     """Build the encoder of the Hugging Face tokenizer in `tokenizer_dir`.
 
     chat_template: null is the tokenizer's own, `chatml` the packaged one, else the path of a jinja file.

@@ -10,6 +10,9 @@ CHATML = "chatml"
 CHATML_PATH = Path(__file__).with_name("chatml.jinja")
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 TEMPLATE_NAME = "chat_template.jinja"
+# How chatml writes a part of a message's content, and how it does for models that read images.
+TEXT_PART = "{{- part['text'] -}}"
+IMAGE_OR_TEXT_PART = "{{- '<|image_start|>' if part['type'] in ('image', 'image_url') else part['text'] -}}"
 # What transformers passes to a template in addition to the messages (PreTrainedTokenizerBase.special_tokens_map).
 TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -22,6 +25,18 @@ def load_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> 
     if chat_template is None:
         return _own_template(Path(tokenizer_dir))
     return _read_text(CHATML_PATH if chat_template == CHATML else Path(chat_template))
+
+
+def load_image_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> str:
+    """Return the text of a template as load_chat_template does; chatml writes <|image_start|> for an image.
+
+    Raises UserError as load_chat_template does.
+    """
+    template = load_chat_template(tokenizer_dir, chat_template)
+    if chat_template != CHATML:
+        return template
+    assert TEXT_PART in template
+    return template.replace(TEXT_PART, IMAGE_OR_TEXT_PART)
 
 
 def describe_chat_template(tokenizer_dir: Path | str, chat_template: str | None) -> str:

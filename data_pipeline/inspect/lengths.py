@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from conf.schema import DocumentKind
 from conf.system.atomic import atomic_write_bytes
 from conf.system.errors import UserError
 from data_pipeline.storage.tokens import StoredTokens
@@ -56,7 +55,7 @@ class LengthCounts:
 
 def count_lengths(stored: StoredTokens) -> dict[str, LengthCounts]:
     """Return the lengths of each `document`, and in chats of each `prompt` and `response`."""
-    names = ("document", "prompt", "response") if stored.kind is DocumentKind.chat else ("document",)
+    names = ("document", "prompt", "response") if stored.kind.is_chat else ("document",)
     none = np.zeros(0, dtype=np.int64)
     counts = {name: LengthCounts(none, none) for name in names}
     for number in range(stored.num_shards):
@@ -64,7 +63,7 @@ def count_lengths(stored: StoredTokens) -> dict[str, LengthCounts]:
         for first in range(0, shard.num_documents, DOCUMENTS_PER_CHUNK):
             end = min(first + DOCUMENTS_PER_CHUNK, shard.num_documents)
             lengths = [shard.document_lengths(first, end)]
-            if stored.kind is DocumentKind.chat:
+            if stored.kind.is_chat:
                 bounds = shard.segment_bounds(first, end)
                 segments = shard.segment_lengths(bounds[0], bounds[-1])
                 lengths += [segments[::2], segments[1::2]]

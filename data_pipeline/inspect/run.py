@@ -9,7 +9,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from conf.schema import DocumentKind
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
 from data_pipeline.dataset import TokenDataset
@@ -30,7 +29,8 @@ from data_pipeline.inspect.statistics import (
 )
 from data_pipeline.noise import NoiseSource
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path, verify_shard
+from data_pipeline.storage.checks import verify_shard
+from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path
 from data_pipeline.storage.tokens import StoredTokens
 
 
@@ -136,7 +136,7 @@ def _print_tokens(stored: StoredTokens, tokenizer: TokenizerInfo | None, decoder
 
 
 def _print_samples(request: Inspection, dataset: TokenDataset, decoder: Decoder, console: Console) -> None:
-    painter = Painter(in_colour=not request.plain, is_chat=dataset.stored.kind is DocumentKind.chat)
+    painter = Painter(in_colour=not request.plain, is_chat=dataset.stored.kind.is_chat)
     console.print(painter.legend(request.noise is not None))
     indices = range(request.first, request.first + request.samples)
     for sample in read_samples(dataset, indices, decoder, request.noise, request.positions):

@@ -20,12 +20,13 @@ from conf.system.atomic import atomic_file, atomic_write_text
 from conf.system.lock import wait_for_lock
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts, PackingIndex
-from data_pipeline.storage.manifest import Stamp
+from data_pipeline.storage.checks import Stamp
 from data_pipeline.storage.tokens import StoredTokens
 
 VERSION = 1
 # Names of counts on disk, where they are not those of PackingCounts: indexes of the first version stay valid.
 COUNTS_ON_DISK = {"block_padding_tokens": "completion_rows", "padding_tokens": "filler_rows"}
+NEW_COUNTS = ("images", "image_tokens")  # written where there are any; the first version knew none
 logger = logging.getLogger(__name__)
 
 
@@ -77,7 +78,8 @@ class PackingIndexBuilder:
         logger.info("%s: packing %d shards into sequences of %d", self.stored.path, self.stored.num_shards, length)
         with atomic_file(_entries_path(path)) as file:
             starts, counts = self._write(file)
-        named = {COUNTS_ON_DISK.get(name, name): count for name, count in asdict(counts).items()}
+        used = {name: count for name, count in asdict(counts).items() if count or name not in NEW_COUNTS}
+        named = {COUNTS_ON_DISK.get(name, name): count for name, count in used.items()}
         values = {"counts": named, "starts": starts, "stamps": stamps}
         atomic_write_text(_manifest_path(path), json.dumps(values) + "\n")
         return _map(path, values)
@@ -139,7 +141,7 @@ def _map(path: Path, values: dict[str, Any]) -> PackingIndex:
     if num_entries:
         entries = np.memmap(_entries_path(path), dtype=np.int32, mode="r", shape=(num_entries, 2))
     named = values["counts"]
-    counts = PackingCounts(
-        **{item.name: named[COUNTS_ON_DISK.get(item.name, item.name)] for item in fields(PackingCounts)}
-    )
+    names = {item.name: COUNTS_ON_DISK.get(item.name, item.name) for item in fields(PackingCounts)}
+    needed = {name: key for name, key in names.items() if key in named or name not in NEW_COUNTS}
+    counts = PackingCounts(**{name: named[key] for name, key in needed.items()})
     return PackingIndex(entries, [start[0] for start in starts], [start[1] for start in starts], counts)

@@ -16,6 +16,7 @@ import numpy as np
 from conf.schema import DocumentKind, OverlongChat
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.sequence import Segments, count_positions
+from data_pipeline.storage.references import REFERENCE, count_tokens_of_images
 from data_pipeline.storage.tokens import Shard, open_shard
 
 DOCUMENTS_PER_CHUNK = 1 << 20  # bounds memory while an index is built
@@ -31,6 +32,7 @@ class PackingCounts:
     block_padding_tokens, padding_tokens: positions without text; tokens and these two add up to sequences * S.
     truncated_chats, truncated_tokens: chats cut to a sequence, and what was cut off.
     dropped_chats, dropped_tokens: chats left out. tokens + truncated_tokens + dropped_tokens = tokens on disk.
+    images; image_tokens: of tokens, those that stand for images.
     """
 
     sequences: int = 0
@@ -43,6 +45,8 @@ class PackingCounts:
     truncated_tokens: int = 0
     dropped_chats: int = 0
     dropped_tokens: int = 0
+    images: int = 0
+    image_tokens: int = 0
 
     def __add__(self, other: "PackingCounts") -> "PackingCounts":
         names = [item.name for item in fields(PackingCounts)]
@@ -156,7 +160,10 @@ class TextPacker:
 
 @dataclass(frozen=True)
 class ChatPacker:
-    """Packs whole chats. Entry: 0 and the sequences before a window; a last one holds the sequences of the shard."""
+    """Packs whole chats. Entry: 0 and the sequences before a window; a last one holds the sequences of the shard.
+
+    A chat is cut within a response alone, so an image, which is in a prompt, is used as a whole or not at all.
+    """
 
     form: SequenceForm
 
@@ -175,7 +182,8 @@ class ChatPacker:
         packed = _pack_window(shard.prefix, shard.num_tokens, window * CHATS_PER_WINDOW, self.form)
         chats = packed.sequences[sequence - int(entries[window, 1])]
         parts = list(self._read_chats(shard, chats))
-        return Segments(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        images = self._list_images(shard, chats, [len(lengths) for _, lengths, *_ in parts])
+        return Segments(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)), images=images)
 
     def _read_chats(self, shard: Shard, chats: list[int]) -> Iterator[tuple[np.ndarray, ...]]:
         for number, chat in enumerate(chats):
@@ -185,6 +193,13 @@ class ChatPacker:
             # Only the last segment can be shorter than it is on disk, so the tokens are contiguous.
             tokens = shard.read(chat, 0, int(lengths.sum()))
             yield tokens, lengths, np.full(len(lengths), number), np.arange(len(lengths)) % 2 == 0
+
+    def _list_images(self, shard: Shard, chats: list[int], num_segments: list[int]) -> np.ndarray | None:
+        """Return the references of the images in the first `num_segments` segments of each chat, in order."""
+        if shard.images is None:
+            return None
+        of_chats = [shard.images.read(chat, chat + 1) for chat in chats]
+        return np.concatenate([r[r["segment"] < n] for r, n in zip(of_chats, num_segments, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -216,6 +231,7 @@ def _pack_window(prefix: str, num_tokens: int, first: int, form: SequenceForm) -
     responses = np.where(np.repeat(is_used, np.diff(bounds)), fitting, 0)[1::2]
     block_padding_tokens = int((count_positions(responses, form.alignment) - responses).sum())
     used_tokens = int(fitting_tokens[is_used].sum())
+    images = _find_used_images(shard, first, bounds, np.where(np.repeat(is_used, np.diff(bounds)), fitting, 0))
     counts = PackingCounts(
         sequences=len(sequences),
         documents=int(is_used.sum()),
@@ -227,8 +243,23 @@ def _pack_window(prefix: str, num_tokens: int, first: int, form: SequenceForm) -
         truncated_tokens=int((tokens - fitting_tokens)[is_used].sum()),
         dropped_chats=int((~is_used).sum()),
         dropped_tokens=int(tokens[~is_used].sum()),
+        images=len(images),
+        image_tokens=int(count_tokens_of_images(images).sum()),
     )
     return Window([[first + chat for chat in chats] for chats in sequences], counts)
+
+
+def _find_used_images(shard: Shard, first: int, bounds: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Return the references of the images of chats from `first` on whose prompts are used.
+
+    bounds: [chats + 1] first segment of each chat. used: [segments] tokens used of each.
+    """
+    if shard.images is None:
+        return np.zeros(0, REFERENCE)
+    references = shard.images.read(first, first + len(bounds) - 1)
+    per_chat = np.diff(shard.images.bounds(first, first + len(bounds) - 1))
+    segment = np.repeat(bounds[:-1] - bounds[0], per_chat) + references["segment"]
+    return references[used[segment] > 0]
 
 
 def _to_entries(first: np.ndarray, second: np.ndarray) -> np.ndarray:

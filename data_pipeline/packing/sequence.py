@@ -23,13 +23,15 @@ class Segments:
     """Holds the N segments of one sequence, in order.
 
     tokens: all of their tokens, end to end. lengths: [N] tokens of each. documents: [N] number of the document each
-    belongs to, from 0. is_prompt: [N] bool, True where nothing is scored.
+    belongs to, from 0. is_prompt: [N] bool, True where nothing is scored. images: references (see storage.references)
+    of the images in the prompts, in order; None for documents without.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     documents: np.ndarray
     is_prompt: np.ndarray
+    images: np.ndarray | None = None
 
 
 def count_positions(lengths: np.ndarray, alignment: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import orjson
 from conf.system.atomic import PARTIAL_SUFFIX, atomic_file
 from conf.system.errors import UserError
 from data_pipeline.prepare.identity import PLAN_NAME
+from data_pipeline.prepare.image_sharing import share_images
 from data_pipeline.prepare.part import Part
 from data_pipeline.prepare.shards import WORK_FOLDER, CompleteShard, load_complete_shards, skipped_path
 from data_pipeline.prepare.writer import writing
@@ -50,7 +51,9 @@ def locate_shards(directory: Path, parts: list[Part]) -> list[LocatedShard]:
 
 def write_shard_manifests(directory: Path, located: list[LocatedShard]) -> tuple[ShardManifest, ...]:
     """Write the `.json` of every shard that has a document, and return them in order."""
-    manifests = tuple(_manifest(item) for item in located if item.shard.contents.documents)
+    complete = share_images(directory, [item.shard for item in located])
+    used = [replace(item, shard=shard) for item, shard in zip(located, complete, strict=True)]
+    manifests = tuple(_manifest(item) for item in used if item.shard.contents.documents)
     for manifest in manifests:
         save_shard_manifest(directory / manifest.name, manifest)
     return manifests
@@ -95,7 +98,7 @@ def _manifest(item: LocatedShard) -> ShardManifest:
     shard = item.shard
     return ShardManifest(
         name=shard.name,
-        **asdict(shard.contents),
+        **vars(shard.contents),
         input=item.part.name,
         first_record=item.offset + shard.first_record,
         end_record=item.offset + shard.end_record,

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import IterableDataset, load_dataset_builder
 
 from conf.system.errors import UserError
-from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted, drop_nulls
+from data_pipeline.prepare.part import Part, RecordBatch, SourcePlan, Wanted, count_value_bytes, drop_nulls
 from data_pipeline.storage.manifest import sample_sha256
 
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
@@ -28,6 +28,7 @@ def plan_hub(input_: Any, column: str) -> SourcePlan:
     Raises UserError if the dataset cannot be loaded or has no such column.
     """
     options = {name: getattr(input_, name) for name in ("dataset", "subset", "split", "revision")}
+    options["with_images"] = input_.kind.value == "image_chat"
     what = f"the dataset {input_.dataset} (subset {input_.subset}, revision {input_.revision})"
     dataset, files = _patiently(what, lambda: _open(**options))
     commits = {match for file in files for match in COMMIT.findall(file)}
@@ -110,16 +111,23 @@ def _bounded(records: Iterator[dict], wanted: Wanted) -> Iterator[list[tuple[Any
     group: list[tuple[Any, int]] = []
     total = 0
     for record in records:
-        tools = record.get(wanted.tools_column) if wanted.tools_column else None
-        value = wanted.combine(drop_nulls(record.get(wanted.column)), drop_nulls(tools))
-        size = len(value) if isinstance(value, str) else len(repr(value))
+        beside = {key: drop_nulls(record.get(name)) for key, name in wanted.beside.items()}
+        value = wanted.combine(drop_nulls(record.get(wanted.column)), beside)
+        size = _count_bytes(value, wanted)
         group.append((value, size))
         total += size
-        if total >= wanted.batch_bytes or len(group) == LARGEST_BATCH_RECORDS:
+        if total >= wanted.batch_bytes or len(group) == wanted.batch_records:
             yield group
             group, total = [], 0
     if group:
         yield group
+
+
+def _count_bytes(value: Any, wanted: Wanted) -> int:
+    """Return about how many bytes a record has; spelling pictures out as text would take long."""
+    if wanted.images_column is not None:
+        return count_value_bytes(value)
+    return len(value) if isinstance(value, str) else len(repr(value))
 
 
 def _identify(name: str) -> dict[str, Any]:
@@ -131,14 +139,20 @@ def _identify(name: str) -> dict[str, Any]:
     return {"name": name, "bytes": size, "sample_sha256": sample_sha256(path, size)}
 
 
-def _open(dataset: str, subset: str | None, split: str, revision: str | None) -> tuple[IterableDataset, list[str]]:
-    """Open the dataset as a stream, and list its files where the builder names them."""
+def _open(
+    dataset: str, subset: str | None, split: str, revision: str | None, with_images: bool
+) -> tuple[IterableDataset, list[str]]:
+    """Open the dataset as a stream, and list its files where the builder names them.
+
+    with_images: pictures come as their files, not decoded.
+    """
     builder = load_dataset_builder(dataset, subset, revision=revision)
     streams: Any = builder.as_streaming_dataset()
     if split not in streams:
         raise UserError(f"the dataset {dataset} has no split {split!r} but {', '.join(streams)}: set input.split")
     data_files = builder.config.data_files or {}
-    return streams[split], [str(file) for file in data_files.get(split, [])]
+    stream = streams[split].decode(False) if with_images else streams[split]
+    return stream, [str(file) for file in data_files.get(split, [])]
 
 
 # One dataset is enough, as all parts of a worker are of the same; listing the files of a large one takes long.

@@ -11,6 +11,9 @@ from conf.system.errors import UserError
 from data_pipeline.storage.manifest import compute_sha256, sample_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+IMAGE_CHAT_SUFFIXES = (*SUFFIXES, ".tar")
+# Files beside the inputs of image chats that records may name.
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -29,8 +32,8 @@ class InputFile:
 
     @property
     def suffix(self) -> str:
-        """Return the one of SUFFIXES that the name ends with."""
-        return next(suffix for suffix in SUFFIXES if self.name.endswith(suffix))
+        """Return the one of IMAGE_CHAT_SUFFIXES that the name ends with."""
+        return next(suffix for suffix in IMAGE_CHAT_SUFFIXES if self.name.endswith(suffix))
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -41,26 +44,29 @@ def is_saved_dataset(path: Path) -> bool:
     return all((path / name).is_file() for name in ("state.json", "dataset_info.json")) and any(path.glob("*.arrow"))
 
 
-def list_input_files(files: str) -> list[InputFile]:
+def list_input_files(files: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[InputFile]:
     """Return the input files that a file, a folder or a glob names, in the order of their names.
 
+    suffixes: of the formats that are read.
     Raises UserError: nothing there, a format that prepare does not read, a file named twice or with the content of
     another (a duplicate shard would count its documents twice).
     """
-    root, paths = _find(files)
+    root, paths = _find(files, suffixes)
     inputs = [_identify(path, path.relative_to(root).as_posix()) for path in sorted(paths, key=Path.as_posix)]
     _refuse_duplicates(inputs)
     return inputs
 
 
-def list_left_out(files: str) -> list[str]:
+def list_left_out(files: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Return the names of files in a folder of inputs that prepare does not read. Raises as list_input_files does."""
     folder = Path(files).expanduser()
     if not folder.is_dir() or is_saved_dataset(folder):
         return []
-    root, paths = _find(files)
+    root, paths = _find(files, suffixes)
     taken = set(paths)
     others = (path for path in walk_files(root) if not path.name.startswith("."))
+    if suffixes is IMAGE_CHAT_SUFFIXES:
+        others = (path for path in others if not path.name.lower().endswith(PICTURE_SUFFIXES))
     return sorted(path.relative_to(root).as_posix() for path in others if path not in taken)
 
 
@@ -96,23 +102,24 @@ def _is_cycle(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _find(files: str) -> tuple[Path, list[Path]]:
+def _find(files: str, suffixes: tuple[str, ...]) -> tuple[Path, list[Path]]:
     """Return the folder that names are relative to, and the files."""
     path = Path(files).expanduser()
     if path.is_file():
-        return path.parent, [_known_format(path)]
+        return path.parent, [_known_format(path, suffixes)]
     if path.is_dir():
         _refuse_saved_datasets(inner / name for inner, names, _ in _walk(path) for name in names)
-        return path, _non_empty(filter(_is_input, walk_files(path)), f"the folder {path} holds no")
+        inputs = (inner for inner in walk_files(path) if _is_input(inner, suffixes))
+        return path, _non_empty(inputs, f"the folder {path} holds no", suffixes)
     if not GLOB_CHARACTERS.intersection(files):
-        raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} does not exist: give a file, a folder or a glob of {', '.join(suffixes)}")
     matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
     cycles = {folder for folder in {parent for match in matches for parent in match.parents} if _is_cycle(folder)}
     matches = [match for match in matches if cycles.isdisjoint(match.parents)]
     _refuse_saved_datasets(filter(Path.is_dir, matches))
-    found = filter(Path.is_file, matches)
+    found = (_known_format(match, suffixes) for match in matches if match.is_file())
     root = Path(*_before_wildcard(path))
-    return root, _non_empty(map(_known_format, found), f"the glob {files} matches no")
+    return root, _non_empty(found, f"the glob {files} matches no", suffixes)
 
 
 def _refuse_saved_datasets(folders: Iterable[Path]) -> None:
@@ -130,20 +137,20 @@ def _before_wildcard(path: Path) -> list[str]:
     return fixed
 
 
-def _is_input(path: Path) -> bool:
-    return path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+def _is_input(path: Path, suffixes: tuple[str, ...]) -> bool:
+    return path.name.endswith(suffixes) and not path.name.startswith(".")
 
 
-def _known_format(path: Path) -> Path:
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: prepare reads {', '.join(SUFFIXES)}, and folders that `datasets` saved")
+def _known_format(path: Path, suffixes: tuple[str, ...]) -> Path:
+    if not path.name.endswith(suffixes):
+        raise UserError(f"{path}: prepare reads {', '.join(suffixes)}, and folders that `datasets` saved")
     return path
 
 
-def _non_empty(paths: Iterable[Path], what: str) -> list[Path]:
+def _non_empty(paths: Iterable[Path], what: str, suffixes: tuple[str, ...]) -> list[Path]:
     if found := list(paths):
         return found
-    raise UserError(f"{what} file named {', '.join('*' + suffix for suffix in SUFFIXES)}")
+    raise UserError(f"{what} file named {', '.join('*' + suffix for suffix in suffixes)}")
 
 
 def _identify(path: Path, name: str) -> InputFile:

@@ -109,7 +109,7 @@ def parse_line(line: bytes, wanted: Wanted) -> Any:
         return Skip("record is no JSON object", f"but {type(record).__name__}")
     if wanted.column not in record:
         return Skip(f"no column {wanted.column!r}", f"but {', '.join(record) or 'none'}"[:200])
-    value = wanted.combine(record[wanted.column], record.get(wanted.tools_column) if wanted.tools_column else None)
+    value = wanted.combine(record[wanted.column], {key: record.get(name) for key, name in wanted.beside.items()})
     return value if is_strict else _refuse_no_json(value, wanted.column)
 
 

@@ -10,26 +10,29 @@ import pyarrow.parquet as pq
 from conf.system.errors import UserError
 from data_pipeline.encoder import Skip
 from data_pipeline.prepare.inputs import InputFile
-from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, Wanted, build_batch, drop_nulls
+from data_pipeline.prepare.part import Part, RecordBatch, Wanted, build_batch, drop_nulls
 
 READ_CHUNK_BYTES = 1 << 20
 
 
-def list_row_groups(path: Path, column: str) -> list[tuple[int, int]]:
-    """Return (records, uncompressed bytes of `column`) of every row group. Raises UserError without such a column."""
+def list_row_groups(path: Path, column: str, images: str | None = None) -> list[tuple[int, int]]:
+    """Return (records, uncompressed bytes of `column` and `images`) of every row group.
+
+    images: a column that need not be there. Raises UserError without a column `column`.
+    """
     with _open(path) as file:
         columns = list(file.schema_arrow.names)
         if column not in columns:
             raise UserError(f"{path} has no column {column!r} but {', '.join(columns) or 'none'}: set input.column")
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        return [(group.num_rows, _column_bytes(group, column)) for group in groups]
+        return [(group.num_rows, _column_bytes(group, (column, images))) for group in groups]
 
 
-def plan_row_groups(file: InputFile, column: str, shard_bytes: int) -> Iterator[Part]:
+def plan_row_groups(file: InputFile, column: str, shard_bytes: int, images: str | None = None) -> Iterator[Part]:
     """Yield the parts of a parquet file, of at least `shard_bytes` each but the last. Raises as list_row_groups."""
     first_record = 0
     start, records, size = 0, 0, 0
-    groups = list_row_groups(file.path, column)
+    groups = list_row_groups(file.path, column, images)
     for number, (group_records, group_bytes) in enumerate(groups):
         records, size = records + group_records, size + group_bytes
         if size >= shard_bytes or number == len(groups) - 1:
@@ -53,7 +56,7 @@ def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
         groups, columns = list(range(part.start, part.end)), wanted_columns(file.schema_arrow.names, wanted)
         num_records = sum(file.metadata.row_group(i).num_rows for i in groups)
         bytes_per_record = max(1, part.size // max(1, num_records))
-        batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
+        batch_records = max(1, min(wanted.batch_records, wanted.batch_bytes // bytes_per_record))
         try:
             for batch in file.iter_batches(batch_records, row_groups=groups, columns=columns):
                 values = batch_values(batch, wanted)
@@ -64,17 +67,19 @@ def read_row_groups(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
 
 
 def wanted_columns(names: list[str], wanted: Wanted) -> list[str]:
-    """Return the columns to read of those in a file: that of the values, and that of tools if it is there."""
-    return [name for name in (wanted.column, wanted.tools_column) if name in names]
+    """Return the columns to read of those in a file: that of the values, and those beside it that are there."""
+    return [name for name in (wanted.column, *wanted.beside.values()) if name in names]
 
 
 def batch_values(table: Any, wanted: Wanted) -> list[Any]:
     """Return the values of an Arrow table or batch; Skip where a string is not UTF-8."""
     values = _column_values(table.column(wanted.column))
-    if wanted.tools_column not in table.schema.names:
-        return values
+    there = {key: name for key, name in wanted.beside.items() if name in table.schema.names}
+    beside = [_column_values(table.column(name)) for name in there.values()]
+    of_records = zip(*beside, strict=True) if beside else ((),) * len(values)
     return [
-        wanted.combine(*both) for both in zip(values, _column_values(table.column(wanted.tools_column)), strict=True)
+        wanted.combine(value, dict(zip(there, items, strict=True)))
+        for value, items in zip(values, of_records, strict=True)
     ]
 
 
@@ -93,10 +98,10 @@ def _value(scalar: Any) -> Any:
         return Skip("invalid UTF-8", f"byte {broken.start + 1} of the text")
 
 
-def _column_bytes(group: Any, column: str) -> int:
-    """Return the bytes of a column; of a nested one, those of all it contains."""
+def _column_bytes(group: Any, names: tuple[str | None, ...]) -> int:
+    """Return the bytes of columns; of a nested one, those of all it contains."""
     chunks = (group.column(i) for i in range(group.num_columns))
-    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in names)
 
 
 def _open(path: Path) -> pq.ParquetFile:

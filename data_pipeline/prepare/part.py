@@ -13,7 +13,9 @@ import orjson
 from data_pipeline.encoder import Skip
 
 LARGEST_BATCH_RECORDS = 1024
+LARGEST_PICTURED_BATCH_RECORDS = 16  # their pictures may be in the file, and one has megabytes
 TOOLS_COLUMN = "tools"  # of chats: what the assistant may call, beside the messages
+IMAGES_KEY = "images"  # of a value with pictures beside the messages
 # The rule by which Selection splits. By the first one, copies in a .jsonl that differed in other columns were apart.
 SELECTION_VERSION = 2
 
@@ -22,7 +24,7 @@ SELECTION_VERSION = 2
 class Part:
     """Describes a unit of work: a stretch of one input that one worker reads from beginning to end.
 
-    reader: jsonl, stream, parquet, saved or hub (see plan.py).
+    reader: jsonl, stream, parquet, saved, tar or hub (see plan.py).
     name: of the input in manifests. path: of the input in error messages.
     start, end: bytes (jsonl), row groups (parquet), records (saved); start of a hub part: the number of its hub shard.
     first_record: number of the part's first record in its input; None where only counting the lines before would tell.
@@ -43,7 +45,7 @@ class Part:
     @property
     def is_stream(self) -> bool:
         """Return whether the part can only be read from its beginning, and may become several shards."""
-        return self.reader in ("stream", "hub")
+        return self.reader in ("stream", "hub", "tar")
 
 
 @dataclass(frozen=True)
@@ -101,25 +103,49 @@ def drop_nulls(value: Any) -> Any:
     return value
 
 
+def count_value_bytes(value: Any) -> int:
+    """Return about how many bytes a value has: those of all texts and files in it."""
+    if isinstance(value, dict):
+        return sum(map(count_value_bytes, value.values()))
+    if isinstance(value, list):
+        return sum(map(count_value_bytes, value))
+    return len(value) if isinstance(value, str | bytes) else 0
+
+
 @dataclass(frozen=True)
 class Wanted:
     """Says what to read of a part.
 
     column: of the text or the messages. batch_bytes: about as much text as is read before it is encoded.
     tools_column: of the tools beside messages, where a record has it; null for texts.
+    images_column: of the pictures beside messages, where a record has it; null where there are no images.
     """
 
     column: str
     selection: Selection
     batch_bytes: int
     tools_column: str | None = None
+    images_column: str | None = None
 
-    def combine(self, value: Any, tools: Any) -> Any:
-        """Return the value of a record: its column's content, with the tools beside it if there are any."""
-        if not tools or isinstance(value, Skip):
+    @property
+    def beside(self) -> dict[str, str]:
+        """Return the columns that go with a record's own, by their key in its value."""
+        columns = {TOOLS_COLUMN: self.tools_column, IMAGES_KEY: self.images_column}
+        return {key: column for key, column in columns.items() if column is not None}
+
+    @property
+    def batch_records(self) -> int:
+        """Return the most records to read at once."""
+        return LARGEST_BATCH_RECORDS if self.images_column is None else LARGEST_PICTURED_BATCH_RECORDS
+
+    def combine(self, value: Any, beside: dict[str, Any]) -> Any:
+        """Return the value of a record: its column's content, with what it has beside it by key, if anything."""
+        if isinstance(value, Skip):
             return value
-        inner = value if isinstance(value, dict) else {"messages": value}
-        return {TOOLS_COLUMN: tools} | inner
+        given = {key: item for key, item in beside.items() if item or (key == IMAGES_KEY and item is not None)}
+        if not given and self.images_column is None:
+            return value
+        return given | (value if isinstance(value, dict) else {"messages": value})
 
 
 @dataclass

@@ -19,21 +19,15 @@ from data_pipeline.prepare.console import SourceProgress, SourceReport
 from data_pipeline.prepare.identity import begin, lock_directory
 from data_pipeline.prepare.inputs import list_left_out, list_surprises
 from data_pipeline.prepare.part import SELECTION_VERSION, Part, Selection, SourcePlan
-from data_pipeline.prepare.plan import plan_source
+from data_pipeline.prepare.plan import images_column_of, plan_source, suffixes_of
 from data_pipeline.prepare.pool import WorkerPool, num_cores
 from data_pipeline.prepare.shards import CompleteShard, Job, TokenizeTask, check_files, load_complete_shards
+from data_pipeline.storage.checks import check_shard_files
 from data_pipeline.storage.index_file import choose_dtype
-from data_pipeline.storage.manifest import (
-    FORMAT_VERSION,
-    DatasetManifest,
-    check_shard_files,
-    load_manifest,
-    manifest_path,
-    save_manifest,
-)
+from data_pipeline.storage.manifest import FORMAT_VERSION, DatasetManifest, load_manifest, manifest_path, save_manifest
 
 NAMES_SHOWN = 5
-DEFAULT_COLUMNS = {"text": "text", "chat": "messages"}
+DEFAULT_COLUMNS = {"text": "text", "chat": "messages", "image_chat": "messages"}
 
 
 def prepare_source(name: str, source: SourceConfig, data: DataConfig) -> DatasetManifest:
@@ -104,6 +98,7 @@ class _Preparation:
             mask_token=data.mask_token,
             chat_template=template,
             column=self._input.column or DEFAULT_COLUMNS[kind],
+            images_column=images_column_of(self._input),
             selection=Selection(self._input.records.value, data.prepare.heldout_every),
             shard_bytes=int(data.prepare.shard_bytes),
             dtype=choose_dtype(info.vocab_size),
@@ -141,6 +136,8 @@ class _Preparation:
         """Return everything but inputs and tokenizer that decides which tokens there are and in which shards."""
         job = self._job
         settings: dict[str, Any] = {"column": job.column, "rows": job.selection.records}
+        if job.images_column is not None:
+            settings["images"] = job.images_column
         if job.selection.records != "all":
             settings |= {"heldout_every": job.selection.every, "selection": SELECTION_VERSION}
         for key in ("dataset", "subset", "split") if self._input.dataset else ():
@@ -233,10 +230,12 @@ class _Preparation:
 
     def _report(self, plan: SourcePlan, manifest: DatasetManifest, seconds: float, rate: float) -> SourceReport:
         warnings = [f"{path} is empty" for path in plan.empty_inputs]
-        if left_out := list_left_out(self._input.files) if self._input.files else []:
+        if left_out := list_left_out(self._input.files, suffixes_of(self._input)) if self._input.files else []:
             more = ", ..." if len(left_out) > NAMES_SHOWN else ""
             warnings.append(f"{len(left_out)} files are not read: {', '.join(left_out[:NAMES_SHOWN])}{more}")
         warnings += list_surprises(self._input.files) if self._input.files else []
+        if self._job.images_column and not manifest.images:
+            warnings.append(f"no record has an image, neither in its messages nor in column {self._job.images_column}")
         return SourceReport(self._name, self._directory, manifest, manifest.source["skipped"], seconds, rate, warnings)
 
 
@@ -256,4 +255,6 @@ def _task(part: Part, complete: list[CompleteShard]) -> TokenizeTask:
 def _describe_input(input_: InputConfig) -> dict[str, Any]:
     """Return the input as JSON values, under the keys that manifests have had from the first version on."""
     plain = {key: value.value if isinstance(value, Enum) else value for key, value in asdict(input_).items()}
+    if plain["images"] is None:  # as in manifests of texts
+        del plain["images"]
     return {"rows" if key == "records" else key: value for key, value in plain.items()}

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, load_from_disk
 
 from conf.system.errors import UserError
 from data_pipeline.prepare.parquet import batch_values, wanted_columns
-from data_pipeline.prepare.part import LARGEST_BATCH_RECORDS, Part, RecordBatch, SourcePlan, Wanted, build_batch
+from data_pipeline.prepare.part import Part, RecordBatch, SourcePlan, Wanted, build_batch
 from data_pipeline.storage.manifest import sample_sha256
 
 
@@ -47,7 +47,7 @@ def read_saved(part: Part, wanted: Wanted) -> Iterator[RecordBatch]:
     loaded = _load(Path(part.path), part.options["split"])
     dataset = loaded.select_columns(wanted_columns(loaded.column_names, wanted)).with_format("arrow")
     bytes_per_record = max(1, part.size // max(1, part.end - part.start))
-    batch_records = max(1, min(LARGEST_BATCH_RECORDS, wanted.batch_bytes // bytes_per_record))
+    batch_records = max(1, min(wanted.batch_records, wanted.batch_bytes // bytes_per_record))
     for start in range(part.start, part.end, batch_records):
         values = _read_values(dataset, start, min(start + batch_records, part.end), wanted, part.path)
         yield build_batch(values, start - part.start, wanted.selection, bytes_per_record)

@@ -1,8 +1,9 @@
 """Write the shards of a part, each with a note that says it is complete; and what parent and workers send each other.
 
-While a source is being prepared its folder holds `.work/<shard>.json`, the note on every complete shard, and
-`.work/<shard>.skipped.jsonl`, the records left out of it. Both number records from the part's first one: a part of a
-.jsonl does not know how many lines come before it. finish.py knows, once all parts are done.
+While a source is being prepared its folder holds `.work/<shard>.json`, the note on every complete shard,
+`.work/<shard>.skipped.jsonl`, the records left out of it, and `.work/<shard>.references`, its images. Notes and lists
+number records from the part's first one: a part of a .jsonl does not know how many lines come before it. finish.py
+does, once all parts are done.
 """
 
 import json
@@ -16,11 +17,11 @@ import orjson
 
 from conf.system.atomic import atomic_write_bytes, atomic_write_text
 from conf.system.errors import UserError
-from data_pipeline.encoder import DocumentTokens, RecordEncoder, Skip, build_text_encoder
+from data_pipeline.encoder import RecordEncoder, Skip, build_text_encoder
 from data_pipeline.prepare.part import TOOLS_COLUMN, Part, RecordBatch, Selection, Wanted
 from data_pipeline.prepare.plan import read_records
-from data_pipeline.prepare.writer import ShardContents, ShardWriter, writing
-from data_pipeline.storage.manifest import bin_path, index_path
+from data_pipeline.prepare.writer import DocumentWriter, ShardContents, ShardWriter, writing
+from data_pipeline.storage.manifest import ShardImages, bin_path, index_path
 
 WORK_FOLDER = ".work"
 BATCH_BYTES = 1 << 18
@@ -41,21 +42,40 @@ class Job:
     selection: Selection
     shard_bytes: int
     dtype: str
+    images_column: str | None = None
 
     @property
     def wanted(self) -> Wanted:
         """Return what to read. A batch is never cut, so it must not be larger than a shard."""
-        tools_column = TOOLS_COLUMN if self.kind == "chat" else None
-        return Wanted(self.column, self.selection, min(BATCH_BYTES, self.shard_bytes), tools_column)
+        tools_column = None if self.kind == "text" else TOOLS_COLUMN
+        batch_bytes = min(BATCH_BYTES, self.shard_bytes)
+        return Wanted(self.column, self.selection, batch_bytes, tools_column, self.images_column)
+
+    def cuts(self, part: Part) -> bool:
+        """Return whether a part may become several shards; the pictures that its records name may be anywhere."""
+        return part.is_stream or self.images_column is not None
 
     def build_encoder(self) -> RecordEncoder:
         """Build the encoder of this kind of documents. Raises UserError as its own builder does."""
         if self.kind == "text":
             return build_text_encoder(self.tokenizer_dir, self.mask_token)
-        # Imports transformers' template engine, which workers on texts need not wait for.
+        # They import transformers' template engine, which workers on texts need not wait for.
+        if self.kind == "image_chat":
+            from data_pipeline.images.encoder import build_image_chat_encoder
+
+            return build_image_chat_encoder(self.tokenizer_dir, self.mask_token, self.chat_template)
         from data_pipeline.chat.encoder import build_chat_encoder
 
         return build_chat_encoder(self.tokenizer_dir, self.mask_token, self.chat_template)
+
+    def build_writer(self, name: str) -> DocumentWriter:
+        """Build the writer of the shard `name`. Raises UserError if its files cannot be opened."""
+        tokens = ShardWriter(self.directory / name, self.dtype, is_chat=self.kind != "text")
+        if self.kind != "image_chat":
+            return tokens
+        from data_pipeline.prepare.image_writer import PicturedShardWriter
+
+        return PicturedShardWriter(tokens, self.directory / name, work_path(self.directory, name))
 
 
 @dataclass(frozen=True)
@@ -121,7 +141,7 @@ def tokenize_part(job: Job, task: TokenizeTask, encoder: RecordEncoder, report: 
     shard = _OpenShard(job, task.part, task.shard_number, task.skip)
     try:
         for batch in read_records(task.part, job.wanted, task.skip):
-            if task.part.is_stream and shard.text_bytes >= job.shard_bytes:
+            if job.cuts(task.part) and shard.text_bytes >= job.shard_bytes:
                 shard.publish(is_last=False)
                 shard = _OpenShard(job, task.part, shard.number + 1, shard.end_record)
             report(shard.add(batch, encoder))
@@ -137,7 +157,7 @@ class _OpenShard:
         self.number, self.end_record, self.text_bytes = number, first_record, 0
         self._job, self._part, self._first_record = job, part, first_record
         self._name = shard_name(part.number, number)
-        self._writer = ShardWriter(job.directory / self._name, job.dtype, job.kind == "chat")
+        self._writer = job.build_writer(self._name)
         self._skipped_lines: list[bytes] = []
         self._skipped: Counter[str] = Counter()
         self._num_records = self._progress = 0
@@ -179,7 +199,7 @@ class _OpenShard:
         self._writer.discard()
 
 
-def _encode(batch: RecordBatch, encoder: RecordEncoder) -> tuple[list[DocumentTokens], list[tuple[int, Skip]]]:
+def _encode(batch: RecordBatch, encoder: RecordEncoder) -> tuple[list[Any], list[tuple[int, Skip]]]:
     """Return the documents in order, and (number, reason) of the records without one."""
     readable = [value for value in batch.values if not isinstance(value, Skip)]
     encoded = iter(encoder.encode(readable))
@@ -214,14 +234,20 @@ def check_files(prefix: Path, documents: int, tokens: int, dtype_bytes: int) -> 
 
 def skipped_path(directory: Path, name: str) -> Path:
     """Return the path of the list of records left out of a shard of an unfinished dataset."""
-    return directory / WORK_FOLDER / f"{name}.skipped.jsonl"
+    return Path(f"{work_path(directory, name)}.skipped.jsonl")
+
+
+def work_path(directory: Path, name: str) -> Path:
+    """Return the prefix of what is noted about a shard of an unfinished dataset."""
+    return directory / WORK_FOLDER / name
 
 
 def _read_note(note: dict[str, Any]) -> CompleteShard:
     values: dict[str, Any] = {item.name: note[KEYS_ON_DISK.get(item.name, item.name)] for item in fields(CompleteShard)}
-    values["contents"] = ShardContents(**values["contents"])
+    images = values["contents"].get("images")
+    values["contents"] = ShardContents(**values["contents"] | {"images": images and ShardImages(**images)})
     return CompleteShard(**values)
 
 
 def _note_path(directory: Path, name: str) -> Path:
-    return directory / WORK_FOLDER / f"{name}.json"
+    return Path(f"{work_path(directory, name)}.json")

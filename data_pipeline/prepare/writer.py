@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from conf.system.atomic import atomic_write_bytes, own_partial_path
 from conf.system.errors import UserError
 from data_pipeline.encoder import DocumentTokens
 from data_pipeline.storage.index_file import encode_index
-from data_pipeline.storage.manifest import bin_path, index_path
+from data_pipeline.storage.manifest import ShardImages, bin_path, index_path
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,23 @@ class ShardContents:
     longest_document: int
     sha256: str
     index_sha256: str
+    images: ShardImages | None = None
+
+
+class DocumentWriter(Protocol):
+    """Collects the documents of a shard."""
+
+    def add(self, documents: list[Any]) -> int:
+        """Append documents as their encoder gives them; return their number of tokens."""
+        ...
+
+    def publish(self) -> ShardContents:
+        """Complete the files under their final names; a shard without a document leaves none."""
+        ...
+
+    def discard(self) -> None:
+        """Close and remove temporary files."""
+        ...
 
 
 class ShardWriter:

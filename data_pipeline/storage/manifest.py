@@ -1,16 +1,16 @@
-"""Describe a tokenised dataset, and check that its files still are what the description says.
+"""Describe a tokenised dataset; checks.py compares its files with the description.
 
-A dataset is a folder: `manifest.json` and shards `shard_00000.{bin,idx,json}`. Each shard's `.json` is written after
-its tokens and the manifest after all shards: where there is a manifest, the dataset is complete.
+A dataset is a folder: `manifest.json` and shards `shard_00000.{bin,idx,json}`, of image chats also `.images` and
+`.references` (references.py). Each shard's `.json` is written after its other files and the manifest after all shards:
+where there is a manifest, the dataset is complete.
 """
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from conf.system.atomic import atomic_write_text
 from conf.system.errors import UserError
@@ -28,8 +28,21 @@ KEYS_ON_DISK = {
 }
 
 
-# Sizes (bytes) and modification times (ns) of the two files of a shard: files with the same ones count as unchanged.
-Stamp = list[int]
+@dataclass(frozen=True)
+class ShardImages:
+    """Describes the images of a shard.
+
+    references: images in its prompts. tokens: of the prompts' tokens, those that stand for them.
+    num_bytes, sha256: of the `.images` file. references_sha256: of the `.references` file.
+    fixed: number of images that are not shown as they are stored, by what was done.
+    """
+
+    references: int
+    tokens: int
+    num_bytes: int
+    sha256: str
+    references_sha256: str
+    fixed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -43,7 +56,7 @@ class ShardManifest:
     longest_document: tokens.
     sha256: of the `.bin` file. index_sha256: of the `.idx` file.
     input: name of the file (or hub shard) it was made of. first_record, end_record: records [first, end) of that input.
-    skipped: number of records left out, by reason.
+    skipped: number of records left out, by reason. images: of image chats, else None.
     """
 
     name: str
@@ -58,14 +71,21 @@ class ShardManifest:
     first_record: int
     end_record: int
     skipped: dict[str, int] = field(default_factory=dict)
+    images: ShardImages | None = None
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """Return what identifies the shard: the references hold the hash of every image."""
+        own = (self.sha256, self.index_sha256)
+        return own if self.images is None else (*own, self.images.references_sha256)
 
 
 @dataclass(frozen=True)
 class DatasetManifest:
     """Describes the whole dataset.
 
-    kind: text or chat (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: prompt, response,
-        prompt, response, ...; a text is one sequence.
+    kind: of the documents (conf.schema.DocumentKind). In a chat, the sequences of a document alternate: prompt,
+        response, prompt, response, ...; a text is one sequence.
     dtype: numpy name of the stored integers. eos_token_id, tokenizer_fingerprint: of the tokenizer that made the tokens
         (conf.tokenizer_info). block_padding_token_id: the token that fills the last block of a document or a
         response: end-of-sequence in texts, end-of-turn in chats.
@@ -92,14 +112,27 @@ class DatasetManifest:
         return sum(shard.tokens for shard in self.shards)
 
     @property
+    def images(self) -> int:
+        """Return the number of images in prompts."""
+        return sum(shard.images.references for shard in self.shards if shard.images)
+
+    @property
+    def fixed_images(self) -> dict[str, int]:
+        """Return the number of images that are not shown as they are stored, by what was done."""
+        fixed = Counter[str]()
+        for shard in self.shards:
+            fixed.update(shard.images.fixed if shard.images else {})
+        return dict(sorted(fixed.items()))
+
+    @property
     def max_token_id(self) -> int:
         """Return the largest token id of all shards."""
         return max(shard.max_token_id for shard in self.shards)
 
     @property
     def sha256(self) -> str:
-        """Return the identity of all tokens and documents, in hexadecimal: the hash of the shards' hashes."""
-        hashes = [value for shard in self.shards for value in (shard.sha256, shard.index_sha256)]
+        """Return the identity of all tokens, documents and images, in hexadecimal: the hash of the shards' hashes."""
+        hashes = [value for shard in self.shards for value in shard.hashes]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
@@ -111,6 +144,16 @@ def bin_path(prefix: Path | str) -> Path:
 def index_path(prefix: Path | str) -> Path:
     """Return the path of the index of the shard at `prefix`."""
     return Path(f"{prefix}.idx")
+
+
+def images_path(prefix: Path | str) -> Path:
+    """Return the path of the images of the shard at `prefix`."""
+    return Path(f"{prefix}.images")
+
+
+def references_path(prefix: Path | str) -> Path:
+    """Return the path of what says which images the documents of the shard at `prefix` hold."""
+    return Path(f"{prefix}.references")
 
 
 def shard_manifest_path(prefix: Path | str) -> Path:
@@ -169,7 +212,7 @@ def load_manifest(directory: Path | str) -> DatasetManifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {values['format_version']}, this code reads {FORMAT_VERSION}")
-        shards = tuple(_read(ShardManifest, shard) for shard in values["shards"])
+        shards = tuple(map(_read_shard, values["shards"]))
         return _read(DatasetManifest, values | {"shards": shards})
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(
@@ -178,66 +221,15 @@ def load_manifest(directory: Path | str) -> DatasetManifest:
 
 
 def _to_disk(manifest: ShardManifest | DatasetManifest) -> dict[str, Any]:
-    return {KEYS_ON_DISK.get(key, key): value for key, value in asdict(manifest).items()}
+    values = {KEYS_ON_DISK.get(key, key): value for key, value in asdict(manifest).items()}
+    return {key: value for key, value in values.items() if key != "images" or value is not None}
+
+
+def _read_shard(values: dict[str, Any]) -> ShardManifest:
+    images = values.get("images")
+    return _read(ShardManifest, values | {"images": images and ShardImages(**images)})
 
 
 def _read[T](kind: type[T], values: dict[str, Any]) -> T:
     names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: values[KEYS_ON_DISK.get(name, name)] for name in names})
-
-
-def stamp_shard(directory: Path, shard: ShardManifest, dtype: str) -> Stamp:
-    """Return sizes and times of a shard's files. Raises UserError if one is gone or the tokens have another size."""
-    prefix = directory / shard.name
-    stamp: Stamp = []
-    for path in (bin_path(prefix), index_path(prefix)):
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} does not exist, but {manifest_path(directory)} lists it: {remedy(directory)}"
-            ) from None
-        stamp += [found.st_size, found.st_mtime_ns]
-    expected = shard.tokens * np.dtype(dtype).itemsize
-    if stamp[0] != expected:
-        raise UserError(
-            f"{bin_path(prefix)} has {stamp[0]} bytes, {manifest_path(directory)} describes {expected}: the shard was "
-            f"changed after it was written; {remedy(directory)}"
-        )
-    return stamp
-
-
-def is_newer_than_manifest(directory: Path, shard: ShardManifest) -> bool:
-    """Return whether a file of the shard is newer than the shard's own manifest, which prepare writes last."""
-    prefix = directory / shard.name
-    try:
-        written = shard_manifest_path(prefix).stat().st_mtime_ns
-    except FileNotFoundError:
-        return True
-    return any(path.stat().st_mtime_ns > written for path in (bin_path(prefix), index_path(prefix)))
-
-
-def check_shard_files(directory: Path, shard: ShardManifest, dtype: str) -> None:
-    """Raise UserError if a shard's files are gone or are not what the manifest describes.
-
-    Their contents are read only if they are newer than the shard's own manifest.
-    """
-    stamp_shard(directory, shard, dtype)
-    if is_newer_than_manifest(directory, shard):
-        verify_shard(directory, shard)
-
-
-def verify_shard(directory: Path, shard: ShardManifest) -> None:
-    """Raise UserError if the SHA-256 of a shard's tokens or index is not that of its manifest; reads all of them."""
-    prefix = directory / shard.name
-    for path, expected in ((bin_path(prefix), shard.sha256), (index_path(prefix), shard.index_sha256)):
-        if compute_sha256(path) != expected:
-            raise UserError(
-                f"{path} is not what {manifest_path(directory)} describes (its SHA-256 differs): the shard was changed "
-                f"after it was written; {remedy(directory)}"
-            )
-
-
-def remedy(directory: Path) -> str:
-    """Return what to do about a dataset that was changed."""
-    return f"delete {directory} and prepare the data again, or bring back the former files."

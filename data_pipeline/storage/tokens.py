@@ -11,19 +11,20 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from conf.schema import DocumentKind
 from conf.system.errors import UserError
+from data_pipeline.storage.checks import Stamp, is_newer_than_manifest, stamp_shard, verify_shard
+from data_pipeline.storage.image_file import StoredImage
 from data_pipeline.storage.index_file import check_index_file
 from data_pipeline.storage.manifest import (
     DatasetManifest,
-    Stamp,
     bin_path,
+    images_path,
     index_path,
-    is_newer_than_manifest,
     load_manifest,
     manifest_path,
+    references_path,
     sample_sha256,
-    stamp_shard,
-    verify_shard,
 )
+from data_pipeline.storage.references import ImageReferences
 
 
 class Shard:
@@ -44,6 +45,12 @@ class Shard:
         self._check_size(expected_tokens)
         if expected_tokens is None:
             self._check_documents()
+
+    @cached_property
+    def images(self) -> ImageReferences | None:
+        """Return the images of the documents; None where they have none. Raises UserError as ImageReferences does."""
+        path = references_path(self.prefix)
+        return ImageReferences(path) if path.is_file() else None
 
     def segment_bounds(self, first_document: int, end_document: int) -> np.ndarray:
         """Return [n + 1] the index of the first segment of each of n documents, and of the segment after them."""
@@ -169,6 +176,18 @@ class StoredTokens:
         if self.manifest is None:
             return open_shard(str(self.path), None)
         return open_shard(str(self.path / self._listed[number].name), self._listed[number].tokens)
+
+    def list_images(self, references: np.ndarray) -> list[StoredImage]:
+        """Return the pictures that references (see storage.references.REFERENCE) of these data mean."""
+        return [
+            StoredImage(
+                images_path(self.path / self._listed[int(reference["shard"])].name),
+                int(reference["offset"]),
+                int(reference["length"]),
+                reference["sha256"].tobytes().hex(),
+            )
+            for reference in references
+        ]
 
     def stamp(self, number: int) -> Stamp | None:
         """Return sizes and times of the files of shard `number`; None without a manifest to compare them with.

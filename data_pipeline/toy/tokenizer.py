@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.atomic import atomic_directory
 from conf.system.errors import UserError
+from model.hf.image_tokens import IMAGE_TOKENS
 
 NAMED_TOKENS = {0: "<unk>", 1: "<s>", 2: "</s>", 10: "<|im_start|>", 11: "<|im_end|>", 12: "<think>", 13: "</think>"}
 MASK_TOKEN = "<SPECIAL_100>"
@@ -16,13 +17,19 @@ NUM_RESERVED = 101  # ids 0..100; the last one is the mask token
 SMALLEST_VOCABULARY = NUM_RESERVED + 256  # reserved tokens and one token per byte
 
 
-def reserved_tokens() -> list[str]:
-    """Return the reserved tokens in the order of their ids, named as in the family, else `<SPECIAL_n>`."""
-    return [NAMED_TOKENS.get(i, f"<SPECIAL_{i}>") for i in range(NUM_RESERVED)]
+def reserved_tokens(with_images: bool = False) -> list[str]:
+    """Return the reserved tokens in the order of their ids, named as in the family, else `<SPECIAL_n>`.
+
+    with_images: as in the vision-language variant of the family.
+    """
+    named = NAMED_TOKENS | ({token_id: token for token, token_id in IMAGE_TOKENS.items()} if with_images else {})
+    return [named.get(i, f"<SPECIAL_{i}>") for i in range(NUM_RESERVED)]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, with_images: bool = False) -> PreTrainedTokenizerFast:
     """Train a BPE of exactly `vocab_size` entries, reserved tokens included, that encodes any text without `<unk>`.
+
+    with_images: it has the tokens that stand for images.
 
     Text that spells a reserved token is encoded as plain bytes only if the caller asks for it
     (`split_special_tokens=True`), as everywhere in transformers.
@@ -39,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=reserved_tokens(),
+        special_tokens=reserved_tokens(with_images),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

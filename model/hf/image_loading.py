@@ -6,6 +6,8 @@ Preparation of training data opens pictures by the same functions as a model doe
 
 import base64
 import binascii
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from .image_tokens import Grid
 
 LONGEST_EDGE = 1400  # pixels
 PIXELS_PER_FEATURE = 28  # a patch is 14 pixels wide, a feature 2 patches
-UNREADABLE = (OSError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, binascii.Error)
+# What Pillow raises for files that are no pictures, or were cut off.
+UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, binascii.Error)
 
 Source = Any  # a PIL image, an array [height, width, 3] of bytes, a path, an address, bytes, or base64 text
 
@@ -87,10 +90,12 @@ def _open(source: Source) -> Image.Image:
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB with white where a picture is transparent, as mistral-common does."""
+    """Convert to RGB with white where a picture is transparent, as mistral-common does; 16 bits become the upper 8."""
     if image.mode == "RGB":
         image.load()
         return image
+    if image.mode.startswith("I;16"):  # Pillow would make everything above 255 white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     image = image.convert("RGBA")
     background = Image.new("RGBA", image.size, "WHITE")
     background.paste(image, (0, 0), image)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from conf.schema import DocumentKind, Objective, RunConfig, SourceConfig
+from conf.schema import Objective, RunConfig, SourceConfig
 from conf.system.atomic import atomic_directory
 from conf.system.errors import UserError
 from conf.tokenizer_info import TokenizerInfo, read_tokenizer_info
@@ -104,6 +104,9 @@ def describe_blend(blend: Blend, num_samples: int) -> Iterator[str]:
                 f"; longer than a sequence: {counts.truncated_chats} chats truncated by {counts.truncated_tokens} "
                 f"tokens, {counts.dropped_chats} dropped with {counts.dropped_tokens}"
             )
+        if counts.images:
+            share = counts.image_tokens / counts.tokens
+            line += f"; {counts.images} images with {counts.image_tokens} tokens ({share:.1%} of all)"
         yield line
 
 
@@ -135,7 +138,7 @@ def read_chat_format(blends: list[Blend]) -> ChatFormat:
     formats: dict[ChatFormat, str] = {}
     for name, source in (item for blend in blends for item in blend.sources.items()):
         manifest = source.stored.manifest
-        if manifest is None or manifest.kind != DocumentKind.chat.value:
+        if manifest is None or not source.stored.kind.is_chat:
             raise UserError(
                 f"the source {name} ({source.stored.path}) holds texts, and stage.chats_only=true trains on responses: "
                 "prepare chats (data=chats, or input.kind: chat)."

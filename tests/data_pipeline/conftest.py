@@ -10,6 +10,7 @@ import pytest
 from conf.schema import DataConfig, InputConfig, PrepareConfig, SourceConfig
 from data_pipeline.prepare.run import prepare_source
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
+from tests.helpers.pictures import ImageWorkshop
 
 TEXTS = [f"def function_{i}(x):\n    return x + {i}  # the {i}th of them\n" * 4 for i in range(40)]
 SHARD_BYTES = 3000  # the texts become several shards
@@ -53,3 +54,17 @@ def write_jsonl(path: Path, texts: Iterable[str]) -> Path:
     """Write one record {"text": ...} per text."""
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def image_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a tokenizer with the tokens of images; tests must not write to it."""
+    directory = tmp_path_factory.mktemp("tokenizer") / "with_images"
+    texts = [f"What is picture {i}? It shows {i} things, and the {i}th of them is green.\n" for i in range(40)]
+    save_tokenizer(train_tokenizer(texts, vocab_size=400, with_images=True), directory)
+    return directory
+
+
+@pytest.fixture
+def image_workshop(tmp_path: Path, image_tokenizer_dir: Path) -> ImageWorkshop:
+    return ImageWorkshop(tmp_path, image_tokenizer_dir)

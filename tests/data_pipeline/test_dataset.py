@@ -12,8 +12,9 @@ import pytest
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing.form import SequenceForm
+from data_pipeline.storage.checks import verify_shard
 from data_pipeline.storage.index_file import DTYPE_CODES, INDEX_HEADER, INDEX_MAGIC
-from data_pipeline.storage.manifest import bin_path, index_path, load_manifest, manifest_path, verify_shard
+from data_pipeline.storage.manifest import bin_path, index_path, load_manifest, manifest_path
 from data_pipeline.storage.tokens import StoredTokens
 from tests.helpers.stored import random_texts, write_dataset, write_pair
 

@@ -10,6 +10,7 @@ PLACE = ["data.folder=corpus", "data.tokenizer=corpus/tokenizer"]
 OPEN = {
     "local": ["data.train=corpus/train"],
     "text": ["data.train.text.input.files=my.jsonl"],
+    "images": ["data.train.images.input.files=my.jsonl"],
     "chats": ["data.train.chats.input.files=my.jsonl"],
 }
 

@@ -105,7 +105,7 @@ def test_manifests_describe_the_files(workshop, records, texts, tokenizer_dir, r
     end = 0
     for shard in manifest.shards:
         prefix = workshop.output / shard.name
-        on_disk = {KEYS_ON_DISK.get(key, key): value for key, value in asdict(shard).items()}
+        on_disk = {KEYS_ON_DISK.get(key, key): value for key, value in asdict(shard).items() if key != "images"}
         assert on_disk == json.loads(Path(f"{prefix}.json").read_text())
         assert shard.sha256 == compute_sha256(Path(f"{prefix}.bin"))
         assert shard.index_sha256 == compute_sha256(Path(f"{prefix}.idx"))

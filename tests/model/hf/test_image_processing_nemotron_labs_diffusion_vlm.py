@@ -157,6 +157,13 @@ def test_transparency_is_white_and_a_turned_photograph_stands_up():
     assert animated.getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_16_bits_become_8():
+    values = np.arange(0, 65536, 37, dtype=np.uint16).reshape(23, 77)
+    for form in ("PNG", "TIFF"):
+        loaded = np.array(load_image(to_bytes(Image.fromarray(values), form)))
+        assert np.array_equal(loaded, np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2))
+
+
 @pytest.mark.parametrize("source", [b"no picture", "nowhere.png", "data:image/png;base64,AAAA", "data:,!", 5], ids=str)
 def test_what_is_no_picture_is_one_clear_error(source):
     with pytest.raises(ValueError, match=r"the image .* cannot be read|an image is a PIL image"):
