@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 
 from conf.schema import RunConfig
 from data_pipeline.dataset import BatchLoader
+from data_pipeline.images.decode import ImageDecoder
 from data_pipeline.noise import NoiseSource
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
@@ -30,8 +31,10 @@ from pretrain.run.session import RunSession
 from pretrain.run.start_record import record_start
 from pretrain.run.terminal import start_console_logging
 from pretrain.step.evaluation import HeldoutEvaluation
+from pretrain.step.images import ImageBuilder
 from pretrain.step.microbatches import MicrobatchBuilder
 from pretrain.step.optimizer import build_optimizer, wrap_data_parallel
+from pretrain.step.parts import freeze_parts
 from pretrain.step.userbuffers import userbuffers
 from pretrain.trainer import Trainer
 
@@ -65,6 +68,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: 
     chunks = [chunk.to(device) for chunk in chunks]
     if start.step_dir is None:
         load_initial_weights(config, start, chunks)
+    freeze_parts(chunks, config.stage.freeze)
     heartbeat = Heartbeat(device)
     model = wrap_data_parallel(chunks, config.parallel, heartbeat.gradients_ready)
     optimizer = build_optimizer(model, config.optimizer, config.parallel, config.precision)
@@ -85,7 +89,7 @@ def build_trainer(config: RunConfig, data: RunData, start: StartPoint, session: 
         model=model,
         optimizer=optimizer,
         state=start.state,
-        loader=_build_loader(config, data, start),
+        loader=_build_loader(config, data, start, build_image_decoder(config)),
         builder=build_microbatch_builder(config, data.tokenizer.mask_token_id, plans, "train"),
         evaluation=_build_evaluation(config, data, plans),
         checkpointer=checkpointer,
@@ -119,7 +123,23 @@ def build_plans(config: RunConfig, device: torch.device) -> PlanBuilder:
     )
 
 
-def _build_loader(config: RunConfig, data: RunData, start: StartPoint) -> BatchLoader:
+def build_image_builder(config: RunConfig) -> ImageBuilder | None:
+    """Return what deals the images of microbatches to ranks; None for a model of text alone."""
+    vision = config.model.vision
+    return None if vision is None else ImageBuilder(vision, config.parallel.sequence_parallel)
+
+
+def build_image_decoder(config: RunConfig) -> ImageDecoder | None:
+    """Return what decodes the images of this rank; None for a model of text alone."""
+    images = build_image_builder(config)
+    if images is None:
+        return None
+    from model.hf.image_processing_nemotron_labs_diffusion_vlm import encode_image  # seconds of transformers
+
+    return ImageDecoder(encode_image, config.data.image_workers, images.choose)
+
+
+def _build_loader(config: RunConfig, data: RunData, start: StartPoint, decode: ImageDecoder | None) -> BatchLoader:
     return BatchLoader(
         data.train,
         config.train.global_batch_size,
@@ -128,6 +148,7 @@ def _build_loader(config: RunConfig, data: RunData, start: StartPoint) -> BatchL
         parallel_state.get_data_parallel_world_size(),
         config.data.prefetch_steps,
         count_samples(config, start.state),
+        decode,
     )
 
 
@@ -139,7 +160,8 @@ def build_microbatch_builder(
     if split == "train" and config.noisy_lengths:
         logger.info("noisy positions of a sequence in a forward: %s", ", ".join(map(str, config.noisy_lengths)))
     noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
-    return MicrobatchBuilder(config.stage, noise, mask_token_id, plans, config.noisy_lengths)
+    images = build_image_builder(config)
+    return MicrobatchBuilder(config.stage, noise, mask_token_id, plans, config.noisy_lengths, images)
 
 
 def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> HeldoutEvaluation | None:
@@ -147,4 +169,5 @@ def _build_evaluation(config: RunConfig, data: RunData, plans: PlanBuilder) -> H
         return None
     builder = build_microbatch_builder(config, data.tokenizer.mask_token_id, plans, "heldout")
     num_sequences = min(config.evaluation.sequences, data.heldout.num_samples_without_repeats)
-    return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size)
+    decode = build_image_decoder(config)
+    return HeldoutEvaluation(data.heldout, builder, num_sequences, config.train.micro_batch_size, decode)

@@ -4,12 +4,13 @@ FLOPs are the useful ones of the model; recomputation is not counted.
 
 Per sequence, forward = 2 * P_layers * positions + 4 * heads * head_dim * layers * attended_pairs
 + 2 * hidden * vocab * scored_positions; training takes three times that (the backward computes two matmuls for each of
-the forward).
+the forward). Images add 2 * P_tower * patches + 4 * tower width * tower layers * attended_patches + 2 * P_projector *
+features. What is frozen counts as if it were trained.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from conf.schema import Dtype, ModelConfig
+from conf.schema import Dtype, ModelConfig, VisionConfig
 
 if TYPE_CHECKING:
     import torch
@@ -27,19 +28,22 @@ SPACE_MARGIN = 1.05
 
 
 class StepFlops(NamedTuple):
-    """Holds FLOPs of one optimizer step: matmuls with the layers' weights, attention, vocabulary head."""
+    """Holds FLOPs of one optimizer step: matmuls with the layers' weights, attention, vocabulary head, and images."""
 
     layers: int
     attention: int
     head: int
+    vision: int = 0
 
 
 class FlopRates(NamedTuple):
-    """Holds FLOPs of training per position, per attended pair and per scored position."""
+    """Holds FLOPs of training per position, attended pair, scored position, patch, and pair of patches of an image."""
 
     position: int
     attended_pair: int
     scored_position: int
+    patch: int = 0
+    attended_patch: int = 0
 
 
 def compute_flop_rates(model: ModelConfig) -> FlopRates:
@@ -48,24 +52,39 @@ def compute_flop_rates(model: ModelConfig) -> FlopRates:
         3 * 2 * model.num_layer_parameters,
         3 * 4 * model.query_width * model.num_layers,
         3 * 2 * model.hidden_size * model.vocab_size,
+        *(_compute_vision_rates(model.vision, model.hidden_size) if model.vision else (0, 0)),
     )
 
 
-def count_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> StepFlops:
-    """Return FLOPs of one optimizer step by part; arguments as of compute_step_flops."""
-    rates = compute_flop_rates(model)
-    return StepFlops(
-        rates.position * positions, rates.attended_pair * attended_pairs, rates.scored_position * scored_positions
-    )
+def _compute_vision_rates(vision: VisionConfig, hidden_size: int) -> tuple[int, int]:
+    """Return the FLOPs of training per patch, with its share of a feature, and per pair of patches of an image."""
+    width = vision.hidden_size
+    layer = 4 * width**2 + 3 * width * vision.ffn_hidden_size
+    projector = width * vision.merged_width + hidden_size * (width + hidden_size)
+    weights = vision.num_layers * layer + width * vision.patch_width
+    return 3 * 2 * weights + 3 * 2 * projector // vision.merge_size**2, 3 * 4 * width * vision.num_layers
 
 
-def compute_step_flops(model: ModelConfig, positions: int, attended_pairs: int, scored_positions: int) -> float:
-    """Return FLOPs of one optimizer step.
+def count_step_flops(
+    model: ModelConfig,
+    positions: int,
+    attended_pairs: int,
+    scored_positions: int,
+    patches: int = 0,
+    attended_patches: int = 0,
+) -> StepFlops:
+    """Return FLOPs of one optimizer step by part.
 
     positions: of all sequences of the step, padding not counted (joint: both halves). attended_pairs: of a query and a
-    key it attends to.
+    key it attends to. patches: of all images. attended_patches: of patches of the same image.
     """
-    return sum(count_step_flops(model, positions, attended_pairs, scored_positions))
+    rates = compute_flop_rates(model)
+    return StepFlops(
+        rates.position * positions,
+        rates.attended_pair * attended_pairs,
+        rates.scored_position * scored_positions,
+        rates.patch * patches + rates.attended_patch * attended_patches,
+    )
 
 
 def count_attended_pairs(num_tokens: int, block_size: int, doubled: bool) -> int:

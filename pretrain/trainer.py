@@ -101,7 +101,7 @@ class Trainer:
         self.heartbeat.start()
         sums = run_schedule(self.model, step, forward_only=False)
         learning_rate = self._learning_rate()
-        set_hyperparameters(self.optimizer, self.config.optimizer, learning_rate)
+        set_hyperparameters(self.optimizer, self.config.optimizer, self.config.stage, learning_rate)
         norm = compute_grad_norm(self.optimizer)
         recompiled = self.report.count_compilations(self.state)
         joined = join_numbers(sums, step.counts, norm)

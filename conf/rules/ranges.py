@@ -54,6 +54,8 @@ POSITIVE = (
     "parallel.virtual_pipeline_parallel",
     "parallel.bucket_parameters",
     "optimizer.epsilon",
+    "stage.tower_lr",
+    "stage.projector_lr",
     "schedule.peak_lr",
     "train.tokens",
     "train.global_batch_size",

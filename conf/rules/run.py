@@ -14,6 +14,7 @@ from conf.rules.levers import LEVER_RULES
 from conf.rules.optimization import learning_rate_falls
 from conf.rules.ranges import RUN_RANGES, broken_ranges, read_key
 from conf.rules.violations import Violations, refuse_violations
+from conf.rules.vision import VISION_RULES
 from conf.schema import (
     AttentionBackend,
     Device,
@@ -128,6 +129,7 @@ _RULES: list[Callable[[RunConfig], Violations]] = [
     _sequence_fits_positions,
     *LAYOUT_RULES,
     *LEVER_RULES,
+    *VISION_RULES,
     learning_rate_falls,
     _spikes_can_be_noticed_and_undone,
     _yarn_bounds_are_ordered,

@@ -18,6 +18,7 @@ from conf.schema.optimization import (
     PrecisionConfig,
     ScheduleConfig,
     ScheduleKind,
+    VisionPrecision,
 )
 from conf.schema.parallel import ParallelConfig, Recompute
 from conf.schema.run import (
@@ -35,7 +36,7 @@ from conf.schema.run import (
     SpikePolicy,
     TrainConfig,
 )
-from conf.schema.stage import LossNormalization, Objective, StageConfig
+from conf.schema.stage import LossNormalization, ModelPart, Objective, StageConfig
 
 __all__ = [
     "AttentionBackend",
@@ -51,6 +52,7 @@ __all__ = [
     "InputConfig",
     "LossNormalization",
     "ModelConfig",
+    "ModelPart",
     "Objective",
     "OptimizerConfig",
     "OverlongChat",
@@ -73,4 +75,5 @@ __all__ = [
     "StageConfig",
     "TrainConfig",
     "VisionConfig",
+    "VisionPrecision",
 ]

@@ -51,6 +51,22 @@ class Fp8Recipe(Enum):
         return {Fp8Recipe.tensorwise: 16, Fp8Recipe.blockwise: 128}[self]
 
 
+class VisionPrecision(Enum):
+    """Format in which the vision tower computes; its weights are stored in precision.dtype.
+
+    fp32: exact, and slow on tensor cores. tf32: fp32 whose matmuls round their inputs to 10 bits. bf16: coarse.
+    """
+
+    fp32 = "fp32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes per number."""
+        return 2 if self is VisionPrecision.bf16 else 4
+
+
 @dataclass
 class OptimizerConfig:
     """AdamW and gradient clipping.
@@ -88,8 +104,9 @@ class PrecisionConfig:
     """Number formats of training.
 
     dtype: format of weights and activations. fp8: 8-bit matmuls within layers, or null; weights, head and embedding
-    stay in dtype.
+    stay in dtype. vision: see VisionPrecision.
     """
 
     dtype: Dtype = Dtype.bf16
     fp8: Optional[Fp8Recipe] = None
+    vision: VisionPrecision = VisionPrecision.fp32

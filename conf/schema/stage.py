@@ -1,6 +1,6 @@
 """Objective and noise of a training stage."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -29,17 +29,27 @@ class LossNormalization(Enum):
     per_objective = "per_objective"
 
 
+class ModelPart(Enum):
+    """text: embedding, decoder and head. tower: of vision. projector: what maps its features into the decoder."""
+
+    text = "text"
+    tower = "tower"
+    projector = "projector"
+
+
 @dataclass
 class StageConfig:
-    """Objective, noise and loss of one training stage.
+    """Objective, noise and loss of one training stage, and the parts of the model that it trains.
 
-    name: ar, joint or sft; part of the noise seed and of the run name.
+    name: ar, joint, sft or vlm; part of the noise seed and of the run name.
     objective: see Objective.
     chats_only: refuse data without prompts and responses, and export the end of a turn as the end of a sequence.
     block_size: tokens per diffusion block, in training and as the export's default for decoding.
     diffusion_weight: alpha, the weight of diffusion beside AR; see loss_normalization.
     noise_epsilon: lowest masking probability; p = (1 - eps) * t + eps with t uniform in (0, 1).
     loss_normalization: see LossNormalization.
+    freeze: parts of the model that are not trained: any of text, tower and projector.
+    tower_lr, projector_lr: learning rates of these parts, relative to that of the text model.
     """
 
     name: str = MISSING
@@ -49,6 +59,9 @@ class StageConfig:
     diffusion_weight: float = 0.3
     noise_epsilon: float = 1e-3
     loss_normalization: LossNormalization = LossNormalization.global_average
+    freeze: list[ModelPart] = field(default_factory=list)
+    tower_lr: float = 1.0
+    projector_lr: float = 1.0
 
     @property
     def positions_per_token(self) -> int:

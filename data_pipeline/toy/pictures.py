@@ -33,8 +33,8 @@ SHAPES = ("circle", "square", "triangle", "cross")
 NUMBERS = ("none", "one", "two", "three", "four", "five")
 WORDS = ("cat", "dog", "sun", "map", "key", "box", "jet", "owl")
 CORNERS = {"top left": (0, 0), "top right": (0, -1), "bottom left": (-1, 0), "bottom right": (-1, -1)}
-ROWS, COLUMNS = range(2, 5), range(2, 6)  # squares of a board
-WORD_BOARD = (2, 3)  # rows and columns of a picture with a word
+HEIGHTS, WIDTHS = range(2, 5), range(2, 6)  # squares of a board
+WORD_BOARD = (2, 3)  # squares of a picture with a word: height and width
 QUESTIONS_NAME = "questions.jsonl"
 FONT, FONT_PIXELS = "DejaVuSans-Bold.ttf", 30
 
@@ -69,24 +69,24 @@ class PictureSplit:
 
 
 class _Board:
-    """Draws shapes on a picture of rows x columns squares."""
+    """Draws shapes on a picture of height x width squares."""
 
-    def __init__(self, draw: random.Random, rows: int, columns: int) -> None:
-        self.rows, self.columns = rows, columns
+    def __init__(self, draw: random.Random, height: int, width: int) -> None:
+        self.height, self.width = height, width
         self._random = draw
         shade = draw.randrange(225, 256)
-        self.image = Image.new("RGB", (columns * SQUARE, rows * SQUARE), (shade, shade, shade))
+        self.image = Image.new("RGB", (width * SQUARE, height * SQUARE), (shade, shade, shade))
         self._pen = ImageDraw.Draw(self.image)
 
     @property
     def places(self) -> list[Place]:
         """Return all squares."""
-        return [(row, column) for row in range(self.rows) for column in range(self.columns)]
+        return [(row, column) for row in range(self.height) for column in range(self.width)]
 
     def corner(self, name: str) -> Place:
         """Return the square in a corner."""
         row, column = CORNERS[name]
-        return row % self.rows, column % self.columns
+        return row % self.height, column % self.width
 
     def put(self, place: Place, shape: str, colour: str) -> None:
         """Draw a shape into a square, not always of the same size nor in its very middle."""
@@ -134,7 +134,7 @@ _SHAPES = {"circle": _draw_circle, "square": _draw_square, "triangle": _draw_tri
 
 
 def _choose_board(draw: random.Random) -> _Board:
-    return _Board(draw, draw.choice(ROWS), draw.choice(COLUMNS))
+    return _Board(draw, draw.choice(HEIGHTS), draw.choice(WIDTHS))
 
 
 def _ask_corner(draw: random.Random) -> PictureQuestion:

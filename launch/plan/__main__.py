@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from conf.composition.compose import compose_size
+from conf.schema import RunConfig
 from conf.system.entry import OneLineParser, count, exit_status
 from conf.system.errors import UserError
 from launch.plan.as_json import describe_plan, describe_search
@@ -25,6 +26,7 @@ CHECKED = (
 )
 TERA = 1e12
 WIDTH = 100
+DEFAULT_IMAGE_SHARE = 0.5
 EXAMPLES = """examples:
   python -m launch.plan experiment=nld_8b_joint --gpus 256
   python -m launch.plan experiment=nld_8b_sft parallel.tensor_parallel=4 train.micro_batch_size=1 --gpus 256 --mfu 0.35
@@ -73,6 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
         default=1.0,
         metavar="X",
         help="part of every document that may be scored, of chats the responses (%(default)g)",
+    )
+    parser.add_argument(
+        "--image-share",
+        type=share,
+        metavar="X",
+        help="part of all tokens that are features of images (default: 0.5 where the model reads images)",
+    )
+    parser.add_argument(
+        "--image-side",
+        type=count,
+        default=SequenceKind().image_side,
+        metavar="N",
+        help="features along each side of an image, 28 pixels each (%(default)s)",
     )
     _add_hardware(parser.add_argument_group("hardware (defaults: nodes of 8 H100)"))
     return parser
@@ -123,6 +138,15 @@ def share(text: str) -> float:
     return value
 
 
+def _read_image_share(arguments: argparse.Namespace, config: RunConfig) -> float:
+    """Return the share of image features. Raises UserError for images that the model does not read."""
+    if config.model.vision is None:
+        if arguments.image_share:
+            raise UserError(f"--image-share: model={config.model.name} reads no images; leave it out")
+        return 0.0
+    return DEFAULT_IMAGE_SHARE if arguments.image_share is None else arguments.image_share
+
+
 def run_plan(arguments: argparse.Namespace) -> int:
     """Plan or search, print the result, and return the exit status. Raises UserError."""
     hardware = HardwareProfile(
@@ -137,7 +161,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
         storage_bandwidth=arguments.storage_gbs * GIGA,
     )
     config = compose_size(arguments.overrides)
-    kind = SequenceKind(arguments.document_tokens, arguments.scored_share)
+    kind = SequenceKind(
+        arguments.document_tokens, arguments.scored_share, _read_image_share(arguments, config), arguments.image_side
+    )
     console = Console(width=WIDTH, highlight=False)
     if arguments.search and arguments.check:
         raise UserError("--check simulates one layout: give it without --search, with the keys of the layout")

@@ -9,6 +9,7 @@ distributed_data_parallel.py.
 from math import lcm
 
 from launch.plan.rank_shape import RankShape
+from launch.plan.vision import list_vision_parameters
 
 PARAMETER_START, BUCKET_END = 64, 128
 DEFAULT_SIZE, DEFAULT_SIZE_PER_RANK = 40_000_000, 1_000_000
@@ -35,6 +36,8 @@ def list_parameters(shape: RankShape, pp_rank: int, chunk: int) -> list[int]:
     last_stage, last_chunk = shape.parallel.pipeline_parallel - 1, shape.parallel.virtual_pipeline_parallel - 1
     embedding = [vocabulary] if (pp_rank, chunk) == (0, 0) else []
     head = [hidden, vocabulary] if (pp_rank, chunk) == (last_stage, last_chunk) else []
+    if embedding and model.vision is not None:
+        embedding += list_vision_parameters(model.vision, hidden)
     return embedding + layer * shape.layers_per_chunk + head
 
 

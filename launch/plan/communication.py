@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from conf.schema import Recompute
 from launch.plan.buckets import find_buckets
 from launch.plan.rank_shape import FP32, RankShape
+from launch.plan.vision import image_gathering_bytes, list_vision_parameters, vision_gradient_bytes
 
 # Consecutive ranks are tensor, then context, then data, then pipeline parallel (megatron-core's order).
 
@@ -66,6 +67,8 @@ def estimate_pipeline_stage_traffic(shape: RankShape, pp_rank: int) -> list[Traf
         traffic += _context_traffic(shape)
     if parallel.pipeline_parallel > 1:
         traffic += _pipeline_traffic(shape, pp_rank)
+    if shape.model.vision is not None and pp_rank == 0:
+        traffic += _image_traffic(shape)
     if shape.data_ranks > 1:
         traffic += _data_traffic(shape, pp_rank)
     return traffic
@@ -108,6 +111,29 @@ def _tensor_traffic(shape: RankShape, pp_rank: int) -> list[Traffic]:
     ]
     if parallel.sequence_parallel:
         traffic.append(Traffic("tensor", "all-reduce", "norms", size, size, 1, norms))
+    return traffic
+
+
+def _image_traffic(shape: RankShape) -> list[Traffic]:
+    """Count the gathering of features, the sum of their gradients where ranks use different ones, and of the tower's.
+
+    Images are dealt to tensor- and context-parallel ranks alike; the gradients of tower and projector are summed over
+    tensor-parallel ranks once per step, tensor by tensor.
+    """
+    tensor, context = shape.parallel.tensor_parallel, shape.parallel.context_parallel
+    size, features, count = tensor * context, image_gathering_bytes(shape), shape.num_microbatches
+    traffic = []
+    if size > 1 and features:
+        traffic.append(Traffic("tensor", "all-gather", "images", size, size, count, count * features))
+        users = size if shape.parallel.sequence_parallel else context
+        if users > 1:
+            traffic.append(Traffic("tensor", "all-reduce", "images", users, size, count, count * features))
+    if tensor > 1:
+        assert shape.model.vision is not None
+        num_tensors = len(list_vision_parameters(shape.model.vision, shape.model.hidden_size))
+        traffic.append(
+            Traffic("tensor", "all-reduce", "tower", tensor, tensor, num_tensors, vision_gradient_bytes(shape))
+        )
     return traffic
 
 

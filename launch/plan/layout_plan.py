@@ -87,7 +87,7 @@ def plan_layout(config: RunConfig, num_gpus: int, hardware: HardwareProfile, kin
         ConfigError: The configuration cannot run on this number of GPUs.
     """
     check_rules(config, num_gpus)
-    shape = build_rank_shape(config, num_gpus)
+    shape = build_rank_shape(config, num_gpus, kind=kind)
     work = count_work(config, kind)
     expected = replace(shape, noisy_length=work.noisy_length)
     traffic = estimate_traffic(expected)

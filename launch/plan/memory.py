@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from launch.plan import activations
 from launch.plan.rank_shape import FP32, RankShape
+from launch.plan.vision import saved_by_tower, tower_backward
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def count_pipeline_stage_parameters(shape: RankShape, pp_rank: int) -> int:
     count = (model.num_layer_parameters // parallel.tensor_parallel + norms) // parallel.pipeline_parallel
     vocabulary = model.vocab_size // parallel.tensor_parallel * model.hidden_size
     if pp_rank == 0:
-        count += vocabulary
+        count += vocabulary + model.num_vision_parameters
     if pp_rank == parallel.pipeline_parallel - 1:
         count += vocabulary + model.hidden_size
     return count
@@ -73,13 +74,21 @@ def _estimate_pipeline_stage(shape: RankShape, pp_rank: int) -> PipelineStageMem
         optimizer=parameters * FP32 * state // shape.data_ranks,
         activations=_saved_activations(shape, pp_rank),
         logits=activations.scoring(shape) if is_last else 0,
-        working=activations.layer_backward(shape),
+        working=max(activations.layer_backward(shape), _working_of_tower(shape) if pp_rank == 0 else 0),
     )
+
+
+def _working_of_tower(shape: RankShape) -> int:
+    """Return what the tower's backward needs beyond what a microbatch's layers saved, which is freed by then."""
+    return tower_backward(shape) - shape.layers_per_chunk * activations.saved_by_layer(shape)
 
 
 def _saved_activations(shape: RankShape, pp_rank: int) -> int:
     in_flight = count_chunks_in_flight(shape, pp_rank)
     saved = in_flight * shape.layers_per_chunk * activations.saved_by_layer(shape)
+    if pp_rank == 0:
+        # A microbatch is in flight on the first stage until its first chunk is done.
+        saved += -(-in_flight // shape.parallel.virtual_pipeline_parallel) * saved_by_tower(shape)
     if shape.parallel.pipeline_parallel > 1:
         saved += _received_ahead(shape, pp_rank) * shape.stream_bytes
     return saved

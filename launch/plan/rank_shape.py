@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from conf.rules.layout import data_parallel_size, num_microbatches
-from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, ParallelConfig, RunConfig
+from conf.schema import AttentionBackend, Device, Dtype, ModelConfig, ParallelConfig, RunConfig, VisionPrecision
+from launch.plan.step_work import TEXT, SequenceKind
 
 FP32 = Dtype.fp32.num_bytes  # bytes per element of gradients, optimizer state and statistics
 
@@ -32,7 +33,8 @@ class RankShape:
     element_bytes: of weights and activations. micro_batch_size: sequences per forward. num_microbatches: per rank and
     step. noisy_length: noisy positions of a sequence on a rank, of whole forwards or as many as live blocks take.
     num_scored_positions: of a microbatch on a rank, at most: with every token scored and masked. scored_chunk_size:
-    scored positions whose logits the head holds at a time.
+    scored positions whose logits the head holds at a time. num_image_features: of a microbatch's images, on all ranks.
+    image_side: features along each side of an image. vision: what the vision tower computes in.
     """
 
     model: ModelConfig
@@ -47,6 +49,9 @@ class RankShape:
     noisy_length: int
     num_scored_positions: int
     scored_chunk_size: int
+    num_image_features: int = 0
+    image_side: int = 1
+    vision: VisionPrecision = VisionPrecision.fp32
 
     @cached_property
     def local_length(self) -> int:
@@ -85,11 +90,15 @@ class RankShape:
         return self.num_stream_positions * self.model.hidden_size * self.element_bytes
 
 
-def build_rank_shape(config: RunConfig, num_gpus: int, kernels: Kernels | None = None) -> RankShape:
+def build_rank_shape(
+    config: RunConfig, num_gpus: int, kernels: Kernels | None = None, kind: SequenceKind = TEXT
+) -> RankShape:
     """Build the shape of the longest forwards of a configuration that its rules allow on `num_gpus` ranks.
 
-    kernels: None: those that a run on this device would choose, Transformer Engine's on a GPU.
+    kernels: None: those that a run on this device would choose, Transformer Engine's on a GPU. kind: of the sequences,
+    which says how many images they hold.
     """
+    tokens = config.train.micro_batch_size * config.data.sequence_length
     return RankShape(
         model=config.model,
         parallel=config.parallel,
@@ -103,4 +112,7 @@ def build_rank_shape(config: RunConfig, num_gpus: int, kernels: Kernels | None =
         noisy_length=max(config.noisy_lengths, default=0),
         num_scored_positions=config.positions_per_forward,
         scored_chunk_size=config.runtime.loss_chunk_rows,
+        num_image_features=round(tokens * kind.image_share) if config.model.vision else 0,
+        image_side=kind.image_side,
+        vision=config.precision.vision,
     )

@@ -3,7 +3,8 @@
     compute        computed FLOPs / (GPUs * peak * mfu)
     recomputation  a second forward of the layers (full) or of attention (selective) at the same speed; elementwise: its
                    reads and writes at the memory's bandwidth
-    imbalance      what the busiest pipeline stage computes beyond the mean (the last one has the head)
+    imbalance      what the busiest pipeline stage computes beyond the mean (the last one has the head, the first one
+                   the vision tower)
     tensor         every tensor-parallel collective, not overlapped
     context        gathering clean keys and values over context-parallel ranks, not overlapped
     pipeline       sends of a pipeline stage, not overlapped
@@ -17,7 +18,7 @@ the unequal numbers of attended pairs of context-parallel ranks with packed docu
 
 from dataclasses import dataclass, fields
 
-from conf.schema import Recompute
+from conf.schema import Recompute, VisionPrecision
 from launch.plan.activations import ffn_bytes, recomputed_norm_outputs
 from launch.plan.communication import Traffic
 from launch.plan.hardware_profile import HardwareProfile
@@ -26,6 +27,8 @@ from launch.plan.step_work import StepWork
 from pretrain.costs import StepFlops
 
 BACKWARD_SHARE, FORWARD_SHARE = 2 / 3, 1 / 3
+# Of the dense bf16 peak, on an H100 (vendor data sheet).
+SPEED_OF_FORMATS = {VisionPrecision.fp32: 67 / 989, VisionPrecision.tf32: 495 / 989, VisionPrecision.bf16: 1.0}
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,12 @@ def estimate_step_time(shape: RankShape, work: StepWork, traffic: list[Traffic],
     parallel = shape.parallel
     num_stages, virtual = parallel.pipeline_parallel, parallel.virtual_pipeline_parallel
     speed = parallel.model_parallel * shape.data_parallel * hardware.peak_flops * hardware.mfu
-    compute = sum(work.computed_flops) / speed
+    flops = _slow_down_vision(work.computed_flops, shape.vision)
+    compute = sum(flops) / speed
     recomputation = (
-        count_recomputed_flops(parallel.recompute, work.computed_flops) / speed
-        + _elementwise_bytes(shape) / hardware.memory_bandwidth
-    )
-    imbalance = _flops_of_last_pipeline_stage(work, num_stages) * num_stages / speed - compute
+        count_recomputed_flops(parallel.recompute, flops) + flops.vision * FORWARD_SHARE
+    ) / speed + _elementwise_bytes(shape) / hardware.memory_bandwidth
+    imbalance = _flops_of_busiest_pipeline_stage(flops, num_stages) * num_stages / speed - compute
     tensor, context, pipeline = (
         _sending_seconds(traffic, group, hardware) for group in ("tensor", "context", "pipeline")
     )
@@ -96,9 +99,14 @@ def _elementwise_bytes(shape: RankShape) -> int:
     return shape.num_microbatches * layers * (3 * ffn_bytes(shape) + 2 * recomputed_norm_outputs(shape))
 
 
-def _flops_of_last_pipeline_stage(work: StepWork, num_stages: int) -> float:
-    flops = work.computed_flops
-    return (flops.layers + flops.attention) / num_stages + flops.head
+def _slow_down_vision(flops: StepFlops, precision: VisionPrecision) -> StepFlops:
+    """Return the FLOPs with those of the vision tower as many as would take its time in bf16."""
+    return flops._replace(vision=round(flops.vision / SPEED_OF_FORMATS[precision]))
+
+
+def _flops_of_busiest_pipeline_stage(flops: StepFlops, num_stages: int) -> float:
+    layers = (flops.layers + flops.attention) / num_stages
+    return layers + (flops.head + flops.vision if num_stages == 1 else max(flops.head, flops.vision))
 
 
 def _exposed_data_seconds(

@@ -20,10 +20,19 @@ class SequenceKind:
     """Says what sequences hold. document_tokens: of each document, None: one document per sequence.
 
     scored_share: part of every document, its end, that may be scored; the rest is a prompt, as in chats.
+    image_share: part of all tokens that are features of images, where the model reads any. image_side: features along
+    each side of an image.
     """
 
     document_tokens: int | None = None
     scored_share: float = 1.0
+    image_share: float = 0.0
+    image_side: int = 24
+
+    def count_patches(self, tokens: int, merge_size: int) -> tuple[int, int]:
+        """Return the patches of the images in so many tokens, and the pairs of patches of the same image."""
+        patches = round(tokens * self.image_share) * merge_size**2
+        return patches, patches * self.image_side**2 * merge_size**2
 
 
 TEXT = SequenceKind()
@@ -82,7 +91,9 @@ def count_work(config: RunConfig, kind: SequenceKind = TEXT) -> StepWork:
     masked = (1 + config.stage.noise_epsilon) / 2 if doubled else 0
     first = len(documents) if kind.scored_share == 1 else 0
     scored = sequences * (length * kind.scored_share * (1 + masked) - first)
-    flops = count_step_flops(config.model, positions, attended_pairs, round(scored))
+    vision = config.model.vision
+    patches = (0, 0) if vision is None else kind.count_patches(tokens, vision.merge_size)
+    flops = count_step_flops(config.model, positions, attended_pairs, round(scored), *patches)
     return StepWork(tokens, positions, computed, attended_pairs, scored, flops, noisy_length)
 
 

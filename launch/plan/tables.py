@@ -69,7 +69,8 @@ def _headline(plan: LayoutPlan) -> str:
         f"{plan.parameters / 1e9:.2f}B parameters, {config.train.tokens / 1e9:g}B tokens, {config.num_steps} steps\n"
         f"{describe_run(plan)}; {config.precision.dtype.value}, sequences of {config.data.sequence_length}{doubled}\n"
         f"{_flops(plan)} useful GFLOPs per clean token: layers {_share(plan, 'layers')}, attention "
-        f"{_share(plan, 'attention')} ({work.attended_pairs / work.tokens:.1f} pairs), head {_share(plan, 'head')}; "
+        f"{_share(plan, 'attention')} ({work.attended_pairs / work.tokens:.1f} pairs), head {_share(plan, 'head')}"
+        f"{f', vision {_share(plan, "vision")}' if work.flops.vision else ''}; "
         f"{work.positions / work.computed_positions:.1%} of the computed positions are useful"
     )
 

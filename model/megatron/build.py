@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from megatron.core import parallel_state
 from torch import nn
 
-from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from conf.schema import ModelConfig, ParallelConfig, PrecisionConfig, VisionPrecision
 from model.megatron.kernel_choice import check_machine, list_choices
 from model.megatron.spec import build_block_spec
 from model.megatron.transformer_config import TORCH_DTYPES, build_transformer_config
 from model.megatron.tri_mode import TriModeModel
+from model.megatron.vision import VISION_DTYPES, allow_rounded_matmuls
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ def build_model_chunks(
         logger.info("%s", choice)
     if precision.fp8 is not None:
         logger.info("matmuls of layers: fp8, %s; head and weights: %s", precision.fp8.value, precision.dtype.value)
+    if model.vision is not None:
+        logger.info("vision tower and projector compute in %s", precision.vision.value)
+        allow_rounded_matmuls(precision.vision is VisionPrecision.tf32)
     config = build_transformer_config(model, parallel, precision)
     stages: list[int | None] = [None]
     if parallel.virtual_pipeline_parallel > 1:
@@ -44,6 +48,7 @@ def build_model_chunks(
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
             post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
             loss_chunk_rows=loss_chunk_rows,
+            vision_dtype=VISION_DTYPES[precision.vision],
             vp_stage=vp_stage,
         )
         chunks.append(chunk.to(TORCH_DTYPES[precision.dtype]))

@@ -69,15 +69,16 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Compute what score_rows returns; needs_grad: whether to form gradients."""
         losses = hidden.new_empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        grad_weight = main_gradient = find_main_gradient(weight) if needs_grad else None
-        if needs_grad and grad_weight is None:
+        trains_weight = needs_grad and ctx.needs_input_grad[1]
+        grad_weight = main_gradient = find_main_gradient(weight) if trains_weight else None
+        if trains_weight and grad_weight is None:
             grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         memory = _Memory(hidden, weight, chunk_rows)
         for start in range(0, len(hidden), chunk_rows):
             rows = slice(start, start + chunk_rows)
             chunk = _Chunk(hidden[rows], weight, targets[rows], group, memory)
             losses[rows] = chunk.compute_losses()
-            if grad_hidden is not None and grad_weight is not None:
+            if grad_hidden is not None:
                 chunk.add_gradients(weights[rows], grad_hidden[rows], grad_weight)
         ctx.group, ctx.weight = group, weight if main_gradient is not None else None
         if needs_grad:
@@ -92,7 +93,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         if ctx.group.size() > 1:
             dist.all_reduce(grad_hidden, group=ctx.group)
         if ctx.weight is None:
-            grad_weight *= grad_loss
+            grad_weight = None if grad_weight is None else grad_weight.mul_(grad_loss)
         else:
             torch._assert_async(grad_loss == 1, "the gradient of the head's weight was formed for an unscaled loss")
             mark_added(ctx.weight)
@@ -196,17 +197,21 @@ class _Chunk:
         dist.all_reduce(sums, group=self.group)
         return sums[0].log() + largest, sums[1]
 
-    def add_gradients(self, weights: Tensor, grad_hidden: Tensor, grad_weight: Tensor) -> None:
-        """Write the gradients of sum(weights * losses) to grad_hidden [n, H], and add them to grad_weight [V/T, H]."""
+    def add_gradients(self, weights: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None) -> None:
+        """Write the gradients of sum(weights * losses) to grad_hidden [n, H], and add them to grad_weight [V/T, H].
+
+        grad_weight: None where the weight is not trained.
+        """
         factors = (self.tile_lse - self.lse).exp_().mul_(weights)[..., None]
         minus = torch.where(self.has_target, -weights[:, None], 0).to(factors.dtype)
         grad_hidden.zero_()
-        grad_weights = grad_weight.split(len(self.weights[0]))
+        grad_weights = None if grad_weight is None else grad_weight.split(len(self.weights[0]))
         for tile, (softmax, weight) in enumerate(zip(self.softmaxes, self.weights, strict=True)):
             grad_logits = softmax.mul_(factors[tile]).scatter_add_(1, self.columns[tile], minus[tile])
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden.addmm_(grad_logits, weight)
-            _add_matmul(grad_weights[tile], grad_logits.t(), self.hidden)
+            if grad_weights is not None:
+                _add_matmul(grad_weights[tile], grad_logits.t(), self.hidden)
 
 
 def _add_matmul(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -6,6 +6,7 @@ The last layer continues with scored positions alone once its attention is done.
 for scored ones see them; their output projection, MLP and final norm would be computed for nothing. In the joint stage
 a quarter of the positions has no loss, in SFT most. Sequence parallelism excludes it: there the residual stream is
 split by positions, and the remaining ones would have to be distributed anew.
+A model that reads images has a vision tower beside its embedding (model/megatron/vision.py, image_features.py).
 Shapes: B batch, R positions (S, or 2S as [noisy | clean] in the joint stage), H hidden size, V/T vocabulary of a rank,
 N scored positions (in the last layer filled up to a multiple).
 """
@@ -29,13 +30,18 @@ from conf.schema import ModelConfig
 from model.attention.plan import AttentionPlan, CoreAttention
 from model.megatron.embedding import Embedding
 from model.megatron.head import ScoredPositions, VocabularyHead
+from model.megatron.image_features import MicrobatchImages, insert_features
+from model.megatron.vision import VisionEncoder
 
 MAX_LAST_SHARE = 0.9  # of all positions: beyond, selecting them costs what leaving out the others saves
 MULTIPLE, FP8_MULTIPLE = 16, 128  # of positions, for whole tiles; matmuls in 8 bits need them
 
 
 class TriModeModel(LanguageModule):
-    """One pipeline stage of the decoder: embedding on the first, layers on each, norm and head on the last."""
+    """One pipeline stage: embedding and vision tower on the first, layers on each, norm and head on the last.
+
+    vision_dtype: what the tower computes in.
+    """
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class TriModeModel(LanguageModule):
         pre_process: bool,
         post_process: bool,
         loss_chunk_rows: int,
+        vision_dtype: torch.dtype = torch.float32,
         vp_stage: int | None = None,
     ) -> None:
         super().__init__(config=config)
@@ -54,6 +61,8 @@ class TriModeModel(LanguageModule):
         self.loss_chunk_rows = loss_chunk_rows
         if pre_process:
             self.embedding = Embedding(config, model.vocab_size)
+            if model.vision is not None:
+                self.vision = VisionEncoder(config, model, vision_dtype)
         self.decoder = TransformerBlock(
             config, spec, pre_process=pre_process, post_process=post_process, vp_stage=vp_stage
         )
@@ -84,15 +93,21 @@ class TriModeModel(LanguageModule):
         return {key: value for key, value in state.items() if not key.endswith("_extra_state")}
 
     def forward(
-        self, tokens: Tensor, plan: AttentionPlan, scored: ScoredPositions | None = None
+        self,
+        tokens: Tensor,
+        plan: AttentionPlan,
+        scored: ScoredPositions | None = None,
+        images: MicrobatchImages | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Map tokens [B, R] to hidden [R, B, H], or to what the last pipeline stage makes of it.
+        """Map tokens [B, R] and perhaps images to hidden [R, B, H], or to what the last pipeline stage makes of it.
 
         Returns:
             On the last stage with `scored`: the weighted loss and the cross entropy of every scored position [N].
             On it without: the logits of this rank's vocabulary [R, B, V/T].
         """
         hidden = self.embedding(tokens, position_ids=None) if self.pre_process else None
+        if hidden is not None and images is not None:
+            hidden = insert_features(hidden, images, self.vision)
         if self.post_process and scored is not None:
             plan = self.narrow(plan, scored, tokens.numel())
         hidden = self.decoder(hidden, attention_mask=None, attention_bias=plan)

@@ -20,7 +20,7 @@ WRITE = "write <|image_start|> into texts, or put a template for images there"
 COPY = "copy it from an export of python -m model.convert"
 
 
-def check_image_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> ExportCheck:
+def check_vision_tokens(directory: Path, tokenizer: PreTrainedTokenizerFast) -> ExportCheck:
     """Check the four tokens of images, and that a chat template writes one <|image_start|> for each image."""
     name = "image tokens"
     try:

@@ -133,7 +133,7 @@ def _check_tokenizer(result: ExportVerification, export: Path, config: dict[str,
     yield tokenizer.check_special_ids(loaded, config, stop_ids | configuration.stop_ids_of(config), eos_token_id)
     yield tokenizer.check_chat_template(loaded, stop_ids)
     if config.get("model_type") == VLM_TYPE:
-        yield images.check_image_tokens(export, loaded)
+        yield images.check_vision_tokens(export, loaded)
         yield images.check_processor(export, config)
     code = remote_code.check_tokenizer_code(_read_tokenizer_config(export))
     if code is not None:

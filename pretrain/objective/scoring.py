@@ -31,6 +31,7 @@ class StepCounts:
     positions, attended_pairs: the useful positions of the forward, and the pairs of them that see each other: clean
         text, and noisy tokens of live blocks.
     computed_positions: of the forwards on all ranks, with padding and what only fills up a length.
+    images, patches, attended_patches: pictures, their patches, and pairs of patches of the same picture.
     """
 
     clean: int = 0
@@ -43,6 +44,9 @@ class StepCounts:
     positions: int = 0
     attended_pairs: int = 0
     computed_positions: int = 0
+    images: int = 0
+    patches: int = 0
+    attended_patches: int = 0
 
     def __add__(self, other: "StepCounts") -> "StepCounts":
         return StepCounts(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))

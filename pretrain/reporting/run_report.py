@@ -204,7 +204,10 @@ class RunReport:
 
     def _describe_step(self, outcome: StepOutcome, guard: LossGuard, ratios: dict[int, float]) -> dict[str, Any]:
         config, counts, seconds, peak = self._config, outcome.numbers.counts, outcome.seconds, self._peak_flops
-        units = (counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+        units = (
+            *(counts.positions, counts.attended_pairs, counts.clean + counts.masked),
+            *(counts.patches, counts.attended_patches),
+        )
         flops = float(sum(rate * count for rate, count in zip(self._flop_rates, units, strict=True)))
         slowest = max(ratios, key=ratios.__getitem__)
         return {
@@ -217,6 +220,8 @@ class RunReport:
             "masked_tokens": counts.masked,
             "useful_positions": counts.positions,
             "computed_positions": counts.computed_positions,
+            "images": counts.images,
+            "image_patches": counts.patches,
             "grad_norm": outcome.numbers.grad_norm,
             "lr": outcome.learning_rate,
             "step_seconds": seconds,

@@ -163,7 +163,19 @@ def check_resumable(config: RunConfig, data: RunData, manifest: CheckpointManife
             f"{step_dir} was written by stage {manifest.stage}, this run is stage {config.stage.name}: choose another "
             "run.name and give the earlier run as init_from."
         )
+    _check_same_parts(manifest, config, step_dir)
     _check_same_tokenizer(manifest.tokenizer, config, data, step_dir)
+
+
+def _check_same_parts(manifest: CheckpointManifest, config: RunConfig, step_dir: Path) -> None:
+    """Refuse to train other parts of the model: the optimizer has no state for those that were frozen."""
+    before, frozen = (set(stage.get("freeze", [])) for stage in (manifest.config.get("stage", {}), plain(config.stage)))
+    if before != frozen:
+        then, now = (", ".join(sorted(names)) or "nothing" for names in (before, frozen))
+        raise UserError(
+            f"{step_dir} was trained with stage.freeze naming {then}, now it names {now}: go on as before, or choose "
+            "another run.name and give this run as init_from."
+        )
 
 
 def _check_same_tokenizer(theirs: dict[str, Any], config: RunConfig, data: RunData, where: Path) -> None:

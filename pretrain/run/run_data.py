@@ -76,6 +76,11 @@ def _open_blend(config: RunConfig, sources: dict[str, SourceConfig], tokenizer: 
     for dataset in datasets.values():
         dataset.check_vocabulary(config.model.vocab_size, tokenizer.mask_token_id)
         dataset.check_tokenizer(tokenizer.fingerprint)
+        if dataset.counts.images and config.model.vision is None:
+            raise UserError(
+                f"{dataset.stored.path} holds {dataset.counts.images} images, model={config.model.name} reads none: "
+                "choose a model with a vision tower (model=..._vlm), or data without images."
+            )
     return build_blend(datasets, sources, seed)
 
 

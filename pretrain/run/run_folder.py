@@ -75,9 +75,11 @@ def write_out(config: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return dataclasses and enums, also inside dictionaries, as dictionaries and strings."""
+    """Return dataclasses and enums, also inside dictionaries and lists, as dictionaries and strings."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
     return value.value if isinstance(value, Enum) else value

@@ -1,5 +1,6 @@
 """Evaluates held-out losses: on the same sequences with the same noise, every time and in every layout."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +16,16 @@ from pretrain.step.schedule import run_schedule
 
 @dataclass(frozen=True)
 class HeldoutEvaluation:
-    """Evaluates `num_sequences` sequences of `blend` (the first of its order), `micro_batch_size` at a time."""
+    """Evaluates `num_sequences` sequences of `blend` (the first of its order), `micro_batch_size` at a time.
+
+    decode: gives the images of a batch their pixels; None where there are none.
+    """
 
     blend: Blend
     builder: MicrobatchBuilder
     num_sequences: int
     micro_batch_size: int
+    decode: Callable[[Batch], Batch] | None = None
 
     def run(self, model: list[Any]) -> LossStats:
         """Return losses over all sequences; every rank takes part and gets the result."""
@@ -52,7 +57,7 @@ class HeldoutEvaluation:
         batch = self.blend.build_batch([*indices, *[0] * missing])
         batch.document_ids[len(indices) :] = -1
         batch.loss_mask[len(indices) :] = batch.block_padding[len(indices) :] = False
-        return batch
+        return batch if self.decode is None else self.decode(batch)
 
 
 def _data_parallel_size() -> int:

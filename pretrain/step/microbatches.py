@@ -14,20 +14,23 @@ from data_pipeline.noise import NoiseSource, add_noise
 from model.attention.live import choose_positions
 from model.attention.plan import AttentionPlan, PlanBuilder
 from model.megatron.head import ScoredPositions
+from model.megatron.image_features import MicrobatchImages
 from pretrain.objective.losses import weigh
 from pretrain.objective.scoring import StepCounts, count_step, score_ar, score_joint, take_local
+from pretrain.step.images import ImageBuilder
 
 
 @dataclass(frozen=True)
 class Microbatch:
     """Input of one forward over this rank's positions, on its device.
 
-    tokens: [B, R]. plan, scored: as TriModeModel.forward takes them.
+    tokens: [B, R]. plan, scored, images: as TriModeModel.forward takes them.
     """
 
     tokens: Tensor
     plan: AttentionPlan
     scored: ScoredPositions
+    images: MicrobatchImages | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class MicrobatchBuilder:
     """Applies the stage's objective, to whole sequences first: noise and scores do not depend on context shards.
 
     noise: of the training or of the held-out split. noisy_lengths: of a rank's noisy positions, ascending
-    (RunConfig.noisy_lengths).
+    (RunConfig.noisy_lengths). images: None for a model of text alone.
     """
 
     stage: StageConfig
@@ -51,6 +54,7 @@ class MicrobatchBuilder:
     mask_token_id: int
     plans: PlanBuilder
     noisy_lengths: tuple[int, ...]
+    images: ImageBuilder | None = None
 
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
         """Prepare a step. All data-parallel ranks take part: their counts are summed."""
@@ -72,15 +76,18 @@ class MicrobatchBuilder:
         else:
             tokens, scored = batch.tokens, score_ar(batch)
             positions = shard.find_whole(batch.tokens.shape[1], doubled=False)
+        images = self.images.build(batch, tokens, positions) if self.images else None
         tokens, local = take_local(tokens, scored, positions)
         counts = count_step(batch, scored, is_live, tokens.numel() * shard.size)
-        return Microbatch(tokens, self.plans.build_for(batch.layout, positions), local), counts
+        counts += self.images.count(batch) if self.images else StepCounts()
+        return Microbatch(tokens, self.plans.build_for(batch.layout, positions), local, images), counts
 
     def _finish(self, microbatch: Microbatch, counts: StepCounts) -> Microbatch:
         """Move a microbatch to the device, with the weights that follow from the counts of the global batch."""
         device = self.plans.device
         scored = weigh(microbatch.scored.to(device), counts, self.stage)
-        return replace(microbatch, tokens=microbatch.tokens.to(device), scored=scored)
+        images = microbatch.images.to(device) if microbatch.images else None
+        return replace(microbatch, tokens=microbatch.tokens.to(device), scored=scored, images=images)
 
 
 def _sum_over_data_parallel(counts: StepCounts, device: torch.device) -> StepCounts:

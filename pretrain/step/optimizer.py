@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, clip_grads, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    clip_grads,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.utils import local_multi_tensor_l2_norm
 from torch import Tensor
 
-from conf.schema import Dtype, OptimizerConfig, ParallelConfig, PrecisionConfig
+from conf.schema import Dtype, OptimizerConfig, ParallelConfig, PrecisionConfig, StageConfig
 from model.megatron.transformer_config import TORCH_DTYPES
 from model.megatron.tri_mode import TriModeModel
+from pretrain.step.parts import label_parts, scale_learning_rate, sum_vision_gradients
 
 
 def wrap_data_parallel(
@@ -75,6 +81,7 @@ def _finalize_without_averaging(
     """Finish gradients without megatron-core's division by its token count: our weights hold the denominator."""
     gradients_ready()
     finalize_model_grads(model, None, **options)
+    sum_vision_gradients(model)
 
 
 def _one_or_all(functions: list[Any]) -> Any:
@@ -103,7 +110,7 @@ def build_optimizer(
         overlap_param_gather=parallel.overlap_param_gather,
     )
     _keep_norms_on_device()
-    built = get_megatron_optimizer(settings, wrapped)
+    built = get_megatron_optimizer(settings, wrapped, get_standard_config_overrides(settings) | label_parts())
     wrapped[0].config.grad_scale_func = built.scale_loss
     return built
 
@@ -149,10 +156,12 @@ def update_weights(built: MegatronOptimizer, grad_norm: Tensor) -> None:
     built.step_with_ready_grads()
 
 
-def set_hyperparameters(built: MegatronOptimizer, optimizer: OptimizerConfig, learning_rate: float) -> None:
+def set_hyperparameters(
+    built: MegatronOptimizer, optimizer: OptimizerConfig, stage: StageConfig, learning_rate: float
+) -> None:
     """Write the configured values into every parameter group, so that overrides hold after a resume too."""
     for group in built.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * scale_learning_rate(group, stage)
         group["weight_decay"] = optimizer.weight_decay * group.get("wd_mult", 1.0)
         group["betas"] = (optimizer.beta1, optimizer.beta2)
         group["eps"] = optimizer.epsilon

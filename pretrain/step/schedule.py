@@ -35,7 +35,7 @@ def run_schedule(model: list[Any], step: PreparedStep, forward_only: bool) -> Te
 
 def _forward_step(iterator: Iterator[Microbatch], model: Any) -> tuple[Any, Callable[..., Any]]:
     microbatch = next(iterator)
-    output = model(microbatch.tokens, microbatch.plan, microbatch.scored)
+    output = model(microbatch.tokens, microbatch.plan, microbatch.scored, microbatch.images)
 
     def loss_function(output: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         loss, cross_entropy = output

@@ -45,15 +45,16 @@ def stage_of(name: str) -> str:
 def test_recipes_carry_the_published_training_numbers(name: str) -> None:
     config = compose_recipe(name)
     _, size, stage = name.split("_")
-    assert config.model.name == f"ministral3_{size}"
+    is_tuning = stage in ("sft", "vlm")  # the last takes instruct tuning's numbers, for its own are not published
+    assert config.model.name == f"ministral3_{size}" + ("_vlm" if stage == "vlm" else "")
     assert config.stage.name == stage
     assert config.stage.objective is (Objective.ar if stage == "ar" else Objective.joint)
-    assert config.train.tokens == {"ar": 1e12, "joint": 300e9, "sft": 45e9}[stage]
-    shape, rates = ((16384, 256), (2.5e-6, 2.5e-7)) if stage == "sft" else ((4096, 512), (1e-5, 3e-6))
+    assert config.train.tokens == {"ar": 1e12, "joint": 300e9, "sft": 45e9, "vlm": 45e9}[stage]
+    shape, rates = ((16384, 256), (2.5e-6, 2.5e-7)) if is_tuning else ((4096, 512), (1e-5, 3e-6))
     assert (config.data.sequence_length, config.train.global_batch_size) == shape
     assert (config.schedule.peak_lr, config.schedule.final_lr) == rates
     assert (config.schedule.kind.value, config.schedule.warmup_fraction) == ("wsd", 0.01)
-    degrees = {"3b": 4, "8b": 8, "14b": 8} if stage == "sft" else {"3b": 1, "8b": 4, "14b": 8}  # of SFT: what fits
+    degrees = {"3b": 4, "8b": 8, "14b": 8} if is_tuning else {"3b": 1, "8b": 4, "14b": 8}  # of SFT: what fits
     assert config.parallel.tensor_parallel == degrees[size]
     assert config.precision.dtype.value == "bf16"
     assert config.stage.diffusion_weight == 0.3
@@ -97,5 +98,8 @@ def test_recipes_fit_256_gpus(name: str) -> None:
 
 @pytest.mark.parametrize("size", ["3b", "8b", "14b"])
 def test_every_recipe_starts_where_the_one_before_ends(size: str) -> None:
+    # What `make convert-checkpoint VISION=...` wrote.
+    vlm = compose_recipe(f"nld_{size}_vlm")
+    assert vlm.init_from == f"runs/nld_{size}_vlm_start" and not vlm.stage.freeze
     ar, joint, sft = (compose_recipe(f"nld_{size}_{stage}") for stage in ("ar", "joint", "sft"))
     assert (joint.init_from, sft.init_from) == (ar.run.dir, joint.run.dir)

@@ -19,13 +19,17 @@ from torch import Tensor
 from conf.composition.compose import compose_size
 from conf.schema import RunConfig
 from conf.system.entry import quiet_libraries
-from data_pipeline.batch import Batch, SequenceLayout
+from data_pipeline.batch import Batch, PlacedImage, SequenceLayout
 from data_pipeline.noise import NoiseSource
+from launch.plan.step_work import SequenceKind
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
+from model.hf.image_loading import PIXELS_PER_FEATURE
+from model.hf.image_tokens import list_image_tokens
 from model.megatron import cpu
 from model.megatron.build import build_model_chunks
 from model.megatron.transformer_config import TORCH_DTYPES
+from pretrain.assemble import build_image_builder
 from pretrain.checkpointing.sharded_state import build_sharded_state, count_bytes
 from pretrain.run.model_parallel import distributed_session
 from pretrain.run.process_group import gather_over_ranks
@@ -33,6 +37,9 @@ from pretrain.step.microbatches import MicrobatchBuilder, PreparedStep
 from pretrain.step.optimizer import build_optimizer, wrap_data_parallel
 from pretrain.step.schedule import run_schedule
 from tests.helpers.live_bytes import LiveBytes, SentBytes, bytes_of
+
+# Of models that read any: eight images of 16 features in 256 tokens.
+IMAGES = SequenceKind(image_share=0.5, image_side=4)
 
 
 def main() -> None:
@@ -68,7 +75,8 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
         )
         noise = NoiseSource(1, "plan", "train", config.stage.noise_epsilon)
         # The plan is of the longest forwards.
-        builder = MicrobatchBuilder(config.stage, noise, 3, plans, config.noisy_lengths[-1:])
+        images = build_image_builder(config)
+        builder = MicrobatchBuilder(config.stage, noise, 3, plans, config.noisy_lengths[-1:], images)
         buffers = [buffer for chunk in model for buffer in chunk.buffers]
         gradients = [buffer.grad_data for buffer in buffers]
         known = [*weights, *gradients]
@@ -94,7 +102,8 @@ def measure_step(config: RunConfig) -> dict[str, Any]:
 def _peak_of_schedule(model: list[Any], step: PreparedStep, known: list[Tensor]) -> int:
     """Return the most bytes in use: of tensors on a CPU, as counted by the allocator on a GPU."""
     if not known[0].is_cuda:
-        with LiveBytes(known) as live:
+        pixels = [image for microbatch in step.microbatches if microbatch.images for image in microbatch.images.pixels]
+        with LiveBytes([*known, *pixels]) as live:
             run_schedule(model, step, forward_only=False)
         return live.peak
     torch.cuda.reset_peak_memory_stats()
@@ -104,14 +113,30 @@ def _peak_of_schedule(model: list[Any], step: PreparedStep, known: list[Tensor])
 
 
 def _batches(config: RunConfig) -> list[Batch]:
-    """Return this rank's share of a global batch of random tokens, one document per sequence."""
+    """Return this rank's share of a global batch of random tokens, one document per sequence, perhaps with images."""
     size, length = config.train.micro_batch_size, config.data.sequence_length
     positions = torch.arange(length).repeat(size, 1)
     zeros, none = torch.zeros_like(positions), torch.zeros_like(positions, dtype=torch.bool)
-    blocks, tokens = positions // config.stage.block_size, torch.randint(config.model.vocab_size, positions.shape)
-    batch = Batch(tokens, SequenceLayout(zeros, blocks, positions, none), ~none, torch.arange(size))
+    blocks, tokens = positions // config.stage.block_size, torch.randint(30, config.model.vocab_size, positions.shape)
+    images = _place_images(config, tokens)
+    batch = Batch(tokens, SequenceLayout(zeros, blocks, positions, none), ~none, torch.arange(size), images)
     share = config.train.global_batch_size // (size * parallel_state.get_data_parallel_world_size())
     return [batch] * share
+
+
+def _place_images(config: RunConfig, tokens: Tensor) -> tuple[PlacedImage, ...]:
+    """Write image tokens into `tokens`, as many as IMAGES asks for, and return the images with pixels."""
+    if config.model.vision is None:
+        return ()
+    images, side, stored = [], IMAGES.image_side, None
+    num_images = round(config.data.sequence_length * IMAGES.image_share) // side**2
+    ids = torch.tensor(list_image_tokens((side, side)))
+    for sequence in range(len(tokens)):
+        for first in range(0, num_images * len(ids), len(ids)):
+            tokens[sequence, first : first + len(ids)] = ids
+            pixels = torch.randn(3, side * PIXELS_PER_FEATURE, side * PIXELS_PER_FEATURE)
+            images.append(PlacedImage(sequence, first, (side, side), stored, pixels))  # type: ignore[arg-type]
+    return tuple(images)
 
 
 def _optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:

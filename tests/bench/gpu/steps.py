@@ -10,7 +10,7 @@ from torch import Tensor
 from conf.schema import Objective, PrecisionConfig, Recompute
 from model.attention.plan import AttentionPlan
 from model.megatron.head import ScoredPositions
-from pretrain.costs import compute_step_flops, find_peak_flops
+from pretrain.costs import count_step_flops, find_peak_flops
 from pretrain.objective.scoring import StepCounts
 from tests.bench.gpu.meter import Meter, attempt, measure
 from tests.bench.gpu.recipe import Recipe, list_changes
@@ -115,7 +115,7 @@ def compute_rates(settings: Settings, length: int, name: str, seconds: float) ->
     """Compute rates of useful work alone; mfu is against the device's bf16 peak, None where that is not known."""
     case = settings.case(length)
     counts: StepCounts = build_input(case, Objective.ar if name == AR else Objective.joint).counts
-    flops = compute_step_flops(case.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+    flops = sum(count_step_flops(case.model, counts.positions, counts.attended_pairs, counts.clean + counts.masked))
     peak = find_peak_flops(case.device) if name != NARROWED else None  # which leaves out some of these FLOPs
     return {"tokens_per_second": length / seconds, "mfu": flops / seconds / peak if peak else None}
 

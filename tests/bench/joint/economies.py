@@ -6,7 +6,7 @@ Dead blocks are left out in whole eighths of the noisy half (model/attention/liv
 from typing import Any
 
 from conf.schema import Objective
-from pretrain.costs import compute_step_flops
+from pretrain.costs import count_step_flops
 from tests.bench.joint.cases import BLOCK_SIZE, Case, build_input
 
 
@@ -18,7 +18,7 @@ def count_economies(case: Case) -> dict[str, Any]:
     a block of n has none with probability 1 / (n + 1); at this case's fixed half there are none.
     """
     counts, model = build_input(case, Objective.joint).counts, case.model
-    total = compute_step_flops(model, counts.positions, counts.attended_pairs, counts.clean + counts.masked)
+    total = sum(count_step_flops(model, counts.positions, counts.attended_pairs, counts.clean + counts.masked))
     unscored = counts.positions - counts.clean - counts.masked
     after_attention = model.hidden_size * (model.query_width + 3 * model.ffn_hidden_size)
     layers = 6 * model.num_layer_parameters * counts.positions

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pretrain.costs import compute_step_flops
+from pretrain.costs import count_step_flops
 from tests.bench.joint.cases import Case
 from tests.bench.joint.economies import count_economies
 from tests.bench.joint.floor import build_matmuls, count_reference_work, count_useful_work
@@ -34,7 +34,7 @@ def measure_speed(case: Case, rounds: int) -> dict[str, Any]:
     bare = times[BARE]
     work, all_work = count_useful_work(case), count_reference_work(case)
     flops = [
-        compute_step_flops(case.model, item.num_positions, item.attended_pairs, item.scored_positions)
+        sum(count_step_flops(case.model, item.num_positions, item.attended_pairs, item.scored_positions))
         for item in (work, all_work)
     ]
     left_out = count_economies(case)["last_layer_positions"]

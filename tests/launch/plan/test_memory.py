@@ -19,6 +19,7 @@ from model.attention import grouped
 from model.megatron import head
 from tests.helpers.layouts import CP2, PP2, PP2_INTERLEAVED, TP2, TP2_SP
 from tests.helpers.layouts import LAYOUTS as LAYOUTS_BY_NAME
+from tests.helpers.plan_jobs import IMAGES
 from tests.helpers.processes import run_ranks
 
 NUM_RANKS = 2
@@ -32,6 +33,7 @@ COMMON += [
     "stage.block_size=32",
     "runtime.loss_chunk_rows=128",
 ]
+DEEP_TOWER = ["model=tiny_vlm", "model.vision.num_layers=96"]
 JOBS = {
     "ar_fp32": ["stage=ar", "parallel=single", "precision=fp32"],
     "joint_bf16": ["stage=joint", "parallel=single", "precision=bf16", "train.micro_batch_size=2"],
@@ -51,6 +53,17 @@ JOBS = {
     "ar_fp32_cp2": ["stage=ar", *CP2, "precision=fp32", "train.micro_batch_size=2"],
     "joint_bf16_cp2_selective": ["stage=joint", *CP2, "precision=bf16", "parallel.recompute=selective"],
     "joint_fp32_cp2_full": ["stage=joint", *CP2, "precision=fp32", "parallel.recompute=full"],
+    "vlm_fp32": ["stage=vlm", "model=tiny_vlm", "parallel=single", "precision=fp32"],
+    "vlm_bf16_deep_tower": [
+        "stage=vlm",
+        "model=tiny_vlm",
+        "parallel=single",
+        "precision=bf16",
+        "model.vision.num_layers=48",
+    ],
+    "vlm_bf16_tp2_sp": ["stage=vlm", "model=tiny_vlm", *TP2_SP, "precision=bf16"],
+    "vlm_fp32_cp2": ["stage=vlm", "model=tiny_vlm", *CP2, "precision=fp32"],
+    "vlm_bf16_pp2": ["stage=vlm", "model=tiny_vlm", *PP2, "precision=bf16", "precision.vision=bf16"],
     "ar_fp32_pp2_interleaved": ["stage=ar", *PP2_INTERLEAVED, "precision=fp32", "model.num_layers=4"],
 }
 LAYOUTS = {
@@ -83,7 +96,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
 def predict(name: str, jobs: dict[str, list[str]] = JOBS) -> tuple[RunConfig, list[PipelineStageMemory]]:
     """Return the configuration of a job and the memory of each rank: a pipeline stage each, or all alike."""
     config = compose_size([*COMMON, *jobs[name]])
-    stages = estimate_memory(build_rank_shape(config, NUM_RANKS))
+    stages = estimate_memory(build_rank_shape(config, NUM_RANKS, kind=IMAGES))
     return config, stages if len(stages) == NUM_RANKS else stages * NUM_RANKS
 
 
@@ -108,6 +121,11 @@ def test_activations_and_logits_are_within_a_tenth(name: str, measured: Measured
         assert stage.transient == pytest.approx(found["transient"], rel=TOLERANCE)
 
 
+def test_the_tower_takes_most_where_it_is_deep() -> None:
+    (deep, _), (flat, _) = (predict(name)[1] for name in ("vlm_bf16_deep_tower", "vlm_fp32"))
+    assert deep.activations > 2 * flat.activations
+
+
 def test_logits_are_a_large_part_where_the_vocabulary_is() -> None:
     for name in ("ar_bf16_vocabulary", "joint_fp32_tp2_vocabulary"):
         last = predict(name)[1][-1]
@@ -118,7 +136,7 @@ def test_logits_are_a_large_part_where_the_vocabulary_is() -> None:
 def test_messages_of_collectives_are_counted(name: str, measured: Measured) -> None:
     config, _ = predict(name)
     predicted: dict[str, int] = {}
-    for item in estimate_traffic(build_rank_shape(config, NUM_RANKS)):
+    for item in estimate_traffic(build_rank_shape(config, NUM_RANKS, kind=IMAGES)):
         predicted[item.operation] = predicted.get(item.operation, 0) + item.num_bytes
     for collective, bytes_ in predicted.items():
         found = max(rank["sent"].get(collective, 0) for rank in measured[name])
