@@ -34,7 +34,8 @@ examples:
 
 Data are records {"messages": [...]} or {"text": ...} in .jsonl or .parquet files, or tokens that `make prepare-data`
 wrote. With responses.source=greedy or sampled, the model responds to records of .jsonl files: {"prompt": ...},
-{"messages": [...]} that end with the user's turn (a response after it is ignored), {"text": ...} to be continued.
+{"messages": [...]} that end with the user's turn (a response after it is ignored), {"text": ...} to be continued. A
+checkpoint that reads images responds to records with images, too: paths or base64 in a message's content, or "images".
 Without output=... the adapter lands in DIR/linear_spec_lora, where decoding finds it; an adapter that is already there
 is not replaced. The same command again continues the run (resume=auto).
 """

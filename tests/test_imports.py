@@ -30,7 +30,10 @@ MAY_IMPORT = {
         *("model.hf.options", "model.hf.rope"),  # defaults and the maths of YaRN, without transformers
         *("model.hf.image_loading", "model.hf.image_tokens"),
     ),
-    "model/commands": ("conf", "model.commands", "model.hf.options"),
+    "model/commands": (
+        *("conf", "model.commands", "model.hf.image_tokens", "model.hf.options"),
+        "model.export.images",  # a type
+    ),
     "model/chat": ("conf", "model.chat", "model.commands", "model.export", "model.hf"),
     "model/evaluate": ("conf", "model.commands", "model.evaluate", "model.export", "model.hf"),
     "model/harness": ("conf", "model.commands", "model.export", "model.harness", "model.hf"),

@@ -16,15 +16,20 @@ from conf.system.atomic import atomic_directory
 from model.checkpoint.checksums import write_sums
 from model.export.adapter_weights import TARGET, WEIGHTS_FILE
 from model.export.draft_adapter import CONFIG_FILE, RECORD_FILE
+from model.hf.modeling_nemotron_labs_diffusion_vlm import TOWER_MODULES, NemotronLabsDiffusionVLMModel
 
 
 def attach_new_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> PeftModel:
-    """Attach a new LoRA in fp32, which changes nothing yet, to every o_proj of `model`; freeze all other weights."""
+    """Attach a new LoRA in fp32, which changes nothing yet, to every o_proj of `model`; freeze all other weights.
+
+    A vision tower has modules of that name, too, and none of them drafts.
+    """
     torch.manual_seed(seed)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] (any number will do)
         target_modules=[TARGET],
+        exclude_modules=TOWER_MODULES if isinstance(model, NemotronLabsDiffusionVLMModel) else None,
         lora_dropout=0.0,
         bias="none",
     )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from data_pipeline.order import derive_key
 from lora.examples.example_set import Example, ExampleOrder, ExampleSet
+from model.export.images import PromptImage
 
 ORDER, ANCHORS, HELDOUT, DRAWS = range(4)  # what keys are derived for
 
@@ -27,6 +28,7 @@ class DraftBatch:
         all false for a block that only fills up the batch.
     draws: [B, K, N] fp32 in [0, 1), what is random about drawn drafts: in the seed's place the number that decides
         whether the block's draft is sampled, in the others those that its tokens are drawn with.
+    images: of all sequences, in the order of their tokens; opened when the batch is encoded.
     """
 
     tokens: Tensor
@@ -34,6 +36,7 @@ class DraftBatch:
     anchors: Tensor
     scored: Tensor
     draws: Tensor
+    images: tuple[PromptImage, ...] = ()
 
     @property
     def num_blocks(self) -> int:
@@ -120,6 +123,7 @@ def build_draft_batch(
         anchors=torch.from_numpy(anchors),
         scored=torch.from_numpy(scored),
         draws=torch.from_numpy(draws),
+        images=tuple(image for example in examples for image in example.images),
     )
 
 

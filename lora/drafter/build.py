@@ -17,6 +17,7 @@ from lora.drafter.checkpoint_manifest import FixedSettings, check_version, read_
 from lora.drafter.engine import EngineFiles, build_engine
 from lora.drafter.step import build_step
 from lora.drafter.trainer import DrafterTrainer
+from lora.examples.prompts import RecordPrompts
 from lora.examples.run_examples import OpenedExamples, RunExamples, add_responses, open_run_examples
 from model.checkpoint.layout import find_newest_complete
 from model.export.draft_adapter import identify_checkpoint
@@ -49,6 +50,7 @@ def build_drafter_trainer(config: DrafterConfig, session: RunSession) -> Drafter
     """Build everything a run needs and load its newest checkpoint; all ranks together."""
     newest = _find_checkpoint(config, session)
     opened = open_run_examples(config)
+    refuse_sharded_tower(config, opened)
     checkpoint, device = Path(config.checkpoint), session.ranks.device
     identity = identify_checkpoint(checkpoint)
     model = load_export(checkpoint, dtype=config.runtime.dtype.value, device=_choose_model_device(config, device))
@@ -87,6 +89,16 @@ def build_drafter_trainer(config: DrafterConfig, session: RunSession) -> Drafter
         heldout=_build_batches(config, examples, block_size, is_heldout=True),
         bar=session.progress_bar("drafter"),
     )
+
+
+def refuse_sharded_tower(config: DrafterConfig, opened: OpenedExamples) -> None:
+    """Raise UserError for prompts with images under ZeRO-3: only ranks with images would gather the tower's weights."""
+    prompts = (side for side in (opened.train, opened.heldout) if isinstance(side, RecordPrompts))
+    if config.zero.stage == SHARDS_WEIGHTS and any(side.has_images for side in prompts):
+        raise UserError(
+            f"zero.stage={SHARDS_WEIGHTS} shards weights, which a vision tower needs whole, and the prompts have "
+            "images: set zero.stage to 2 or less"
+        )
 
 
 def check_lengths(config: DrafterConfig, block_size: int, max_positions: int) -> None:

@@ -22,6 +22,7 @@ from lora.drafter.blocks import (
     gather_verifier_states,
 )
 from lora.drafter.scoring import DraftScorer, ScoredBlocks
+from model.export.images import load_pixels
 from model.hf.attention_mask import Visibility, build_visibility
 from model.hf.cache import PrefixCache
 from model.hf.layers import DraftAdapter
@@ -61,7 +62,9 @@ class DraftStep(nn.Module):
         num_new = batch.anchors.shape[1] * (batch.scored.shape[2] + 1)
         cache = PrefixCache(self.base.config.num_hidden_layers, capacity=batch.tokens.shape[1] + num_new)
         with torch.no_grad(), self._adapter.suspended():
-            clean = self._encode(batch.tokens, cache=cache, commit=True)
+            pixels = load_pixels(batch.images)
+            embedded = self.base.embed_prompt(batch.tokens, **pixels) if pixels else None
+            clean = self._encode(batch.tokens, cache=cache, commit=True, embedded=embedded)
         drafted = self._encode_blocks(batch, self._mask_token_id, cache)[:, :, 1:].flatten(0, 1)
         drafts = verified = None
         if self.verifies:
@@ -105,8 +108,12 @@ class DraftStep(nn.Module):
         commit: bool,
         position_ids: Tensor | None = None,
         mask: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        """Return hidden states [B, N, hidden] of tokens [B, N]; by default causal and from position 0 on."""
+        """Return hidden states [B, N, hidden] of tokens [B, N]; by default causal and from position 0 on.
+
+        embedded: [B, N, hidden] in place of the tokens' own embeddings, where there are images.
+        """
         config, num_new = self.base.config, tokens.shape[1]
         visibility = build_visibility(
             mask,
@@ -119,7 +126,7 @@ class DraftStep(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(num_new, device=tokens.device)[None]
         encoder = self.base.encoder
-        hidden = encoder.embed_tokens(tokens)
+        hidden = encoder.embed_tokens(tokens) if embedded is None else embedded
         if visibility.mask is not None:
             visibility = Visibility(mask=_build_bias(visibility.mask, hidden.dtype))
         cache.begin(num_new, tokens.device)

@@ -11,6 +11,7 @@ import numpy as np
 
 from conf.system.errors import UserError
 from data_pipeline.order import derive_key, permute
+from model.export.images import PromptImage
 
 HASH_BYTES = 8
 
@@ -20,11 +21,13 @@ class Example:
     """One sequence of tokens with the ones that may be drafted.
 
     tokens: [n] int64, 2 <= n <= sequence_length. drafted: [n] bool, tokens that may be drafted; at least one. In a text
-    these are all but the first, in a chat those of the responses, end of turn included.
+    these are all but the first, in a chat those of the responses, end of turn included. images: those whose tokens the
+    sequence has, in their order.
     """
 
     tokens: np.ndarray
     drafted: np.ndarray
+    images: tuple[PromptImage, ...] = ()
 
 
 class ExampleSet(ABC):

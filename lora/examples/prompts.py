@@ -4,8 +4,9 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, override
 
 import numpy as np
@@ -18,6 +19,7 @@ from lora.examples.example_set import Example, hash_tokens, hash_values
 from lora.examples.records import is_tokenised, name_own_keys, read_checkpoint_value
 from lora.examples.stored_examples import StoredExamples
 from model.commands.prompt_records import encode_prompt_record, read_prompt_records, refuse_mask_token
+from model.export.images import PromptImage, load_image_reader
 from model.export.load import check_vocabulary, load_export_tokenizer
 
 PROMPT_SUFFIX = ".jsonl"
@@ -38,6 +40,11 @@ class PromptSet(ABC):
     @abstractmethod
     def read(self, number: int) -> np.ndarray:
         """Return [lengths[number]] int64, the tokens of a prompt."""
+
+    def read_images(self, number: int) -> tuple[PromptImage, ...]:
+        """Return the images of a prompt in the order of their tokens."""
+        del number
+        return ()
 
 
 class ExamplePrompts(PromptSet):
@@ -62,33 +69,60 @@ class ExamplePrompts(PromptSet):
 class RecordPrompts(PromptSet):
     """Prompts that are records of their own; all of their tokens are in memory.
 
-    tokens: [sum(lengths)] int32, one prompt after another. lengths: [n] int64, all of them positive.
+    tokens: [sum(lengths)] int32, one prompt after another. lengths: [n] int64, all of them positive. images: of the
+    prompts that have any, by number; their pixels are not in memory.
     """
 
-    def __init__(self, tokens: np.ndarray, lengths: np.ndarray, sequence_length: int) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        sequence_length: int,
+        images: Mapping[int, tuple[PromptImage, ...]] = MappingProxyType({}),
+    ) -> None:
         self.sequence_length, self.lengths = sequence_length, lengths
+        self._images = images
+        self._image_hashes = {number: [image.hash() for image in own] for number, own in sorted(images.items())}
         self._tokens, self._ends = tokens, np.cumsum(lengths)
         content = hashlib.sha256(lengths.astype("<i8").tobytes() + tokens.astype("<i4").tobytes()).hexdigest()
         # "rows" is part of the hash that names folders of cached responses, so it stays.
-        self.identity = {"examples": hash_values("rows", content, sequence_length), "prompt_tokens": None}
+        with_images = [self._image_hashes] if images else []
+        self.identity = {"examples": hash_values("rows", content, sequence_length, *with_images), "prompt_tokens": None}
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any prompt has an image."""
+        return bool(self._images)
 
     @override
     def read(self, number: int) -> np.ndarray:
         end = int(self._ends[number])
         return self._tokens[end - int(self.lengths[number]) : end].astype(np.int64)
 
+    @override
+    def read_images(self, number: int) -> tuple[PromptImage, ...]:
+        return self._images.get(number, ())
+
     def select(self, chosen: np.ndarray, name: str) -> "RecordPrompts":
         """Return the prompts where `chosen` [n] bool is true. name: not needed, as their content tells them apart."""
         del name
         tokens = self._tokens[np.repeat(chosen, self.lengths)]
-        return RecordPrompts(tokens, self.lengths[chosen], self.sequence_length)
+        places = np.cumsum(chosen) - 1
+        images = {int(places[number]): own for number, own in self._images.items() if chosen[number]}
+        return RecordPrompts(tokens, self.lengths[chosen], self.sequence_length, images)
 
     def hash_documents(self) -> np.ndarray:
-        """Return [n] uint64: for each prompt a hash of its tokens."""
-        return np.array([hash_tokens(self.read(number)) for number in range(len(self))], dtype=np.uint64)
+        """Return [n] uint64: for each prompt a hash of its tokens and images."""
+        return np.array([self._hash(number) for number in range(len(self))], dtype=np.uint64)
+
+    def _hash(self, number: int) -> int:
+        tokens, images = self.read(number), self._image_hashes.get(number)
+        if images is None:
+            return hash_tokens(tokens)
+        return hash_tokens(np.frombuffer(bytes.fromhex(hash_values(tokens.tolist(), images)), dtype="<i8"))
 
 
 def find_prompt_files(path: Path | str) -> list[Path]:
@@ -119,22 +153,27 @@ def open_record_prompts(
     Raises: UserError naming the record that is no prompt, or if no prompt remains.
     """
     tokenizer = load_export_tokenizer(checkpoint)
+    read_image = load_image_reader(checkpoint, tokenizer)
     check_vocabulary(checkpoint, tokenizer, read_checkpoint_value(checkpoint, "vocab_size"))
     if chat_template is not None:
         with name_own_keys():
             tokenizer.chat_template = load_chat_template(checkpoint, chat_template)
     mask_token_id = read_checkpoint_value(checkpoint, "mask_token_id")
-    tokens, lengths, num_records = array("i"), array("q"), 0
+    tokens, lengths, images, num_records = array("i"), array("q"), dict[int, tuple[PromptImage, ...]](), 0
     for file in files:
         for place, record in read_prompt_records(file):
-            prompt = encode_prompt_record(record, place, tokenizer, prompt_tokens=prompt_tokens)
-            refuse_mask_token(prompt, place, mask_token_id)
+            prompt = encode_prompt_record(
+                record, place, tokenizer, prompt_tokens=prompt_tokens, folder=file.parent, read_image=read_image
+            )
+            refuse_mask_token(prompt.token_ids, place, mask_token_id)
             num_records += 1
-            if len(prompt) < sequence_length:
-                tokens.extend(prompt)
-                lengths.append(len(prompt))
+            if len(prompt.token_ids) < sequence_length:
+                if prompt.images:
+                    images[len(lengths)] = prompt.images
+                tokens.extend(prompt.token_ids)
+                lengths.append(len(prompt.token_ids))
     _report_usable(files, len(lengths), num_records, sequence_length)
-    return RecordPrompts(np.array(tokens, np.int32), np.array(lengths, np.int64), sequence_length)
+    return RecordPrompts(np.array(tokens, np.int32), np.array(lengths, np.int64), sequence_length, images)
 
 
 def _report_usable(files: Sequence[Path], num_usable: int, num_records: int, sequence_length: int) -> None:

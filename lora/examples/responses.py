@@ -23,6 +23,7 @@ from data_pipeline.order import derive_key
 from lora.examples.example_set import Example, ExampleSet, hash_values
 from lora.examples.prompts import PromptSet
 from lora.examples.response_cache import ResponseCache, ResponseShard
+from model.export.images import load_pixels
 from model.hf.decoding import decode_ar
 from model.hf.options import AR, DecodeOptions
 
@@ -138,17 +139,18 @@ def load_responses(task: ResponseTask) -> "ResponseExamples":
 class ResponseExamples(ExampleSet):
     """Prompts with the model's responses, in the order of the prompts; the responses may be drafted.
 
-    All tokens are in memory, 4 bytes each.
+    All tokens are in memory, 4 bytes each; images are not.
     """
 
     def __init__(self, task: ResponseTask, shards: list[ResponseShard]) -> None:
-        self.sequence_length = task.prompts.sequence_length
+        self.sequence_length, self._prompts = task.prompts.sequence_length, task.prompts
         # "answers" is part of the fingerprint in checkpoints of earlier runs, so it stays.
         self.fingerprint = hash_values("answers", task.cache.identity)
         self._tokens = np.concatenate([shard.tokens for shard in shards])
         self._prompt_lengths = np.concatenate([shard.prompt_lengths for shard in shards])
         self._ends = np.cumsum(np.concatenate([shard.lengths for shard in shards]))
-        self._order = np.argsort(np.concatenate([shard.examples for shard in shards]), kind="stable")
+        self._numbers = np.concatenate([shard.examples for shard in shards])
+        self._order = np.argsort(self._numbers, kind="stable")
 
     def __len__(self) -> int:
         return len(self._order)
@@ -157,7 +159,8 @@ class ResponseExamples(ExampleSet):
         place = int(self._order[index])
         start = int(self._ends[place - 1]) if place else 0
         tokens = self._tokens[start : int(self._ends[place])].astype(np.int64)
-        return Example(tokens, np.arange(len(tokens)) >= self._prompt_lengths[place])
+        images = self._prompts.read_images(int(self._numbers[place]))
+        return Example(tokens, np.arange(len(tokens)) >= self._prompt_lengths[place], images)
 
 
 def _describe_prompts(prompts: PromptSet, config: ResponsesConfig) -> dict[str, Any]:
@@ -175,7 +178,9 @@ def _decode_shard(model: Any, task: ResponseTask, shard: int, advance: Callable[
     sequences: list[np.ndarray] = []
     for number, prompts in enumerate(_cut_batches(task, shard)):
         tokens = np.stack([task.prompts.read(prompt) for prompt in prompts.tolist()])
-        sequences += _decode_batch(model, task, torch.from_numpy(tokens), derive_key(task.seed, shard, number))
+        pixels = load_pixels(image for prompt in prompts.tolist() for image in task.prompts.read_images(prompt))
+        key = derive_key(task.seed, shard, number)
+        sequences += _decode_batch(model, task, torch.from_numpy(tokens), key, pixels)
         advance(len(prompts))
     chosen = task.shard_range(shard)
     return ResponseShard(
@@ -198,8 +203,13 @@ def _cut_batches(task: ResponseTask, shard: int) -> Iterator[np.ndarray]:
         start = end
 
 
-def _decode_batch(model: Any, task: ResponseTask, prompt_ids: Tensor, seed: int) -> list[np.ndarray]:
-    """Return each prompt of prompt_ids [B, P] with its response, up to a stop token or the end of the sequence."""
+def _decode_batch(
+    model: Any, task: ResponseTask, prompt_ids: Tensor, seed: int, pixels: dict[str, Tensor]
+) -> list[np.ndarray]:
+    """Return each prompt of prompt_ids [B, P] with its response, up to a stop token or the end of the sequence.
+
+    pixels: of all their images, as model/export/images.py loads them.
+    """
     room = task.prompts.sequence_length - prompt_ids.shape[1]
     options = DecodeOptions(
         max_new_tokens=min(task.config.max_new_tokens, room),
@@ -207,6 +217,7 @@ def _decode_batch(model: Any, task: ResponseTask, prompt_ids: Tensor, seed: int)
         seed=seed,
         eos_token_id=task.stop_ids,
     )
-    result = decode_ar(model, prompt_ids, options.for_mode(AR))
+    embeds = model.embed_prompt(prompt_ids, **pixels) if pixels else None
+    result = decode_ar(model, prompt_ids, options.for_mode(AR), None, embeds)
     ends = [prompt_ids.shape[1] + count for count in result.num_new_tokens]
     return [sequence[:end] for sequence, end in zip(result.output_ids.cpu().numpy(), ends, strict=True)]

@@ -30,11 +30,14 @@ if TYPE_CHECKING:
 
 DEFAULT_MODE, DEFAULT_MAX_NEW_TOKENS = LINEAR, 1024
 EXAMPLES = """examples:
-  # a conversation; /reset, /mode NAME, /exit; Ctrl-C ends a response, Ctrl-D the chat
+  # a conversation; /image FILE, /reset, /mode NAME, /exit; Ctrl-C ends a response, Ctrl-D the chat
   python -m model.chat exports/nld_8b_sft --mode quadratic
 
   # one response
   python -m model.chat exports/nld_8b_sft --prompt "Why is the sky blue?" --mode block_diffusion --threshold 0.8
+
+  # one response to pictures and a question
+  python -m model.chat exports/nld_8b_vlm --image before.png --image after.png --prompt "What has changed?"
 
   # one response as a JSON object, the prompt from standard input
   python -m model.chat exports/nld_8b_sft --prompt - --json < question.txt
@@ -61,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("export", type=Path, metavar="DIR", help="exported checkpoint with a chat template")
     parser.add_argument("--system", metavar="TEXT", help="system message")
     parser.add_argument("--prompt", metavar="TEXT", help="respond to this and exit; - reads standard input")
+    parser.add_argument(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="picture that the prompt, or the first message, begins with; give it again for more",
+    )
     parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON object and nothing else")
     decoding = parser.add_argument_group("decoding")
     decoding.add_argument("--mode", choices=MODES, default=DEFAULT_MODE, help="default: %(default)s")
@@ -104,11 +114,12 @@ def _chat(options: argparse.Namespace) -> None:
         thinking_budget=options.thinking_budget,
     )
     session = ChatSession(chat_model, chat_options, options.system)
+    attached = [session.attach(image) for image in options.image]
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if prompt is None:
         adapter = ", draft adapter" if chat_model.has_adapter else ""
-        _converse(session, console, f"{options.export} on {chat_model.model.device}{adapter}")
+        _converse(session, console, f"{options.export} on {chat_model.model.device}{adapter}", attached)
     elif options.json:
         print(respond_as_json(session, prompt), flush=True)
     else:
@@ -129,10 +140,12 @@ def _read_prompt(options: argparse.Namespace) -> str | None:
     return check_text(prompt, "the prompt")
 
 
-def _converse(session: "ChatSession", console: Console, what: str) -> None:
+def _converse(session: "ChatSession", console: Console, what: str, attached: list[str]) -> None:
     from model.chat.terminal import COMMANDS, run_conversation
 
     console.print(f"{what} · mode {session.options.mode} · {COMMANDS}", style="dim", markup=False)
+    for image in attached:
+        console.print(f"with your first message: {image}", style="dim", markup=False)
     run_conversation(session, console, _line_reader(console))
 
 
@@ -155,10 +168,12 @@ def _respond_once(session: "ChatSession", console: Console, prompt: str) -> None
 
 
 def respond_as_json(session: "ChatSession", prompt: str) -> str:
-    """Return one JSON object: prompt, text, mode, counts, rates, and why the response ended."""
+    """Return one JSON object: prompt, images, text, mode, counts, rates, and why the response ended."""
+    images = [str(image.source) for image in session.attached]
     response = session.ask(prompt)
     values = {
         "prompt": prompt,
+        "images": images,
         "text": response.text,
         "mode": response.mode,
         "new_tokens": response.new_tokens,

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conf.system.errors import UserError
 from model.export.draft_adapter import ADAPTER_FOLDER
+from model.export.images import ImageReader, load_image_reader
 from model.export.load import (
     attach_adapter,
     check_export,
@@ -21,12 +22,17 @@ from model.hf.modeling_nemotron_labs_diffusion import NemotronLabsDiffusionModel
 
 @dataclass(frozen=True)
 class ChatModel:
-    """A loaded checkpoint. stop_ids: tokens that end a response. has_adapter: whether a draft adapter drafts."""
+    """A loaded checkpoint.
+
+    stop_ids: tokens that end a response. has_adapter: whether a draft adapter drafts. read_image: opens images; None if
+    the checkpoint reads text alone.
+    """
 
     model: NemotronLabsDiffusionModel
     tokenizer: PreTrainedTokenizerFast
     stop_ids: tuple[int, ...]
     has_adapter: bool
+    read_image: ImageReader | None = None
 
 
 def load_chat_model(
@@ -46,12 +52,13 @@ def load_chat_model(
     check_export(directory)
     resolve_device(device)
     tokenizer = _load_chat_tokenizer(directory)
+    read_image = load_image_reader(directory, tokenizer)
     model = load_export(directory, dtype=dtype, device=device)
     check_vocabulary(directory, tokenizer, model.config.vocab_size)
     has_adapter = use_adapter and (directory / ADAPTER_FOLDER).is_dir()
     if has_adapter:
         _attach_adapter(model, directory / ADAPTER_FOLDER)
-    return ChatModel(model, tokenizer, find_stop_ids(model), has_adapter)
+    return ChatModel(model, tokenizer, find_stop_ids(model), has_adapter, read_image)
 
 
 def _load_chat_tokenizer(directory: Path) -> PreTrainedTokenizerFast:

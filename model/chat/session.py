@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,12 @@ from transformers import PreTrainedTokenizerFast, TextStreamer
 from conf.system.errors import UserError
 from model.chat.chat_model import ChatModel
 from model.commands.decoding_options import choose_threshold
+from model.commands.prompt_images import IMAGE_START_TEXT, expand_images, open_images
 from model.commands.prompt_records import check_text
+from model.export.images import PromptImage, load_pixels
 from model.export.load import find_think_ids
 from model.hf.decoding import decode
+from model.hf.image_tokens import count_image_tokens
 from model.hf.options import MODES, DecodeOptions
 
 
@@ -93,12 +97,21 @@ class ChatSession:
         self.options = options
         self._chat_model = chat_model
         self._opening = [] if system is None else [{"role": "system", "content": check_text(system, "--system")}]
-        self.messages = list(self._opening)
+        self.reset()
         self._find_think_ids()  # before the first question
 
     def reset(self) -> None:
         """Forget everything but the system message."""
         self.messages = list(self._opening)
+        self._images: list[PromptImage] = []  # of all messages
+        self.attached: list[PromptImage] = []  # those that the next message begins with
+
+    def attach(self, source: str) -> str:
+        """Let the next message begin with an image; describe it. Raises: UserError if it or the checkpoint cannot."""
+        (image,) = open_images([source], Path(), "the message", self._chat_model.read_image)
+        self.attached.append(image)
+        height, width = image.grid
+        return f"{source}: {height} x {width} features, {count_image_tokens(image.grid)} tokens"
 
     def set_mode(self, mode: str) -> None:
         """Decode further responses in another mode. Raises: UserError if there is no such mode."""
@@ -107,7 +120,7 @@ class ChatSession:
         self.options = replace(self.options, mode=mode)
 
     def ask(self, prompt: str, write: Callable[[str], None] = lambda text: None) -> ChatResponse:
-        """Respond to `prompt` after all earlier messages; both join the conversation.
+        """Respond to `prompt`, with what was attached, after all earlier messages; both join the conversation.
 
         After a KeyboardInterrupt the text written so far counts as the response; without any, the conversation is
         unchanged.
@@ -119,20 +132,26 @@ class ChatSession:
         Raises:
             UserError: the prompt cannot be rendered or is too long; the conversation is unchanged.
         """
-        messages = [*self.messages, {"role": "user", "content": check_text(prompt, "the prompt")}]
-        prompt_ids = self._render(messages)
+        content = IMAGE_START_TEXT * len(self.attached) + check_text(prompt, "the prompt")
+        messages, images = [*self.messages, {"role": "user", "content": content}], [*self._images, *self.attached]
+        prompt_ids = self._render(messages, images)
         streamer = ResponseStreamer(self._chat_model.tokenizer, self._chat_model.stop_ids, write)
         try:
-            response = self._decode(prompt_ids, streamer)
+            response = self._decode(prompt_ids, images, streamer)
         except KeyboardInterrupt:
             streamer.end()
             if streamer.text:
-                self.messages = [*messages, {"role": "assistant", "content": streamer.text}]
+                self._extend(messages, images, streamer.text)
             raise
-        self.messages = [*messages, {"role": "assistant", "content": response.text}]
+        self._extend(messages, images, response.text)
         return response
 
-    def _render(self, messages: list[dict[str, str]]) -> Tensor:
+    def _extend(self, messages: list[dict[str, str]], images: list[PromptImage], text: str) -> None:
+        """Let a response join the conversation, with what it responds to."""
+        self.messages = [*messages, {"role": "assistant", "content": text}]
+        self._images, self.attached = images, []
+
+    def _render(self, messages: list[dict[str, str]], images: list[PromptImage]) -> Tensor:
         """Return the token ids [1, P] of the conversation up to where the assistant begins to speak."""
         try:
             encoded: Any = self._chat_model.tokenizer.apply_chat_template(
@@ -140,9 +159,11 @@ class ChatSession:
             )
         except Exception as error:  # a template may raise anything
             raise UserError(f"the checkpoint's chat template rejects the messages: {error}") from None
-        return encoded["input_ids"]
+        if self._chat_model.read_image is None:
+            return encoded["input_ids"]
+        return torch.tensor([expand_images(encoded["input_ids"][0].tolist(), images, "the conversation")])
 
-    def _decode(self, prompt_ids: Tensor, streamer: "ResponseStreamer") -> ChatResponse:
+    def _decode(self, prompt_ids: Tensor, images: list[PromptImage], streamer: "ResponseStreamer") -> ChatResponse:
         options, model, stop_ids = self.options, self._chat_model.model, self._chat_model.stop_ids
         decode_options = DecodeOptions(
             max_new_tokens=min(options.max_new_tokens, self._count_free_positions(prompt_ids)),
@@ -153,7 +174,8 @@ class ChatSession:
         )
         begin = time.perf_counter()
         try:
-            result = decode(model, options.mode, prompt_ids, decode_options.for_mode(options.mode))
+            embeds = model.embed_prompt(prompt_ids, **load_pixels(images))
+            result = decode(model, options.mode, prompt_ids, decode_options.for_mode(options.mode), None, embeds)
         except torch.OutOfMemoryError:
             raise UserError("the device ran out of memory: shorten the conversation, or use --device cpu") from None
         except ValueError as error:  # only the model can judge some options and tokens

@@ -8,7 +8,7 @@ from conf.system.errors import UserError
 from model.chat.session import ChatResponse, ChatSession
 from model.hf.options import MODES
 
-COMMANDS = "/reset, /mode NAME, /exit"
+COMMANDS = "/image FILE, /reset, /mode NAME, /exit"
 # Characters that would control the terminal; new line and tab are text.
 _CONTROL = {code: "\ufffd" for code in (*range(9), *range(11, 32), *range(127, 160))}
 
@@ -45,6 +45,8 @@ def _run_command(session: ChatSession, line: str) -> str:
         if argument:
             session.set_mode(argument.strip())
         return f"mode {session.options.mode} (of {', '.join(MODES)})"
+    if command == "/image" and argument:
+        return f"with your next message: {session.attach(argument.strip())}"
     raise UserError(f"there is no command {line!r}: commands are {COMMANDS}")
 
 

@@ -1,27 +1,48 @@
 """Prompts from JSON-lines files: one JSON object, called a record, per line.
 
-A record holds one of three things:
+A record holds one of four things:
 
     {"prompt": text}      encoded as the tokenizer does it, reserved tokens included
     {"messages": [...]}   rendered by the chat template up to where the assistant speaks; a final response is left out
+    {"texts": [...]}      the same from FineVision's pairs of user and assistant
     {"text": text}        encoded as training data is; its first tokens are the prompt
 
 If a record has messages, its prompt and text are ignored: chat data sets often repeat the first question or the whole
-chat there. Tools beside the messages ({"tools": [...]}) are handed to the chat template.
+chat there. Tools beside the messages ({"tools": [...]}) are handed to the chat template. All but texts may have images
+(prompt_images.py).
 """
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.system.errors import UserError
+from model.commands.prompt_images import (
+    ReadImage,
+    expand_images,
+    open_images,
+    read_images,
+    read_turns,
+    write_image_places,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-KINDS = ("prompt", "messages", "text")
+    from model.export.images import PromptImage
+
+KINDS = ("prompt", "messages", "texts", "text")
 MESSAGE_KEYS = {"role", "content"}
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's token ids, at least one, and its images in the order of their tokens."""
+
+    token_ids: list[int]
+    images: "tuple[PromptImage, ...]" = ()
 
 
 def read_prompt_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -45,7 +66,9 @@ def read_prompt_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def lacks_response(record: dict[str, Any]) -> bool:
     """Return whether a record is only a prompt: a text continues itself, and a complete chat ends with a response."""
-    messages = record.get("messages")
+    messages, turns = record.get("messages"), record.get("texts")
+    if messages is None and isinstance(turns, list) and turns:
+        return isinstance(turns[-1], dict) and turns[-1].get("assistant") is None
     if messages is None:
         return record.get("text") is None and record.get("prompt") is not None
     last = messages[-1] if isinstance(messages, list) and messages else None
@@ -53,27 +76,62 @@ def lacks_response(record: dict[str, Any]) -> bool:
 
 
 def encode_prompt_record(
-    record: dict[str, Any], place: str, tokenizer: "PreTrainedTokenizerFast", *, prompt_tokens: int
-) -> list[int]:
-    """Return the prompt's token ids, at least one.
+    record: dict[str, Any],
+    place: str,
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    prompt_tokens: int,
+    folder: Path = Path(),
+    read_image: ReadImage | None = None,
+) -> EncodedPrompt:
+    """Encode a prompt.
 
     Args:
-        record: one of the three kinds above.
+        record: one of the kinds above.
         place: file and line, for error messages.
         tokenizer: the checkpoint's.
         prompt_tokens: how many tokens of a `text` are the prompt.
+        folder: the one that paths of images are relative to.
+        read_image: opens images for the checkpoint; None if it reads text alone.
 
     Raises:
-        UserError: the record is not a prompt, or an empty one.
+        UserError: the record is not a prompt, or an empty one, or its images cannot be used.
     """
     kind = _find_kind(record, place)
-    if kind == "messages":
-        token_ids = _encode_chat(record[kind], record.get("tools"), place, tokenizer)
-    else:
-        token_ids = _encode_text(check_text(record[kind], f'{place}: "{kind}"'), kind, tokenizer, prompt_tokens)
+    token_ids, sources = _encode(record, kind, place, tokenizer, prompt_tokens)
     if not token_ids:
         raise UserError(f"{place}: the {kind} gives no tokens: write some text")
-    return token_ids
+    images = open_images(sources, folder, place, read_image)
+    if read_image is not None and kind != "text":
+        token_ids = expand_images(token_ids, images, place)
+    return EncodedPrompt(token_ids, images)
+
+
+def _encode(
+    record: dict[str, Any], kind: str, place: str, tokenizer: "PreTrainedTokenizerFast", prompt_tokens: int
+) -> tuple[list[int], list[Any]]:
+    """Return the token ids, one for each image, and the images as the record has them."""
+    images = read_images(record.get("images"), place)
+    if kind == "text":
+        if images:
+            raise UserError(f'{place} has "images" beside "text": give "messages" or "prompt", where they have a place')
+        return _encode_text(check_text(record[kind], f'{place}: "{kind}"'), tokenizer, prompt_tokens), []
+    if kind == "prompt":
+        (message,), sources = _place([{"role": "user", "content": record[kind]}], images, place, f'{place}: "{kind}"')
+        return tokenizer(message["content"])["input_ids"], sources  # pyright: ignore[reportReturnType]
+    messages = read_turns(record[kind], place) if kind == "texts" else record[kind]
+    messages = _check_messages(messages, place)
+    messages, sources = _place(messages, images, place, f"{place}: content of the last message")
+    return _encode_chat(messages, record.get("tools"), place, tokenizer), sources
+
+
+def _place(messages: Any, images: list[Any], place: str, what: str) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Place images in texts; refuse a last text that says nothing, not even by an image."""
+    if not isinstance(messages[-1]["content"], list):
+        check_text(messages[-1]["content"], what)
+    messages, sources = write_image_places(messages, images, place)
+    check_text(messages[-1]["content"], what)
+    return messages, sources
 
 
 def refuse_mask_token(token_ids: list[int], place: str, mask_token_id: int) -> None:
@@ -110,16 +168,15 @@ def _parse(line: str, place: str) -> dict[str, Any]:
 
 def _find_kind(record: dict[str, Any], place: str) -> str:
     kinds = [kind for kind in KINDS if record.get(kind) is not None]
-    if "messages" in kinds:
-        return "messages"
+    for chat in ("messages", "texts"):
+        if chat in kinds:
+            return chat
     if len(kinds) != 1:
         raise UserError(f"{place} has {' and '.join(kinds) or 'none'} of {', '.join(KINDS)}: give exactly one")
     return kinds[0]
 
 
-def _encode_text(text: str, kind: str, tokenizer: "PreTrainedTokenizerFast", prompt_tokens: int) -> list[int]:
-    if kind == "prompt":
-        return tokenizer(text)["input_ids"]  # pyright: ignore[reportReturnType]
+def _encode_text(text: str, tokenizer: "PreTrainedTokenizerFast", prompt_tokens: int) -> list[int]:
     encoded: Any = tokenizer(text, add_special_tokens=False, split_special_tokens=True)
     return encoded["input_ids"][:prompt_tokens]
 
@@ -130,7 +187,7 @@ def _encode_chat(messages: Any, tools: Any, place: str, tokenizer: "PreTrainedTo
             f'{place} has "messages", but the checkpoint has no chat template: put chat_template.jinja there (training '
             'takes chat_template=chatml), or give "prompt" or "text"'
         )
-    messages, tools = _check_messages(messages, place), _check_tools(tools, place)
+    tools = _check_tools(tools, place)
     token_ids = _apply_template(messages, tools, place, tokenizer)
     if tools and token_ids == _apply_template(messages, None, place, tokenizer):
         raise UserError(f"{place}: the checkpoint's chat template does not write tools: describe them in a message")
@@ -166,5 +223,4 @@ def _check_messages(messages: Any, place: str) -> list[dict[str, Any]]:
         messages = messages[:-1]
     if not messages:
         raise UserError(f'{place}: "messages" contains nothing to respond to')
-    check_text(messages[-1]["content"], f"{place}: content of the last message")
     return messages

@@ -15,12 +15,13 @@ which of the two the published 7.60 (blocks of 32) is.
 The last block is as long as what is left of max_new_tokens; masked positions after a stop token are context, not work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from model.export.images import PromptImage, load_pixels
 from model.hf.cache import PrefixCache
 from model.hf.layers import DraftAdapter
 
@@ -66,11 +67,18 @@ def add_ceilings(ceilings: Sequence[Ceiling]) -> Ceiling:
 
 
 def measure_ceiling(
-    model: Any, prompt_ids: list[int], response: list[int], *, block_length: int, max_new_tokens: int
+    model: Any,
+    prompt_ids: list[int],
+    response: list[int],
+    *,
+    block_length: int,
+    max_new_tokens: int,
+    images: Iterable[PromptImage] = (),
 ) -> Ceiling:
     """Count the oracle's forwards for a response of greedy AR, stop token included. A draft adapter is not used."""
     with torch.no_grad(), DraftAdapter(model).suspended():
-        return walk_blocks(response, block_length, max_new_tokens, _BlockPredictor(model, prompt_ids, response).open)
+        predictor = _BlockPredictor(model, prompt_ids, response, images)
+        return walk_blocks(response, block_length, max_new_tokens, predictor.open)
 
 
 def walk_blocks(response: list[int], block_length: int, max_new_tokens: int, open_block: OpenBlock) -> Ceiling:
@@ -104,13 +112,13 @@ class _BlockPredictor:
     One causal forward caches all true tokens; the cache is then cropped block by block from the end.
     """
 
-    def __init__(self, model: Any, prompt_ids: list[int], response: list[int]):
+    def __init__(self, model: Any, prompt_ids: list[int], response: list[int], images: Iterable[PromptImage] = ()):
         self._model = model
         self._device = model.get_input_embeddings().weight.device
         self._prompt_length = len(prompt_ids)
         self._cache = PrefixCache(model.config.num_hidden_layers)
         tokens = torch.tensor([prompt_ids + response], device=self._device)
-        model(tokens, past_key_values=self._cache, logits_to_keep=1)
+        model(tokens, past_key_values=self._cache, logits_to_keep=1, **load_pixels(images))
 
     def open(self, start: int, target: list[int], length: int) -> Predict:
         """Return the predictions of the block of `length` tokens that begins at `start` of the response."""

@@ -22,6 +22,7 @@ from conf.system.errors import UserError
 from model.evaluate.choices import Choices
 from model.evaluate.decoder import PADDING_ID, pad_left
 from model.evaluate.prompts import EvaluationPrompt
+from model.export.images import PromptImage, load_pixels
 from model.hf.decision import score_masked_tokens
 from model.hf.layers import DraftAdapter
 
@@ -54,6 +55,7 @@ class _Question:
 
     token_ids: list[int]
     choices: Choices
+    images: tuple[PromptImage, ...] = ()
 
     def find_choices(self, length: int) -> dict[int, tuple[int, ...]]:
         """Return the choices of `length` tokens by their index."""
@@ -72,7 +74,7 @@ class ChoiceScorer:
 
     def score(self, prompts: Sequence[EvaluationPrompt]) -> list[dict[str, ChoiceScores]]:
         """Score the choices of each prompt by each of WAYS; empty for a prompt without choices. Raises: UserError."""
-        questions = [_Question(prompt.token_ids, prompt.choices) for prompt in prompts if prompt.choices]
+        questions = [_Question(p.token_ids, p.choices, p.images) for p in prompts if p.choices]
         if not questions:
             return [{} for _ in prompts]
         with torch.no_grad(), _memory_errors(prompts):
@@ -84,7 +86,7 @@ class ChoiceScorer:
         """Add AR's log-probabilities, all questions in one forward."""
         prefixes = [list(dict.fromkeys(ids[:-1] for ids in question.choices.token_ids)) for question in questions]
         asked = [(q, prefix) for q, own in zip(questions, prefixes, strict=True) for prefix in own]
-        tables = iter(self._predict_next([q.token_ids for q, _ in asked], [prefix for _, prefix in asked]))
+        tables = iter(self._predict_next([q for q, _ in asked], [prefix for _, prefix in asked]))
         width = max(len(q.token_ids) + len(prefix) for q, prefix in asked)
         scores = []
         for question, own in zip(questions, prefixes, strict=True):
@@ -93,8 +95,9 @@ class ChoiceScorer:
             scores.append(ChoiceScores(tuple(sums), 1, len(own) * width))
         return scores
 
-    def _predict_next(self, prompts: Sequence[list[int]], prefixes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def _predict_next(self, questions: Sequence[_Question], prefixes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Return AR's log-probabilities [1 + prefix, vocab] after each prompt and after each token of its prefix."""
+        prompts = [question.token_ids for question in questions]
         sequences = [[*prompt, *prefix] for prompt, prefix in zip(prompts, prefixes, strict=True)]
         lengths = [len(sequence) for sequence in sequences]
         width = max(lengths)
@@ -102,8 +105,9 @@ class ChoiceScorer:
         tokens = torch.tensor([ids + [PADDING_ID] * (width - len(ids)) for ids in sequences], device=self._device)
         slots = torch.arange(width, device=self._device)
         first, end = (torch.tensor(ns, device=self._device)[:, None] for ns in ([*map(len, prompts)], lengths))
+        images = load_pixels(image for question in questions for image in question.images)
         with self._adapter.suspended():
-            logits = self._model(tokens, logits_to_keep=(slots >= first - 1) & (slots < end)).logits
+            logits = self._model(tokens, logits_to_keep=(slots >= first - 1) & (slots < end), **images).logits
         logits[:, self._model.config.mask_token_id] = -torch.inf
         return list(logits.float().log_softmax(-1).split([1 + len(prefix) for prefix in prefixes]))
 
@@ -115,7 +119,8 @@ class ChoiceScorer:
             members = [q for q, question in enumerate(questions) if question.find_choices(length)]
             prompt_ids, mask = pad_left([questions[q].token_ids for q in members])
             found = [questions[q].find_choices(length) for q in members]
-            for q, values in zip(members, self._predict_masked(prompt_ids, mask, length, found), strict=True):
+            images = load_pixels(image for q in members for image in questions[q].images)
+            for q, values in zip(members, self._predict_masked(prompt_ids, mask, length, found, images), strict=True):
                 sums[q] |= values
                 forwards[q] += 1
                 positions[q] += prompt_ids.shape[1] + length
@@ -123,7 +128,12 @@ class ChoiceScorer:
         return [ChoiceScores(*values) for values in zip(ordered, forwards, positions, strict=True)]
 
     def _predict_masked(
-        self, prompt_ids: Tensor, mask: Tensor | None, length: int, choices: Sequence[dict[int, tuple[int, ...]]]
+        self,
+        prompt_ids: Tensor,
+        mask: Tensor | None,
+        length: int,
+        choices: Sequence[dict[int, tuple[int, ...]]],
+        images: dict[str, Tensor],
     ) -> list[dict[int, float]]:
         """Return the sums over `length` masks after each prompt, for its choices of that many tokens by their index."""
         most = max(map(len, choices))
@@ -131,7 +141,13 @@ class ChoiceScorer:
         candidates = torch.tensor([own + own[:1] * (most - len(own)) for own in tokens])  # [B, K, length]
         canvas = [self._model.config.mask_token_id] * length
         scores = score_masked_tokens(
-            self._model, prompt_ids, canvas, candidates.transpose(1, 2), self._block_length, attention_mask=mask
+            self._model,
+            prompt_ids,
+            canvas,
+            candidates.transpose(1, 2),
+            self._block_length,
+            attention_mask=mask,
+            **images,
         )
         sums: list[list[float]] = scores.sum(1).tolist()
         return [dict(zip(own, values, strict=False)) for own, values in zip(choices, sums, strict=True)]

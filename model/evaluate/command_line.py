@@ -34,6 +34,11 @@ PROMPT_FORMAT = """prompts, one JSON object per line:
   {"prompt": "def fibonacci("}              encoded as it is, reserved tokens in it included
   {"messages": [{"role": "user", "content": "Why is the sky blue?"}]}
                                             through the chat template; a response at the end is left out
+  {"messages": [{"role": "user", "content": [
+      {"type": "image_url", "image_url": {"url": "picture.png"}}, {"type": "text", "text": "What is this?"}]}]}
+                                            with images: paths beside the file, data: addresses or base64
+  {"images": ["picture.png"], "texts": [{"user": "What is this?"}]}
+                                            the same as FineVision has it; "images" may stand beside all but "text"
   {"text": "..."}                           its first tokens (--prompt-tokens) are continued
   "group": "code"                           optional: the group it is reported under; default: the file's name
 """
@@ -137,6 +142,7 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
         UserError: something given cannot be used.
     """
     from model.evaluate.prompts import check_choices, check_masks, check_room, read_prompts
+    from model.export.images import load_image_reader
     from model.export.load import (
         attach_adapter,
         check_export,
@@ -148,7 +154,13 @@ def load(options: argparse.Namespace, adapter: Path | None) -> Loaded:
 
     check_export(options.export)
     tokenizer = load_export_tokenizer(options.export)
-    prompts = read_prompts(options.prompts, tokenizer, prompt_tokens=options.prompt_tokens, limit=options.limit)
+    prompts = read_prompts(
+        options.prompts,
+        tokenizer,
+        prompt_tokens=options.prompt_tokens,
+        limit=options.limit,
+        read_image=load_image_reader(options.export, tokenizer),
+    )
     config = load_config(options.export)
     check_vocabulary(options.export, tokenizer, config.vocab_size)
     check_room(prompts, options.max_new_tokens, config.max_position_embeddings)

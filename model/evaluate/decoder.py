@@ -15,6 +15,7 @@ from model.commands.decoding_options import choose_threshold
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
 from model.evaluate.variants import Variant
+from model.export.images import load_pixels
 from model.hf.decoding import decode
 from model.hf.layers import DraftAdapter
 from model.hf.options import DecodeOptions
@@ -35,7 +36,7 @@ class Decoded:
         num_proposed: tokens predicted.
         num_committed: predicted tokens that entered the text.
         acceptance_lengths: tokens that each cycle of draft and verification emitted, the verifier's own included.
-        seconds: time until all prompts were done.
+        seconds: time until all prompts were done, the vision tower's included.
     """
 
     tokens: list[list[int]]
@@ -113,9 +114,11 @@ class BatchDecoder:
         prompt_ids, mask = pad_left([prompt.token_ids for prompt in prompts])
         # Within suspended() the decode loops find no adapter to switch on.
         with nullcontext() if variant.with_adapter else self._adapter.suspended():
+            pixels = load_pixels(image for prompt in prompts for image in prompt.images)
             begin = time.perf_counter()
             try:
-                result = decode(self._model, variant.mode, prompt_ids, options, attention_mask=mask)
+                embeds = self._model.embed_prompt(prompt_ids, mask, **pixels) if pixels else None
+                result = decode(self._model, variant.mode, prompt_ids, options, mask, embeds)
             except torch.OutOfMemoryError:
                 raise UserError(
                     f"{prompts[0].place}: decoding {len(prompts)} prompts in mode {variant.mode} does not fit into the "

@@ -158,7 +158,12 @@ def measure_ceilings(
     jobs = [job for batch in batches for job in zip(batch.prompts, batch.decoded[AR].tokens, strict=True)]
     return {
         prompt.place: measure_ceiling(
-            model, prompt.token_ids, response, block_length=block_length, max_new_tokens=max_new_tokens
+            model,
+            prompt.token_ids,
+            response,
+            block_length=block_length,
+            max_new_tokens=max_new_tokens,
+            images=prompt.images,
         )
         for prompt, response in track(jobs)
     }

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from model.evaluate.decoder import Decoded
 from model.evaluate.options import EvaluationOptions
 from model.evaluate.prompts import EvaluationPrompt
+from model.export.images import PromptImage, load_pixels
 from model.export.load import THINK_TOKENS
 from model.hf.layers import DraftAdapter
 from model.hf.options import AR
@@ -89,7 +90,10 @@ class BatchJudge:
 
     def _compare(self, prompts: Sequence[EvaluationPrompt], ar: Decoded, other: Decoded) -> list[Agreement]:
         responses = zip(prompts, ar.tokens, other.tokens, strict=True)
-        return [self._agreement.compare(prompt.token_ids, expected, tokens) for prompt, expected, tokens in responses]
+        return [
+            self._agreement.compare(prompt.token_ids, expected, tokens, prompt.images)
+            for prompt, expected, tokens in responses
+        ]
 
     def _spell(self, tokens: list[int]) -> str:
         tokenizer = require_tokenizer(self._tokenizer, "scoring or writing texts")
@@ -116,8 +120,10 @@ class AgreementJudge:
         self._model = model
         self._adapter = DraftAdapter(model)
 
-    def compare(self, prompt_ids: list[int], ar: list[int], other: list[int]) -> Agreement:
-        """Compare two responses to the same prompt. ar, other: the new tokens alone."""
+    def compare(
+        self, prompt_ids: list[int], ar: list[int], other: list[int], images: Sequence[PromptImage] = ()
+    ) -> Agreement:
+        """Compare two responses to the same prompt, with its images. ar, other: the new tokens alone."""
         if ar == other:
             return Agreement.equal
         margin = TIE_MARGINS.get(self._model.get_input_embeddings().weight.dtype)  # an adapter may have another dtype
@@ -126,15 +132,15 @@ class AgreementJudge:
         position = find_first_difference(ar, other)
         if position == min(len(ar), len(other)):
             return Agreement.different  # one ends where the other goes on
-        gap = self._compute_gap([*prompt_ids, *ar[:position]], [ar[position], other[position]])
+        gap = self._compute_gap([*prompt_ids, *ar[:position]], [ar[position], other[position]], images)
         return Agreement.tie if gap < margin else Agreement.different
 
     @torch.no_grad()
-    def _compute_gap(self, token_ids: list[int], chosen: list[int]) -> float:
+    def _compute_gap(self, token_ids: list[int], chosen: list[int], images: Sequence[PromptImage]) -> float:
         """Return how far the worst chosen token's logit lies below AR's best logit after `token_ids`."""
         with self._adapter.suspended():
             inputs = torch.tensor([token_ids], device=self._model.get_input_embeddings().weight.device)
-            logits = self._model(input_ids=inputs, logits_to_keep=1).logits[0, 0]
+            logits = self._model(input_ids=inputs, logits_to_keep=1, **load_pixels(images)).logits[0, 0]
         logits[self._model.config.mask_token_id] = -torch.inf  # AR never chooses it
         return float(logits.max() - logits[chosen].min())
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.system.errors import UserError
+from model.commands.prompt_images import ReadImage
 from model.commands.prompt_records import encode_prompt_record, read_prompt_records, refuse_mask_token
 from model.evaluate.choices import Choices, read_choices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+    from model.export.images import PromptImage
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class EvaluationPrompt:
         place: file and line, for error messages.
         answers: accepted answers; None if the response is not scored.
         choices: those of a multiple-choice question; None if it is not one.
+        images: those whose tokens the prompt has, in their order; opened by the reader that read_prompts got.
     """
 
     token_ids: list[int]
@@ -36,10 +40,16 @@ class EvaluationPrompt:
     place: str
     answers: tuple[str, ...] | None = None
     choices: Choices | None = None
+    images: "tuple[PromptImage, ...]" = ()
 
 
 def read_prompts(
-    paths: Sequence[Path], tokenizer: "PreTrainedTokenizerFast", *, prompt_tokens: int, limit: int | None = None
+    paths: Sequence[Path],
+    tokenizer: "PreTrainedTokenizerFast",
+    *,
+    prompt_tokens: int,
+    limit: int | None = None,
+    read_image: ReadImage | None = None,
 ) -> list[EvaluationPrompt]:
     """Read all prompts in the order of files and lines.
 
@@ -48,6 +58,7 @@ def read_prompts(
         tokenizer: the checkpoint's.
         prompt_tokens: how many tokens of a `text` are the prompt.
         limit: take only so many prompts of each group, the first ones.
+        read_image: opens images for the checkpoint (model.export.images); None if it reads text alone.
 
     Raises:
         UserError: a record is not a prompt or an empty one (file and line are named), or there are none at all.
@@ -60,10 +71,12 @@ def read_prompts(
             if limit is not None and taken[group] == limit:
                 continue
             taken[group] += 1
-            tokens = encode_prompt_record(record, place, tokenizer, prompt_tokens=prompt_tokens)
+            encoded = encode_prompt_record(
+                record, place, tokenizer, prompt_tokens=prompt_tokens, folder=path.parent, read_image=read_image
+            )
             answers = _read_answers(record, place)
             choices = read_choices(record, answers, place, tokenizer)
-            prompts.append(EvaluationPrompt(tokens, group, place, answers, choices))
+            prompts.append(EvaluationPrompt(encoded.token_ids, group, place, answers, choices, encoded.images))
     if not prompts:
         raise UserError(f"there are no prompts in {', '.join(map(str, paths))}: give one JSON object per line")
     return prompts

@@ -1,5 +1,6 @@
 """Images of prompts: opened and prepared as an export's processor does it, with this repository's classes."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,12 @@ class PromptImage:
     def load(self) -> Tensor:
         """Return its pixels [3, H, W], prepared anew: those of many prompts would not fit into memory."""
         return self.processor(self.source)["pixel_values"][0]
+
+    def hash(self) -> str:
+        """Return the hexadecimal SHA-256 of what decides its pixels: the file's bytes, or the text, and the rules."""
+        source = self.source.read_bytes() if isinstance(self.source, Path) else str(self.source).encode()
+        rules = f"{self.processor.longest_edge} {self.processor.rules} ".encode()
+        return hashlib.sha256(rules + source).hexdigest()
 
 
 class ImageReader:

@@ -5,12 +5,13 @@
 Everything but the model is lm-evaluation-harness's own command line (`python -m model.harness run --help`). Responses
 are decoded in the chosen mode. With batch_size=1 (the default) a task's stop strings end them at once; in larger
 batches each runs on to a stop token or the length limit. Likelihoods (multiple choice, perplexity) are AR's in every
-mode: that is the distribution that speculation preserves, and block diffusion assigns none. Needs lm_eval (extra
-`evaluation`).
+mode: that is the distribution that speculation preserves, and block diffusion assigns none. Tasks with images run on a
+checkpoint that reads them. Needs lm_eval (extra `evaluation`).
 """
 
+import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,9 @@ from torch import Tensor
 
 from model.commands.decoding_options import choose_threshold
 from model.export.draft_adapter import ADAPTER_FOLDER
+from model.export.images import load_image_reader, load_pixels
 from model.export.load import attach_adapter, find_stop_ids, find_think_ids, load_export, load_export_tokenizer
+from model.harness.images import ImageContext, pad_contexts, score_continuation
 from model.harness.stop_strings import StopStringError, StopStrings, StopStringStreamer
 from model.hf.decoding import decode
 from model.hf.layers import DraftAdapter
@@ -44,6 +47,8 @@ register: Any = register_model
 @register("tri_mode")
 class TriModeLM(HuggingFaceLM):
     """Presents an export to lm-evaluation-harness: loaded with this repository's classes, decoded in one mode."""
+
+    MULTIMODAL = True  # asked for by tasks with images; ImageContext refuses them for a checkpoint of text alone
 
     def __init__(
         self,
@@ -87,9 +92,9 @@ class TriModeLM(HuggingFaceLM):
             device = None  # the harness's default is cuda:0, which it also ignores without a GPU
         model = load_export(directory, dtype=dtype, device=device)
         _attach(model, directory, adapter)
-        super().__init__(
-            pretrained=model, tokenizer=load_export_tokenizer(directory), backend="causal", **harness_options
-        )  # pyright: ignore[reportArgumentType]
+        tokenizer = load_export_tokenizer(directory)
+        self._read_image, self._pixels = load_image_reader(directory, tokenizer), dict[str, Tensor]()
+        super().__init__(pretrained=model, tokenizer=tokenizer, backend="causal", **harness_options)  # pyright: ignore[reportArgumentType]
         self._directory, self._mode = directory, mode
         self._options = DecodeOptions(
             block_length=block_length,
@@ -108,6 +113,43 @@ class TriModeLM(HuggingFaceLM):
         self._adapter = DraftAdapter(model)
         self._num_prompts = self._num_tokens = self._num_unread = self._num_forwards = 0
 
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """Decode the responses of requests, with the images of those that show some. Raises: UserError."""
+        return super().generate_until([self._see(request) for request in requests], disable_tqdm)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score the continuations of requests by AR; those with images one by one. Raises: UserError."""
+        seen = [self._see(request) for request in requests]
+        if not any(isinstance(request.args[0], ImageContext) for request in seen):
+            return super().loglikelihood(requests, disable_tqdm)
+        return [self._score(*request.args) for request in seen]
+
+    def _see(self, request: Any) -> Any:
+        """Return a request whose images, if it has any, are part of its context."""
+        if len(request.args) < 3:
+            return request
+        context, given, shown = request.args
+        seen = copy.copy(request)
+        seen.arguments = (ImageContext.read(context, shown["visual"], self._read_image), given)
+        return seen
+
+    def _score(self, context: ImageContext, continuation: str) -> tuple[float, bool]:
+        """Return the log-probability of a continuation and whether greedy AR writes it."""
+        before, after = self._encode_pair(str(context), continuation)
+        tokens = torch.tensor([[*context.expand(before), *after]], device=self.device)
+        with self._adapter.suspended():
+            output = self.model(tokens, logits_to_keep=len(after) + 1, **load_pixels(context.images))
+            logits = output.logits[0, :-1]
+        return score_continuation(logits, after)
+
+    def tok_batch_encode(self, strings: Sequence[str], *options: Any, **given: Any) -> tuple[Tensor, Tensor]:
+        """Encode prompts as the harness does, those with images with all tokens of these; the next decode sees them."""
+        contexts = [string for string in strings if isinstance(string, ImageContext)]
+        if not contexts:
+            return super().tok_batch_encode(strings, *options, **given)
+        self._pixels = load_pixels(image for context in contexts for image in context.images)
+        return pad_contexts([context.expand(self.tok_encode(str(context))) for context in contexts])
+
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """Compute the verifier's logits: PEFT would apply a draft adapter to every position."""
         with self._adapter.suspended():
@@ -125,25 +167,30 @@ class TriModeLM(HuggingFaceLM):
         if options.seed is not None:
             options = replace(options, seed=options.seed + self._num_prompts)
         options = options.for_mode(self._mode)
+        pixels, self._pixels = self._pixels, {}
         self._num_prompts += len(context)
         stops = self._read_stops(stop)
         with _as_user_errors():
-            if len(context) == 1:
-                return self._decode_one(context, attention_mask, options, stops)
-            return self._decode_batch(context, attention_mask, options, stops)
+            embeds = self.model.embed_prompt(context, attention_mask, **pixels) if pixels else None
+            decode_prompts = self._decode_one if len(context) == 1 else self._decode_batch
+            return decode_prompts(context, attention_mask, embeds, options, stops)
 
-    def _decode_one(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
+    def _decode_one(
+        self, context: Tensor, mask: Tensor | None, embeds: Tensor | None, options: DecodeOptions, stops: StopStrings
+    ) -> Tensor:
         """Return prompt and response [1, P + T], up to and including the token that completes a stop string."""
         streamer = StopStringStreamer(stops)
         with _count_forwards(self.model) as forwards, suppress(StopStringError):
-            decode(self.model, self._mode, context, replace(options, streamer=streamer), mask)
+            decode(self.model, self._mode, context, replace(options, streamer=streamer), mask, embeds)
         self._num_tokens += len(streamer.tokens)
         self._num_forwards += len(forwards)
         return torch.cat((context, context.new_tensor([streamer.tokens])), dim=1)
 
-    def _decode_batch(self, context: Tensor, mask: Tensor | None, options: DecodeOptions, stops: StopStrings) -> Tensor:
+    def _decode_batch(
+        self, context: Tensor, mask: Tensor | None, embeds: Tensor | None, options: DecodeOptions, stops: StopStrings
+    ) -> Tensor:
         """Return prompts and responses [B, P + T], up to stop tokens and the limit."""
-        result = decode(self.model, self._mode, context, options, mask)
+        result = decode(self.model, self._mode, context, options, mask, embeds)
         responses = result.output_ids[:, context.shape[1] :].tolist()
         for response, length in zip(responses, result.num_new_tokens, strict=True):
             end = stops.find_end(response[:length]) or length

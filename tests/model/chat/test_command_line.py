@@ -92,7 +92,7 @@ def test_a_conversation_with_commands(export, monkeypatch, capsys):
     assert status == 0
     assert out.count("6 tokens · ") == 3
     assert out.count("6 tokens · 6 forwards · 1.00 tokens/forward · ") == 2
-    assert "mode linear · /reset" in out
+    assert "mode linear · /image FILE, /reset" in out
     assert "new conversation" in out
     assert "mode ar (of ar, block_diffusion, linear, quadratic)" in out
     assert "error: there is no mode 'nonsense'" in out

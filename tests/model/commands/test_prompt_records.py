@@ -45,7 +45,7 @@ def test_tools_go_to_the_chat_template_or_are_refused(tmp_path: Path) -> None:
 
     def encode(tools: Any) -> list[int]:
         record = {"messages": [QUESTION], "tools": tools}
-        return encode_prompt_record(record, "here:1", tokenizer, prompt_tokens=3)
+        return encode_prompt_record(record, "here:1", tokenizer, prompt_tokens=3).token_ids
 
     tokenizer.chat_template = load_chat_template(tmp_path, "chatml")
     plain = encode(None)

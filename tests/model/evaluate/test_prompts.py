@@ -29,7 +29,8 @@ def write(path: Path, *records: Any) -> Path:
 
 
 def read(tokenizer: PreTrainedTokenizerFast, *paths: Path, **options: Any) -> list[Any]:
-    return read_prompts(paths, tokenizer, **({"prompt_tokens": 5} | options))
+    given: dict[str, Any] = {"prompt_tokens": 5} | options
+    return read_prompts(paths, tokenizer, **given)
 
 
 def test_the_three_kinds_of_records(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
