@@ -88,6 +88,7 @@ class Measured:
 
 def measure(trainer: "Trainer") -> Measured:
     """Time the second step; the first one, on the run's own sequences, allocates what the second one works beside."""
+    trainer.prepare_kernels()
     trainer.train_step()
     lengthen(trainer)
     step_seconds = _time(trainer.train_step)

@@ -28,6 +28,7 @@ from pretrain.step.evaluation import HeldoutEvaluation
 from pretrain.step.learning_rate import compute_learning_rate
 from pretrain.step.microbatches import MicrobatchBuilder
 from pretrain.step.optimizer import compute_grad_norm, set_hyperparameters, update_weights
+from pretrain.step.rehearsal import rehearse
 from pretrain.step.schedule import run_schedule
 
 
@@ -65,6 +66,7 @@ class Trainer:
         self.report.write_phase(RunPhase.running, self.state)
         if self._owes_evaluation():
             self.evaluate()
+        self.prepare_kernels()
         while not self.is_finished:
             signal = self.train_step()
             self._save_safely(self.checkpointer.poll)
@@ -86,6 +88,12 @@ class Trainer:
         """Whether another step would exceed the token budget."""
         budget = max(self.config.train.tokens, self.config.tokens_per_step)
         return self.state.tokens_seen + self.config.tokens_per_step > budget
+
+    def prepare_kernels(self) -> None:
+        """Let a device's kernels be compiled, or loaded, for all lengths that steps will have."""
+        self.watchdog.alive()
+        if self.builder.plans.device.type == "cuda" and self.builder.noisy_lengths and not self.is_finished:
+            rehearse(self.model, self.builder, self.loader.microbatches(self.state.samples_seen)[0])
 
     def train_step(self) -> int:
         """Train one optimizer step on the next global batch. Returns the signal that some rank received, or 0."""

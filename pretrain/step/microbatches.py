@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
+from itertools import cycle, islice
 
 import torch
 import torch.distributed as dist
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from conf.schema import Objective, StageConfig
 from data_pipeline.batch import Batch
-from data_pipeline.noise import NoiseSource, add_noise
+from data_pipeline.noise import NoiseSource, NoisyBatch, add_noise
 from model.attention.live import choose_positions
 from model.attention.plan import AttentionPlan, PlanBuilder
 from model.megatron.head import ScoredPositions
@@ -58,22 +59,27 @@ class MicrobatchBuilder:
 
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
         """Prepare a step. All data-parallel ranks take part: their counts are summed."""
-        microbatches, local = [], StepCounts()
-        for batch in batches:
-            microbatch, counts = self._build(batch)
-            microbatches.append(microbatch)
-            local += counts
-        counts = _sum_over_data_parallel(local, self.plans.device)
-        return PreparedStep([self._finish(microbatch, counts) for microbatch in microbatches], counts)
+        is_joint = self.stage.objective is Objective.joint
+        noisy = (add_noise(batch, self.noise, self.mask_token_id) if is_joint else batch for batch in batches)
+        return self._complete([self._build(batch) for batch in noisy])
 
-    def _build(self, batch: Batch) -> tuple[Microbatch, StepCounts]:
+    def rehearse(self, batch: Batch, num_microbatches: int) -> PreparedStep:
+        """Prepare forwards over a batch without noise, which have all of noisy_lengths in turn."""
+        unmasked, certain = torch.zeros_like(batch.loss_mask), torch.ones(batch.tokens.shape)
+        noisy, whole = NoisyBatch(batch, batch.tokens, unmasked, certain), self.noisy_lengths[-1]
+        lengths = islice(cycle(self.noisy_lengths), num_microbatches)
+        builders = [replace(self, noisy_lengths=(length, whole)) for length in lengths]
+        return self._complete([builder._build(noisy) for builder in builders])
+
+    def _build(self, given: NoisyBatch | Batch) -> tuple[Microbatch, StepCounts]:
         """Return the microbatch, on the CPU and without weights, and the counts of its whole sequences."""
         shard, is_live = self.plans.shard, None
-        if self.stage.objective is Objective.joint:
-            noisy = add_noise(batch, self.noise, self.mask_token_id)
+        if isinstance(given, NoisyBatch):
+            batch, noisy = given.batch, given
             tokens, scored, is_live = noisy.doubled_tokens, score_joint(noisy), noisy.is_live
             positions = choose_positions(batch.block_ids, is_live, shard, self.noisy_lengths)
         else:
+            batch = given
             tokens, scored = batch.tokens, score_ar(batch)
             positions = shard.find_whole(batch.tokens.shape[1], doubled=False)
         images = self.images.build(batch, tokens, positions) if self.images else None
@@ -81,6 +87,11 @@ class MicrobatchBuilder:
         counts = count_step(batch, scored, is_live, tokens.numel() * shard.size)
         counts += self.images.count(batch) if self.images else StepCounts()
         return Microbatch(tokens, self.plans.build_for(batch.layout, positions), local, images), counts
+
+    def _complete(self, built: list[tuple[Microbatch, StepCounts]]) -> PreparedStep:
+        """Return the step of all microbatches, given with the counts of each."""
+        counts = _sum_over_data_parallel(sum((local for _, local in built), StepCounts()), self.plans.device)
+        return PreparedStep([self._finish(microbatch, counts) for microbatch, _ in built], counts)
 
     def _finish(self, microbatch: Microbatch, counts: StepCounts) -> Microbatch:
         """Move a microbatch to the device, with the weights that follow from the counts of the global batch."""

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers.layouts import PP2, PP2_INTERLEAVED, TP2, TP2_PP2, TP2_SP
 from tests.helpers.processes import load_lines, train_many
 from tests.helpers.toy_data import ToyData, tokens_of
-from tests.helpers.train_jobs import WHOLE
+from tests.helpers.train_jobs import REHEARSED, WHOLE
 
 STAGES = ("ar", "joint", "sft")
 SMALL_BLOCKS = "stage.block_size=4"  # in the joint stage: of larger ones nearly all are live
@@ -100,7 +100,11 @@ def layouts(toy_data: ToyData, tmp_path_factory: pytest.TempPathFactory) -> Path
     root = tmp_path_factory.mktemp("layouts")
     for num_ranks in sorted({ranks for ranks, _ in LAYOUTS.values()}):
         mine = {name: overrides for name, (ranks, overrides) in LAYOUTS.items() if ranks == num_ranks}
-        jobs = [job(toy_data, root, name, stage, extra) for name, extra in mine.items() for stage in STAGES]
+        jobs = [
+            job(toy_data, root, name, stage, [*extra, *([] if stage == "ar" else [REHEARSED])])
+            for name, extra in mine.items()
+            for stage in STAGES
+        ]
         train_many(num_ranks, jobs, root, timeout=500)
     return root
 

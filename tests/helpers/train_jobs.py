@@ -3,7 +3,8 @@
 <run.dir>/noise_rank<r>.json   {"<split>/<sample index>": digest of noisy tokens and masking probabilities}
 <run.dir>/tokens_rank<r>.json  {"<split>/<sample index>": digest of the clean tokens}
 
-A job with the override WHOLE computes all noisy blocks, live or not: what forwards of live ones are compared with.
+A job with the override WHOLE computes all noisy blocks, live or not: what forwards of live ones are compared with. One
+with REHEARSED computes every length before its first step, as a run on CUDA does.
 <run.dir>/lengths_rank<r>.json {"<noisy positions of a forward>": how many forwards had as many}
 
 All over all starts of the run in such a worker; the latest one of a sample.
@@ -19,6 +20,7 @@ import numpy as np
 from tests.helpers.worker import take_jobs
 
 WHOLE = "whole"
+REHEARSED = "rehearsed"
 
 
 def main() -> None:
@@ -26,6 +28,8 @@ def main() -> None:
     from conf.composition.compose import compose_run_config
     from pretrain.assemble import run_training
     from pretrain.step import microbatches
+    from pretrain.step.rehearsal import rehearse
+    from pretrain.trainer import Trainer
 
     draw, choose = microbatches.add_noise, microbatches.choose_positions
     for overrides in take_jobs():
@@ -53,8 +57,13 @@ def main() -> None:
             lengths[length] = lengths.get(length, 0) + 1
             return positions
 
+        def prepare_kernels(self: Any, job: Any = overrides) -> None:
+            if REHEARSED in job:
+                rehearse(self.model, self.builder, self.loader.microbatches(self.state.samples_seen)[0])
+
+        Trainer.prepare_kernels = prepare_kernels
         microbatches.add_noise, microbatches.choose_positions = recorded, choose_recorded
-        config = compose_run_config([override for override in overrides if override != WHOLE])
+        config = compose_run_config([override for override in overrides if override not in (WHOLE, REHEARSED)])
         run_training(config)
         _write(Path(config.run.dir), "lengths", lengths)
         _write(Path(config.run.dir), "noise", digests)

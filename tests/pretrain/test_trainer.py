@@ -9,6 +9,7 @@ from conf.composition.compose import compose_run_config
 from model.attention import rotation
 from pretrain.run.metrics import load_metrics
 from pretrain.run.run_status import RunPhase, load_status
+from pretrain.step.rehearsal import rehearse
 from tests.helpers.toy_data import ToyData, tokens_of
 from tests.trace_step import Trace, list_forms, trace_joint_step, with_trainer
 
@@ -65,3 +66,23 @@ def test_what_a_step_compiles_is_in_metrics_and_status(toy_data: ToyData, tmp_pa
     assert status is not None and status.kernels.compiled_kernels == first and status.kernels.recompiled_kernels == 0
     log = (tmp_path / "r" / "train.log").read_text()
     assert log.count(f"step 1: compiled {first} kernels in ") == 1 and f"(rotate_heads {first})" in log
+
+
+def test_rehearsing_every_length_changes_no_step(toy_data: ToyData, tmp_path: Path) -> None:
+    overrides = [*toy_data.overrides(), "stage=joint", tokens_of(2), f"run.root={tmp_path}"]
+
+    def train(trainer) -> None:
+        trainer.train_step()
+        trainer.train_step()
+
+    def rehearse_and_train(trainer) -> None:
+        rehearse(trainer.model, trainer.builder, trainer.loader.microbatches(0)[0])
+        train(trainer)
+
+    for name, use in (("plain", train), ("rehearsed", rehearse_and_train)):
+        with_trainer(compose_run_config([*overrides, f"run.name={name}"]), use)
+    plain, rehearsed = (load_metrics(tmp_path / name, "train") for name in ("plain", "rehearsed"))
+    same = ("loss", "grad_norm", "ar_loss", "diffusion_loss")
+    assert [[line[key] for key in same] for line in plain] == [[line[key] for key in same] for line in rehearsed]
+    assert len(plain) == 2
+    assert "forwards with 8 noisy lengths rehearsed in " in (tmp_path / "rehearsed" / "train.log").read_text()

@@ -118,3 +118,13 @@ def test_a_microbatch_without_a_live_block_trains_its_autoregressive_part(model:
     unmasked = replace(text, loss_mask=text.loss_mask.clone())
     unmasked.loss_mask[:, 16:] = False
     assert assert_same(model, 16, [text, prompts, unmasked])[1] == LENGTH // 8
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_a_rehearsal_has_every_length_in_turn(model: Any, kind: str) -> None:
+    lengths = tuple(range(LENGTH // 8, LENGTH + 1, LENGTH // 8))
+    step = build_builder(16, lengths).rehearse(build_batch(kind, 16, 0), num_microbatches=10)
+    computed = [microbatch.tokens.shape[1] - LENGTH for microbatch in step.microbatches]
+    assert computed == [*lengths, *lengths[:2]]
+    _, gradients = run(model, step)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
