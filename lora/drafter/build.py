@@ -17,7 +17,6 @@ from lora.drafter.checkpoint_manifest import FixedSettings, check_version, read_
 from lora.drafter.engine import EngineFiles, build_engine
 from lora.drafter.step import build_step
 from lora.drafter.trainer import DrafterTrainer
-from lora.examples.prompts import RecordPrompts
 from lora.examples.run_examples import OpenedExamples, RunExamples, add_responses, open_run_examples
 from model.checkpoint.layout import find_newest_complete
 from model.export.draft_adapter import identify_checkpoint
@@ -93,8 +92,7 @@ def build_drafter_trainer(config: DrafterConfig, session: RunSession) -> Drafter
 
 def refuse_sharded_tower(config: DrafterConfig, opened: OpenedExamples) -> None:
     """Raise UserError for prompts with images under ZeRO-3: only ranks with images would gather the tower's weights."""
-    prompts = (side for side in (opened.train, opened.heldout) if isinstance(side, RecordPrompts))
-    if config.zero.stage == SHARDS_WEIGHTS and any(side.has_images for side in prompts):
+    if config.zero.stage == SHARDS_WEIGHTS and (opened.train.has_images or opened.heldout.has_images):
         raise UserError(
             f"zero.stage={SHARDS_WEIGHTS} shards weights, which a vision tower needs whole, and the prompts have "
             "images: set zero.stage to 2 or less"

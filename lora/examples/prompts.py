@@ -65,6 +65,10 @@ class ExamplePrompts(PromptSet):
     def read(self, number: int) -> np.ndarray:
         return self._examples[number].tokens[: self.lengths[number]]
 
+    @override
+    def read_images(self, number: int) -> tuple[PromptImage, ...]:
+        return self._examples[number].images  # all of them stand before the last response
+
 
 class RecordPrompts(PromptSet):
     """Prompts that are records of their own; all of their tokens are in memory.

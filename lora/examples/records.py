@@ -17,7 +17,7 @@ from data_pipeline.prepare.plan import plan_source
 from data_pipeline.prepare.run import DEFAULT_COLUMNS, prepare_source
 from data_pipeline.storage.manifest import MANIFEST_NAME
 from model.commands.prompt_records import lacks_response, read_prompt_records
-from model.export.shipped_code import CONFIG_NAME
+from model.export.shipped_code import CONFIG_NAME, VLM_TYPE
 
 # Keys of another command, which messages of prepare name.
 FOREIGN_KEYS = ("data.prepare.", "input.")
@@ -56,7 +56,7 @@ def prepare_examples(path: Path | str, *, checkpoint: Path, folder: Path, chat_t
     if is_tokenised(records):
         return records
     _refuse_prompts(records)
-    kind = _find_kind(records)
+    kind = _find_kind(records, reads_images=read_checkpoint_value(checkpoint, "model_type") == VLM_TYPE)
     source = SourceConfig(path=str(folder), input=InputConfig(kind=kind, files=str(records)))
     mask_token = token_text(checkpoint, read_checkpoint_value(checkpoint, "mask_token_id"))
     data = DataConfig(
@@ -119,9 +119,12 @@ def _read_first(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def _find_kind(records: Path) -> DocumentKind:
-    """Return chats if the records have messages, else texts. Raises: UserError if they have neither."""
-    for kind in (DocumentKind.chat, DocumentKind.text):
+def _find_kind(records: Path, *, reads_images: bool) -> DocumentKind:
+    """Return chats if the records have messages, else texts. Raises: UserError if they have neither.
+
+    reads_images: whether chats may have images.
+    """
+    for kind in (DocumentKind.image_chat if reads_images else DocumentKind.chat, DocumentKind.text):
         try:
             plan_source(InputConfig(files=str(records)), DEFAULT_COLUMNS[kind.value], int(PrepareConfig().shard_bytes))
             return kind
@@ -141,7 +144,7 @@ def _explain(error: UserError, kind: DocumentKind) -> UserError:
     if any(reason in text for reason in LACKS_RESPONSE):
         text += f"\nFor chats that lack their last response, {RESPOND_TO_THEM}."
     if any(key in text for key in FOREIGN_KEYS):
-        option = "chats" if kind is DocumentKind.chat else "text"
+        option = {"chat": "chats", "image_chat": "images", "text": "text"}[kind.value]
         text += (
             f"\nThose are settings of `python -m data_pipeline.prepare data={option}`: prepare the data with it and "
             "give its folder instead of the records."

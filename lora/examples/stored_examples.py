@@ -1,4 +1,7 @@
-"""Examples of tokenised documents: windows of texts and beginnings of chats, read from the memory map on demand."""
+"""Examples of tokenised documents: windows of texts and beginnings of chats, read from the memory map on demand.
+
+Chats may have images. Their files are opened when a batch is encoded.
+"""
 
 import logging
 from pathlib import Path
@@ -12,6 +15,10 @@ from data_pipeline.chat.template import load_chat_template
 from data_pipeline.storage.tokens import Shard, StoredTokens
 from lora.examples.example_set import Example, ExampleSet, hash_tokens, hash_values
 from lora.examples.records import find_tokens, read_checkpoint_value
+from model.export.images import PromptImage, load_image_processor
+from model.export.load import read_model_type
+from model.export.shipped_code import VLM_TYPE
+from model.hf.image_processing_nemotron_labs_diffusion_vlm import NemotronLabsDiffusionVLMImageProcessor
 
 EXAMPLES_VERSION = 1  # goes up when the same tokens make other examples
 logger = logging.getLogger(__name__)
@@ -21,12 +28,24 @@ class StoredExamples(ExampleSet):
     """Examples of a dataset on disk.
 
     kind: of the documents. places: [n, 4] int64, in order; for each example its shard, its document, its first token
-    and the number of its tokens.
+    and the number of its tokens. processor: prepares the images of chats; None where there are none.
     """
 
-    def __init__(self, stored: StoredTokens, sequence_length: int, places: np.ndarray, fingerprint: str) -> None:
+    def __init__(
+        self,
+        stored: StoredTokens,
+        sequence_length: int,
+        places: np.ndarray,
+        fingerprint: str,
+        processor: NemotronLabsDiffusionVLMImageProcessor | None = None,
+    ) -> None:
         self.kind, self.sequence_length, self.fingerprint = stored.kind, sequence_length, fingerprint
-        self._stored, self._places = stored, places
+        self._stored, self._places, self._processor = stored, places, processor
+
+    @property
+    def has_images(self) -> bool:
+        """Whether examples may have images."""
+        return self._processor is not None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -34,21 +53,34 @@ class StoredExamples(ExampleSet):
     def __getitem__(self, index: int) -> Example:
         number, document, offset, count = map(int, self._places[index])
         shard = self._stored.open_shard(number)
-        drafted = np.ones(count, dtype=bool)
-        if self.kind is DocumentKind.chat:
-            lengths = shard.segment_lengths(*shard.segment_bounds(document, document + 1))
-            drafted = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[:count]
-        else:
-            drafted[0] = False
-        return Example(shard.read(document, offset, count), drafted)
+        if not self.kind.is_chat:
+            return Example(shard.read(document, offset, count), np.arange(count) > 0)
+        lengths = shard.segment_lengths(*shard.segment_bounds(document, document + 1))
+        ends = np.cumsum(lengths)
+        if shard.images is not None:  # an image is used as a whole or not at all, so no prompt is cut
+            last = int(np.searchsorted(ends, count))
+            count = count if last % 2 == 1 or ends[last] == count else int(ends[last - 1])
+        drafted = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[:count]
+        return Example(shard.read(document, offset, count), drafted, self._list_images(shard, document, ends, count))
+
+    def _list_images(self, shard: Shard, document: int, ends: np.ndarray, count: int) -> tuple[PromptImage, ...]:
+        """List the images of a chat that stand in its first `count` tokens. ends: of its segments, in tokens."""
+        if shard.images is None or self._processor is None:
+            return ()
+        references = shard.images.read(document, document + 1)
+        used = references[ends[references["segment"]] <= count]
+        grids = zip(used["height"].tolist(), used["width"].tolist(), strict=True)
+        pictures = zip(self._stored.list_images(used), grids, strict=True)
+        return tuple(PromptImage(picture.read, grid, self._processor) for picture, grid in pictures)
 
     def select(self, chosen: np.ndarray, name: str) -> "StoredExamples":
         """Return the examples where `chosen` [n] bool is true. name: describes the choice, for the fingerprint."""
         places = self._places[chosen]
-        return StoredExamples(self._stored, self.sequence_length, places, hash_values(self.fingerprint, name))
+        fingerprint = hash_values(self.fingerprint, name)
+        return StoredExamples(self._stored, self.sequence_length, places, fingerprint, self._processor)
 
     def hash_documents(self) -> np.ndarray:
-        """Return [n] uint64: for each example a hash of its whole document's tokens, all of which are read."""
+        """Return [n] uint64: for each example a hash of its whole document's tokens and images; all tokens are read."""
         is_first = np.append(True, (np.diff(self._places[:, :2], axis=0) != 0).any(axis=1))
         hashes = [self._hash_document(shard, document) for shard, document in self._places[is_first, :2].tolist()]
         return np.array(hashes, dtype=np.uint64)[np.cumsum(is_first) - 1]
@@ -56,7 +88,11 @@ class StoredExamples(ExampleSet):
     def _hash_document(self, number: int, document: int) -> int:
         shard = self._stored.open_shard(number)
         length = int(shard.segment_lengths(*shard.segment_bounds(document, document + 1)).sum())
-        return hash_tokens(shard.read(document, 0, length))
+        tokens = shard.read(document, 0, length)
+        if shard.images is None:
+            return hash_tokens(tokens)
+        pictures = np.frombuffer(shard.images.read(document, document + 1)["sha256"].tobytes(), "<i8")
+        return hash_tokens(np.concatenate([tokens.astype("<i8"), pictures]))
 
 
 def open_examples(
@@ -77,7 +113,7 @@ def open_examples(
         for number in range(stored.num_shards):
             stored.stamp(number)
             stored.verify(number, was_known=False)
-    find_places = _find_chats if stored.kind is DocumentKind.chat else _cut_windows
+    find_places = _find_chats if stored.kind.is_chat else _cut_windows
     found = [find_places(stored.open_shard(number), sequence_length) for number in range(stored.num_shards)]
     places = np.concatenate([np.insert(part, 0, number, axis=1) for number, (part, _) in enumerate(found)])
     left_out = sum(count for _, count in found)
@@ -88,7 +124,8 @@ def open_examples(
         stored.path, len(places), left_out, sequence_length,
     )  # fmt: skip
     fingerprint = hash_values(EXAMPLES_VERSION, stored.sha256, sequence_length)
-    return StoredExamples(stored, sequence_length, places, fingerprint)
+    processor = load_image_processor(checkpoint) if stored.kind is DocumentKind.image_chat else None
+    return StoredExamples(stored, sequence_length, places, fingerprint, processor)
 
 
 def _check_tokens(stored: StoredTokens, checkpoint: Path) -> None:
@@ -101,6 +138,10 @@ def _check_tokens(stored: StoredTokens, checkpoint: Path) -> None:
             f"{stored.path} was tokenised with tokenizer {theirs[:12]}, that of the checkpoint {checkpoint} is "
             f"{own[:12]}: prepare the data with data.tokenizer={checkpoint}, or give the records themselves"
         )
+    if stored.kind is DocumentKind.image_chat and read_model_type(checkpoint) != VLM_TYPE:
+        raise UserError(
+            f"{stored.path} holds chats with images, but {checkpoint} reads text alone: take one with images"
+        )
     vocab_size = read_checkpoint_value(checkpoint, "vocab_size")
     if stored.max_token_id >= vocab_size:
         raise UserError(
@@ -112,7 +153,7 @@ def _check_tokens(stored: StoredTokens, checkpoint: Path) -> None:
 
 def _warn_of_template(stored: StoredTokens, checkpoint: Path) -> None:
     """Warn if chats were rendered with another template than the one that decoding will use."""
-    if stored.kind is not DocumentKind.chat or stored.manifest is None:
+    if not stored.kind.is_chat or stored.manifest is None:
         return
     theirs = stored.manifest.settings.get("encoder", {}).get("chat_template")
     try:

@@ -24,7 +24,7 @@ class PromptImage:
     """One image of a prompt.
 
     Attributes:
-        source: the picture (see load_image).
+        source: the picture (see load_image), or a function that returns it.
         grid: its features, height and width.
         processor: turns it into pixels.
     """
@@ -35,7 +35,8 @@ class PromptImage:
 
     def load(self) -> Tensor:
         """Return its pixels [3, H, W], prepared anew: those of many prompts would not fit into memory."""
-        return self.processor(self.source)["pixel_values"][0]
+        source: Any = self.source() if callable(self.source) else self.source
+        return self.processor(source)["pixel_values"][0]
 
     def hash(self) -> str:
         """Return the hexadecimal SHA-256 of what decides its pixels: the file's bytes, or the text, and the rules."""

@@ -18,11 +18,14 @@ from lora.drafter.build import refuse_sharded_tower
 from lora.drafter.step import DraftStep
 from lora.examples.example_set import Example
 from lora.examples.prompts import RecordPrompts, open_record_prompts
+from lora.examples.records import prepare_examples
 from lora.examples.responses import build_response_task, decode_responses, load_responses
 from lora.examples.run_examples import OpenedExamples
+from lora.examples.stored_examples import open_examples
 from model.export.images import load_pixels
 from model.export.load import attach_adapter, load_export
 from tests.helpers.processes import load_lines, train_many
+from tests.helpers.tiny_exports import save_tiny_export
 from tests.helpers.tiny_vlm import draw_picture, save_vlm_export
 
 LENGTH, BLOCK = 96, 8
@@ -87,6 +90,35 @@ def test_responses_are_greedy_ars_with_the_images(prompts: RecordPrompts, model:
         assert output[0].tolist() == example.tokens.tolist()
         assert example.images == prompts.read_images(number)
         assert example.drafted.tolist() == [False] * ids.shape[1] + [True] * (len(example.tokens) - ids.shape[1])
+
+
+def test_prepared_chats_bring_their_images(saved: Path, model: Any, tmp_path: Path) -> None:
+    """Tokens that prepare wrote, of records with responses: a picture for each, cut before what does not fit."""
+    turns = [{"type": "image_url", "image_url": {"url": "1.png"}}, {"type": "text", "text": "Why?"}]
+    again = [{"type": "image_url", "image_url": {"url": "5.png"}}, {"type": "text", "text": "the ships"}]
+    spoken = [{"role": "assistant", "content": "The sea is wide and blue."}]
+    chat = [{"role": "user", "content": turns}, *spoken, {"role": "user", "content": again}, *spoken]
+    records = [{"messages": chat[:2]}, {"messages": chat}]
+    (saved / "chats.jsonl").write_text("\n".join(map(json.dumps, records)))
+    tokens = prepare_examples(saved / "chats.jsonl", checkpoint=saved / "vlm", folder=tmp_path / "tokens")
+    options: dict[str, Any] = {"checkpoint": saved / "vlm", "folder": tmp_path / "tokens"}
+    examples = open_examples(saved / "chats.jsonl", sequence_length=500, **options)
+    assert tokens == tmp_path / "tokens" and examples.has_images
+    assert [len(example.images) for example in examples] == [1, 2]
+    assert len(set(examples.hash_documents().tolist())) == 2
+    for example in examples:
+        with torch.no_grad():  # refuses images that do not match the tokens
+            model(torch.from_numpy(example.tokens)[None], **load_pixels(example.images))
+        batch = build_draft_batch([example], [0], blocks=2, block_size=BLOCK, seed=0)
+        assert torch.isfinite(make_step(saved)(batch)[0])
+    whole, first = examples[1], len(examples[0].tokens)
+    for length in (first + 3, len(whole.tokens) - 3):
+        cut = open_examples(saved / "chats.jsonl", sequence_length=length, **options)[1]
+        assert len(cut.images) == (1 if length == first + 3 else 2) and cut.drafted[-1]
+        assert cut.tokens.tolist() == whole.tokens[: len(cut.tokens)].tolist() and len(cut.tokens) <= length
+    save_tiny_export(tmp_path / "text")
+    with pytest.raises(UserError, match=r"tokenised with tokenizer|reads text alone"):
+        open_examples(tokens, checkpoint=tmp_path / "text", sequence_length=500, folder=tokens)
 
 
 def build_batch(prompts: RecordPrompts, numbers: list[int]) -> DraftBatch:
