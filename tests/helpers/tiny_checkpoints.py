@@ -20,12 +20,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from conf.schema import ModelConfig, RopeConfig
+from conf.schema import ModelConfig, RopeConfig, VisionConfig
 
 MASK_TOKEN = "<SPECIAL_100>"
 MASK_TOKEN_ID = 100
 VOCAB_SIZE = 384
 ORIGINAL_MAX_POSITIONS = 32
+TINY_VISION = VisionConfig(num_layers=1, hidden_size=32, ffn_hidden_size=64, num_attention_heads=2, image_size=56)
 
 Spelling = Literal["vision", "transformers5", "text"]
 
@@ -93,19 +94,20 @@ def make_ministral3_vlm(
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     tokenizer: bool = True,
+    vision: VisionConfig | None = None,
 ) -> PreTrainedModel:
     """Save a checkpoint with random weights and return the transformers model that was saved (in `dtype`).
 
     model: dimensions (default: tiny_model_config(factor=factor)). tied: the head is the embedding, as in the 3B.
     spelling: `vision` (the releases), `transformers5` (new names of the same wrapper) or `text` (no image encoder).
-    shards: several files and an index. tokenizer: put a tiny one beside the weights.
+    shards: several files and an index. tokenizer: put a tiny one beside the weights. vision: the tower's dimensions.
     """
     torch.manual_seed(seed)
     text_config = make_text_config(model or tiny_model_config(factor=factor), tied)
     if spelling == "text":
         network: Any = Ministral3ForCausalLM(text_config)
     else:
-        network = Mistral3ForConditionalGeneration(_wrap(text_config, tied))
+        network = Mistral3ForConditionalGeneration(_wrap(text_config, tied, vision or TINY_VISION))
     _randomise_norms(network)
     network.to(dtype)
     size = sum(weight.nbytes for weight in network.parameters())
@@ -118,21 +120,21 @@ def make_ministral3_vlm(
     return network
 
 
-def _wrap(text_config: Ministral3Config, tied: bool) -> Mistral3Config:
+def _wrap(text_config: Ministral3Config, tied: bool, vision: VisionConfig) -> Mistral3Config:
     vision_config: Any = PixtralVisionConfig
-    vision = vision_config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        head_dim=16,
-        patch_size=14,
-        image_size=56,
+    tower = vision_config(
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.ffn_hidden_size,
+        num_hidden_layers=vision.num_layers,
+        num_attention_heads=vision.num_attention_heads,
+        head_dim=vision.head_dim,
+        patch_size=vision.patch_size,
+        image_size=vision.image_size,
         hidden_act="silu",
     )
     return Mistral3Config(
         text_config=text_config.to_dict(),
-        vision_config=vision.to_dict(),
+        vision_config=tower.to_dict(),
         image_token_index=10,
         spatial_merge_size=2,
         tie_word_embeddings=tied,

@@ -12,12 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, Mistral3ForConditionalGeneration
 
 from conf.system.errors import UserError
+from model.convert.__main__ import main
 from model.convert.conversion import export_checkpoint, import_checkpoint
 from model.convert.merge import merge_checkpoints
 from model.convert.progress import Progress
 from model.hf.image_tokens import IMAGE_TOKENS
 from tests.helpers.edit_exports import edit_json
 from tests.helpers.tiny_checkpoints import MASK_TOKEN, make_ministral3_vlm, save_tiny_tokenizer, tiny_model_config
+from tests.model.convert.test_fp8 import MODEL as FP8_MODEL
+from tests.model.convert.test_fp8 import make_fp8
 
 MINISTRAL_TOKENS = {10: 19, 12: 20, 13: 21}  # [IMG], [IMG_BREAK], [IMG_END] -> ours
 START = "<|image_start|>"
@@ -165,6 +168,37 @@ def test_a_template_that_places_images_stays(folder: Path) -> None:
     (folder / "nld" / "chat_template.jinja").write_text(f"{{# {START} #}}mine")
     merge(folder, "other")
     assert (folder / "other" / "chat_template.jinja").read_text() == f"{{# {START} #}}mine"
+
+
+def test_an_8_bit_instruct_checkpoint_gives_its_tower(tmp_path: Path) -> None:
+    """As every instruct release: matrices of the text model in 8 bits, tower and projector in bf16."""
+    make_fp8(tmp_path / "ministral")
+    make_ministral3_vlm(tmp_path / "nld", model=FP8_MODEL, spelling="text", seed=1)
+    converted = merge(tmp_path, dtype=torch.bfloat16)
+    vision, merged = (load_file(tmp_path / name / "model.safetensors") for name in ("ministral", "merged"))
+    tower = {name for name in vision if name.startswith(("vision_tower.", "multi_modal_"))}
+    assert all(torch.equal(merged[f"encoder.{name}"], vision[name]) for name in tower)
+    assert converted.skipped == len(vision) - len(tower), "every other tensor is counted"
+
+
+def test_the_command_line_merges_and_explains(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["--vision", str(folder / "ministral"), *arguments])
+        return status, capsys.readouterr().err.replace("\n", " ")
+
+    status, printed = run("--from", str(folder / "nld"), "--to", str(folder / "new"), "--dtype", "fp32")
+    assert status == 0 and "54 tensors" in printed and "read back and compared, 39 entries skipped" in printed
+    new, merged = ((folder / name / "model.safetensors").read_bytes() for name in ("new", "merged"))
+    assert new == merged
+    status, printed = run("--from", str(folder / "run"), "--to", str(folder / "other"))
+    assert status == 2 and "--vision needs a Hugging Face directory as --from: export" in printed
+    status, printed = run(
+        "--from", str(folder / "nld"), "--to", str(folder / "other"), "--parallel", "tensor_parallel=2"
+    )
+    assert status == 2 and "--parallel has no effect here" in printed
+    status, printed = run("--refresh", str(folder / "nld"))
+    assert status == 2 and "--vision has no effect beside --refresh" in printed
 
 
 def change_projector(folder: Path) -> None:
