@@ -93,7 +93,7 @@ def test_responses_are_greedy_ars_with_the_images(prompts: RecordPrompts, model:
 
 
 def test_prepared_chats_bring_their_images(saved: Path, model: Any, tmp_path: Path) -> None:
-    """Tokens that prepare wrote, of records with responses: a picture for each, cut before what does not fit."""
+    """Prepare writes tokens of records with responses; a picture that does not fit is left out with its prompt."""
     turns = [{"type": "image_url", "image_url": {"url": "1.png"}}, {"type": "text", "text": "Why?"}]
     again = [{"type": "image_url", "image_url": {"url": "5.png"}}, {"type": "text", "text": "the ships"}]
     spoken = [{"role": "assistant", "content": "The sea is wide and blue."}]

@@ -171,7 +171,7 @@ def test_a_template_that_places_images_stays(folder: Path) -> None:
 
 
 def test_an_8_bit_instruct_checkpoint_gives_its_tower(tmp_path: Path) -> None:
-    """As every instruct release: matrices of the text model in 8 bits, tower and projector in bf16."""
+    """Every instruct release has matrices of the text model in 8 bits, tower and projector in bf16."""
     make_fp8(tmp_path / "ministral")
     make_ministral3_vlm(tmp_path / "nld", model=FP8_MODEL, spelling="text", seed=1)
     converted = merge(tmp_path, dtype=torch.bfloat16)
