@@ -158,7 +158,7 @@ def test_transparency_is_white_and_a_turned_photograph_stands_up():
 
 
 def test_16_bits_become_8():
-    values = np.arange(0, 65536, 37, dtype=np.uint16).reshape(23, 77)
+    values = np.arange(0, 37 * 23 * 77, 37, dtype=np.uint16).reshape(23, 77)
     for form in ("PNG", "TIFF"):
         loaded = np.array(load_image(to_bytes(Image.fromarray(values), form)))
         assert np.array_equal(loaded, np.repeat((values // 256).astype(np.uint8)[..., None], 3, axis=2))
