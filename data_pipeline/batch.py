@@ -1,5 +1,6 @@
 """Define the one form in which data reaches a trainer, and name every form that it takes on the way to the loss.
 
+    Deal              which sequences each microbatch holds           data_pipeline/dealing.py
     Segments          tokens of one sequence, document by document    data_pipeline/packing/sequence.py
     SequenceLayout    what each token of a batch belongs to           data_pipeline/batch.py
     Batch             B sequences, laid out, and their images         data_pipeline/batch.py

@@ -1,15 +1,13 @@
-"""Serve tokenised data to the trainer: TokenDataset, one source; Blend, several as one stream; BatchLoader, one rank.
+"""Serve tokenised data: TokenDataset, one source; Blend, several as one stream.
 
 Data are memory-mapped, in an order that is a pure function of the sequence's number. Sequence n of a source belongs to
 epoch n // num_sequences; within an epoch a seeded permutation says which packed sequence it is. So any sequence is
 found in constant time, whatever was read before.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,11 @@ from data_pipeline import order as sample_order
 from data_pipeline.batch import Batch, stack_batches
 from data_pipeline.images.place import place_images
 from data_pipeline.order import BlendOrder, SourceOrder, derive_key, permute
+from data_pipeline.packing.counts import PackingCounts
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.packing.index import PackingIndexBuilder
-from data_pipeline.packing.packers import PackingCounts, build_packer
-from data_pipeline.packing.sequence import Segments, lay_out
+from data_pipeline.packing.packers import build_packer
+from data_pipeline.packing.sequence import Outline, Segments, lay_out
 from data_pipeline.storage.tokens import StoredTokens
 
 
@@ -80,6 +79,11 @@ class TokenDataset:
         segments = self._packer.read(self.stored.open_shard(shard), entries, sequence)
         self._check_ids(segments.tokens)
         return segments
+
+    def outline(self, number: int) -> Outline:
+        """Return the outline of sequence `number` of this source; no token is read."""
+        shard, entries, sequence = self._index.find(self.place(number))
+        return self._packer.outline(self.stored.open_shard(shard), entries, sequence)
 
     def build_sequence(self, number: int, sample_index: int = 0) -> Batch:
         """Return sequence `number` of this source, laid out, as a batch of one; sample_index: of it in the run."""
@@ -157,6 +161,11 @@ class Blend:
         source, number = self.order.locate(sample_index)
         return self.order.sources[source].name, number
 
+    def outline(self, sample_index: int) -> Outline:
+        """Return the outline of the sequence at a global sample index; no token is read."""
+        name, number = self.locate(sample_index)
+        return self.sources[name].outline(number)
+
     def build_batch(self, sample_indices: Sequence[int]) -> Batch:
         """Batch [B, S] of the sequences at B global sample indices, on the CPU."""
         sequences = []
@@ -222,72 +231,3 @@ def _round_to_slots(shares: np.ndarray) -> np.ndarray:
     missing = sample_order.ROUND_SLOTS - int(slots.sum())
     slots[np.argsort(slots - exact, kind="stable")[:missing]] += 1
     return slots
-
-
-@dataclass
-class BatchLoader:
-    """Builds the microbatches of one data-parallel rank, reading ahead.
-
-    Position k of a global batch that starts at global sample f is sample f + k, and is sequence b of microbatch m of
-    data-parallel rank r with k = (m * data_parallel_size + r) * micro_batch_size + b. So the set of sequences of a
-    step is the same in every layout, and any step is built without the ones before it, whatever their batch size.
-
-    global_batch_size: sequences per optimizer step, over all ranks and microbatches.
-    micro_batch_size: sequences of one forward pass of one rank.
-    data_parallel_rank, data_parallel_size: this rank's place.
-    prefetch_steps: steps read ahead in the background; they change nothing but the time spent waiting.
-    num_samples: of the whole run; nothing after them is read ahead. None: there is no end. It may be raised later.
-    decode: is applied to every microbatch when it is built (images/decode.py); None where there are no images.
-    """
-
-    blend: Blend
-    global_batch_size: int
-    micro_batch_size: int
-    data_parallel_rank: int
-    data_parallel_size: int
-    prefetch_steps: int = 0
-    num_samples: int | None = None
-    decode: Callable[[Batch], Batch] | None = None
-    _ahead: dict[int, Future[list[Batch]]] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.data_parallel_rank < self.data_parallel_size
-        assert self.global_batch_size % (self.micro_batch_size * self.data_parallel_size) == 0
-
-    @property
-    def num_microbatches(self) -> int:
-        """Return the number of microbatches of one rank per step."""
-        return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
-
-    def sample_indices(self, samples_seen: int, microbatch: int) -> range:
-        """Return the global sample indices of this rank's microbatch (from 0) of the step after `samples_seen`."""
-        place = (microbatch * self.data_parallel_size + self.data_parallel_rank) * self.micro_batch_size
-        first = samples_seen + place
-        return range(first, first + self.micro_batch_size)
-
-    def microbatches(self, samples_seen: int) -> list[Batch]:
-        """Return this rank's microbatches of the step that comes after `samples_seen` sequences, in order."""
-        ready = self._ahead.pop(samples_seen, None)
-        batches = ready.result() if ready is not None else self._build(samples_seen)
-        following = [samples_seen + step * self.global_batch_size for step in range(1, self.prefetch_steps + 1)]
-        wanted = [first for first in following if self.num_samples is None or first < self.num_samples]
-        self._ahead = {first: self._ahead.get(first) or self._read_ahead(first) for first in wanted}
-        return batches
-
-    def _read_ahead(self, samples_seen: int) -> Future[list[Batch]]:
-        future: Future[list[Batch]] = Future()
-
-        def fulfil() -> None:
-            try:
-                future.set_result(self._build(samples_seen))
-            except BaseException as error:  # raised where the batches are asked for
-                future.set_exception(error)
-
-        # A daemon, unlike an executor's thread: a read that hangs must not keep the process from ending.
-        Thread(target=fulfil, name="batch-loader", daemon=True).start()
-        return future
-
-    def _build(self, samples_seen: int) -> list[Batch]:
-        places = (self.sample_indices(samples_seen, microbatch) for microbatch in range(self.num_microbatches))
-        batches = [self.blend.build_batch(indices) for indices in places]
-        return batches if self.decode is None else [self.decode(batch) for batch in batches]

@@ -33,6 +33,12 @@ class NoiseSource:
         generator = np.random.Generator(np.random.Philox(key=key))
         return generator.random(), generator.random(num_tokens, dtype=np.float32)
 
+    def mask(self, sample_index: int, document: int, num_tokens: int) -> tuple[np.ndarray, float]:
+        """Return which of a document's tokens are masked where they may be, bool [num_tokens], and with which p."""
+        level, uniform = self.draw(sample_index, document, num_tokens)
+        probability = (1 - self.epsilon) * level + self.epsilon
+        return uniform < np.float32(probability), probability
+
 
 @dataclass(frozen=True)
 class NoisyBatch:
@@ -65,10 +71,7 @@ def add_noise(batch: Batch, source: NoiseSource, mask_token_id: int) -> NoisyBat
     masked = np.zeros(batch.tokens.shape, dtype=bool)
     for sequence, sample_index in enumerate(batch.sample_indices.tolist()):
         for document, inside in _find_documents(batch.document_ids[sequence].numpy()):
-            level, uniform = source.draw(sample_index, document, len(inside))
-            probability = (1 - source.epsilon) * level + source.epsilon
-            p_mask[sequence, inside] = probability
-            masked[sequence, inside] = uniform < np.float32(probability)
+            masked[sequence, inside], p_mask[sequence, inside] = source.mask(sample_index, document, len(inside))
     is_masked = torch.from_numpy(masked) & (batch.loss_mask | batch.block_padding)
     noisy_tokens = torch.where(is_masked, mask_token_id, batch.tokens)
     return NoisyBatch(batch, noisy_tokens, is_masked, torch.from_numpy(p_mask))

@@ -9,8 +9,8 @@ import torch
 from megatron.core import parallel_state
 
 from conf.schema import RunConfig
-from data_pipeline.dataset import BatchLoader
 from data_pipeline.images.decode import ImageDecoder
+from data_pipeline.loader import BatchLoader
 from data_pipeline.noise import NoiseSource
 from model.attention.context import find_context_shard
 from model.attention.plan import PlanBuilder
@@ -30,6 +30,7 @@ from pretrain.run.run_data import HELDOUT_SEED, RunData, copy_tokenizer, count_s
 from pretrain.run.session import RunSession
 from pretrain.run.start_record import record_start
 from pretrain.run.terminal import start_console_logging
+from pretrain.step.balance import StepBalance
 from pretrain.step.evaluation import HeldoutEvaluation
 from pretrain.step.images import ImageBuilder
 from pretrain.step.microbatches import MicrobatchBuilder
@@ -140,27 +141,33 @@ def build_image_decoder(config: RunConfig) -> ImageDecoder | None:
 
 
 def _build_loader(config: RunConfig, data: RunData, start: StartPoint, decode: ImageDecoder | None) -> BatchLoader:
+    num_ranks = parallel_state.get_data_parallel_world_size()
     return BatchLoader(
         data.train,
         config.train.global_batch_size,
         config.train.micro_batch_size,
         parallel_state.get_data_parallel_rank(),
-        parallel_state.get_data_parallel_world_size(),
+        num_ranks,
         config.data.prefetch_steps,
         count_samples(config, start.state),
         decode,
+        StepBalance(config, data.train, build_noise(config, "train"), num_ranks),
     )
+
+
+def build_noise(config: RunConfig, split: str) -> NoiseSource:
+    """Return the noise of a split, train or heldout."""
+    seed = HELDOUT_SEED if split == "heldout" else config.train.seed
+    return NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
 
 
 def build_microbatch_builder(
     config: RunConfig, mask_token_id: int, plans: PlanBuilder, split: str
 ) -> MicrobatchBuilder:
     """Return what turns batches into inputs of this stage's forwards; split: train or heldout, each with its noise."""
-    seed = HELDOUT_SEED if split == "heldout" else config.train.seed
     if split == "train" and config.noisy_lengths:
         logger.info("noisy positions of a sequence in a forward: %s", ", ".join(map(str, config.noisy_lengths)))
-    noise = NoiseSource(seed, config.stage.name, split, config.stage.noise_epsilon)
-    images = build_image_builder(config)
+    noise, images = build_noise(config, split), build_image_builder(config)
     return MicrobatchBuilder(config.stage, noise, mask_token_id, plans, config.noisy_lengths, images)
 
 

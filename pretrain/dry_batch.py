@@ -125,7 +125,7 @@ def lengthen(trainer: "Trainer") -> None:
     """Make every sequence one document without padding, and every forward whole: most positions, scored ones, pairs."""
     trainer.builder = replace(trainer.builder, noisy_lengths=trainer.builder.noisy_lengths[-1:])
     longest: Any = LongestBlend(trainer.loader.blend)
-    trainer.loader = replace(trainer.loader, blend=longest, prefetch_steps=0, _ahead={})
+    trainer.loader = replace(trainer.loader, blend=longest, prefetch_steps=0, dealer=None, _ahead={})
 
 
 def describe(session: "RunSession", config: RunConfig, measured: Measured, num_microbatches: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 
 from conf.schema import RunConfig, SaveFailure, SpikePolicy
-from data_pipeline.dataset import BatchLoader
+from data_pipeline.loader import BatchLoader
 from model.checkpoint.layout import load_checkpoint_manifest
 from pretrain.checkpointing.checkpointer import Checkpointer
 from pretrain.health.guard import LossGuard, StepVerdict
@@ -124,7 +124,10 @@ class Trainer:
         self.state.samples_seen += self.config.train.global_batch_size
         self.state.tokens_seen += self.config.tokens_per_step
         seconds = time.perf_counter() - started
-        outcome = StepOutcome(stats, numbers, learning_rate, seconds, data_seconds, beat, verdict, applied)
+        dealt, num_lengths = self.loader.deal(first), len(self.builder.met_lengths)
+        outcome = StepOutcome(
+            stats, numbers, learning_rate, seconds, data_seconds, beat, verdict, applied, dealt, num_lengths
+        )
         self._conclude(outcome, range(first, self.state.samples_seen))
         return beat.signal
 

@@ -18,8 +18,10 @@ import numpy as np
 
 from conf.system.atomic import atomic_file, atomic_write_text
 from conf.system.lock import wait_for_lock
+from data_pipeline.packing.counts import PackingCounts
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.packing.packers import CHATS_PER_WINDOW, Packer, PackingCounts, PackingIndex
+from data_pipeline.packing.packers import Packer, PackingIndex
+from data_pipeline.packing.windows import CHATS_PER_WINDOW
 from data_pipeline.storage.checks import Stamp
 from data_pipeline.storage.tokens import StoredTokens
 

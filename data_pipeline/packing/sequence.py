@@ -9,6 +9,7 @@ tokens that fill its last block as decoding finds it, end-of-turn after end-of-t
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,13 +19,28 @@ from data_pipeline.batch import Batch, SequenceLayout
 from data_pipeline.packing.form import SequenceForm
 
 
+class Outline(NamedTuple):
+    """Holds what is known of the N segments of one sequence, in order, without reading a token.
+
+    lengths: [N] tokens of each. documents: [N] number of the document each belongs to, from 0. is_prompt: [N] bool,
+    True where nothing is scored.
+    """
+
+    lengths: np.ndarray
+    documents: np.ndarray
+    is_prompt: np.ndarray
+
+    def with_tokens(self, tokens: np.ndarray, images: np.ndarray | None = None) -> "Segments":
+        """Return the segments that these tokens make, which lie end to end, with the references of their images."""
+        return Segments(tokens, *self, images)
+
+
 @dataclass(frozen=True)
 class Segments:
     """Holds the N segments of one sequence, in order.
 
-    tokens: all of their tokens, end to end. lengths: [N] tokens of each. documents: [N] number of the document each
-    belongs to, from 0. is_prompt: [N] bool, True where nothing is scored. images: references (see storage.references)
-    of the images in the prompts, in order; None for documents without.
+    tokens: all of their tokens, end to end. lengths, documents, is_prompt: as in Outline. images: references (see
+    storage.references) of the images in the prompts, in order; None for documents without.
     """
 
     tokens: np.ndarray

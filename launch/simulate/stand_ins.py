@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 
 from conf.schema import Objective, RunConfig
 from data_pipeline.batch import Batch, stack_batches
-from data_pipeline.dataset import BatchLoader
+from data_pipeline.loader import BatchLoader
 from data_pipeline.packing.form import build_sequence_form
 from data_pipeline.packing.sequence import Segments, lay_out
 from launch.plan.step_work import SequenceKind, split_into_documents

@@ -35,11 +35,16 @@ def choose_positions(
     sequence_length = block_ids.shape[1]
     ranks = deal_blocks(block_ids, is_live, shard.size)
     most = max(int((ranks == rank).sum(dim=1).max()) for rank in range(shard.size))
-    length = next((length for length in noisy_lengths[:-1] if length >= most), None)
-    if length is None:
+    length = choose_length(most, noisy_lengths)
+    if length == noisy_lengths[-1]:
         return shard.find_whole(sequence_length, doubled=True)
     clean = shard.find_positions(sequence_length, doubled=False)
     return ForwardPositions(_list_places(ranks == shard.rank, length), clean, sequence_length)
+
+
+def choose_length(most: int, noisy_lengths: Sequence[int]) -> int:
+    """Return the shortest length with room for the positions of the fullest sequence; the greatest has it always."""
+    return next((length for length in noisy_lengths if length >= most), noisy_lengths[-1])
 
 
 def deal_blocks(block_ids: Tensor, is_live: Tensor, num_ranks: int) -> Tensor:

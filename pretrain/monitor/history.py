@@ -15,6 +15,7 @@ NUMBERS = (
     *("step", "tokens_seen", *LOSSES),
     *("grad_norm", "lr", "step_seconds", "data_seconds", "tokens_per_second", "mfu", "memory_bytes", "skipped"),
     *("slowest_rank", "slowest_ratio", "useful_positions", "computed_positions"),
+    *("rank_imbalance", "undealt_rank_imbalance"),
 )
 CHUNK_BYTES = 1 << 24
 

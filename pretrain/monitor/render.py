@@ -114,6 +114,9 @@ def _describe_speed(summary: Summary) -> str:
     parts.append("MFU unknown" if summary.mfu is None else f"MFU {summary.mfu:.1%}")
     if summary.useful_share is not None:
         parts.append(f"{summary.useful_share:.1%} of positions useful")
+    if summary.rank_imbalance is not None and summary.undealt_rank_imbalance is not None:
+        dealt, undealt = (value - 1 for value in (summary.rank_imbalance, summary.undealt_rank_imbalance))
+        parts.append(f"fullest rank {dealt:.1%} above the mean (in order {undealt:.1%})")
     if summary.data_share is not None:
         parts.append(f"{summary.data_share:.1%} waiting for data")
     if summary.memory_bytes is not None:

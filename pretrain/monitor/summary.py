@@ -31,7 +31,8 @@ class Summary:
 
     age_seconds: since the last sign of life. step, tokens_seen: done. progress: 0..1. eta_seconds: at the recent speed.
     step_seconds: median of recent steps. data_share: of recent steps, waiting for data. useful_share: of the positions
-    that recent steps computed. save: the newest line of kind checkpoint. restarts: starts but the first.
+    that recent steps computed. rank_imbalance: work of the fullest rank over the mean, undealt_rank_imbalance: dealt in
+    order. save: the newest line of kind checkpoint. restarts: starts but the first.
     """
 
     state: str
@@ -45,6 +46,8 @@ class Summary:
     data_share: float | None
     mfu: float | None
     useful_share: float | None
+    rank_imbalance: float | None
+    undealt_rank_imbalance: float | None
     memory_bytes: float | None
     restarts: int
     save: dict[str, Any]
@@ -77,6 +80,8 @@ def summarise(view: RunFolderView, history: History, now: float) -> Summary:
         data_share=sum(data_seconds) / sum(seconds) if data_seconds and sum(seconds) else None,
         mfu=_median(history.train.recent("mfu", RECENT_STEPS)),
         useful_share=_divide_sums(*(history.train.recent(name, RECENT_STEPS) for name in POSITIONS)),
+        rank_imbalance=_median(history.train.recent("rank_imbalance", RECENT_STEPS)),
+        undealt_rank_imbalance=_median(history.train.recent("undealt_rank_imbalance", RECENT_STEPS)),
         memory_bytes=history.train.last("memory_bytes"),
         restarts=max(len(view.starts) - 1, len(history.restores), 0),
         save=history.checkpoints[-1] if history.checkpoints else {},

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conf.schema import RunConfig
+from data_pipeline.dealing import Deal
 from pretrain.checkpointing.checkpointer import SaveReport
 from pretrain.costs import compute_flop_rates, find_peak_flops
 from pretrain.health.compilations import FIRST_STEPS, Compilation, CompilationCounter, describe_compilations
@@ -34,7 +35,8 @@ class StepOutcome:
     """Holds what came of one optimizer step.
 
     numbers: of this rank; the norm is that before clipping. applied: whether the weights were updated. seconds: of the
-    whole step, data_seconds of them waiting for data.
+    whole step, data_seconds of them waiting for data. deal: of the global batch. num_noisy_lengths: that forwards of
+    this rank have had since the start.
     """
 
     stats: LossStats
@@ -45,6 +47,8 @@ class StepOutcome:
     beat: Beat
     verdict: StepVerdict
     applied: bool
+    deal: Deal
+    num_noisy_lengths: int
 
 
 class RunReport:
@@ -220,6 +224,11 @@ class RunReport:
             "masked_tokens": counts.masked,
             "useful_positions": counts.positions,
             "computed_positions": counts.computed_positions,
+            "noisy_lengths": outcome.num_noisy_lengths,
+            "rank_imbalance": outcome.deal.rank_imbalance,
+            "undealt_rank_imbalance": outcome.deal.undealt_rank_imbalance,
+            "microbatch_imbalance": outcome.deal.microbatch_imbalance,
+            "undealt_microbatch_imbalance": outcome.deal.undealt_microbatch_imbalance,
             "images": counts.images,
             "image_patches": counts.patches,
             "grad_norm": outcome.numbers.grad_norm,

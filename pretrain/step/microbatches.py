@@ -1,7 +1,7 @@
 """Turn batches of tokens into inputs of the model's forwards, with the loss weights of the whole global batch."""
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from itertools import cycle, islice
 
 import torch
@@ -47,7 +47,7 @@ class MicrobatchBuilder:
     """Applies the stage's objective, to whole sequences first: noise and scores do not depend on context shards.
 
     noise: of the training or of the held-out split. noisy_lengths: of a rank's noisy positions, ascending
-    (RunConfig.noisy_lengths). images: None for a model of text alone.
+    (RunConfig.noisy_lengths). images: None for a model of text alone. met_lengths: those that forwards have had so far.
     """
 
     stage: StageConfig
@@ -56,6 +56,7 @@ class MicrobatchBuilder:
     plans: PlanBuilder
     noisy_lengths: tuple[int, ...]
     images: ImageBuilder | None = None
+    met_lengths: set[int] = field(default_factory=set)
 
     def prepare(self, batches: Iterable[Batch]) -> PreparedStep:
         """Prepare a step. All data-parallel ranks take part: their counts are summed."""
@@ -78,6 +79,7 @@ class MicrobatchBuilder:
             batch, noisy = given.batch, given
             tokens, scored, is_live = noisy.doubled_tokens, score_joint(noisy), noisy.is_live
             positions = choose_positions(batch.block_ids, is_live, shard, self.noisy_lengths)
+            self.met_lengths.add(positions.noisy.shape[1])
         else:
             batch = given
             tokens, scored = batch.tokens, score_ar(batch)

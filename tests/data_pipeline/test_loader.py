@@ -7,7 +7,8 @@ import pytest
 
 from conf.schema import SourceConfig
 from data_pipeline.batch import Batch
-from data_pipeline.dataset import BatchLoader, Blend, TokenDataset, build_blend
+from data_pipeline.dataset import Blend, TokenDataset, build_blend
+from data_pipeline.loader import BatchLoader
 from data_pipeline.packing.form import SequenceForm
 
 GLOBAL = 16

@@ -132,6 +132,14 @@ def test_what_is_compared_has_forwards_of_several_lengths(runs: Path) -> None:
     assert found["live_blocks", "sft"][-1] < 192
 
 
+def test_ranks_share_the_work_of_a_step_evenly(layouts: Path) -> None:
+    lines = load_lines(layouts / "dp2_distributed_optimizer_sft", "train")
+    dealt, undealt = ([line[f"{name}rank_imbalance"] for line in lines] for name in ("", "undealt_"))
+    assert max(dealt) < 1.1
+    assert sum(dealt) < sum(undealt)
+    assert all(1 <= line["noisy_lengths"] <= 8 for line in lines)
+
+
 def test_training_lowers_both_losses(runs: Path) -> None:
     first, *_, last = load_lines(runs / "single_joint", "heldout")
     assert last["ar_loss"] < first["ar_loss"] - 0.5

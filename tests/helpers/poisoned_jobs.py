@@ -19,7 +19,7 @@ WAIT_SECONDS, FOREVER = 0.2, 1000.0
 
 def main() -> None:
     """Run the jobs of argv[1] in order."""
-    from data_pipeline.dataset import BatchLoader
+    from data_pipeline.loader import BatchLoader
     from pretrain.reporting.run_report import RunReport
     from pretrain.step.microbatches import MicrobatchBuilder
 

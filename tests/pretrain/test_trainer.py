@@ -14,7 +14,7 @@ from tests.helpers.toy_data import ToyData, tokens_of
 from tests.trace_step import Trace, list_forms, trace_joint_step, with_trainer
 
 # With the files of status.json, which a step writes only if the last time is some seconds ago.
-MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 38, 16, 8
+MAX_FILES, MAX_FILES_OF_PRETRAIN, MAX_WRAPPERS = 42, 17, 9
 # Where the dataclasses live that hold a batch between the data files and the loss.
 WRAPPERS = ("data_pipeline.", "pretrain.step.", "model.attention.plan.", "model.megatron.")
 

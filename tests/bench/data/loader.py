@@ -10,7 +10,8 @@ from statistics import median
 from typing import Any
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
-from data_pipeline.dataset import BatchLoader, TokenDataset, build_blend
+from data_pipeline.dataset import TokenDataset, build_blend
+from data_pipeline.loader import BatchLoader
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.prepare.run import prepare_source
 from data_pipeline.toy.corpus import load_docstring_chats, load_standard_library, write_jsonl

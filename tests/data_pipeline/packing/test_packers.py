@@ -13,8 +13,9 @@ from conf.schema import OverlongChat
 from conf.system.errors import UserError
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.packing import packers as packing
+from data_pipeline.packing import windows
+from data_pipeline.packing.counts import PackingCounts
 from data_pipeline.packing.form import SequenceForm
-from data_pipeline.packing.packers import PackingCounts
 from data_pipeline.packing.sequence import Segments
 from data_pipeline.storage.tokens import MAX_OPEN_SHARDS
 from tests.helpers.stored import Document, random_chats, random_texts, write_dataset
@@ -27,7 +28,7 @@ CHATS = [random_chats(60, 9), random_chats(45, 20, seed=1)]
 
 @pytest.fixture(autouse=True)
 def small_windows_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "CHATS_PER_WINDOW", 16)
+    monkeypatch.setattr(windows, "CHATS_PER_WINDOW", 16)
     monkeypatch.setattr(packing, "DOCUMENTS_PER_CHUNK", 7)
 
 
@@ -182,8 +183,8 @@ def test_a_cached_window_neither_holds_its_shard_open_nor_is_packed_again(
     assert count_open_files(tmp_path / "chats") == 0, "the shards of texts are the latest ones"
 
     packed = []
-    pack = packing._first_fit_decreasing
-    monkeypatch.setattr(packing, "_first_fit_decreasing", lambda *a: packed.append(1) or pack(*a))
+    pack = windows._first_fit_decreasing
+    monkeypatch.setattr(windows, "_first_fit_decreasing", lambda *a: packed.append(1) or pack(*a))
     last = range(chats.num_sequences - 10, chats.num_sequences)
     assert [chats.read_segments(place).tokens.tolist() for place in last] == [tokens[place] for place in last]
     assert not packed

@@ -32,7 +32,8 @@ class RunFolder:
             values = {"loss": 5.0 - step / 50, "ar_loss": 4.0, "diffusion_loss": 6.0, "grad_norm": 1.5, "lr": 1e-3}
             speed = {"step_seconds": 2.0, "data_seconds": 0.1, "tokens_per_second": 256.0, "mfu": 0.41}
             work = {"useful_positions": 900, "computed_positions": 1000, "memory_bytes": 1.5e9}
-            self.add("train", step, **{**values, **speed, **work, **changes})
+            balance = {"rank_imbalance": 1.02, "undealt_rank_imbalance": 1.3}
+            self.add("train", step, **{**values, **speed, **work, **balance, **changes})
 
     def add_checkpoint(self, step: int, num_bytes: int = 1000) -> None:
         folder = self.path / "checkpoints" / f"step_{step:08d}"

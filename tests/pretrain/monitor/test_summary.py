@@ -37,6 +37,7 @@ def test_a_healthy_run_is_summarised_without_alerts(folder: RunFolder) -> None:
     assert summary.progress == pytest.approx(0.4) and summary.eta_seconds == pytest.approx(60 * 2.0)
     assert summary.data_share == pytest.approx(0.05) and summary.mfu == pytest.approx(0.41)
     assert summary.useful_share == pytest.approx(0.9)
+    assert (summary.rank_imbalance, summary.undealt_rank_imbalance) == (1.02, 1.3)
     assert summary.restarts == 2 and summary.save["save_seconds"] == 0.5
     metrics = {metric.name: metric for metric in summary.metrics}
     assert metrics["loss"].value == pytest.approx(4.2) and metrics["ar_loss"].heldout == 4.1
