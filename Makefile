@@ -77,12 +77,17 @@ bench-joint: export PYTHONWARNINGS := ignore
 bench-joint: setup  ## Benchmark of the joint step on one thread (10 minutes), into runs/bench/joint.json (ARGS="--quick")
 	$(PYTHON_OF_VENV) -m tests.bench.bench_joint $(ARGS)
 
+.PHONY: bench-images
+bench-images: export OMP_NUM_THREADS := 1
+bench-images: setup  ## What leaving images out of the noisy half saves, on one thread (1 minute)
+	$(PYTHON_OF_VENV) -m tests.bench.bench_images
+
 .PHONY: bench-gpu
 bench-gpu: setup  ## The 8B-shaped step on one GPU against the public recipe (8 minutes), into runs/bench/gpu.json (ARGS="--toy": any device)
 	$(PYTHON_OF_VENV) -m tests.bench.bench_gpu $(ARGS)
 
 .PHONY: bench
-bench: bench-data bench-joint bench-decode bench-drafter chaos  ## Every benchmark that needs no GPU (2 hours)
+bench: bench-data bench-joint bench-images bench-decode bench-drafter chaos  ## Every benchmark that needs no GPU (2 hours)
 
 .PHONY: chaos
 chaos: export OMP_NUM_THREADS := 1

@@ -51,11 +51,11 @@ def insert_features(hidden: Tensor, images: MicrobatchImages, encoder: VisionEnc
     trains = torch.is_grad_enabled() and any(weight.requires_grad for weight in encoder.parameters())
     if not trains and not sum(images.counts):
         return hidden
-    features = [encoder(pixels) for pixels in images.pixels]
+    features = encoder(images.pixels)
     if trains and not features:
         # Gradient reduction waits for every weight of a rank: one without images takes part with nothing of a blank.
         blank = hidden.new_zeros(3, encoder.vision.pixels_per_feature, encoder.vision.pixels_per_feature)
-        features = [encoder(blank)[:0]]
+        features = [encoder([blank])[0][:0]]
     own = torch.cat(features).to(hidden.dtype) if features else hidden.new_empty(0, hidden.shape[2])
     gathered = _Gather.apply(own, images.counts, encoder.config.sequence_parallel)
     flat = hidden.flatten(0, 1).index_copy(0, images.positions, gathered[images.features])

@@ -1,15 +1,15 @@
 """Turn images into features of the decoder's width: transformers' Pixtral tower and Mistral 3 projector, as they train.
 
 Both are whole on every tensor-parallel rank of the first pipeline stage; image_features.py spreads the images over the
-ranks. Images go through one after another, so that a feature does not depend on what else a batch holds, and every
-layer is recomputed in the backward: an image of 1400 x 1400 pixels is 10000 patches.
+ranks. Small images of one size go through together, others one after another, and every layer is recomputed in the
+backward: an image of 1400 x 1400 pixels is 10000 patches.
 
 The tower's activations reach thousands, where bf16 is too coarse (pretrain/README.md has the errors). So weights may be
 stored in one format and computed with in another, layer by layer.
-Shapes: W width of the tower, P patches and F features of an image, H hidden size of the decoder.
+Shapes: W width of the tower, I images, P patches and F features of each, H hidden size of the decoder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.models.mistral3.modeling_mistral3 import Mistral3MultiModalPro
 
 from conf.schema import ModelConfig, VisionConfig, VisionPrecision
 
+PATCHES_TOGETHER = 4096  # of small images: enough to keep a GPU busy
 VISION_DTYPES = {
     VisionPrecision.fp32: torch.float32,
     VisionPrecision.tf32: torch.float32,
@@ -45,19 +46,40 @@ class VisionEncoder(MegatronModule):
         # Out of reach of what casts the model to bf16: rounded frequencies would be other positions.
         self._rotary = [type(self.tower.patch_positional_embedding)(tower_config)]
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map an image [3, height, width] (multiples of a feature's pixels) to its features [F, H], row by row."""
-        pixels = pixels.to(self.compute_dtype)
-        height, width = pixels.shape[1:]
-        rotation = self._rotate(height // self.vision.patch_size, width // self.vision.patch_size, pixels)
-        patches = self._recompute(self._embed, pixels)
+    def forward(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Map images [3, height, width], multiples of a feature's pixels, to features [F, H] of each, row by row."""
+        features: dict[int, Tensor] = {}
+        for numbers in self.group_images([(image.shape[1], image.shape[2]) for image in images]):
+            together = self._compute_features([images[number] for number in numbers])
+            features |= dict(zip(numbers, together.chunk(len(numbers)), strict=True))
+        return [features[number] for number in range(len(images))]
+
+    def group_images(self, sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+        """Return the numbers of images that go through the tower together: of one size, given in pixels, and small."""
+        open_groups: dict[tuple[int, int], list[int]] = {}
+        groups: list[list[int]] = []
+        for number, size in enumerate(sizes):
+            room = max(1, PATCHES_TOGETHER // (size[0] * size[1] // self.vision.patch_size**2))
+            group = open_groups.get(size)
+            if group is None or len(group) >= room:
+                group = open_groups[size] = []
+                groups.append(group)
+            group.append(number)
+        return groups
+
+    def _compute_features(self, images: Sequence[Tensor]) -> Tensor:
+        """Map images of one size to the features of all [I * F, H]."""
+        height, width = images[0].shape[1:]
+        patches = self._recompute(self._embed, *images)
+        rotation = self._rotate(height // self.vision.patch_size, width // self.vision.patch_size, patches)
         for layer in self.tower.transformer.layers:
             patches = self._recompute(self._compute, layer, patches, None, rotation)
-        return self._recompute(self._compute, self.projector, patches[0], [(height, width)])
+        sizes = [(height, width)] * len(images)
+        return self._recompute(self._compute, self.projector, patches.flatten(0, 1), sizes)
 
-    def _embed(self, pixels: Tensor) -> Tensor:
-        """Map an image to its patches [1, P, W]."""
-        patches = self._compute(self.tower.patch_conv, pixels[None])
+    def _embed(self, *images: Tensor) -> Tensor:
+        """Map images of one size to their patches [I, P, W]."""
+        patches = self._compute(self.tower.patch_conv, torch.stack(images).to(self.compute_dtype))
         return self._compute(self.tower.ln_pre, patches.flatten(2).transpose(1, 2))
 
     def _rotate(self, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:

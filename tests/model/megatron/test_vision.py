@@ -50,7 +50,7 @@ def test_features_and_gradients_are_those_of_transformers_modules() -> None:
     encoder = build(torch.float32, torch.float32)
     images = draw_images(torch.float32)
     outputs, gradients = [], []
-    for features in ([encoder(image) for image in images], compute_with_transformers(encoder, images)):
+    for features in (encoder(images), compute_with_transformers(encoder, images)):
         encoder.zero_grad()
         sum((part * part.detach().roll(1, 0)).sum() for part in features).backward()  # type: ignore[union-attr]
         outputs.append(features)
@@ -64,23 +64,27 @@ def test_features_and_gradients_are_those_of_transformers_modules() -> None:
 def test_weights_in_bf16_are_computed_with_in_fp32() -> None:
     stored, exact = build(torch.bfloat16, torch.float32), build(torch.float32, torch.float32)
     exact.load_state_dict(stored.state_dict())
-    for image in draw_images(torch.float32):
-        assert torch.equal(stored(image), exact(image))
-        assert stored(image).dtype == torch.float32
-    stored(image).sum().backward()
+    features = stored(draw_images(torch.float32))
+    for ours, theirs in zip(features, exact(draw_images(torch.float32)), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.dtype == torch.float32
+    features[0].sum().backward()
+    features[1].sum().backward()
     assert {weight.grad.dtype for weight in stored.parameters()} == {torch.bfloat16}  # type: ignore[union-attr]
 
 
 def test_bf16_throughout_is_coarser() -> None:
     exact, coarse = build(torch.bfloat16, torch.float32), build(torch.bfloat16, torch.bfloat16)
-    image = draw_images(torch.float32)[1]
-    error = (coarse(image).float() - exact(image)).norm() / exact(image).norm()
+    images = draw_images(torch.float32)[1:2]
+    error = (coarse(images)[0].float() - exact(images)[0]).norm() / exact(images)[0].norm()
     assert 1e-4 < error < 0.1
 
 
-def test_a_feature_does_not_depend_on_what_stands_beside_its_image() -> None:
+def test_small_images_of_one_size_go_together_and_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = build(torch.float32, torch.float32)
-    first, second, _ = draw_images(torch.float32)
-    alone = encoder(first)
-    encoder(second)
-    assert torch.equal(encoder(first), alone)
+    sizes = [(28, 28), (56, 84), (28, 28), (28, 28), (56, 84)]
+    monkeypatch.setattr("model.megatron.vision.PATCHES_TOGETHER", 8)
+    assert encoder.group_images(sizes) == [[0, 2], [1], [3], [4]]
+    images = [torch.randn(3, *size) for size in sizes]
+    for ours, image in zip(encoder(images), images, strict=True):
+        torch.testing.assert_close(ours, encoder([image])[0])
