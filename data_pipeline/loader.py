@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from threading import Thread
 
 from data_pipeline.batch import Batch
+from data_pipeline.daemons import start_daemon
 from data_pipeline.dataset import Blend
 from data_pipeline.dealing import Deal, deal_in_order
 
@@ -73,8 +73,7 @@ class BatchLoader:
             except BaseException as error:  # raised where the batches are asked for
                 future.set_exception(error)
 
-        # A daemon, unlike an executor's thread: a read that hangs must not keep the process from ending.
-        Thread(target=fulfil, name="batch-loader", daemon=True).start()
+        start_daemon("batch-loader", fulfil)
         return future
 
     def _build(self, samples_seen: int) -> list[Batch]:

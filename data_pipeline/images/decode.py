@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from threading import Thread
 
 from torch import Tensor
 
 from conf.system.errors import UserError
 from data_pipeline.batch import Batch, PlacedImage
+from data_pipeline.daemons import is_ending, start_daemon
 from model.hf.image_loading import PIXELS_PER_FEATURE
 
 # The future of an image to decode; None ends a thread.
@@ -33,9 +33,7 @@ class ImageDecoder:
 
     def __post_init__(self) -> None:
         for number in range(self.num_workers):
-            # Daemons, unlike an executor's threads: a read that hangs must not keep the process from ending.
-            name = f"image-decoder-{number}"
-            Thread(target=_work, args=(self._tasks, self.encode), name=name, daemon=True).start()
+            start_daemon(f"image-decoder-{number}", _work, self._tasks, self.encode)
         weakref.finalize(self, _end, self._tasks, self.num_workers)
 
     def __call__(self, batch: Batch) -> Batch:
@@ -53,7 +51,7 @@ class ImageDecoder:
 
     def _submit(self, image: PlacedImage) -> Future[Tensor]:
         future: Future[Tensor] = Future()
-        if self.num_workers:
+        if self.num_workers and not is_ending.is_set():
             self._tasks.put((future, image))
         else:
             _fulfil(future, image, self.encode)
@@ -73,6 +71,8 @@ def _end(tasks: "_Tasks", num_workers: int) -> None:
 
 def _fulfil(future: Future[Tensor], image: PlacedImage, encode: Callable[[bytes], Tensor]) -> None:
     try:
+        if is_ending.is_set():
+            raise RuntimeError("the process is ending")
         future.set_result(_decode(image, encode))
     except BaseException as error:  # raised where the pixels are asked for
         future.set_exception(error)

@@ -23,6 +23,10 @@ EXAMPLES = """examples:
   FORCE_COLOR=1 python -m data_pipeline.inspect /tokens/chats --tokenizer /models/tokenizer \\
       --stage sft --sequence-length 16384 --samples 1 --positions 0 | less -R
 
+  # chats with images: a sheet of the pictures of 20 sequences, with what is asked and answered
+  python -m data_pipeline.inspect /tokens/images --tokenizer /models/tokenizer --samples 20 --positions 1 \\
+      --images sheet.png
+
   # numbers alone: lengths as a picture, token frequencies, checksums
   python -m data_pipeline.inspect /tokens/corpus --tokenizer /models/tokenizer \\
       --samples 0 --histogram lengths.png --tokens --verify
@@ -54,6 +58,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_form_options(parser.add_argument_group("form of the training sequences"))
     more = parser.add_argument_group("more")
     more.add_argument("--histogram", type=Path, metavar="FILE.png", help="draw the lengths of documents")
+    more.add_argument(
+        "--images", type=Path, metavar="FILE.png", help="draw the images of the samples, with their chats"
+    )
     more.add_argument("--tokens", action="store_true", help="most frequent tokens, unused vocabulary (reads all data)")
     more.add_argument("--verify", action="store_true", help="compare every shard with its checksum (reads all data)")
     more.add_argument("--plain", action="store_true", help="marks instead of colours, as without a terminal")
@@ -137,6 +144,7 @@ def build_inspection(arguments: argparse.Namespace, plain: bool) -> "Inspection"
         count_tokens=arguments.tokens,
         verify=arguments.verify,
         histogram=arguments.histogram,
+        images=arguments.images,
         plain=plain,
     )
 

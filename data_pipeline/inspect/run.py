@@ -30,7 +30,14 @@ from data_pipeline.inspect.statistics import (
 from data_pipeline.noise import NoiseSource
 from data_pipeline.packing.form import SequenceForm
 from data_pipeline.storage.checks import verify_shard
-from data_pipeline.storage.manifest import DatasetManifest, bin_path, index_path
+from data_pipeline.storage.manifest import (
+    DatasetManifest,
+    ShardManifest,
+    bin_path,
+    images_path,
+    index_path,
+    references_path,
+)
 from data_pipeline.storage.tokens import StoredTokens
 
 
@@ -41,7 +48,7 @@ class Inspection:
     path, tokenizer: of the data, and the directory of what made them (None: unknown). mask_token: its text.
     form, seed: of the training whose sequences are shown. noise: None shows a stage without noise.
     first, samples: global sample indices [first, first + samples). positions: how many of each are shown; 0: all.
-    count_tokens, verify: read all of the data, for frequencies and for checksums. histogram: a PNG to write.
+    count_tokens, verify: read all of the data, for frequencies and for checksums. histogram, images: PNGs to write.
     plain: no colours, even in a terminal.
     """
 
@@ -57,6 +64,7 @@ class Inspection:
     count_tokens: bool
     verify: bool
     histogram: Path | None
+    images: Path | None
     plain: bool
 
 
@@ -78,6 +86,8 @@ def run_inspection(request: Inspection, console: Console) -> None:
         console.print("no --tokenizer: token ids instead of text")
     if request.samples:
         _print_samples(request, dataset, decoder, console)
+    if request.images:
+        _draw_images(request, dataset, decoder, request.images, console)
 
 
 def _read_tokenizer(request: Inspection, manifest: DatasetManifest | None) -> TokenizerInfo | None:
@@ -98,13 +108,32 @@ def _verify(stored: StoredTokens, console: Console) -> None:
         raise UserError(f"{stored.path} has no manifest and so no checksums to verify: leave --verify out.")
     columns = TextColumn("verify"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     shards = [shard for shard in stored.manifest.shards if shard.documents]
-    sizes = [sum(of(stored.path / shard.name).stat().st_size for of in (bin_path, index_path)) for shard in shards]
+    sizes = [_count_bytes(stored.path, shard) for shard in shards]
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("verify", total=sum(sizes))
         for shard, size in zip(shards, sizes, strict=True):
-            verify_shard(stored.path, shard)
+            verify_shard(stored.path, shard, with_images=True)
             progress.advance(task, size)
     console.print(f"verified: {len(shards):,} shards, {describe_bytes(sum(sizes))}, every SHA-256 as in the manifest")
+
+
+def _count_bytes(directory: Path, shard: ShardManifest) -> int:
+    paths = [bin_path, index_path, *((images_path, references_path) if shard.images else ())]
+    return sum(path_of(directory / shard.name).stat().st_size for path_of in paths)
+
+
+def _draw_images(request: Inspection, dataset: TokenDataset, decoder: Decoder, path: Path, console: Console) -> None:
+    """Write the sheet of the images of the samples. Raises UserError if there are none, or it cannot be written."""
+    from data_pipeline.inspect.sheet import collect_cards, draw_sheet
+
+    cards = collect_cards(dataset, range(request.first, request.first + request.samples), decoder)
+    if not cards:
+        raise UserError(
+            f"the samples {request.first} to {request.first + request.samples - 1} of {request.path} hold no image: "
+            "choose others with --first and --samples, or leave --images out"
+        )
+    draw_sheet(cards, path)
+    console.print(f"images with their prompts and responses, of {len(cards)} chats: {path}", soft_wrap=True)
 
 
 def _print_statistics(

@@ -11,6 +11,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import DecodedChunk, Decoder
 from data_pipeline.noise import NoiseSource, add_noise
+from model.hf.image_tokens import Grid, count_image_tokens
 
 NO_MASK_TOKEN = -1  # masked tokens are shown as what they were
 
@@ -149,8 +150,26 @@ def _find_spans(
             named = zip(map(decoder.name, inside_tokens), inside_masked, strict=True)
             chunks = [ShownChunk(name, 1, is_masked, is_special=True) for name, is_masked in named]
         elif kind is not PositionKind.padding:
-            chunks = decode_chunks(inside_tokens, inside_masked, decoder)
+            chunks = decode_with_images(inside_tokens, inside_masked, decoder, _find_images(batch, start, end))
         yield Span(kind, document, start, end, chunks)
+
+
+def _find_images(batch: Batch, start: int, end: int) -> list[tuple[int, Grid]]:
+    """Return (first token after `start`, features) of the images of a sequence [1, S] that begin in [start, end)."""
+    return [(image.first - start, image.grid) for image in batch.images if start <= image.first < end]
+
+
+def decode_with_images(
+    token_ids: list[int], masked: list[bool], decoder: Decoder, images: list[tuple[int, Grid]]
+) -> list[ShownChunk]:
+    """Decode tokens; an image is one chunk that says what it is. images: first token and features of each, in order."""
+    chunks, position = [], 0
+    for first, grid in images:
+        chunks += decode_chunks(token_ids[position:first], masked[position:first], decoder)
+        position = min(first + count_image_tokens(grid), len(token_ids))
+        name = f"[image {grid[0]} x {grid[1]}]"
+        chunks.append(ShownChunk(name, position - first, is_masked=False, is_special=True))
+    return chunks + decode_chunks(token_ids[position:], masked[position:], decoder)
 
 
 def decode_chunks(token_ids: list[int], masked: list[bool], decoder: Decoder) -> list[ShownChunk]:

@@ -1,5 +1,6 @@
 """Describe what a dataset is and holds, as tables."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,12 +15,14 @@ from data_pipeline.inspect.lengths import LengthCounts
 from data_pipeline.inspect.render import make_visible
 from data_pipeline.storage.manifest import DatasetManifest
 from data_pipeline.storage.tokens import SCAN_CHUNK_TOKENS, Shard, StoredTokens
+from model.hf.image_tokens import Grid
 
 FINGERPRINT_CHARACTERS = 12
 SUMMARY = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}  # quantiles
 SOURCE_KEYS = ("files", "dataset", "subset", "split", "revision", "rows", "licence")
 HUB_KEYS = ("subset", "split", "revision")  # say nothing of files
 NUM_FREQUENT = 20
+NUM_GRIDS = 6  # of images, the most frequent ones
 
 type Properties = dict[str, str]
 
@@ -38,9 +41,38 @@ def describe_data(stored: StoredTokens, tokenizer: TokenizerInfo | None) -> Prop
     }
     if tokenizer and stored.max_token_id >= tokenizer.vocab_size:
         properties["largest token id"] += f": NOT in the tokenizer, which has {tokenizer.vocab_size:,} entries"
-    return properties | (
-        _describe_manifest(manifest, tokenizer) if manifest else {"tokenizer": "unknown (no manifest)"}
-    )
+    if manifest is None:
+        return properties | {"tokenizer": "unknown (no manifest)"}
+    return properties | _describe_images(stored, manifest) | _describe_manifest(manifest, tokenizer)
+
+
+def _describe_images(stored: StoredTokens, manifest: DatasetManifest) -> Properties:
+    """Return what is known of the images, if there are any."""
+    shards = [shard.images for shard in manifest.shards if shard.images]
+    if not shards:
+        return {}
+    grids = _count_grids(stored)
+    tokens, num_bytes = sum(images.tokens for images in shards), sum(images.num_bytes for images in shards)
+    frequent = ", ".join(f"{height} x {width} ({count:,})" for (height, width), count in grids.most_common(NUM_GRIDS))
+    fixed = "\n".join(f"{count:,} {what}" for what, count in manifest.fixed_images.items())
+    return {
+        "images": f"{manifest.images:,} in prompts, {describe_bytes(num_bytes)} stored",
+        "image tokens": f"{tokens:,} ({tokens / manifest.tokens:.1%} of all)",
+        "features": f"{len(grids):,} sizes; height x width: {frequent or 'none'}",
+        "fixed images": fixed or "0",
+    }
+
+
+def _count_grids(stored: StoredTokens) -> Counter[Grid]:
+    """Return how many images have each number of features (height, width)."""
+    counts: Counter[Grid] = Counter()
+    for number in range(stored.num_shards):
+        images = stored.open_shard(number).images
+        if images is not None:
+            sizes = np.stack([images.all["height"], images.all["width"]], axis=1)
+            grids, found = np.unique(sizes, axis=0, return_counts=True)
+            counts.update({(int(h), int(w)): int(count) for (h, w), count in zip(grids, found, strict=True)})
+    return counts
 
 
 def _describe_manifest(manifest: DatasetManifest, tokenizer: TokenizerInfo | None) -> Properties:
@@ -81,6 +113,9 @@ def describe_packing(dataset: TokenDataset) -> Properties:
         "block padding": f"{counts.block_padding_tokens:,} tokens ({counts.block_padding_tokens / positions:.1%})",
         "padding": f"{counts.padding_tokens:,} positions ({counts.padding_tokens / positions:.1%})",
     }
+    if counts.images:
+        share = counts.image_tokens / counts.tokens
+        properties["images in them"] = f"{counts.images:,}, with {counts.image_tokens:,} tokens ({share:.1%})"
     if counts.truncated_chats or counts.dropped_chats:
         properties["truncated chats"] = f"{counts.truncated_chats:,}, by {counts.truncated_tokens:,} tokens"
         properties["dropped chats"] = f"{counts.dropped_chats:,}, with {counts.dropped_tokens:,} tokens"

@@ -109,19 +109,32 @@ def print_report(reports: list[SourceReport]) -> None:
     """Print one line per source on standard output, warnings below."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title="prepared data")
-    for heading in ("source", "documents", "tokens", "skipped", "tokens/s", "path"):
+    has_images = any(report.manifest.images for report in reports)
+    for heading in (
+        "source",
+        "documents",
+        *(("images",) if has_images else ()),
+        "tokens",
+        "skipped",
+        "tokens/s",
+        "path",
+    ):
         is_text = heading in ("source", "skipped", "path")
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
     for report in reports:
-        table.add_row(*map(escape, _cells(report)))
+        table.add_row(*map(escape, _cells(report, has_images)))
     console.print(table)
     for report in reports:
+        if fixed := report.manifest.fixed_images:
+            counts = ", ".join(f"{count:,} {what}" for what, count in fixed.items())
+            console.print(f"{report.name}: images that are not shown as they are stored: {counts}", markup=False)
         for warning in report.warnings:
             console.print(f"warning: {report.name}: {warning}", markup=False)
 
 
-def _cells(report: SourceReport) -> tuple[str, ...]:
+def _cells(report: SourceReport, has_images: bool) -> tuple[str, ...]:
     skipped = "\n".join(f"{count:,} {reason}" for reason, count in report.skipped.items())
     rate = "up to date" if report.was_up_to_date else f"{report.tokens_per_second:,.0f}"
-    counts = (f"{report.manifest.documents:,}", f"{report.manifest.tokens:,}")
+    images = (f"{report.manifest.images:,}",) if has_images else ()
+    counts = (f"{report.manifest.documents:,}", *images, f"{report.manifest.tokens:,}")
     return (report.name, *counts, skipped or "0", rate, str(report.path))

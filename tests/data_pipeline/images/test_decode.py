@@ -1,7 +1,10 @@
 """Images of a batch are decoded in threads, those that were chosen, and what is wrong with one is an error."""
 
 import hashlib
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -148,3 +151,47 @@ def test_a_stored_image_is_pickled_by_name(batch: Batch) -> None:
     stored = batch.images[1].stored
     pickled = pickle.dumps(stored)
     assert len(pickled) < 400 and pickle.loads(pickled).read() == stored.read()
+
+
+EXIT = """
+import sys, time
+from pathlib import Path
+from threading import Event
+import torch
+from data_pipeline.batch import Batch, PlacedImage
+from data_pipeline.daemons import start_daemon
+from data_pipeline.images.decode import ImageDecoder
+from data_pipeline.packing.form import SequenceForm
+from model.hf.image_processing_nemotron_labs_diffusion_vlm import encode_image
+from tests.helpers.packed import pack_chats
+from dataclasses import replace
+
+class Stored:
+    def read(self):
+        return Path(sys.argv[1]).read_bytes()
+
+torch.set_num_threads(1)
+images = tuple(PlacedImage(0, 0, (16, 16), Stored()) for _ in range(1000))
+batch = replace(pack_chats([[[8, 8]]], SequenceForm(32, 8, 8)), images=images)
+begun = Event()
+
+def encode(data):
+    begun.set()
+    return encode_image(data)
+
+decoder = ImageDecoder(encode, int(sys.argv[2]), lambda images: range(len(images)))
+start_daemon("loader", lambda: decoder(batch))
+begun.wait()
+time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_process_may_end_while_images_are_decoded(num_workers: int, tmp_path: Path) -> None:
+    """A daemon that is within torch when the interpreter goes away would abort it."""
+    Image.fromarray(np.zeros((440, 440, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    command = [sys.executable, "-W", "ignore", "-c", EXIT, str(tmp_path / "a.png"), str(num_workers)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "terminate called" not in ended.stderr

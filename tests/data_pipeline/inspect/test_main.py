@@ -1,15 +1,18 @@
 """The command itself, called in this process."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from conf.schema import DataConfig, DocumentKind, InputConfig, PrepareConfig, SourceConfig
 from data_pipeline.inspect.__main__ import main
 from data_pipeline.prepare.run import prepare_source
 from data_pipeline.toy.corpus import load_docstring_chats, write_jsonl
+from data_pipeline.toy.pictures import load_picture_questions, write_parquet
 from data_pipeline.toy.tokenizer import save_tokenizer, train_tokenizer
 from tests.helpers.stored import random_chats, random_texts, write_dataset, write_pair
 
@@ -133,3 +136,35 @@ def test_values_out_of_range_are_refused(inspect, dataset_dir: Path, option: tup
 def test_the_old_name_of_an_option_is_refused_with_the_new_one(inspect, own_dataset_dir: Path) -> None:
     status, _, err = inspect(own_dataset_dir, "--rows", 0)
     assert status == 2 and "renamed: give --positions 0" in err
+
+
+@pytest.fixture(scope="module")
+def images_dir(tmp_path_factory: pytest.TempPathFactory, image_tokenizer_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_parquet(load_picture_questions(40, 0).train, folder / "questions.parquet")
+    input_ = InputConfig(DocumentKind.image_chat, str(folder / "questions.parquet"), column="texts")
+    data = DataConfig(tokenizer=str(image_tokenizer_dir), prepare=PrepareConfig(workers=1, chat_template="chatml"))
+    prepare_source("images", SourceConfig(path=str(folder / "tokens"), input=input_), data)
+    return folder / "tokens"
+
+
+def test_chats_with_images_are_shown_with_a_sheet(
+    inspect, images_dir: Path, image_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.png"
+    options = ("--sequence-length", 256, "--samples", 3, "--positions", 0, "--verify", "--images", sheet)
+    status, out, err = inspect(images_dir, "--tokenizer", image_tokenizer_dir, *options)
+    assert status == 0, err
+    for part in ("image_chat", "40 in prompts", "image tokens", "images in them", "fixed images", "── response"):
+        assert part in out
+    assert re.search(r"<\|im_start\|>user↵\n\[image \d x \d\]", out)
+    assert "image_pad" not in out
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG" and drawn.width > 1000 and drawn.height > 250
+
+
+def test_a_sheet_without_images_is_refused(inspect, chats_dir: Path, tokenizer_dir: Path, tmp_path: Path) -> None:
+    options = ("--tokenizer", tokenizer_dir, "--sequence-length", 1024, "--images", tmp_path / "sheet.png")
+    status, _, err = inspect(chats_dir, *options)
+    assert status == 2 and "samples 0 to 2 of" in err and "hold no image" in err
+    assert not (tmp_path / "sheet.png").exists()

@@ -8,9 +8,17 @@ from conf.schema import DataConfig, StageConfig
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import TokenDataset
 from data_pipeline.inspect.decode import IdDecoder, TextDecoder
-from data_pipeline.inspect.samples import PositionKind, Sample, Span, describe_sample, read_samples
+from data_pipeline.inspect.samples import (
+    PositionKind,
+    Sample,
+    Span,
+    decode_with_images,
+    describe_sample,
+    read_samples,
+)
 from data_pipeline.noise import NoiseSource, add_noise
 from data_pipeline.packing.form import SequenceForm, build_sequence_form
+from model.hf.image_tokens import list_image_tokens
 from tests.helpers.packed import pack_chats
 from tests.helpers.stored import random_chats, write_dataset
 
@@ -115,3 +123,15 @@ def test_samples_are_those_of_the_trainer(tmp_path: Path) -> None:
         assert shown == ([] if span.kind is PositionKind.padding else batch.tokens[0, inside].tolist())
         if span.kind is PositionKind.scored:
             assert bool(batch.loss_mask[0, inside].all())
+
+
+def test_the_tokens_of_an_image_are_one_chunk() -> None:
+    tokens = [7, *list_image_tokens((1, 2)), *list_image_tokens((2, 1)), 8, 9]
+    masked = [False] * (len(tokens) - 1) + [True]
+    images = [(1, (1, 2)), (5, (2, 1))]
+    chunks = decode_with_images(tokens, masked, IdDecoder(), images)
+    assert [(chunk.text, chunk.num_tokens) for chunk in chunks] == [
+        ("7 ", 1), ("[image 1 x 2]", 4), ("[image 2 x 1]", 5), ("8 ", 1), ("9 ", 1)
+    ]  # fmt: skip
+    cut = decode_with_images(tokens[:7], masked[:7], IdDecoder(), images)
+    assert [(chunk.text, chunk.num_tokens) for chunk in cut] == [("7 ", 1), ("[image 1 x 2]", 4), ("[image 2 x 1]", 2)]
