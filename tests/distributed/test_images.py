@@ -67,42 +67,61 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
-def train(given: list[str], root: Path, num_ranks: int, variants: dict[str, tuple[str, ...]]) -> None:
-    jobs = [[*given, f"run.root={root}", f"run.name={name}", *extra] for name, extra in variants.items()]
+def train(given: list[str], root: Path, num_ranks: int, variants: list[tuple[str, tuple[str, ...]]]) -> None:
+    """Train runs of these names with these overrides in one set of processes; a name that comes again resumes."""
+    jobs = [[*given, f"run.root={root}", f"run.name={name}", *extra] for name, extra in variants]
     train_many(num_ranks, jobs, root, timeout=500)
 
 
+def list_layouts(num_ranks: int) -> list[tuple[str, tuple[str, ...]]]:
+    return [(name, extra) for name, (ranks, extra) in LAYOUTS.items() if ranks == num_ranks]
+
+
 @pytest.fixture(scope="module")
-def runs(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of every variant in one process, and of every layout."""
+def single_runs(given: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders of every variant in one process."""
     root = tmp_path_factory.mktemp("runs")
-    train(given, root, 1, SINGLE)
-    train(given, root, 1, {name: (*SINGLE[name], *HALF, f"run.name={name}_resumed") for name in RESUMED})
-    train(given, root, 1, {name: (*SINGLE[name], f"run.name={name}_resumed") for name in RESUMED})
-    train(given, root, 2, {"other_layout": (*TP2_SP, *HALF)})
-    train(given, root, 2, {"other_layout": PP2})
-    for num_ranks in sorted({ranks for ranks, _ in LAYOUTS.values()}):
-        train(given, root, num_ranks, {name: extra for name, (ranks, extra) in LAYOUTS.items() if ranks == num_ranks})
+    halves = [(f"{name}_resumed", (*SINGLE[name], *extra)) for name in RESUMED for extra in (HALF, ())]
+    train(given, root, 1, [*SINGLE.items(), *halves])
     return root
 
 
-@pytest.mark.parametrize("name", [*LAYOUTS, "full_recompute", "no_image_workers", "other_layout"])
+@pytest.fixture(scope="module")
+def runs(given: list[str], single_runs: Path) -> Path:
+    """Run folders of one and of two processes."""
+    train(given, single_runs, 2, [*list_layouts(2), ("other_layout", (*TP2_SP, *HALF)), ("other_layout", PP2)])
+    return single_runs
+
+
+@pytest.mark.parametrize("name", ["full_recompute", "no_image_workers"])
+def test_a_variant_in_one_process_trains_alike(single_runs: Path, name: str) -> None:
+    assert_same_curve(single_runs / "single", single_runs / name)
+
+
+@pytest.mark.parametrize("name", [*(name for name, _ in list_layouts(2)), "other_layout"])
 def test_a_layout_trains_like_one_process(runs: Path, name: str) -> None:
     assert_same_curve(runs / "single", runs / name)
 
 
+@pytest.mark.slow
+def test_layouts_of_four_processes_train_like_one(given: list[str], single_runs: Path) -> None:
+    train(given, single_runs, 4, list_layouts(4))
+    for name, _ in list_layouts(4):
+        assert_same_curve(single_runs / "single", single_runs / name)
+
+
 @pytest.mark.parametrize("name", RESUMED)
-def test_a_resumed_run_continues_bit_for_bit(runs: Path, name: str) -> None:
-    kinds = ("train", "heldout")
-    whole, resumed = (
-        [line["loss"] for kind in kinds for line in load_lines(runs / run, kind)] for run in (name, f"{name}_resumed")
-    )
+def test_a_resumed_run_continues_bit_for_bit(single_runs: Path, name: str) -> None:
+    def load(run: str) -> list[float]:
+        return [line["loss"] for kind in ("train", "heldout") for line in load_lines(single_runs / run, kind)]
+
+    whole, resumed = load(name), load(f"{name}_resumed")
     assert whole == resumed
     assert len(whole) == STEPS + 3
 
 
-def test_other_parts_are_not_trained_after_a_resume(given: list[str], runs: Path) -> None:
-    config = compose_run_config([*given, f"run.root={runs}", "run.name=tower_frozen"])
+def test_other_parts_are_not_trained_after_a_resume(given: list[str], single_runs: Path) -> None:
+    config = compose_run_config([*given, f"run.root={single_runs}", "run.name=tower_frozen"])
     with pytest.raises(UserError, match=r"stage\.freeze naming tower, now it names nothing"):
         find_start(config, open_data(config))
 
@@ -110,11 +129,11 @@ def test_other_parts_are_not_trained_after_a_resume(given: list[str], runs: Path
 def test_what_is_compared_holds_images(runs: Path) -> None:
     lines = load_lines(runs / "single", "train")
     assert all(line["images"] > 16 and line["image_patches"] > 100 * 4 for line in lines)
-    assert [line["images"] for line in lines] == [line["images"] for line in load_lines(runs / "tp2_sp_cp2", "train")]
+    assert [line["images"] for line in lines] == [line["images"] for line in load_lines(runs / "tp2_sp", "train")]
 
 
-def test_parts_can_be_frozen_or_slower(runs: Path) -> None:
-    losses = {name: [line["loss"] for line in load_lines(runs / name, "train")] for name in SINGLE}
+def test_parts_can_be_frozen_or_slower(single_runs: Path) -> None:
+    losses = {name: [line["loss"] for line in load_lines(single_runs / name, "train")] for name in SINGLE}
     assert losses["tower_frozen"][0] == losses["text_frozen"][0] == losses["single"][0]
     for name in ("tower_frozen", "text_frozen", "slow_tower"):
         assert losses[name][-1] != losses["single"][-1]
