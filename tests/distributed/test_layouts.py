@@ -133,10 +133,10 @@ def test_what_is_compared_has_forwards_of_several_lengths(runs: Path) -> None:
 
 
 def test_ranks_share_the_work_of_a_step_evenly(layouts: Path) -> None:
+    """So few short chats are even as they come; tests/data_pipeline/test_dealing.py has uneven ones."""
     lines = load_lines(layouts / "dp2_distributed_optimizer_sft", "train")
-    dealt, undealt = ([line[f"{name}rank_imbalance"] for line in lines] for name in ("", "undealt_"))
-    assert max(dealt) < 1.1
-    assert sum(dealt) < sum(undealt)
+    assert all(1 <= line["rank_imbalance"] < 1.1 for line in lines)
+    assert all(line["undealt_rank_imbalance"] >= 1 for line in lines)
     assert all(1 <= line["noisy_lengths"] <= 8 for line in lines)
 
 

@@ -24,7 +24,7 @@ def test_every_recipe_has_a_shape(recipe: str) -> None:
 
 
 def test_all_recipes_are_there() -> None:
-    assert len(RECIPES) == 9
+    assert len(RECIPES) == 12
 
 
 def test_every_case_has_a_name_of_its_own_and_is_found_by_it() -> None:
